@@ -1,0 +1,158 @@
+//! The one error type of the program, and the class of each error, which alone decides the exit code.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The class of an error. It decides the exit code and nothing else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The work could not be done.
+    Failed,
+    /// The command line, a specification or a text file is wrong.
+    Usage,
+    /// The work was done, but not all of it.
+    Incomplete,
+    /// Verification found damage or a difference.
+    Damage,
+    /// No such database, schedule, run, archive or member.
+    NotFound,
+    /// Somebody else holds what is needed.
+    Busy,
+    /// Cancelled by SIGINT or on request.
+    Interrupted,
+    /// Cancelled by SIGTERM.
+    Terminated,
+    /// The claim this write belonged to has passed to another worker (I4).
+    Fenced,
+    /// The file system or a quota is full.
+    DiskFull,
+}
+
+impl ErrorKind {
+    /// Returns the exit code of the process that ends with an error of this kind.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorKind::Failed | ErrorKind::Fenced | ErrorKind::DiskFull => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Incomplete => 3,
+            ErrorKind::Damage => 4,
+            ErrorKind::NotFound => 10,
+            ErrorKind::Busy => 11,
+            ErrorKind::Interrupted => 130,
+            ErrorKind::Terminated => 143,
+        }
+    }
+}
+
+/// What failed, on what, why (`source`), and what to do next (`hint`).
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// Makes an error of a class with a message that names the thing.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Error { kind, message: message.into(), hint: None, source: None }
+    }
+
+    /// Makes an error of the class [`ErrorKind::Failed`].
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Failed, message)
+    }
+
+    /// Makes an error of the class [`ErrorKind::Usage`].
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Usage, message)
+    }
+
+    /// Makes an error of the class [`ErrorKind::NotFound`].
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, message)
+    }
+
+    /// Makes an error of the class [`ErrorKind::Busy`].
+    pub fn busy(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Busy, message)
+    }
+
+    /// Turns an I/O error on `path` into an error, for `map_err`: `act` says what was attempted ("read").
+    /// ENOSPC, EDQUOT and EFBIG become [`ErrorKind::DiskFull`].
+    pub fn io(act: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+        let path: PathBuf = path.as_ref().to_owned();
+        move |source| {
+            let kind = match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                    ErrorKind::DiskFull
+                }
+                _ => ErrorKind::Failed,
+            };
+            Error::new(kind, format!("cannot {act} {}", path.display())).because(source)
+        }
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Returns the class of the error.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Returns what to do next, where the error knows it.
+    pub fn next_step(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut cause: Option<&dyn std::error::Error> = self.source.as_ref().map(|s| s.as_ref() as _);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            // Our own Display already prints the whole chain below it.
+            cause = if error.is::<Error>() { None } else { error.source() };
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_a_class_of_its_own() {
+        let error = Error::io("write", "/x")(io::Error::from_raw_os_error(28));
+        assert_eq!(error.kind(), ErrorKind::DiskFull);
+        assert_eq!(error.kind().exit_code(), 1);
+        assert!(error.to_string().starts_with("cannot write /x: No space left"));
+    }
+
+    #[test]
+    fn the_chain_of_causes_is_printed_once() {
+        let inner = Error::failed("inner").because(io::Error::other("root"));
+        assert_eq!(Error::failed("outer").because(inner).to_string(), "outer: inner: root");
+    }
+}

@@ -1,0 +1,218 @@
+//! Names and descriptions of what an archive holds. [`MemberPath`] is the only way to name something in an archive.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+
+/// A path inside an archive: one or more components joined by `/`, none empty, `.` or `..`, no NUL byte, not absolute.
+/// Bytes, not text. Ordered component by component, so that a folder comes directly before what it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MemberPath(Box<[u8]>);
+
+impl MemberPath {
+    /// Checks `bytes` and makes a path of them; one trailing `/` is dropped.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let trimmed = bytes.strip_suffix(b"/").unwrap_or(bytes);
+        let refuse = |why: &str| {
+            Err(Error::usage(format!("\"{}\" is not a path in an archive: {why}", String::from_utf8_lossy(bytes))))
+        };
+        if trimmed.is_empty() {
+            return refuse("it is empty");
+        }
+        for component in trimmed.split(|&b| b == b'/') {
+            match component {
+                b"" => return refuse("it is absolute or has an empty component"),
+                b"." | b".." => return refuse("it has a component \".\" or \"..\""),
+                _ if component.contains(&0) => return refuse("it has a NUL byte"),
+                _ => {}
+            }
+        }
+        Ok(MemberPath(trimmed.into()))
+    }
+
+    /// Returns the path of `name` in this folder. `name` must be one component.
+    pub fn child(&self, name: &OsStr) -> Result<Self> {
+        let name = name.as_bytes();
+        if name.contains(&b'/') {
+            return Err(Error::usage(format!("\"{}\" is not a single name", String::from_utf8_lossy(name))));
+        }
+        let mut joined = Vec::with_capacity(self.0.len() + 1 + name.len());
+        joined.extend_from_slice(&self.0);
+        joined.push(b'/');
+        joined.extend_from_slice(name);
+        Self::parse(&joined)
+    }
+
+    /// Returns the bytes of the path.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Returns the path as a relative file-system path.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    /// Returns the last component.
+    pub fn file_name(&self) -> &[u8] {
+        self.0.rsplit(|&b| b == b'/').next().unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for MemberPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl PartialOrd for MemberPath {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for MemberPath {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.split(|&b| b == b'/').cmp(other.0.split(|&b| b == b'/'))
+    }
+}
+
+/// A time of a file: whole seconds since 1970 (negative before) and nanoseconds from there on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileTime {
+    /// Seconds since 1970-01-01T00:00:00Z, rounded down.
+    pub seconds: i64,
+    /// 0 to 999,999,999.
+    pub nanoseconds: u32,
+}
+
+impl FileTime {
+    /// Returns nanoseconds since 1970, saturating at the limits of 64 bits (the years 1677 and 2262).
+    pub fn total_nanoseconds(self) -> i64 {
+        self.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(self.nanoseconds))
+    }
+}
+
+/// What a member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MemberKind {
+    /// A regular file with its content.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link.
+    Symlink,
+    /// A further name of a file that stands earlier in the archive.
+    HardLink,
+    /// A named pipe.
+    Fifo,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+}
+
+/// One tar entry: what its header says of it, and what the catalog keeps besides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name in the archive.
+    pub path: MemberPath,
+    /// What it is.
+    pub kind: MemberKind,
+    /// Bytes of content (logical: holes count). Zero for all but files.
+    pub size: u64,
+    /// Permission bits with setuid, setgid and sticky: 0 to 0o7777.
+    pub mode: u32,
+    /// Numeric owner.
+    pub uid: u32,
+    /// Numeric group.
+    pub gid: u32,
+    /// Name of the owner, empty if it has none.
+    pub user_name: Box<[u8]>,
+    /// Name of the group, empty if it has none.
+    pub group_name: Box<[u8]>,
+    /// When the content changed last.
+    pub modified: FileTime,
+    /// Target of a symbolic link as it stands, or the member path that a hard link names.
+    pub link_target: Option<Box<[u8]>>,
+    /// Major and minor number of a device.
+    pub device_number: Option<(u32, u32)>,
+    /// Extended attributes with their names (`user.x`, `system.posix_acl_access`), sorted by name.
+    pub xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+}
+
+/// One member as the catalog keeps it: what its header says, where it lies, and what it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogMember {
+    /// What the header says.
+    pub member: Member,
+    /// Offset of its first header block in the content of the chunk that holds it.
+    pub offset: u64,
+    /// Device number of the file it was read from.
+    pub device: u64,
+    /// Inode number of the file it was read from.
+    pub inode: u64,
+    /// When the inode of that file changed last.
+    pub changed: FileTime,
+    /// BLAKE3 of the logical content, for files whose data stands here.
+    pub content_digest: Option<[u8; 32]>,
+    /// BLAKE3 over names and values of the extended attributes, if there are any.
+    pub xattr_digest: Option<[u8; 32]>,
+    /// The file changed while it was read, each time.
+    pub changed_while_read: bool,
+}
+
+/// One chunk of an archive file: an independently decodable span, and the members whose headers start in it.
+/// A file that spans several chunks is a member of the first; the others hold only its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkRecord {
+    /// Position among the chunks of the archive file, from 0.
+    pub sequence: u64,
+    /// Where the stored bytes begin in the archive file.
+    pub offset: u64,
+    /// Number of stored (encoded) bytes.
+    pub stored_length: u64,
+    /// BLAKE3 of the stored bytes.
+    pub stored_digest: [u8; 32],
+    /// Number of bytes of tar in it.
+    pub content_length: u64,
+    /// BLAKE3 of the bytes of tar in it.
+    pub content_digest: [u8; 32],
+    /// Wall-clock time before the first of its members was read.
+    pub read_started: Timestamp,
+    /// The members, in order.
+    pub members: Vec<CatalogMember>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_could_leave_the_target_are_refused() {
+        for bad in [&b""[..], b"/", b"/etc", b"a//b", b"a/../b", b"..", b".", b"./a", b"a/.", b"a\0b"] {
+            assert!(MemberPath::parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(MemberPath::parse(b"a/b/").unwrap().as_bytes(), b"a/b");
+        assert_eq!(MemberPath::parse(b"caf\xe9").unwrap().as_bytes(), b"caf\xe9");
+    }
+
+    #[test]
+    fn a_folder_comes_directly_before_what_it_holds() {
+        let mut paths: Vec<_> =
+            ["a-b", "a/z", "a", "a.txt", "a/b/c"].iter().map(|p| MemberPath::parse(p.as_bytes()).unwrap()).collect();
+        paths.sort();
+        let names: Vec<_> = paths.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a", "a/b/c", "a/z", "a-b", "a.txt"]);
+    }
+
+    #[test]
+    fn times_before_1970_are_whole_seconds_below_and_nanoseconds_up() {
+        let time = FileTime { seconds: -2, nanoseconds: 500_000_000 };
+        assert_eq!(time.total_nanoseconds(), -1_500_000_000);
+    }
+}
