@@ -7,3 +7,6 @@ pub mod error;
 pub mod member;
 pub mod report;
 pub mod schedule;
+pub mod home;
+pub mod store;
+pub mod worker;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The command line: parse, run, exit.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    backup_manager::cli::main()
+}

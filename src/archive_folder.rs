@@ -1,0 +1,184 @@
+//! The archive folder as a whole: whose it is (I9), and the stable names in it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::archive::{place, proof};
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::Home;
+use crate::report::Observer;
+use crate::store::{LegacyArchive, ScheduleRow, Store};
+
+/// Name of the file that says whose the folder is.
+const IDENTITY: &str = ".backup-manager";
+/// Extensions under which a stable name may stand.
+const EXTENSIONS: [(&str, &str); 3] = [("tar", "none"), ("tar.gz", "gzip"), ("tar.zst", "zstd")];
+
+#[derive(Serialize, Deserialize)]
+struct Identity {
+    /// The database whose archives lie here.
+    database: uuid::Uuid,
+}
+
+/// Makes sure that the archive folder is this database's, before anything in it is written, pruned or marked (I9).
+///
+/// The identity is written while the catalog holds no archives. Once it does, a folder without it is one whose disk is not
+/// mounted.
+pub fn check(home: &Home, store: &Store) -> Result<()> {
+    let folder = home.backups();
+    let identity = folder.join(IDENTITY);
+    match fs::read(&identity) {
+        Ok(text) => match serde_json::from_slice::<Identity>(&text) {
+            Ok(found) if found.database == store.identity() => writable(folder),
+            _ => Err(Error::failed(format!("the archive folder {} belongs to another database", folder.display()))
+                .hint(format!(
+                    "name another folder with --backups or BACKUP_DIR, or name its database with --db; if that database \
+                     is gone for good, remove {} and keep the archives",
+                    identity.display()
+                ))),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => {
+            Err(Error::failed(format!(
+                "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
+                folder.display()
+            ))
+            .hint("mount its disk, or name the right folder with --backups or BACKUP_DIR"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            place::make_folder(folder, home.folder_mode()).map_err(|e| unwritable(folder, e))?;
+            let text = serde_json::to_vec(&Identity { database: store.identity() })
+                .map_err(|e| Error::failed("cannot write the identity").because(e))?;
+            place::put(&identity, &text, 0o644, false).map_err(|e| unwritable(folder, e))
+        }
+        Err(error) => Err(Error::io("read", &identity)(error)),
+    }
+}
+
+fn writable(folder: &Path) -> Result<()> {
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
+        .map_err(|e| unwritable(folder, Error::failed("no permission").because(io::Error::from(e))))
+}
+
+fn unwritable(folder: &Path, cause: Error) -> Error {
+    let uid = rustix::process::geteuid().as_raw();
+    Error::new(cause.kind(), format!("the archive folder {} is not writable for uid {uid}", folder.display()))
+        .because(cause)
+        .hint(format!("run `chown -R {uid} {}`, or name another folder with --backups or BACKUP_DIR", folder.display()))
+}
+
+/// Makes the stable names of `schedules` (`docs.tar`) point to their newest good archives.
+///
+/// A regular file found under such a name is the old system's: it is moved aside without clobbering and taken into the
+/// catalog, pinned. Where links cannot be made that is a note, never a failure.
+pub fn refresh_stable_names(
+    home: &Home,
+    store: &Store,
+    schedules: &[ScheduleRow],
+    observer: &dyn Observer,
+    now: Timestamp,
+) -> Result<()> {
+    let folder = home.backups();
+    let Ok(lock) = File::open(folder) else { return Ok(()) };
+    flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(Error::io("lock", folder))?;
+    for row in schedules {
+        take_legacy_in(home, store, row, observer, now)?;
+        if let Err(error) = refresh(folder, store, row) {
+            if error.kind() == ErrorKind::Busy {
+                return Err(error);
+            }
+            observer.note(&format!("no stable name for {}: {error}", row.schedule.name));
+        }
+    }
+    Ok(())
+}
+
+fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
+    let name = row.schedule.name.as_str();
+    let newest = store.newest_good(row.id)?;
+    for (extension, _) in EXTENSIONS {
+        let link = folder.join(format!("{name}.{extension}"));
+        let wanted = newest.as_ref().map(|a| a.file_name.as_str()).filter(|f| f.ends_with(&format!(".{extension}")));
+        let current = fs::read_link(&link).ok();
+        match wanted {
+            // `.tar` is no suffix of the others, so at most one extension is wanted.
+            Some(target) if current.as_deref() == Some(Path::new(target)) => {}
+            Some(target) => place::put_link(&link, Path::new(target))?,
+            None if current.is_some_and(|target| target.starts_with(name)) => place::remove(&link)?,
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals itself.
+fn take_legacy_in(
+    home: &Home,
+    store: &Store,
+    row: &ScheduleRow,
+    observer: &dyn Observer,
+    now: Timestamp,
+) -> Result<()> {
+    let name = row.schedule.name.as_str();
+    let own_folder = home.backups().join(name);
+    for (extension, _) in EXTENSIONS {
+        let found = home.backups().join(format!("{name}.{extension}"));
+        let Ok(metadata) = fs::symlink_metadata(&found) else { continue };
+        if metadata.is_file() {
+            place::make_folder(&own_folder, home.folder_mode())?;
+            let stamp = Timestamp::from_millis(metadata.mtime().saturating_mul(1000)).compact_utc();
+            let aside = own_folder.join(format!("{name}-{stamp}-legacy.{extension}"));
+            place::rename_new(&found, &aside)?;
+            observer.note(&format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
+        }
+    }
+    let Ok(entries) = fs::read_dir(&own_folder) else { return Ok(()) };
+    let known = store.archives(Some(row.id))?;
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let Some((codec, _)) = file.to_str().and_then(|text| legacy_codec(text, name)) else { continue };
+        let file_name = format!("{name}/{}", file.to_string_lossy());
+        if known.iter().all(|archive| archive.file_name != file_name) {
+            take_in(store, home, row, &entry.path(), file_name, codec, now)?;
+        }
+    }
+    Ok(())
+}
+
+fn legacy_codec<'a>(file: &'a str, name: &str) -> Option<(&'static str, &'a str)> {
+    let rest = file.strip_prefix(name)?.strip_prefix('-')?;
+    let (stamp, extension) = rest.split_once("-legacy.")?;
+    EXTENSIONS.iter().find(|(known, _)| *known == extension).map(|(_, codec)| (*codec, stamp))
+}
+
+fn take_in(
+    store: &Store,
+    home: &Home,
+    row: &ScheduleRow,
+    path: &PathBuf,
+    file_name: String,
+    codec: &'static str,
+    now: Timestamp,
+) -> Result<()> {
+    let metadata = fs::metadata(path).map_err(Error::io("look at", path))?;
+    let facts = proof::check_plain_tar(path);
+    let legacy = LegacyArchive {
+        file_name,
+        created_at: Timestamp::from_millis(metadata.mtime().saturating_mul(1000)),
+        size: metadata.len(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        codec,
+        members: facts.as_ref().map_or(0, |f| f.members),
+        content_bytes: facts.as_ref().map_or(0, |f| f.bytes),
+        readable: facts.is_ok(),
+        source_root: home.source_path(&row.schedule.source).as_os_str().as_bytes().to_owned(),
+    };
+    store.add_legacy(row.id, &legacy, now).map(drop)
+}

@@ -1,0 +1,127 @@
+//! `backups`: the archives there are.
+
+use std::collections::HashMap;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::error::Result;
+use crate::store::{Archive, ScheduleRow, Store};
+
+#[derive(Args)]
+pub struct BackupsArgs {
+    /// Only of this schedule (name, or index in `list`)
+    schedule: Option<String>,
+    /// Every archive, with real and logical size
+    #[arg(short, long)]
+    all: bool,
+}
+
+pub fn cmd_backups(context: &Context, args: &BackupsArgs) -> Result<u8> {
+    let store = context.open("backups")?;
+    let only = args.schedule.as_deref().map(|word| select::schedule_or_history(&store, word)).transpose()?;
+    let rows = match &only {
+        Some(row) => vec![row.clone()],
+        None => store.schedules()?,
+    };
+    let archives = store.archives(only.as_ref().map(|row| row.id))?;
+    if context.format == Format::Json {
+        let documents: Vec<Value> = archives.iter().rev().map(|archive| archive_json(context, archive)).collect();
+        output::print_json(&Value::from(documents))?;
+    } else if args.all || (only.is_some() && context.format == Format::Table) {
+        print_all(context, &archives)?;
+    } else {
+        print_newest(context, &store, &rows, &archives)?;
+    }
+    Ok(0)
+}
+
+/// Prints one line a schedule: its stable name and what that leads to.
+fn print_newest(context: &Context, store: &Store, rows: &[ScheduleRow], archives: &[Archive]) -> Result<()> {
+    let mut counts: HashMap<i64, u64> = HashMap::new();
+    for archive in archives {
+        *counts.entry(archive.schedule_id).or_default() += 1;
+    }
+    let mut lines = Vec::new();
+    for row in rows {
+        let Some(newest) = store.newest_good(row.id)? else { continue };
+        let extension = newest.file_name.find(".tar").map_or(".tar", |at| &newest.file_name[at..]);
+        lines.push(vec![
+            format!("{}{extension}", row.schedule.name),
+            format!("@{}", newest.run),
+            output::age(context.now().since(newest.created_at)),
+            output::bytes(newest.size),
+            newest.members.to_string(),
+            output::short_time_or_dash(newest.verified_at, &context.zone),
+            counts.get(&row.id).copied().unwrap_or_default().to_string(),
+        ]);
+    }
+    if context.format == Format::Plain {
+        let names: String = lines.iter().map(|line| format!("{}\n", line[0])).collect();
+        return output::print(&names);
+    }
+    let headings = ["NEWEST", "RUN", "AGE", "SIZE", "MEMBERS", "VERIFIED", "ARCHIVES"];
+    output::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+}
+
+fn print_all(context: &Context, archives: &[Archive]) -> Result<()> {
+    if context.format == Format::Plain {
+        let names: String = archives.iter().rev().map(|archive| format!("{}\n", archive.file_name)).collect();
+        return output::print(&names);
+    }
+    let lines = archives
+        .iter()
+        .rev()
+        .map(|archive| {
+            vec![
+                format!("@{}", archive.run),
+                archive.schedule_name.clone(),
+                output::short_time(archive.created_at, &context.zone),
+                state(archive),
+                output::bytes(archive.size),
+                output::bytes(archive.content_bytes),
+                archive.members.to_string(),
+                archive.file_name.clone(),
+            ]
+        })
+        .collect();
+    let headings = ["RUN", "NAME", "MADE", "STATE", "SIZE", "CONTENT", "MEMBERS", "FILE"];
+    output::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+}
+
+fn state(archive: &Archive) -> String {
+    let mut words = vec![archive.health.as_str()];
+    if archive.incomplete {
+        words.push("incomplete");
+    }
+    if archive.suspect {
+        words.push("suspect");
+    }
+    if archive.pinned {
+        words.push("pinned");
+    }
+    words.join(", ")
+}
+
+/// Returns an archive for JSON.
+pub fn archive_json(context: &Context, archive: &Archive) -> Value {
+    let mut object = Map::new();
+    object.insert("run".into(), json!(archive.run));
+    object.insert("name".into(), json!(archive.schedule_name));
+    let path = context.home.backups().join(&archive.file_name);
+    output::put_path(&mut object, "path", std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+    object.insert("created".into(), output::json_time(Some(archive.created_at), &context.zone));
+    object.insert("size".into(), json!(archive.size));
+    object.insert("content_bytes".into(), json!(archive.content_bytes));
+    object.insert("members".into(), json!(archive.members));
+    object.insert("files".into(), json!(archive.files));
+    object.insert("good".into(), json!(archive.good));
+    object.insert("health".into(), json!(archive.health.as_str()));
+    object.insert("verified".into(), output::json_time(archive.verified_at, &context.zone));
+    object.insert("incomplete".into(), json!(archive.incomplete));
+    object.insert("suspect".into(), json!(archive.suspect));
+    object.insert("pinned".into(), json!(archive.pinned));
+    Value::Object(object)
+}

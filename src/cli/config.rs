@@ -1,0 +1,181 @@
+//! `config`: service settings kept in the database. Flags and the environment win.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Context;
+use super::output::{self, Format};
+use crate::error::{Error, Result};
+use crate::schedule::Compression;
+use crate::store::Store;
+
+/// A setting: its name, its variable, its default in words, what it does, and how a value is checked.
+struct Setting {
+    name: &'static str,
+    variable: &'static str,
+    default: &'static str,
+    about: &'static str,
+    check: fn(&str) -> Result<()>,
+}
+
+const SETTINGS: [Setting; 5] = [
+    Setting {
+        name: "workers",
+        variable: "BACKUP_WORKERS",
+        default: "1",
+        about: "runs at once",
+        check: |value| number(value, 1, 256).map(drop),
+    },
+    Setting {
+        name: "threads",
+        variable: "BACKUP_THREADS",
+        default: "cores",
+        about: "encoders a run",
+        check: |value| number(value, 1, 256).map(drop),
+    },
+    Setting {
+        name: "grace",
+        variable: "BACKUP_GRACE",
+        default: "30",
+        about: "seconds that running work may take to finish after a stop",
+        check: |value| number(value, 0, 86_400).map(drop),
+    },
+    Setting {
+        name: "nice",
+        variable: "BACKUP_NICE",
+        default: "10",
+        about: "niceness of the service; above 0 the idle I/O class, too",
+        check: |value| number(value, 0, 19).map(drop),
+    },
+    Setting {
+        name: "compress",
+        variable: "BACKUP_COMPRESS",
+        default: "none",
+        about: "compression of schedules made without --compress",
+        check: |value| value.parse::<Compression>().map(drop),
+    },
+];
+
+#[derive(Args)]
+pub struct ConfigArgs {
+    /// Setting
+    name: Option<String>,
+    /// New value
+    #[arg(conflicts_with = "unset")]
+    value: Option<String>,
+    /// Go back to the default
+    #[arg(long, requires = "name")]
+    unset: bool,
+}
+
+pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
+    let wanted = args.name.as_deref().map(find).transpose()?;
+    let store = context.open("config")?;
+    if let Some(setting) = wanted
+        && (args.unset || args.value.is_some())
+    {
+        if let Some(value) = &args.value {
+            (setting.check)(value)?;
+        }
+        store.set_setting(setting.name, args.value.as_deref())?;
+        context.say(&match &args.value {
+            Some(value) => format!("{} is {value} from the service's next start on", setting.name),
+            None => format!("{} is {} again, from the service's next start on", setting.name, setting.default),
+        });
+        return Ok(0);
+    }
+    let shown: Vec<&Setting> = wanted.map_or_else(|| SETTINGS.iter().collect(), |setting| vec![setting]);
+    let mut rows = Vec::new();
+    for setting in shown {
+        let (value, origin) = current(&store, setting)?;
+        rows.push(vec![setting.name.to_owned(), value, origin, setting.about.to_owned()]);
+    }
+    match context.format {
+        Format::Json => {
+            let documents: Vec<Value> = rows
+                .iter()
+                .map(|row| json!({ "name": row[0], "value": row[1], "origin": row[2], "about": row[3] }))
+                .collect();
+            output::print_json(&Value::from(documents))?;
+        }
+        Format::Plain => {
+            output::print(&rows.iter().map(|row| format!("{}={}\n", row[0], row[1])).collect::<String>())?;
+        }
+        Format::Table => {
+            output::print_table(&["SETTING", "VALUE", "FROM", "WHAT IT IS"], rows, context.colour, "No settings.")?;
+        }
+    }
+    Ok(0)
+}
+
+fn find(name: &str) -> Result<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name).ok_or_else(|| {
+        let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+        Error::usage(format!("there is no setting \"{name}\"")).hint(format!("choose from {}", names.join(", ")))
+    })
+}
+
+/// Returns the value in force and where it comes from: the environment, the database, the default.
+fn current(store: &Store, setting: &Setting) -> Result<(String, String)> {
+    if let Ok(value) = std::env::var(setting.variable)
+        && !value.is_empty()
+    {
+        (setting.check)(&value).map_err(|e| Error::usage(format!("{} in the environment", setting.variable)).because(e))?;
+        return Ok((value, setting.variable.to_owned()));
+    }
+    match store.settings()?.into_iter().find(|(name, _)| name == setting.name) {
+        Some((_, value)) => Ok((value, "config".to_owned())),
+        None => Ok((setting.default.to_owned(), "default".to_owned())),
+    }
+}
+
+fn value(store: &Store, name: &str) -> Result<String> {
+    current(store, find(name)?).map(|(value, _)| value)
+}
+
+fn number(text: &str, least: u64, most: u64) -> Result<u64> {
+    text.parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| Error::usage(format!("\"{text}\" is not a number from {least} to {most}")))
+}
+
+/// Returns how many runs a service carries out at once.
+pub fn workers(store: &Store, flag: Option<usize>) -> Result<usize> {
+    match flag {
+        Some(number) => Ok(number),
+        None => number(&value(store, "workers")?, 1, 256).map(|n| n as usize),
+    }
+}
+
+/// Returns how many encoders a run uses.
+pub fn threads(store: &Store, flag: Option<usize>) -> Result<usize> {
+    match (flag, value(store, "threads")?.as_str()) {
+        (Some(number), _) => Ok(number),
+        (None, "cores") => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        (None, text) => number(text, 1, 256).map(|n| n as usize),
+    }
+}
+
+/// Returns how long running work may go on after a stop.
+pub fn grace(store: &Store, flag: Option<u64>) -> Result<Duration> {
+    match flag {
+        Some(seconds) => Ok(Duration::from_secs(seconds)),
+        None => number(&value(store, "grace")?, 0, 86_400).map(Duration::from_secs),
+    }
+}
+
+/// Returns the niceness of the service.
+pub fn nice(store: &Store, flag: Option<u8>) -> Result<u8> {
+    match flag {
+        Some(nice) => Ok(nice),
+        None => number(&value(store, "nice")?, 0, 19).map(|n| n as u8),
+    }
+}
+
+/// Returns the compression of schedules that are made without one.
+pub fn default_compression(store: &Store) -> Result<Compression> {
+    value(store, "compress")?.parse()
+}

@@ -1,0 +1,142 @@
+//! `create`: schedules, each from a spec or from a path and options.
+
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::list::schedule_json;
+use super::output::{self, Format};
+use super::schedule_options::ScheduleOptions;
+use super::{Context, run};
+use crate::error::{Error, Result};
+use crate::runner;
+use crate::schedule::{Cadence, Schedule, ScheduleName, Spec};
+use crate::store::{Revived, ScheduleRow, Store, Watermark};
+
+/// How long the size of a source is added up for the summary.
+const SIZING: Duration = Duration::from_secs(3);
+
+#[derive(Args)]
+pub struct CreateArgs {
+    /// "PATH;HH:MM;NAME" (repeatable), or a path with --name
+    #[arg(required = true, value_name = "SPEC|PATH")]
+    spec: Vec<std::ffi::OsString>,
+    /// Name of the schedule, where a path is given
+    #[arg(long)]
+    name: Option<String>,
+    /// Back up at once, too
+    #[arg(long)]
+    now: bool,
+    #[command(flatten)]
+    options: ScheduleOptions,
+}
+
+pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
+    // Whatever is wrong on the line is said before anything is made.
+    let schedules = parse(args)?;
+    let store = context.open_or_create("create")?;
+    let zone = context.default_zone(&store)?;
+    let now = context.now();
+    let new: Vec<(Schedule, Watermark)> = schedules
+        .into_iter()
+        .map(|mut schedule| {
+            with_defaults(&mut schedule, args, &store)?;
+            let next_due = schedule.next_after(zone, now);
+            Ok((schedule, Watermark { handled_until: now, next_due }))
+        })
+        .collect::<Result<_>>()?;
+    let created = store.create_schedules(&new, now)?;
+    let all = store.schedules()?;
+    let mut documents = Vec::new();
+    let mut rows = Vec::new();
+    for (id, revived) in created {
+        let Some((index, row)) = all.iter().enumerate().find(|(_, row)| row.id == id) else { continue };
+        documents.push(tell(context, index, row, revived, zone)?);
+        rows.push(row.clone());
+    }
+    if context.format == Format::Json && !args.now {
+        output::print_json(&Value::from(documents))?;
+    }
+    if args.now {
+        return run::run_schedules(context, &store, &rows, &run::Wishes::default());
+    }
+    Ok(0)
+}
+
+fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
+    let mut schedules = match (&args.name, &args.spec[..]) {
+        (Some(name), [path]) => {
+            let cadence = args.options.cadence()?.ok_or_else(|| {
+                Error::usage(format!("no time is given for \"{name}\"")).hint("add --at HH:MM or --cron EXPR")
+            })?;
+            vec![Schedule::new(ScheduleName::parse(name)?, path.as_bytes().to_owned(), cadence)]
+        }
+        (Some(_), _) => {
+            return Err(Error::usage("--name goes with exactly one path").hint("give one path, or specs without --name"));
+        }
+        (None, specs) => specs
+            .iter()
+            .map(|spec| {
+                let spec = Spec::parse(spec.as_bytes())?;
+                Ok(Schedule::new(spec.name, spec.source, Cadence::Daily(spec.times)))
+            })
+            .collect::<Result<_>>()?,
+    };
+    for schedule in &mut schedules {
+        args.options.apply(schedule)?;
+    }
+    for (position, schedule) in schedules.iter().enumerate() {
+        if schedules[..position].iter().any(|earlier| earlier.name == schedule.name) {
+            return Err(Error::usage(format!("the name \"{}\" is given twice", schedule.name)));
+        }
+    }
+    Ok(schedules)
+}
+
+/// The compression asked for, else that of the environment, else that of the settings, else none.
+fn with_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
+    if args.options.compress.is_none() {
+        schedule.compression = super::config::default_compression(store)?;
+    }
+    Ok(())
+}
+
+fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zone: chrono_tz::Tz) -> Result<Value> {
+    let schedule = &row.schedule;
+    let path = context.home.source_path(&schedule.source);
+    let size = match runner::measure(&context.home, row, &*context.clock, SIZING) {
+        Ok(size) => Some(size),
+        Err(error) => {
+            context.warn(&error.to_string());
+            None
+        }
+    };
+    let free = runner::free_bytes(context.home.backups()).ok();
+    let copies = schedule.retention.copies(schedule.runs_per_day(zone, context.now()));
+    let mut document = schedule_json(context, index, row, zone);
+    document["revived"] = json!(revived == Revived::FromHistory);
+    document["source_bytes"] = json!(size.map(|s| s.bytes));
+    document["kept_copies"] = json!(copies);
+    document["free_bytes"] = json!(free);
+    if context.format == Format::Json {
+        return Ok(document);
+    }
+    let own_zone = schedule.zone.unwrap_or(zone);
+    let mut text = format!("{index}: {}\n", schedule.spec_line());
+    if revived == Revived::FromHistory {
+        text += "  the name was used before: its history and archives belong to it again\n";
+    }
+    let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&own_zone));
+    text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), own_zone.name());
+    if let (Some(size), Some(free)) = (size, free) {
+        let more = if size.complete { "" } else { "more than " };
+        let kept = copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
+        text += &format!("  size: {more}{} a copy, {kept} kept, {} free\n", output::bytes(size.bytes), output::bytes(free));
+    }
+    if !context.quiet {
+        output::print(&text)?;
+    }
+    Ok(document)
+}

@@ -1,0 +1,131 @@
+//! `edit`, `pause`, `resume`, `delete`: changes to schedules.
+
+use std::os::unix::ffi::OsStrExt;
+
+use clap::Args;
+
+use super::schedule_options::ScheduleOptions;
+use super::{Context, select};
+use crate::error::{Error, Result};
+use crate::prune;
+use crate::schedule::Schedule;
+use crate::store::{ScheduleRow, Store, Watermark};
+
+#[derive(Args)]
+pub struct EditArgs {
+    /// Name, or index in `list`
+    schedule: String,
+    /// Another source
+    #[arg(long, value_name = "PATH")]
+    path: Option<std::ffi::OsString>,
+    #[command(flatten)]
+    options: ScheduleOptions,
+}
+
+#[derive(Args)]
+pub struct PauseArgs {
+    /// Names, or indexes in `list`
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    schedule: Vec<String>,
+    /// All schedules
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Args)]
+pub struct DeleteArgs {
+    /// Names, or indexes in `list`
+    #[arg(required = true)]
+    schedule: Vec<String>,
+    /// Delete its archives, too
+    #[arg(long)]
+    with_archives: bool,
+}
+
+pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
+    let store = context.open("edit")?;
+    let row = select::schedule(&store, &args.schedule)?;
+    let mut schedule = row.schedule.clone();
+    args.options.apply(&mut schedule)?;
+    if let Some(path) = &args.path {
+        if path.is_empty() {
+            return Err(Error::usage("--path is empty").hint("name a folder or a file"));
+        }
+        schedule.source = path.as_bytes().to_owned();
+    }
+    if schedule == row.schedule {
+        context.say(&format!("nothing to change in {}", schedule.name));
+        return Ok(0);
+    }
+    let watermark = fresh_watermark(context, &store, &schedule)?;
+    store.edit_schedules(&[(row.id, schedule.clone(), watermark)], context.now())?;
+    let zone = schedule.zone.unwrap_or(context.default_zone(&store)?);
+    let next = match watermark.next_due {
+        Some(at) if schedule.enabled => format!("next run {}", at.rfc3339(&zone)),
+        _ => "no next run".to_owned(),
+    };
+    context.say(&format!("changed {}; {next} ({})", schedule.name, zone.name()));
+    Ok(0)
+}
+
+pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u8> {
+    let store = context.open(if enabled { "resume" } else { "pause" })?;
+    let rows = if args.all { store.schedules()? } else { select::schedules(&store, &args.schedule)? };
+    let mut edited = Vec::new();
+    for row in rows.into_iter().filter(|row| row.schedule.enabled != enabled) {
+        if enabled && row.schedule.cadence.is_none() {
+            return Err(Error::usage(format!("{} has no times", row.schedule.name))
+                .hint(format!("set them first: backup-manager edit {} --at HH:MM", row.schedule.name)));
+        }
+        let schedule = Schedule { enabled, ..row.schedule };
+        let watermark = fresh_watermark(context, &store, &schedule)?;
+        edited.push((row.id, schedule, watermark));
+    }
+    store.edit_schedules(&edited, context.now())?;
+    let word = if enabled { "resumed" } else { "paused" };
+    for (_, schedule, _) in &edited {
+        context.say(&format!("{word} {}", schedule.name));
+    }
+    if edited.is_empty() {
+        context.say(&format!("nothing to do: already {word}"));
+    }
+    Ok(0)
+}
+
+/// What was due before a change is not run after it.
+fn fresh_watermark(context: &Context, store: &Store, schedule: &Schedule) -> Result<Watermark> {
+    let now = context.now();
+    Ok(Watermark { handled_until: now, next_due: schedule.next_after(context.default_zone(store)?, now) })
+}
+
+pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
+    let store = context.open("delete")?;
+    // All are found before any goes: indexes move with each deletion.
+    for row in select::schedules(&store, &args.schedule)? {
+        delete(context, &store, &row, args.with_archives)?;
+    }
+    Ok(0)
+}
+
+fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bool) -> Result<()> {
+    let name = &row.schedule.name;
+    let archives = store.archives(Some(row.id))?;
+    if with_archives && store.running()?.iter().any(|run| run.schedule_id == row.id) {
+        return Err(Error::busy(format!("{name} is being backed up"))
+            .hint(format!("wait, or stop that first: backup-manager cancel {name}")));
+    }
+    store.delete_schedule(row.id, context.now())?;
+    if with_archives {
+        let runs: Vec<i64> = archives.iter().map(|archive| archive.run).collect();
+        prune::delete_archives(&context.home, store, &runs)?;
+        prune::remove_stable_names(&context.home, store, row, context.now())?;
+        context.say(&format!("deleted {name} and {} of its archives", runs.len()));
+    } else {
+        let kept = match archives.len() {
+            0 => "its history stays".to_owned(),
+            n => format!("its history and {n} archives stay in {}", context.home.backups().display()),
+        };
+        context.say(&format!("deleted {name}; {kept}"));
+    }
+    Ok(())
+}

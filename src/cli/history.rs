@@ -1,0 +1,218 @@
+//! `history`: the runs there were, and one of them in full.
+
+use chrono_tz::Tz;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::error::{Error, Result};
+use crate::report::Problem;
+use crate::schedule::parse_when;
+use crate::store::{HistoryFilter, Run, RunState, Store};
+
+/// Problems of a run that are shown; the count is always whole.
+const PROBLEMS_SHOWN: u32 = 10_000;
+
+#[derive(Args)]
+pub struct HistoryArgs {
+    /// A schedule (name, or index in `list`), or one run: @17
+    what: Option<String>,
+    /// Only runs since then: 2026-11-20, "2026-11-20 14:00", yesterday, 3d
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Only runs in these states (comma between)
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    status: Vec<String>,
+    /// At most so many, the newest; 0 means all
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: u32,
+}
+
+pub fn cmd_history(context: &Context, args: &HistoryArgs) -> Result<u8> {
+    let states = args.status.iter().map(|word| parse_state(word)).collect::<Result<Vec<_>>>()?;
+    let since = args.since.as_deref().map(|text| parse_when(text, context.zone, context.now())).transpose()?;
+    let store = context.open("history")?;
+    if let Some(number) = args.what.as_deref().and_then(select::run_number) {
+        return show_run(context, &store, number);
+    }
+    let schedule = args.what.as_deref().map(|word| select::schedule_or_history(&store, word)).transpose()?;
+    let limit = (args.limit > 0).then_some(args.limit);
+    let runs = store.history(&HistoryFilter { schedule: schedule.map(|row| row.id), since, states, limit })?;
+    match context.format {
+        Format::Json => {
+            let documents: Vec<Value> = runs.iter().map(|run| run_json(run, &context.zone)).collect();
+            output::print_json(&Value::from(documents))?;
+        }
+        Format::Plain => {
+            let lines: String = runs.iter().map(|run| plain_line(run, &context.zone)).collect();
+            output::print(&lines)?;
+        }
+        Format::Table => {
+            let rows = runs.iter().map(|run| table_row(run, &context.zone)).collect();
+            let headings = ["RUN", "NAME", "STATE", "STARTED", "TOOK", "MEMBERS", "SIZE", "PROBLEMS", "WHY"];
+            output::print_table(&headings, rows, context.colour, "No runs yet. Start one: backup-manager run NAME")?;
+        }
+    }
+    Ok(0)
+}
+
+fn parse_state(word: &str) -> Result<RunState> {
+    RunState::ALL.into_iter().find(|state| state.as_str() == word).ok_or_else(|| {
+        let words: Vec<&str> = RunState::ALL.iter().map(|state| state.as_str()).collect();
+        Error::usage(format!("\"{word}\" is not a state of a run")).hint(format!("choose from {}", words.join(", ")))
+    })
+}
+
+/// Tab-separated: number, name, state, start, finish, members, bytes of the archive, problems.
+fn plain_line(run: &Run, zone: &Tz) -> String {
+    let time = |at: Option<crate::clock::Timestamp>| at.map_or("-".to_owned(), |at| at.rfc3339(zone));
+    format!(
+        "@{}\t{}\t{}\t{}\t{}\t{}\t{}\t{}\n",
+        run.id,
+        run.schedule_name,
+        run.state.as_str(),
+        time(run.started_at.or(run.scheduled_for)),
+        time(run.finished_at),
+        run.counts.members,
+        run.counts.archive_bytes,
+        run.counts.problems
+    )
+}
+
+fn table_row(run: &Run, zone: &Tz) -> Vec<String> {
+    let took = match (run.started_at, run.finished_at) {
+        (Some(started), Some(finished)) => output::age(finished.since(started)),
+        _ => "-".to_owned(),
+    };
+    let state = match run.coalesced {
+        0 => run.state.as_str().to_owned(),
+        more => format!("{} (+{more})", run.state.as_str()),
+    };
+    let dash_if_zero = |number: u64| if number == 0 { "-".to_owned() } else { number.to_string() };
+    vec![
+        format!("@{}", run.id),
+        run.schedule_name.clone(),
+        state,
+        output::short_time_or_dash(run.started_at.or(run.scheduled_for), zone),
+        took,
+        dash_if_zero(run.counts.members),
+        if run.counts.archive_bytes == 0 { "-".to_owned() } else { output::bytes(run.counts.archive_bytes) },
+        dash_if_zero(run.counts.problems),
+        run.error.clone().unwrap_or_default(),
+    ]
+}
+
+fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
+    let run = store.run(number)?;
+    let attempts = store.attempts(number)?;
+    let problems = store.problems(number, PROBLEMS_SHOWN)?;
+    let archive = store.archive(number)?;
+    let zone = &context.zone;
+    if context.format == Format::Json {
+        let mut document = run_json(&run, zone);
+        document["attempts"] = attempts
+            .iter()
+            .map(|attempt| {
+                json!({
+                    "attempt": attempt.attempt,
+                    "pid": attempt.pid,
+                    "started": output::json_time(Some(attempt.started_at), zone),
+                    "ended": output::json_time(attempt.ended_at, zone),
+                    "outcome": attempt.outcome,
+                    "error": attempt.error,
+                })
+            })
+            .collect();
+        document["problem_list"] = problems.iter().map(problem_json).collect();
+        document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
+        output::print_json(&document)?;
+        return Ok(0);
+    }
+    let time = |at| output::short_time_or_dash(at, zone);
+    let mut text = format!("run @{} of {}: {}\n", run.id, run.schedule_name, run.state.as_str());
+    text += &format!("  asked by   {}\n", run.trigger.as_str());
+    if let Some(at) = run.scheduled_for {
+        let more = if run.coalesced > 0 { format!(" and {} before it", run.coalesced) } else { String::new() };
+        text += &format!("  due        {}{more}\n", at.rfc3339(zone));
+    }
+    text += &format!("  started    {}\n  finished   {}\n", time(run.started_at), time(run.finished_at));
+    text += &format!("  members    {} ({} files)\n", run.counts.members, run.counts.files);
+    text += &format!("  content    {}\n", output::bytes(run.counts.content_bytes));
+    if let Some(archive) = archive {
+        let path = context.home.backups().join(&archive.file_name);
+        text += &format!("  archive    {} ({})\n", path.display(), output::bytes(archive.size));
+        text += &format!("  proved     {}\n", time(archive.verified_at));
+    }
+    if let Some(other) = run.superseded_by {
+        text += &format!("  stood for by @{other}\n");
+    }
+    if let Some(error) = &run.error {
+        text += &format!("  why        {error}\n");
+    }
+    for note in &run.counts.notes {
+        text += &format!("  note       {note}\n");
+    }
+    for attempt in &attempts {
+        let why = attempt.error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
+        text += &format!(
+            "  attempt {}  {} (process {}, {} to {}){why}\n",
+            attempt.attempt,
+            attempt.outcome,
+            attempt.pid,
+            time(Some(attempt.started_at)),
+            time(attempt.ended_at)
+        );
+    }
+    text += &problem_lines(&problems, run.counts.problems);
+    output::print(&text)?;
+    Ok(0)
+}
+
+fn problem_lines(problems: &[Problem], total: u64) -> String {
+    let mut text = String::new();
+    for problem in problems {
+        let path = String::from_utf8_lossy(&problem.path);
+        text += &format!("  problem    {path}: {} ({})\n", problem.reason, problem.kind.as_str());
+    }
+    let left = total.saturating_sub(problems.len() as u64);
+    if left > 0 {
+        text += &format!("  and {} more\n", output::count(left, "problem"));
+    }
+    text
+}
+
+fn problem_json(problem: &Problem) -> Value {
+    let mut object = Map::new();
+    output::put_path(&mut object, "path", &problem.path);
+    object.insert("kind".into(), json!(problem.kind.as_str()));
+    object.insert("reason".into(), json!(problem.reason));
+    Value::Object(object)
+}
+
+/// Returns a run for JSON.
+pub fn run_json(run: &Run, zone: &Tz) -> Value {
+    json!({
+        "run": run.id,
+        "name": run.schedule_name,
+        "trigger": run.trigger.as_str(),
+        "state": run.state.as_str(),
+        "scheduled_for": output::json_time(run.scheduled_for, zone),
+        "coalesced": run.coalesced,
+        "attempts_made": run.attempt,
+        "queued": output::json_time(Some(run.queued_at), zone),
+        "not_before": output::json_time((!run.state.is_final()).then_some(run.not_before), zone),
+        "started": output::json_time(run.started_at, zone),
+        "finished": output::json_time(run.finished_at, zone),
+        "members": run.counts.members,
+        "files": run.counts.files,
+        "content_bytes": run.counts.content_bytes,
+        "archive_bytes": run.counts.archive_bytes,
+        "problems": run.counts.problems,
+        "losses": run.counts.losses,
+        "notes": run.counts.notes,
+        "acknowledged": run.acknowledged,
+        "superseded_by": run.superseded_by,
+        "error": run.error,
+    })
+}

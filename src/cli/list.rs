@@ -1,0 +1,183 @@
+//! `list` and `show`: the schedules.
+
+use chrono_tz::Tz;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::error::{Error, Result};
+use crate::schedule::Cadence;
+use crate::store::{Run, ScheduleRow, Store};
+
+/// Instants that `show` looks ahead.
+const LOOK_AHEAD: usize = 5;
+
+#[derive(Args)]
+pub struct ShowArgs {
+    /// Name, or index in `list`
+    schedule: String,
+}
+
+pub fn cmd_list(context: &Context) -> Result<u8> {
+    let store = context.open("list")?;
+    let zone = context.default_zone(&store)?;
+    let rows = store.schedules()?;
+    match context.format {
+        Format::Json => {
+            let documents: Vec<Value> =
+                rows.iter().enumerate().map(|(index, row)| schedule_json(context, index, row, zone)).collect();
+            output::print_json(&Value::from(documents))?;
+        }
+        Format::Plain => {
+            let mut bytes = Vec::new();
+            for (index, row) in rows.iter().enumerate() {
+                bytes.extend_from_slice(format!("{index}: ").as_bytes());
+                bytes.extend_from_slice(&plain_line(row));
+                bytes.push(b'\n');
+            }
+            output::print_bytes(&bytes)?;
+        }
+        Format::Table => print_table(context, &store, &rows, zone)?,
+    }
+    Ok(0)
+}
+
+fn print_table(context: &Context, store: &Store, rows: &[ScheduleRow], zone: Tz) -> Result<()> {
+    let mut lines = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let own_zone = row.schedule.zone.unwrap_or(zone);
+        let last = store.last_ended(row.id)?;
+        lines.push(vec![
+            index.to_string(),
+            row.schedule.name.to_string(),
+            String::from_utf8_lossy(&row.schedule.source).into_owned(),
+            when(row),
+            if row.schedule.enabled {
+                output::short_time_or_dash(row.watermark.next_due, &own_zone)
+            } else {
+                "paused".to_owned()
+            },
+            last.as_ref().map_or("never ran".to_owned(), |run| last_result(run, &zone)),
+        ]);
+    }
+    let empty = "No schedules yet. Make one: backup-manager create \"PATH;HH:MM;NAME\"";
+    output::print_table(&["#", "NAME", "SOURCE", "AT", "NEXT", "LAST"], lines, context.colour, empty)
+}
+
+/// Returns `path;hh:mm;name`, as bytes: a path need not be text.
+fn plain_line(row: &ScheduleRow) -> Vec<u8> {
+    let mut line = row.schedule.source.clone();
+    let paused = if row.schedule.enabled { "" } else { " (paused)" };
+    line.extend_from_slice(format!(";{};{}{paused}", when(row), row.schedule.name).as_bytes());
+    line
+}
+
+fn when(row: &ScheduleRow) -> String {
+    row.schedule.cadence.as_ref().map_or("no time".to_owned(), ToString::to_string)
+}
+
+pub fn last_result(run: &Run, zone: &Tz) -> String {
+    let at = run.finished_at.or(run.scheduled_for);
+    format!("{} {}", run.state.as_str(), output::short_time_or_dash(at, zone))
+}
+
+pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
+    let store = context.open("show")?;
+    let zone = context.default_zone(&store)?;
+    let row = select::schedule(&store, &args.schedule)?;
+    let index = store.schedules()?.iter().position(|other| other.id == row.id).unwrap_or_default();
+    let last = store.last_ended(row.id)?;
+    let newest = store.newest_good(row.id)?;
+    let coming = coming(&row, zone, context);
+    if context.format == Format::Json {
+        let mut document = schedule_json(context, index, &row, zone);
+        document["options"] = serde_json::to_value(&row.schedule)
+            .map_err(|e| Error::failed("cannot describe the schedule").because(e))?;
+        document["coming"] = json!(coming);
+        document["last_run"] = last.as_ref().map_or(Value::Null, |run| super::history::run_json(run, &zone));
+        document["newest_good"] =
+            newest.as_ref().map_or(Value::Null, |archive| super::archives::archive_json(context, archive));
+        output::print_json(&document)?;
+        return Ok(0);
+    }
+    let schedule = &row.schedule;
+    let own_zone = schedule.zone.unwrap_or(zone);
+    let origin = if schedule.zone.is_some() { "its own" } else { "the service's" };
+    let mut lines = vec![
+        ("name", format!("{} (index {index})", schedule.name)),
+        ("source", context.home.source_path(&schedule.source).display().to_string()),
+        ("at", format!("{}{}", when(&row), if schedule.enabled { "" } else { " (paused)" })),
+        ("time zone", format!("{} ({origin})", own_zone.name())),
+        ("next", if coming.is_empty() { "never".to_owned() } else { coming.join(", ") }),
+        ("missed times", schedule.catch_up.describe().to_owned()),
+        ("compression", schedule.compression.to_string()),
+        ("proof", if schedule.verify { "every archive is read back" } else { "archives are not read back" }.to_owned()),
+        ("kept", schedule.retention.to_string()),
+    ];
+    lines.extend(exclude_lines(&row));
+    lines.push(("last run", last.map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, last_result(&run, &zone)))));
+    lines.push((
+        "newest good",
+        newest.map_or("none".to_owned(), |archive| {
+            let path = context.home.backups().join(&archive.file_name);
+            format!("{} ({})", path.display(), output::bytes(archive.size))
+        }),
+    ));
+    let text: String = lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect();
+    output::print(&text)?;
+    Ok(0)
+}
+
+fn exclude_lines(row: &ScheduleRow) -> Vec<(&'static str, String)> {
+    let excludes = &row.schedule.excludes;
+    let mut lines = Vec::new();
+    let mut list = |key, words: &[String]| {
+        if !words.is_empty() {
+            lines.push((key, words.join(" ")));
+        }
+    };
+    list("excluded", &excludes.globs);
+    list("exclude file", &excludes.files);
+    list("if present", &excludes.if_present);
+    if excludes.caches {
+        lines.push(("caches", "left out".to_owned()));
+    }
+    if excludes.one_file_system {
+        lines.push(("file systems", "only that of the source".to_owned()));
+    }
+    lines
+}
+
+fn coming(row: &ScheduleRow, zone: Tz, context: &Context) -> Vec<String> {
+    let own_zone = row.schedule.zone.unwrap_or(zone);
+    let first = row.watermark.next_due.filter(|_| row.schedule.enabled);
+    let next = |at: &_| row.schedule.next_after(zone, context.now().max(*at));
+    std::iter::successors(first, next).take(LOOK_AHEAD).map(|at| at.rfc3339(&own_zone)).collect()
+}
+
+/// Returns a schedule for JSON.
+pub fn schedule_json(context: &Context, index: usize, row: &ScheduleRow, zone: Tz) -> Value {
+    let schedule = &row.schedule;
+    let own_zone = schedule.zone.unwrap_or(zone);
+    let mut object = Map::new();
+    object.insert("index".into(), json!(index));
+    object.insert("name".into(), json!(schedule.name.as_str()));
+    output::put_path(&mut object, "path", &schedule.source);
+    let resolved = context.home.source_path(&schedule.source);
+    output::put_path(&mut object, "source", std::os::unix::ffi::OsStrExt::as_bytes(resolved.as_os_str()));
+    let (at, cron) = match &schedule.cadence {
+        Some(Cadence::Daily(times)) => (times.iter().map(ToString::to_string).collect(), None),
+        Some(Cadence::Cron(cron)) => (Vec::new(), Some(cron.to_string())),
+        None => (Vec::new(), None),
+    };
+    object.insert("at".into(), json!(at));
+    object.insert("cron".into(), json!(cron));
+    object.insert("timezone".into(), json!(own_zone.name()));
+    object.insert("timezone_is_own".into(), json!(schedule.zone.is_some()));
+    object.insert("enabled".into(), json!(schedule.enabled));
+    object.insert("compress".into(), json!(schedule.compression.to_string()));
+    let next = row.watermark.next_due.filter(|_| schedule.enabled);
+    object.insert("next_due".into(), output::json_time(next, &own_zone));
+    Value::Object(object)
+}

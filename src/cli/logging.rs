@@ -1,0 +1,149 @@
+//! The two log files: what commands did, what the service did.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono_tz::Tz;
+use log::{Level, LevelFilter};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::home::Home;
+
+/// A log file is set aside when it is longer than this.
+const ROTATE_AT: u64 = 5 * 1024 * 1024;
+/// Files set aside that are kept.
+const KEPT: u32 = 9;
+
+/// Which log a process writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// `backup_manager.log`.
+    Manager,
+    /// `backup_service.log`; `stderr` says whether its lines also go there.
+    Service {
+        /// Lines go to stderr too.
+        stderr: bool,
+    },
+}
+
+/// Starts logging.
+///
+/// Errors: `Failed` where the log folder or file cannot be made or written.
+pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bool) -> Result<()> {
+    let stem = match log {
+        Log::Manager => "backup_manager",
+        Log::Service { .. } => "backup_service",
+    };
+    fs::DirBuilder::new().recursive(true).mode(home.folder_mode()).create(home.logs()).map_err(|e| {
+        Error::failed(format!("cannot make the log folder {}", home.logs().display()))
+            .because(e)
+            .hint("name another with --logs or BACKUP_LOGS, or make its parent writable")
+    })?;
+    let file = LogFile::open(home.logs(), stem, home.file_mode())?;
+    let mut dispatch = fern::Dispatch::new()
+        .level(if verbose { LevelFilter::Debug } else { LevelFilter::Info })
+        .format(move |out, message, record| {
+            let level = match record.level() {
+                Level::Error => "Error",
+                Level::Warn => "Warning",
+                _ => "Info",
+            };
+            let text = message.to_string().replace('\n', " ");
+            out.finish(format_args!("{} {level} {text}", clock.now().rfc3339(&zone)));
+        })
+        .chain(Box::new(file) as Box<dyn Write + Send>);
+    if log == (Log::Service { stderr: true }) {
+        dispatch = dispatch.chain(io::stderr());
+    }
+    dispatch.apply().map_err(|e| Error::failed("cannot start logging").because(e))
+}
+
+/// A log file that several processes append to, and that any of them sets aside when it is long.
+struct LogFile {
+    folder: PathBuf,
+    stem: &'static str,
+    mode: u32,
+    file: File,
+}
+
+impl LogFile {
+    fn open(folder: &Path, stem: &'static str, mode: u32) -> Result<LogFile> {
+        let path = folder.join(format!("{stem}.log"));
+        let file = append(&path, mode).map_err(|e| {
+            Error::failed(format!("cannot write the log {}", path.display()))
+                .because(e)
+                .hint("name another folder with --logs or BACKUP_LOGS, or make this one writable")
+        })?;
+        Ok(LogFile { folder: folder.to_owned(), stem, mode, file })
+    }
+
+    fn numbered(&self, number: u32) -> PathBuf {
+        match number {
+            0 => self.folder.join(format!("{}.log", self.stem)),
+            n => self.folder.join(format!("{}.{n}.log", self.stem)),
+        }
+    }
+
+    /// Sets the file aside if it is long, unless another process did; then goes on with the one that has the name.
+    fn rotate_if_long(&mut self) -> io::Result<()> {
+        let path = self.numbered(0);
+        let is_ours = |file: &File| -> io::Result<bool> {
+            let ours = file.metadata()?;
+            Ok(fs::metadata(&path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
+        };
+        if self.file.metadata()?.len() >= ROTATE_AT {
+            let lock = File::open(&self.folder)?;
+            flock(&lock, FlockOperation::LockExclusive)?;
+            if is_ours(&self.file)? {
+                for number in (0..KEPT).rev() {
+                    match fs::rename(self.numbered(number), self.numbered(number + 1)) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        if !is_ours(&self.file)? {
+            self.file = append(&path, self.mode)?;
+        }
+        Ok(())
+    }
+}
+
+fn append(path: &Path, mode: u32) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(mode).open(path)
+}
+
+impl Write for LogFile {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A log that cannot be set aside goes on growing rather than losing lines.
+        let _ = self.rotate_if_long();
+        self.file.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_writers_follow_each_others_rotation_and_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut one = LogFile::open(dir.path(), "x", 0o600).unwrap();
+        let mut two = LogFile::open(dir.path(), "x", 0o600).unwrap();
+        one.write_all(&vec![b'a'; ROTATE_AT as usize]).unwrap();
+        two.write_all(b"two\n").unwrap();
+        one.write_all(b"one\n").unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("x.log")).unwrap(), "two\none\n");
+        assert_eq!(fs::metadata(dir.path().join("x.1.log")).unwrap().len(), ROTATE_AT);
+    }
+}

@@ -1,0 +1,319 @@
+//! The edge: arguments in, text and exit codes out. One file for each verb or family of verbs.
+
+mod archives;
+mod config;
+mod create;
+mod edit;
+mod history;
+mod io_class;
+mod list;
+mod logging;
+mod next;
+mod output;
+mod run;
+mod schedule_options;
+mod select;
+mod serve;
+mod start;
+mod status;
+mod terminal;
+mod text_file;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use chrono_tz::Tz;
+use clap::{Args, Parser, Subcommand};
+
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::{Home, Places};
+use crate::schedule;
+use crate::store::{Access, Bootstrap, Store};
+use logging::Log;
+use output::Format;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0 done               1 failed             2 usage
+  3 done, incomplete   4 damage found       10 no such database, schedule, run or archive
+  11 busy              130/143 interrupted  any other: failed
+
+The home is the first of: --home, BACKUP_HOME, the current folder if it holds a database,
+the path in /etc/backup-manager/home, the current folder.";
+
+/// Scheduled backups into plain tar archives, with a history and proof in SQLite.
+#[derive(Parser)]
+#[command(name = "backup-manager", version, after_help = AFTER_HELP, max_term_width = 110, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// Folder of the database, the archives and the logs
+    #[arg(long, global = true, env = "BACKUP_HOME", value_name = "DIR", help_heading = "Places")]
+    home: Option<PathBuf>,
+    /// Database [default: HOME/backup.db]
+    #[arg(long, global = true, env = "BACKUP_DB", value_name = "FILE", help_heading = "Places")]
+    db: Option<PathBuf>,
+    /// Archive folder [default: HOME/backups]
+    #[arg(long, global = true, env = "BACKUP_DIR", value_name = "DIR", help_heading = "Places")]
+    backups: Option<PathBuf>,
+    /// Log folder [default: HOME/logs]
+    #[arg(long, global = true, env = "BACKUP_LOGS", value_name = "DIR", help_heading = "Places")]
+    logs: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long, global = true, help_heading = "Output")]
+    json: bool,
+    /// Print stable lines, as into a pipe
+    #[arg(long, global = true, conflicts_with = "json", help_heading = "Output")]
+    plain: bool,
+    /// Use no colour (also: NO_COLOR)
+    #[arg(long, global = true, help_heading = "Output")]
+    no_color: bool,
+    /// Say only what is wrong
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    quiet: bool,
+    /// Say and log more
+    #[arg(short, long, global = true, help_heading = "Output")]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Back up schedules now, in this process
+    Run(run::RunArgs),
+    /// Show the service, what runs, what is next, and how each schedule stands
+    Status(status::StatusArgs),
+
+    /// Add schedules: "PATH;HH:MM;NAME", or PATH --name NAME with --at or --cron
+    Create(create::CreateArgs),
+    /// List schedules
+    List,
+    /// Show one schedule in full
+    Show(list::ShowArgs),
+    /// Change a schedule
+    Edit(edit::EditArgs),
+    /// Stop a schedule from running until it is resumed
+    Pause(edit::PauseArgs),
+    /// Let a paused schedule run again, from now on
+    Resume(edit::PauseArgs),
+    /// Delete a schedule; its history and archives stay
+    Delete(edit::DeleteArgs),
+    /// Print the next instants of a schedule or of a cadence
+    Next(next::NextArgs),
+
+    /// Cancel what runs or waits for a schedule
+    Cancel(run::CancelArgs),
+    /// Confirm an emptied or shrunken source, or known problem paths, once
+    Accept(run::AcceptArgs),
+    /// List archives
+    Backups(archives::BackupsArgs),
+    /// List runs, or show one in full: history @17
+    History(history::HistoryArgs),
+
+    /// Start the service in the background
+    Start(start::StartArgs),
+    /// Stop the service; running work may finish
+    Stop(start::StopArgs),
+    /// Run the service in the foreground, for containers and systemd
+    Serve(serve::ServeArgs),
+
+    /// Read schedules from a text file (path;hh:mm;name a line) or from JSON
+    Import(text_file::ImportArgs),
+    /// Write schedules as a text file or as JSON
+    Export(text_file::ExportArgs),
+    /// Show or change service settings
+    Config(config::ConfigArgs),
+}
+
+/// What every command needs of its surroundings.
+pub(crate) struct Context {
+    pub home: Home,
+    pub places: Places,
+    pub format: Format,
+    pub quiet: bool,
+    pub verbose: bool,
+    pub colour: bool,
+    pub clock: Arc<dyn Clock>,
+    /// The zone of this process: what a service started from here would use.
+    pub zone: Tz,
+    pub zone_origin: &'static str,
+}
+
+impl Context {
+    fn new(global: &Global) -> Result<Context> {
+        let places = Places {
+            home: global.home.clone(),
+            db: global.db.clone(),
+            backups: global.backups.clone(),
+            logs: global.logs.clone(),
+            group_read: std::env::var_os("BACKUP_GROUP_READ").is_some_and(|value| value == "1"),
+        };
+        let current = std::env::current_dir()
+            .map_err(|e| Error::failed("the current folder cannot be found").because(e).hint("cd to one that exists"))?;
+        let tz = std::env::var("TZ").ok();
+        let system = iana_time_zone::get_timezone().ok();
+        let service_zone = schedule::service_zone(tz.as_deref(), system.as_deref())?;
+        Ok(Context {
+            home: Home::locate(&places, &current)?,
+            places,
+            format: output::format(global.json, global.plain),
+            quiet: global.quiet,
+            verbose: global.verbose,
+            colour: !global.no_color && std::env::var_os("NO_COLOR").is_none() && io::stdout().is_terminal(),
+            clock: Arc::new(SystemClock::new()),
+            zone: service_zone.zone,
+            zone_origin: service_zone.origin,
+        })
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Opens the database, which must be there, and logs `instruction`.
+    pub fn open(&self, instruction: &str) -> Result<Store> {
+        let store = self.open_store(Access::Existing)?;
+        self.log_instruction(instruction);
+        Ok(store)
+    }
+
+    /// Opens the database, makes what is missing and says so, and logs `instruction`.
+    pub fn open_or_create(&self, instruction: &str) -> Result<Store> {
+        let missing = !self.home.db().exists();
+        let store = self.open_store(Access::Create)?;
+        self.log_instruction(instruction);
+        if missing {
+            self.say(&format!("made the database {}", self.home.db().display()));
+        }
+        Ok(store)
+    }
+
+    /// Opens the database without logging, for who logs elsewhere.
+    pub fn open_store(&self, access: Access) -> Result<Store> {
+        let bootstrap =
+            Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
+        Store::open(self.home.db(), &bootstrap)
+    }
+
+    fn log_instruction(&self, instruction: &str) {
+        match logging::start(Log::Manager, &self.home, self.zone, Arc::clone(&self.clock), self.verbose) {
+            Ok(()) => log::info!("--> Instruction {instruction}"),
+            // A command that only reads works without its log, as in a home that belongs to somebody else.
+            Err(error) => self.warn(&error.to_string()),
+        }
+    }
+
+    /// Says something on stderr, unless asked to be quiet.
+    pub fn say(&self, text: &str) {
+        log::info!("{text}");
+        if !self.quiet {
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// Warns on stderr.
+    pub fn warn(&self, text: &str) {
+        log::warn!("{text}");
+        let _ = writeln!(io::stderr(), "warning: {text}");
+    }
+
+    /// Returns the zone of schedules without one: that of the running service, else this process's.
+    pub fn default_zone(&self, store: &Store) -> Result<Tz> {
+        if start::live_services(self, store)?.is_empty() {
+            return Ok(self.zone);
+        }
+        match store.service_zone()? {
+            Some(name) => schedule::parse_zone(&name),
+            None => Ok(self.zone),
+        }
+    }
+}
+
+/// Runs the command line of this process; prints errors; returns the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(expand_aliases(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout and is success; a reader that went away is neither.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match Context::new(&cli.global).and_then(|context| dispatch(&context, cli.command)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn dispatch(context: &Context, command: Command) -> Result<u8> {
+    match command {
+        Command::Run(args) => run::cmd_run(context, &args),
+        Command::Status(args) => status::cmd_status(context, &args),
+        Command::Create(args) => create::cmd_create(context, &args),
+        Command::List => list::cmd_list(context),
+        Command::Show(args) => list::cmd_show(context, &args),
+        Command::Edit(args) => edit::cmd_edit(context, &args),
+        Command::Pause(args) => edit::cmd_pause(context, &args, false),
+        Command::Resume(args) => edit::cmd_pause(context, &args, true),
+        Command::Delete(args) => edit::cmd_delete(context, &args),
+        Command::Next(args) => next::cmd_next(context, &args),
+        Command::Cancel(args) => run::cmd_cancel(context, &args),
+        Command::Accept(args) => run::cmd_accept(context, &args),
+        Command::Backups(args) => archives::cmd_backups(context, &args),
+        Command::History(args) => history::cmd_history(context, &args),
+        Command::Start(args) => start::cmd_start(context, &args),
+        Command::Stop(args) => start::cmd_stop(context, &args),
+        Command::Serve(args) => serve::cmd_serve(context, &args),
+        Command::Import(args) => text_file::cmd_import(context, &args),
+        Command::Export(args) => text_file::cmd_export(context, &args),
+        Command::Config(args) => config::cmd_config(context, &args),
+    }
+}
+
+/// Prints an error: what failed, on what and why in the first line, what to do next in the second.
+pub(crate) fn report(error: &Error) {
+    if error.kind() == ErrorKind::Interrupted && error.next_step().is_none() {
+        log::warn!("{error}");
+    } else {
+        log::error!("{error}");
+    }
+    let mut text = format!("error: {error}\n");
+    if let Some(hint) = error.next_step() {
+        text += &format!("  next: {hint}\n");
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// The verbs that people bring from other tools.
+fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    if let Some(verb) = args.iter_mut().skip(1).find(|arg| !arg.to_string_lossy().starts_with('-'))
+        && verb == "snapshots"
+    {
+        *verb = OsString::from("backups");
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

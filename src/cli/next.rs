@@ -1,0 +1,67 @@
+//! `next`: the next instants of a schedule, of all, or of a cadence on the line.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::schedule::{Cadence, parse_when, parse_zone};
+
+#[derive(Args)]
+pub struct NextArgs {
+    /// Name, or index in `list`; none with --at or --cron
+    #[arg(required_unless_present_any = ["at", "cron"])]
+    schedule: Option<String>,
+    /// Times of day: 09:00 or 09:00,18:30
+    #[arg(long, value_name = "HH:MM[,HH:MM]", conflicts_with_all = ["cron", "schedule"])]
+    at: Option<String>,
+    /// Cron expression: five fields, or six with seconds
+    #[arg(long, value_name = "EXPR", conflicts_with = "schedule")]
+    cron: Option<String>,
+    /// Time zone [default: the schedule's, else the service's]
+    #[arg(long, value_name = "ZONE")]
+    timezone: Option<String>,
+    /// Start after this time [default: now]
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// How many
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    count: u32,
+}
+
+pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
+    let asked = args.timezone.as_deref().map(parse_zone).transpose()?;
+    let (cadence, zone, first) = match (&args.at, &args.cron, &args.schedule) {
+        (Some(at), _, _) => (Cadence::parse_daily(at)?, asked.unwrap_or(context.zone), None),
+        (_, Some(cron), _) => (Cadence::parse_cron(cron)?, asked.unwrap_or(context.zone), None),
+        (_, _, Some(word)) => {
+            let store = context.open("next")?;
+            let row = select::schedule(&store, word)?;
+            let Some(cadence) = row.schedule.cadence else {
+                return Err(Error::not_found(format!("{} has no times", row.schedule.name))
+                    .hint(format!("set them: backup-manager edit {} --at HH:MM", row.schedule.name)));
+            };
+            let zone = asked.or(row.schedule.zone).unwrap_or(context.default_zone(&store)?);
+            (cadence, zone, row.schedule.enabled.then_some(row.watermark.handled_until))
+        }
+        _ => return Err(Error::usage("name a schedule, or a cadence with --at or --cron")),
+    };
+    let from = match &args.from {
+        Some(text) => parse_when(text, zone, context.now())?,
+        None => first.map_or(context.now(), |handled| handled.max(context.now())),
+    };
+    let instants: Vec<String> = std::iter::successors(cadence.next_after(zone, from), |at: &Timestamp| {
+        cadence.next_after(zone, *at)
+    })
+    .take(args.count as usize)
+    .map(|at| at.rfc3339(&zone))
+    .collect();
+    if context.format == Format::Json {
+        output::print_json(&json!({ "timezone": zone.name(), "next": Value::from(instants) }))?;
+    } else {
+        output::print(&instants.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    }
+    Ok(0)
+}

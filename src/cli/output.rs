@@ -1,0 +1,119 @@
+//! What commands print: aligned tables on a terminal, stable lines in a pipe, one JSON document on request.
+
+use std::io::{self, IsTerminal, Write};
+
+use base64::Engine;
+use chrono_tz::Tz;
+use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use serde_json::{Map, Value};
+
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people: aligned, with headings.
+    Table,
+    /// For pipes: stable lines.
+    Plain,
+    /// One document.
+    Json,
+}
+
+/// Decides how results are printed: as asked, else by whether stdout is a terminal.
+pub fn format(json: bool, plain: bool) -> Format {
+    match (json, plain || !io::stdout().is_terminal()) {
+        (true, _) => Format::Json,
+        (false, true) => Format::Plain,
+        (false, false) => Format::Table,
+    }
+}
+
+/// Prints to stdout. A reader that has gone away is no error.
+pub fn print(text: &str) -> Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// Prints bytes to stdout. A reader that has gone away is no error.
+pub fn print_bytes(bytes: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::failed("cannot write to standard output").because(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line of a command that goes on working.
+pub fn print_line(text: &str) -> Result<()> {
+    print(&format!("{text}\n"))
+}
+
+/// Prints a JSON document.
+pub fn print_json(document: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(document).map_err(|e| Error::failed("cannot write JSON").because(e))?;
+    print_line(&text)
+}
+
+/// Prints a table with headings, or nothing but `empty` where there are no rows.
+pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empty: &str) -> Result<()> {
+    if rows.is_empty() {
+        return print_line(empty);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(headings.iter().map(|heading| {
+        let cell = Cell::new(heading);
+        if colour { cell.add_attribute(Attribute::Bold) } else { cell }
+    }));
+    table.add_rows(rows);
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    print_line(&lines.join("\n"))
+}
+
+/// Puts a path into a JSON object; `KEY_b64` stands beside it where it is not UTF-8.
+pub fn put_path(object: &mut Map<String, Value>, key: &str, path: &[u8]) {
+    object.insert(key.to_owned(), Value::from(String::from_utf8_lossy(path)));
+    if std::str::from_utf8(path).is_err() {
+        let exact = base64::engine::general_purpose::STANDARD.encode(path);
+        object.insert(format!("{key}_b64"), Value::from(exact));
+    }
+}
+
+/// Returns an instant for JSON: RFC 3339 in `zone`, or null.
+pub fn json_time(at: Option<Timestamp>, zone: &Tz) -> Value {
+    at.map_or(Value::Null, |at| Value::from(at.rfc3339(zone)))
+}
+
+/// Returns an instant for people: `2026-11-23 02:30`.
+pub fn short_time(at: Timestamp, zone: &Tz) -> String {
+    at.utc().with_timezone(zone).format("%Y-%m-%d %H:%M").to_string()
+}
+
+/// Returns an instant for people, or a dash.
+pub fn short_time_or_dash(at: Option<Timestamp>, zone: &Tz) -> String {
+    at.map_or_else(|| "-".to_owned(), |at| short_time(at, zone))
+}
+
+/// Returns a number of bytes for people.
+pub fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}
+
+/// Returns a duration for people: its largest unit.
+pub fn age(duration: std::time::Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// Writes `count thing`, with an s where there are not one.
+pub fn count(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}

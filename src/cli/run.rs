@@ -1,0 +1,361 @@
+//! `run`, `cancel`, `accept`: runs by hand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::output::{self, Format};
+use super::terminal::{self, TerminalObserver};
+use super::{Context, select};
+use crate::error::{Error, ErrorKind, Result};
+use crate::recovery;
+use crate::report::Progress;
+use crate::runner::{self, Cancel, Conduct, Ended, Runner};
+use crate::store::{Claim, ClaimNow, Intent, Role, Run, RunRequest, RunState, ScheduleRow, Store, WorkerRow};
+use crate::worker::{self, Worker};
+
+/// How often a run of another process is looked at.
+const JOIN_EVERY: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// Names, or indexes in `list`
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    schedule: Vec<String>,
+    /// All schedules that are not paused
+    #[arg(long)]
+    all: bool,
+    /// List what would go in, and write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Do not wait for a run that is under way in another process: exit 11
+    #[arg(long)]
+    no_wait: bool,
+    /// Do not read the archive back
+    #[arg(long)]
+    no_verify: bool,
+    /// Read every file again, reuse nothing
+    #[arg(long)]
+    reread: bool,
+}
+
+#[derive(Args)]
+pub struct CancelArgs {
+    /// Names, or indexes in `list`
+    #[arg(required = true)]
+    schedule: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct AcceptArgs {
+    /// Names, or indexes in `list`
+    #[arg(required = true)]
+    schedule: Vec<String>,
+}
+
+/// How runs by hand are to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wishes {
+    no_wait: bool,
+    no_verify: bool,
+    reread: bool,
+}
+
+pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
+    let store = context.open("run")?;
+    let rows = if args.all {
+        store.schedules()?.into_iter().filter(|row| row.schedule.enabled).collect()
+    } else {
+        select::schedules(&store, &args.schedule)?
+    };
+    if rows.is_empty() {
+        context.say("nothing is scheduled");
+        return Ok(0);
+    }
+    if args.dry_run {
+        return dry_run(context, &rows);
+    }
+    let wishes = Wishes { no_wait: args.no_wait, no_verify: args.no_verify, reread: args.reread };
+    run_schedules(context, &store, &rows, &wishes)
+}
+
+fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
+    let mut losses = false;
+    let mut documents = Vec::new();
+    for row in rows {
+        let listing = runner::list_source(&context.home, row, &mut |path, size| {
+            if context.format == Format::Json {
+                let mut object = Map::new();
+                output::put_path(&mut object, "path", path);
+                object.insert("size".into(), json!(size));
+                documents.push(Value::Object(object));
+                return Ok(());
+            }
+            let mut line = path.to_owned();
+            line.push(b'\n');
+            output::print_bytes(&line)
+        })?;
+        for problem in &listing.problems {
+            losses |= problem.kind.is_loss();
+            context.warn(&format!("{}: {}", String::from_utf8_lossy(&problem.path), problem.reason));
+        }
+        let what = format!("{}, {}", output::count(listing.members, "member"), output::bytes(listing.bytes));
+        context.say(&format!("{}: {what} would go in", row.schedule.name));
+    }
+    if context.format == Format::Json {
+        output::print_json(&Value::from(documents))?;
+    }
+    Ok(if losses { ErrorKind::Incomplete.exit_code() } else { 0 })
+}
+
+/// Runs schedules one after another; returns the gravest exit code.
+pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], wishes: &Wishes) -> Result<u8> {
+    let runner = command_runner(context, store)?;
+    let cancel = Arc::new(Cancel::default());
+    let signal = watch_signals(&cancel)?;
+    let mut codes = Vec::new();
+    let mut documents = Vec::new();
+    for row in rows {
+        if cancel.is_requested() {
+            break;
+        }
+        match run_one(context, &runner, row, wishes, &cancel) {
+            Ok((run, code)) => {
+                documents.push(summary(context, store, &run)?);
+                codes.push(code);
+            }
+            Err(error) => {
+                super::report(&error);
+                codes.push(error.kind().exit_code());
+            }
+        }
+    }
+    runner.store.remove_worker(runner.row.uuid)?;
+    if context.format == Format::Json {
+        output::print_json(&Value::from(documents))?;
+    }
+    Ok(match signal.load(Ordering::SeqCst) {
+        0 => gravest(&codes),
+        SIGTERM => ErrorKind::Terminated.exit_code(),
+        _ => ErrorKind::Interrupted.exit_code(),
+    })
+}
+
+/// Failure is graver than damage, damage than incompleteness.
+fn gravest(codes: &[u8]) -> u8 {
+    let order = [1, 130, 143, 10, 11, 4, 3];
+    order.into_iter().find(|code| codes.contains(code)).unwrap_or_else(|| codes.iter().copied().max().unwrap_or(0))
+}
+
+fn run_one(
+    context: &Context,
+    runner: &Runner,
+    row: &ScheduleRow,
+    wishes: &Wishes,
+    cancel: &Cancel,
+) -> Result<(Run, u8)> {
+    let request = RunRequest { verify: !wishes.no_verify, reread: wishes.reread };
+    let store = &runner.store;
+    match store.claim_now(row.id, request, &runner.row, context.now())? {
+        (ClaimNow::Claimed(claim), Some(intent)) => carry_out(context, runner, row, claim, &intent, cancel),
+        (ClaimNow::Running(run), _) if wishes.no_wait => {
+            Err(Error::busy(format!("run @{run} of {} is under way", row.schedule.name))
+                .hint("leave --no-wait out to wait for it"))
+        }
+        (ClaimNow::Running(run), _) => join(context, runner, row, run, cancel),
+        (ClaimNow::Claimed(_), None) => Err(Error::failed("a claim came without the names of its archive")),
+    }
+}
+
+fn carry_out(
+    context: &Context,
+    runner: &Runner,
+    row: &ScheduleRow,
+    claim: Claim,
+    intent: &Intent,
+    cancel: &Cancel,
+) -> Result<(Run, u8)> {
+    log::info!("run @{} of {}: started", claim.run(), row.schedule.name);
+    let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
+    let ended = runner.execute(claim, intent, &Conduct { cancel, observer: &observer, foreground: true });
+    observer.finish();
+    let Ended { run, state, error } = ended?;
+    if let Some(error) = error {
+        super::report(&error);
+        log::error!("run @{run} of {}: {}", row.schedule.name, state.as_str());
+    }
+    let run = runner.store.run(run)?;
+    let code = exit_code(&run);
+    Ok((run, code))
+}
+
+/// Waits for a run of another process and takes its result for this command's own.
+fn join(context: &Context, runner: &Runner, row: &ScheduleRow, run: i64, cancel: &Cancel) -> Result<(Run, u8)> {
+    let store = &runner.store;
+    context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
+    let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
+    let workers = runner.home.workers();
+    let nothing_active = |_| false;
+    let conduct = Conduct { cancel, observer: &observer, foreground: true };
+    loop {
+        let current = store.run(run)?;
+        if current.state.is_final() {
+            observer.finish();
+            let code = exit_code(&current);
+            return Ok((current, code));
+        }
+        if cancel.is_requested() {
+            observer.finish();
+            return Err(Error::new(ErrorKind::Interrupted, format!("no longer waiting for run @{run}, which goes on")));
+        }
+        match current.worker {
+            Some(uuid) if worker::is_alive(&workers, &uuid) => {
+                if let Some(progress) = progress_of(context, &workers, &uuid, run) {
+                    crate::report::Observer::progress(&observer, &progress);
+                }
+            }
+            // Its process died, and there may be no service to put it right.
+            Some(_) => recovery::recover(runner, &nothing_active, &conduct).map(drop)?,
+            None => {}
+        }
+        std::thread::sleep(JOIN_EVERY);
+    }
+}
+
+fn progress_of(context: &Context, workers: &std::path::Path, uuid: &uuid::Uuid, run: i64) -> Option<Progress> {
+    let line = worker::activity(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
+    Some(Progress {
+        members: line.members,
+        bytes: line.bytes,
+        members_total: line.members_total,
+        bytes_total: line.bytes_total,
+        elapsed: context.now().since(crate::clock::Timestamp::from_millis(line.started_at_ms)),
+    })
+}
+
+fn exit_code(run: &Run) -> u8 {
+    match run.state {
+        RunState::Succeeded => 0,
+        RunState::Incomplete => ErrorKind::Incomplete.exit_code(),
+        RunState::Cancelled => ErrorKind::Interrupted.exit_code(),
+        _ => ErrorKind::Failed.exit_code(),
+    }
+}
+
+fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
+    let archive = store.archive(run.id)?;
+    let name = &run.schedule_name;
+    let mut lines = vec![format!("{name}: run @{} {}", run.id, run.state.as_str())];
+    if let Some(archive) = &archive {
+        let counts = &run.counts;
+        lines.push(format!(
+            "  {} in {}, {} of content",
+            output::count(counts.members, "member"),
+            output::count(counts.files, "file"),
+            output::bytes(counts.content_bytes)
+        ));
+        let path = context.home.backups().join(&archive.file_name);
+        let proof = if archive.verified_at.is_some() { ", read back and found right" } else { ", not read back" };
+        lines.push(format!("  archive: {} ({}{proof})", path.display(), output::bytes(archive.size)));
+    }
+    if run.counts.losses > 0 {
+        lines.push(format!("  {} could not be read whole: see `history @{}`", output::count(run.counts.losses, "path"), run.id));
+    }
+    if let Some(row) = store.schedule_named(name)?
+        && let Some(next) = row.watermark.next_due.filter(|_| row.schedule.enabled)
+    {
+        let zone = row.schedule.zone.unwrap_or(context.default_zone(store)?);
+        lines.push(format!("  next run: {} ({})", next.rfc3339(&zone), zone.name()));
+    }
+    log::info!("{}", lines.join(";"));
+    if context.format != Format::Json && !context.quiet {
+        output::print_line(&lines.join("\n"))?;
+    }
+    let mut document = super::history::run_json(run, &context.zone);
+    document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
+    Ok(document)
+}
+
+/// Registers this command as a worker, and puts right what dead ones left.
+fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
+    let runner = make_runner(context, store, super::config::threads(store, None)?, Role::Command)?;
+    let row = &runner.row;
+    store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
+    let (cancel, observer) = (Cancel::default(), TerminalObserver::new("recovery", context.quiet));
+    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: true };
+    recovery::recover(&runner, &|_| false, &conduct)?;
+    Ok(runner)
+}
+
+/// Makes this process a worker of the database.
+pub fn make_runner(context: &Context, store: &Store, threads: usize, role: Role) -> Result<Runner> {
+    let home = Arc::new(context.home.clone());
+    let now = context.now();
+    let worker = Worker::register(&home.workers(), home.folder_mode(), now)?;
+    let row = WorkerRow {
+        uuid: worker.uuid(),
+        role,
+        pid: std::process::id(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        started_at: now,
+        stop_requested: None,
+    };
+    Ok(Runner {
+        home,
+        store: store.clone(),
+        clock: Arc::clone(&context.clock),
+        worker: Arc::new(worker),
+        row: Arc::new(row),
+        threads,
+    })
+}
+
+/// Turns the first SIGINT or SIGTERM into a request to cancel; a second one ends the process at once, and recovery does the
+/// rest. Returns where the signal's number stands.
+fn watch_signals(cancel: &Arc<Cancel>) -> Result<Arc<AtomicI32>> {
+    let received = Arc::new(AtomicI32::new(0));
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
+        .map_err(|e| Error::failed("cannot watch for signals").because(e))?;
+    let (cancel, seen) = (Arc::clone(cancel), Arc::clone(&received));
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if seen.swap(signal, Ordering::SeqCst) != 0 {
+                    std::process::exit(128 + signal);
+                }
+                cancel.cancel();
+            }
+        })
+        .map_err(|e| Error::failed("cannot watch for signals").because(e))?;
+    Ok(received)
+}
+
+pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
+    let store = context.open("cancel")?;
+    for row in select::schedules(&store, &args.schedule)? {
+        let name = &row.schedule.name;
+        match store.cancel(row.id, context.now())? {
+            0 => context.say(&format!("nothing of {name} runs or waits")),
+            count => context.say(&format!("cancelling {} of {name}", output::count(count as u64, "run"))),
+        }
+    }
+    Ok(0)
+}
+
+pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
+    let store = context.open("accept")?;
+    for row in select::schedules(&store, &args.schedule)? {
+        store.accept_source(row.id, context.now())?;
+        if let Some(run) = store.last_ended(row.id)? {
+            store.acknowledge(run.id, context.now())?;
+        }
+        let name = &row.schedule.name;
+        context.say(&format!("the next run of {name} may find its source emptied, and known problems raise no alarm"));
+    }
+    Ok(0)
+}

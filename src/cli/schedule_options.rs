@@ -1,0 +1,160 @@
+//! Options of a schedule, as `create` and `edit` take them.
+
+use clap::Args;
+
+use crate::error::{Error, Result};
+use crate::schedule::{Cadence, CatchUp, Compression, Retention, Schedule, parse_zone};
+use crate::source;
+
+/// What `create` and `edit` have in common.
+#[derive(Args, Debug, Default)]
+pub struct ScheduleOptions {
+    /// Times of day: 09:00 or 09:00,18:30
+    #[arg(long, value_name = "HH:MM[,HH:MM]", conflicts_with = "cron", help_heading = "When")]
+    pub at: Option<String>,
+    /// Cron expression: five fields, or six with seconds
+    #[arg(long, value_name = "EXPR", help_heading = "When")]
+    pub cron: Option<String>,
+    /// Time zone, as Europe/Paris [default: the service's]
+    #[arg(long, value_name = "ZONE", help_heading = "When")]
+    pub timezone: Option<String>,
+    /// What to do after times were missed: one run for the newest, or none
+    #[arg(long, value_name = "latest|skip", help_heading = "When")]
+    pub catch_up: Option<CatchUp>,
+    /// none, gzip[:LEVEL] or zstd[:LEVEL] [default: none]
+    #[arg(long, value_name = "CODEC", help_heading = "Archive")]
+    pub compress: Option<Compression>,
+    /// Leave out what matches (repeatable; the form of .gitignore)
+    #[arg(long, value_name = "GLOB", help_heading = "Archive")]
+    pub exclude: Vec<String>,
+    /// Leave out what matches a line of this file, read anew at each run (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "Archive")]
+    pub exclude_file: Vec<String>,
+    /// Leave out the content of folders with a CACHEDIR.TAG
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = "Archive")]
+    pub exclude_caches: Option<bool>,
+    /// Leave out the content of folders that hold a file of this name (repeatable)
+    #[arg(long, value_name = "NAME", help_heading = "Archive")]
+    pub exclude_if_present: Vec<String>,
+    /// Do not descend into other file systems
+    #[arg(short = 'x', long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", help_heading = "Archive")]
+    pub one_file_system: Option<bool>,
+    /// Do not read archives back after writing them
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = "Archive")]
+    pub no_verify: Option<bool>,
+    #[command(flatten)]
+    pub keep: KeepOptions,
+}
+
+/// Which archives are kept. Any of them replaces the whole default.
+#[derive(Args, Debug, Default)]
+pub struct KeepOptions {
+    /// Keep the newest N
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    pub keep_last: Option<u32>,
+    /// Keep one of each of the last N hours
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    pub keep_hourly: Option<u32>,
+    /// Keep one of each of the last N days
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    pub keep_daily: Option<u32>,
+    /// Keep one of each of the last N weeks
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    pub keep_weekly: Option<u32>,
+    /// Keep one of each of the last N months
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    pub keep_monthly: Option<u32>,
+    /// Keep one of each of the last N years
+    #[arg(long, value_name = "N", help_heading = "Retention")]
+    pub keep_yearly: Option<u32>,
+    /// Keep all within AGE of the newest good one: 3d, 12h, 2w
+    #[arg(long, value_name = "AGE", help_heading = "Retention")]
+    pub keep_within: Option<String>,
+    /// Keep all
+    #[arg(long, help_heading = "Retention")]
+    pub keep_all: bool,
+    /// Keep archives of runs asked for by hand so long: 14d
+    #[arg(long, value_name = "AGE", help_heading = "Retention")]
+    pub keep_manual: Option<String>,
+}
+
+impl ScheduleOptions {
+    /// Returns the cadence that `--at` or `--cron` names.
+    pub fn cadence(&self) -> Result<Option<Cadence>> {
+        match (&self.at, &self.cron) {
+            (Some(at), _) => Cadence::parse_daily(at).map(Some),
+            (_, Some(cron)) => Cadence::parse_cron(cron).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Puts what was given into `schedule` and leaves the rest alone.
+    pub fn apply(&self, schedule: &mut Schedule) -> Result<()> {
+        if let Some(cadence) = self.cadence()? {
+            schedule.cadence = Some(cadence);
+        }
+        match self.timezone.as_deref() {
+            Some("service") => schedule.zone = None,
+            Some(zone) => schedule.zone = Some(parse_zone(zone)?),
+            None => {}
+        }
+        if let Some(catch_up) = self.catch_up {
+            schedule.catch_up = catch_up;
+        }
+        if let Some(compression) = self.compress {
+            schedule.compression = compression;
+        }
+        if let Some(no_verify) = self.no_verify {
+            schedule.verify = !no_verify;
+        }
+        self.apply_excludes(schedule)?;
+        if let Some(retention) = self.keep.retention()? {
+            schedule.retention = retention;
+        }
+        Ok(())
+    }
+
+    fn apply_excludes(&self, schedule: &mut Schedule) -> Result<()> {
+        let excludes = &mut schedule.excludes;
+        let replace = |list: &mut Vec<String>, given: &[String]| {
+            // One empty word empties the list.
+            if !given.is_empty() {
+                *list = given.iter().filter(|word| !word.is_empty()).cloned().collect();
+            }
+        };
+        replace(&mut excludes.globs, &self.exclude);
+        replace(&mut excludes.files, &self.exclude_file);
+        replace(&mut excludes.if_present, &self.exclude_if_present);
+        if let Some(name) = excludes.if_present.iter().find(|name| name.contains('/')) {
+            return Err(Error::usage(format!("--exclude-if-present takes a name, and \"{name}\" is a path")));
+        }
+        source::check_patterns(&excludes.globs)?;
+        excludes.caches = self.exclude_caches.unwrap_or(excludes.caches);
+        excludes.one_file_system = self.one_file_system.unwrap_or(excludes.one_file_system);
+        Ok(())
+    }
+}
+
+impl KeepOptions {
+    fn retention(&self) -> Result<Option<Retention>> {
+        let retention = Retention {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within.as_deref().map(crate::schedule::parse_age).transpose()?,
+            all: self.keep_all,
+            manual: self.keep_manual.as_deref().map(crate::schedule::parse_age).transpose()?,
+        };
+        if retention == Retention::NOTHING {
+            return Ok(None);
+        }
+        retention.check()?;
+        Ok(Some(retention))
+    }
+}

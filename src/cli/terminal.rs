@@ -1,0 +1,79 @@
+//! Progress and trouble of a run, told to the person who waits for it.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::output;
+use crate::report::{Observer, Problem, Progress};
+
+/// A progress bar on stderr where that is a terminal; problems and notes as lines in any case.
+pub struct TerminalObserver {
+    bar: ProgressBar,
+    quiet: bool,
+}
+
+impl TerminalObserver {
+    /// Makes an observer for work on `name`.
+    pub fn new(name: &str, quiet: bool) -> Self {
+        let target = if quiet || !io::stderr().is_terminal() {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(4)
+        };
+        let bar = ProgressBar::with_draw_target(None, target).with_prefix(name.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{prefix}: {wide_msg}") {
+            bar.set_style(style);
+        }
+        TerminalObserver { bar, quiet }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn line(&self, text: &str) {
+        // The bar, if there is one, is drawn again below the line.
+        self.bar.suspend(|| {
+            let _ = writeln!(io::stderr(), "{text}");
+        });
+    }
+}
+
+impl Observer for TerminalObserver {
+    fn progress(&self, progress: &Progress) {
+        self.bar.set_message(describe(progress));
+    }
+
+    fn problem(&self, problem: &Problem) {
+        self.line(&format!("{}: {}", String::from_utf8_lossy(&problem.path), problem.reason));
+    }
+
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line(text);
+        }
+    }
+}
+
+/// Returns bytes, files, rate and, where a total is known, the share done and the time left.
+pub fn describe(progress: &Progress) -> String {
+    let seconds = progress.elapsed.as_secs_f64();
+    let mut text = format!("{}, {} members", output::bytes(progress.bytes), progress.members);
+    if seconds >= 1.0 {
+        let rate = progress.bytes as f64 / seconds;
+        text += &format!(", {}/s", output::bytes(rate as u64));
+        if let Some(total) = progress.bytes_total.filter(|total| *total >= progress.bytes && rate >= 1.0) {
+            let left = Duration::from_secs_f64((total - progress.bytes) as f64 / rate);
+            text += &format!(", {} % of {}, ", percent(progress.bytes, total), output::bytes(total));
+            text += &format!("{} left", output::age(left));
+        }
+    }
+    text
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    if whole == 0 { 100 } else { u64::try_from(u128::from(part) * 100 / u128::from(whole)).unwrap_or(100) }
+}

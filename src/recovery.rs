@@ -1,0 +1,122 @@
+//! Putting right what dead workers left (§5): by compare-and-set, from what the row says, twice with the same result.
+
+use crate::archive::place;
+use crate::archive_folder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::prune;
+use crate::runner::{Conduct, Placing, Runner};
+use crate::store::{ArchiveState, Claim, Requeue, Run, RunState, Unfinished};
+use crate::worker;
+
+/// What recovery did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Runs whose sealed archive was finished.
+    pub finished: u32,
+    /// Runs that were cut off and wait for another try.
+    pub requeued: u32,
+    /// Runs that were cut off and ended.
+    pub ended: u32,
+}
+
+impl Recovered {
+    /// Says whether there was anything to put right.
+    pub fn is_nothing(&self) -> bool {
+        *self == Recovered::default()
+    }
+}
+
+/// Takes over the runs of dead workers and puts each right; finishes deletions; forgets dead workers.
+///
+/// Runs of this very worker count as dead where `active` does not know them: a thread that panicked, or an earlier
+/// take-over that could not be put right.
+pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<'_>) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    let workers = runner.home.workers();
+    for run in runner.store.running()? {
+        let Some(dead) = run.worker else { continue };
+        let alive = if dead == runner.row.uuid { active(run.id) } else { worker::is_alive(&workers, &dead) };
+        if alive {
+            continue;
+        }
+        let now = runner.clock.now();
+        if let Some(claim) = runner.store.take_over(run.id, dead, run.attempt, &runner.row, now)? {
+            log::warn!("run @{} of {}: its process ended; taking over", run.id, run.schedule_name);
+            match put_right(runner, claim, &run, conduct) {
+                Ok(RunState::Queued) => recovered.requeued += 1,
+                Ok(state) if state == RunState::Failed || state == RunState::Cancelled => recovered.ended += 1,
+                Ok(_) => recovered.finished += 1,
+                Err(error) => log::error!("run @{}: cannot be put right yet: {error}", run.id),
+            }
+        }
+    }
+    prune::finish_deletions(&runner.home, &runner.store)?;
+    for row in runner.store.workers()? {
+        if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
+            runner.store.remove_worker(row.uuid)?;
+        }
+    }
+    if !recovered.is_nothing() {
+        let rows = runner.store.schedules()?;
+        archive_folder::refresh_stable_names(
+            &runner.home,
+            &runner.store,
+            &rows,
+            conduct.observer,
+            runner.clock.now(),
+        )?;
+    }
+    Ok(recovered)
+}
+
+fn put_right(runner: &Runner, claim: Claim, run: &Run, conduct: &Conduct<'_>) -> Result<RunState> {
+    const REASON: &str = "its process ended";
+    let Some(archive) = runner.store.unfinished(run.id)? else { return queue_again(runner, claim, REASON) };
+    // On a disk that is not mounted there is nothing to see, and nothing may be concluded from it.
+    archive_folder::check(&runner.home, &runner.store)?;
+    match archive.state {
+        ArchiveState::Sealed => finish(runner, claim, &archive, conduct),
+        _ => {
+            remove_temporary(runner, &archive)?;
+            queue_again(runner, claim, REASON)
+        }
+    }
+}
+
+/// A sealed file may stand under either name, or under both where the rename was a link and an unlink.
+fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, conduct: &Conduct<'_>) -> Result<RunState> {
+    let last = runner.home.backups().join(&archive.file_name);
+    let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
+    let temporary_left = temporary.as_ref().is_some_and(|path| path.symlink_metadata().is_ok());
+    match (last.symlink_metadata().is_ok(), temporary) {
+        (true, Some(temporary)) if temporary_left => place::remove(&temporary)?,
+        (true, _) => place::sync_folder(last.parent().unwrap_or(&last))?,
+        (false, Some(temporary)) if temporary_left => place::rename_new(&temporary, &last)?,
+        (false, _) => return queue_again(runner, claim, "its archive file was lost before it was in place"),
+    }
+    let row = runner.store.schedule(claim.schedule())?;
+    let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let (Some(digest), Some(size)) = (digest, archive.size) else {
+        return Err(Error::failed(format!("the sealed archive of run @{} has no digest", archive.run)));
+    };
+    let placing = Placing { file_name: &archive.file_name, size, digest, incomplete: archive.incomplete };
+    runner.finish_sealed(claim, &placing, &row, conduct).map(|ended| ended.state)
+}
+
+fn remove_temporary(runner: &Runner, archive: &Unfinished) -> Result<()> {
+    match &archive.temporary_name {
+        Some(name) => place::remove(&runner.home.backups().join(name)),
+        None => Ok(()),
+    }
+}
+
+fn queue_again(runner: &Runner, claim: Claim, reason: &str) -> Result<RunState> {
+    let run = claim.run();
+    runner.store.discard_chunks(&claim)?;
+    match runner.store.requeue(claim, Requeue::Retry, reason, runner.clock.now()) {
+        Ok(_) => runner.store.run(run).map(|run| run.state),
+        // Somebody else put it right meanwhile.
+        Err((_, error)) if error.kind() == ErrorKind::Fenced => runner.store.run(run).map(|run| run.state),
+        Err((_, error)) => Err(error),
+    }
+}

@@ -1,0 +1,401 @@
+//! The service: what is due becomes runs, runs are carried out, requests are answered, and a stop is a drain (I10).
+//!
+//! [`Service::tick`] is one round and takes the time from the clock, so that tests and simulation drive it step by step.
+//! [`Service::serve`] only repeats it and waits in between.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use chrono_tz::Tz;
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::archive_folder;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::recovery;
+use crate::report::{Observer, Problem, Progress};
+use crate::runner::{Cancel, Conduct, Ended, Runner};
+use crate::schedule::{Cadence, CatchUp};
+use crate::store::{Claim, Due, Intent, Role, RunState, ScheduleRow, StopRequest, Watch, Watermark};
+use crate::transfer;
+use crate::worker::{self, Registration};
+
+/// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
+const NAP: Duration = Duration::from_secs(30);
+/// How often commits of other processes are looked for.
+const POLL: Duration = Duration::from_millis(400);
+/// An occurrence that is later than this was missed: the service was down, or the machine asleep.
+const LATE: Duration = Duration::from_secs(120);
+/// Allowance for a clock that was set back, beyond one period.
+const BACKWARD: Duration = Duration::from_secs(3 * 3600);
+/// Due schedules taken in one round.
+const DUE_BATCH: u32 = 500;
+/// Missed occurrences counted one by one.
+const COUNT_LIMIT: u64 = 100_000;
+
+/// What the service is told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// SIGTERM or SIGINT: drain; a second one cancels.
+    Stop,
+    /// A run of this service ended.
+    RunEnded(i64),
+}
+
+/// How the service works.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Runs at once.
+    pub workers: usize,
+    /// How long running work may go on after a stop.
+    pub grace: Duration,
+    /// Zone of schedules without one.
+    pub zone: Tz,
+    /// A text file that is read at start and whenever it changes (§4).
+    pub import: Option<PathBuf>,
+}
+
+/// What one round did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// Schedules whose due occurrences became a run or were counted in one.
+    pub materialised: usize,
+    /// When the next round is wanted, if nothing happens before.
+    pub next: Option<Timestamp>,
+}
+
+/// A process that serves a database.
+pub struct Service {
+    runner: Runner,
+    options: Options,
+    active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
+    watch: Watch,
+    last_tick: Option<Timestamp>,
+    text_file: Option<transfer::TextFileState>,
+    stop: Option<StopRequest>,
+}
+
+impl Service {
+    /// Registers as a service of the database.
+    ///
+    /// Errors: `Busy` naming the other service's process, unless `join`.
+    pub fn register(runner: Runner, options: Options, join: bool) -> Result<Service> {
+        let home = Arc::clone(&runner.home);
+        let _registration = Registration::lock(&home.workers(), home.folder_mode())?;
+        if let (Some(pid), false) = (serving(&runner)?, join) {
+            return Err(Error::busy(format!("the service already runs as process {pid}"))
+                .hint("stop it with `backup-manager stop`, or add workers to it with `serve --join`"));
+        }
+        let row = &runner.row;
+        runner.store.add_worker(row.uuid, Role::Service, row.pid, &row.host, runner.clock.now())?;
+        let watch = runner.store.watch()?;
+        let mut service = Service {
+            text_file: options.import.clone().map(transfer::TextFileState::new),
+            runner,
+            options,
+            active: Arc::default(),
+            watch,
+            last_tick: None,
+            stop: None,
+        };
+        service.adopt_zone()?;
+        Ok(service)
+    }
+
+    /// Recomputes what is next where the zone is not the one it was computed in.
+    fn adopt_zone(&mut self) -> Result<()> {
+        let store = &self.runner.store;
+        let name = self.options.zone.name();
+        if store.service_zone()?.as_deref() == Some(name) {
+            return Ok(());
+        }
+        for row in store.schedules()?.iter().filter(|row| row.schedule.zone.is_none()) {
+            let next_due = self.next_after(row, row.watermark.handled_until);
+            store.move_watermark(row.id, row.watermark, Watermark { next_due, ..row.watermark })?;
+        }
+        store.set_service_zone(name)
+    }
+
+    /// Does one round: what dead workers left, requests, the text file, what is due.
+    pub fn tick(&mut self) -> Result<Tick> {
+        let now = self.runner.clock.now();
+        self.runner.worker.update(|activity| activity.ticked_at_ms = now.millis())?;
+        self.recover()?;
+        if self.stop.is_none() {
+            self.stop = self.runner.store.stop_request(self.runner.row.uuid)?;
+        }
+        if self.stop.is_some() {
+            return Ok(Tick::default());
+        }
+        if let Some(state) = &mut self.text_file {
+            transfer::follow_text_file(state, &self.runner.store, self.options.zone, now)?;
+        }
+        if self.last_tick.is_none_or(|last| now < last) {
+            self.mend_watermarks(now)?;
+        }
+        self.last_tick = Some(now);
+        let mut materialised = 0;
+        loop {
+            let due = self.runner.store.due_schedules(now, DUE_BATCH)?;
+            for row in &due {
+                materialised += usize::from(self.materialise(row, now)?);
+            }
+            if due.len() < DUE_BATCH as usize {
+                break;
+            }
+        }
+        let waiting = [self.runner.store.next_due()?, self.runner.store.next_not_before()?.filter(|at| *at > now)];
+        Ok(Tick { materialised, next: waiting.into_iter().flatten().min() })
+    }
+
+    fn recover(&self) -> Result<()> {
+        let cancel = Cancel::default();
+        let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
+        let active = Arc::clone(&self.active);
+        let knows = move |run| lock(&active).contains_key(&run);
+        recovery::recover(&self.runner, &knows, &conduct).map(drop)
+    }
+
+    /// After a clock that was far ahead: starts again from now, else nothing would run until that false date.
+    fn mend_watermarks(&self, now: Timestamp) -> Result<()> {
+        for row in self.runner.store.schedules_handled_after(now.plus(BACKWARD))? {
+            let Some(cadence) = &row.schedule.cadence else { continue };
+            let limit = now.plus(BACKWARD).plus(cadence.period(self.zone(&row), now));
+            if row.watermark.handled_until <= limit {
+                continue;
+            }
+            let to = Watermark { handled_until: now, next_due: self.next_after(&row, now) };
+            if self.runner.store.move_watermark(row.id, row.watermark, to)? {
+                log::warn!("{}: the clock was far ahead; its occurrences count from now again", row.schedule.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn materialise(&self, row: &ScheduleRow, now: Timestamp) -> Result<bool> {
+        let Some(cadence) = &row.schedule.cadence else { return Ok(false) };
+        let missed = cadence.missed(self.zone(row), row.watermark.handled_until, now, COUNT_LIMIT);
+        let to = Watermark { handled_until: now, next_due: self.next_after(row, now) };
+        let Some(missed) = missed else {
+            // Computed in another zone or by other rules: nothing has come after all.
+            let to = Watermark { next_due: to.next_due, ..row.watermark };
+            self.runner.store.move_watermark(row.id, row.watermark, to)?;
+            return Ok(false);
+        };
+        let late = now.since(missed.newest) > LATE;
+        let due = Due {
+            schedule: row.id,
+            from: row.watermark,
+            to,
+            occurrence: missed.newest,
+            count: missed.count,
+            missed: late && row.schedule.catch_up == CatchUp::Skip,
+        };
+        let done = self.runner.store.materialise(&due, now)?;
+        log::info!(
+            "{}: due at {} ({} occurrence{}): {done:?}",
+            row.schedule.name,
+            missed.newest.rfc3339(&self.zone(row)),
+            missed.count,
+            if missed.count == 1 { "" } else { "s" }
+        );
+        Ok(true)
+    }
+
+    fn zone(&self, row: &ScheduleRow) -> Tz {
+        row.schedule.zone.unwrap_or(self.options.zone)
+    }
+
+    fn next_after(&self, row: &ScheduleRow, after: Timestamp) -> Option<Timestamp> {
+        row.schedule.cadence.as_ref().and_then(|cadence: &Cadence| cadence.next_after(self.zone(row), after))
+    }
+
+    /// Claims the run that has waited longest, unless the service is stopping or has its hands full.
+    pub fn claim(&self) -> Result<Option<(Claim, Intent)>> {
+        if self.stop.is_some() || lock(&self.active).len() >= self.options.workers {
+            return Ok(None);
+        }
+        let claimed = self.runner.store.claim_next(&self.runner.row, self.runner.clock.now())?;
+        if let Some((claim, _)) = &claimed {
+            lock(&self.active).insert(claim.run(), Arc::default());
+        }
+        Ok(claimed)
+    }
+
+    /// Carries a claimed run out on this thread.
+    pub fn execute(&self, claim: Claim, intent: &Intent) -> Result<Ended> {
+        let cancel = lock(&self.active).get(&claim.run()).cloned().unwrap_or_default();
+        carry_out(&self.runner, &self.active, claim, intent, &cancel)
+    }
+
+    /// Serves until a stop is asked for and everything has drained. `events` also carries what this service's own threads
+    /// tell, through `sender`.
+    pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
+        let mut next = None;
+        while self.stop.is_none() {
+            match self.tick() {
+                Ok(tick) => next = tick.next,
+                Err(error) => {
+                    log::error!("this round failed and is tried again: {error}");
+                    next = None;
+                }
+            }
+            self.start_runs(sender);
+            if self.stop.is_none() {
+                self.wait(events, next);
+            }
+        }
+        self.drain(events)
+    }
+
+    fn start_runs(&self, sender: &Sender<Event>) {
+        loop {
+            let (claim, intent) = match self.claim() {
+                Ok(Some(claimed)) => claimed,
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!("no run could be claimed: {error}");
+                    return;
+                }
+            };
+            let run = claim.run();
+            let (runner, active, sender) = (self.runner.clone(), Arc::clone(&self.active), sender.clone());
+            let cancel = lock(&self.active).get(&run).cloned().unwrap_or_default();
+            let thread = std::thread::Builder::new().name(format!("run {run}")).spawn(move || {
+                // A panic ends the thread, not the run: it is no longer active then, and the next round takes it over (I6).
+                let _ended = EndsRun { run, active: Arc::clone(&active), sender };
+                let _ = carry_out(&runner, &active, claim, &intent, &cancel);
+            });
+            if let Err(error) = thread {
+                log::error!("run @{run}: no thread could be started: {error}");
+                lock(&self.active).remove(&run);
+                return;
+            }
+        }
+    }
+
+    /// Naps until the next instant, an event, or somebody else's commit.
+    fn wait(&mut self, events: &Receiver<Event>, next: Option<Timestamp>) {
+        let until = self.runner.clock.monotonic() + NAP;
+        loop {
+            let now = self.runner.clock.now();
+            let due = next.map_or(NAP, |at| at.since(now));
+            let rest = until.saturating_sub(self.runner.clock.monotonic());
+            let pause = POLL.min(due).min(rest);
+            match events.recv_timeout(pause) {
+                Ok(Event::Stop) => self.stop = Some(StopRequest::Drain),
+                Ok(Event::RunEnded(_)) => {}
+                Err(_) if pause.is_zero() => {}
+                Err(_) if self.last_tick.is_some_and(|last| self.runner.clock.now() < last) => return,
+                Err(_) => match self.watch.changed() {
+                    Ok(false) => continue,
+                    Ok(true) => return,
+                    Err(error) => {
+                        log::error!("cannot look for changes: {error}");
+                        continue;
+                    }
+                },
+            }
+            return;
+        }
+    }
+
+    /// Lets running work finish within the grace, then cancels it; it goes back into the queue (I10).
+    fn drain(&mut self, events: &Receiver<Event>) -> Result<()> {
+        let started = self.runner.clock.monotonic();
+        let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };
+        let mut cancelled = false;
+        log::info!("stopping: {} runs under way", lock(&self.active).len());
+        while !lock(&self.active).is_empty() {
+            let asked = self.runner.store.stop_request(self.runner.row.uuid).unwrap_or(None);
+            let over = self.runner.clock.monotonic().saturating_sub(started) >= grace;
+            if !cancelled && (over || asked == Some(StopRequest::Now)) {
+                cancelled = true;
+                lock(&self.active).values().for_each(|cancel| cancel.drain());
+            }
+            if let Ok(Event::Stop) = events.recv_timeout(POLL) {
+                cancelled = true;
+                lock(&self.active).values().for_each(|cancel| cancel.drain());
+            }
+        }
+        self.sign_off()
+    }
+
+    /// Ends the registration; nothing of the service is left behind.
+    pub fn sign_off(&mut self) -> Result<()> {
+        self.runner.store.remove_worker(self.runner.row.uuid)
+    }
+
+    /// Renews all stable names, as after another program moved files about.
+    pub fn refresh_stable_names(&self) -> Result<()> {
+        let (runner, now) = (&self.runner, self.runner.clock.now());
+        archive_folder::refresh_stable_names(&runner.home, &runner.store, &runner.store.schedules()?, &LogObserver, now)
+    }
+}
+
+/// Returns the process number of a live service of the database.
+pub fn serving(runner: &Runner) -> Result<Option<u32>> {
+    let workers = runner.home.workers();
+    let rows = runner.store.workers()?;
+    Ok(rows.iter().find(|row| row.role == Role::Service && worker::is_alive(&workers, &row.uuid)).map(|row| row.pid))
+}
+
+fn carry_out(
+    runner: &Runner,
+    active: &Mutex<HashMap<i64, Arc<Cancel>>>,
+    claim: Claim,
+    intent: &Intent,
+    cancel: &Cancel,
+) -> Result<Ended> {
+    let run = claim.run();
+    log::info!("run @{run}: started, attempt {}", claim.attempt());
+    let conduct = Conduct { cancel, observer: &LogObserver, foreground: false };
+    let ended = runner.execute(claim, intent, &conduct);
+    match &ended {
+        Ok(Ended { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
+        Ok(Ended { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
+        Ok(Ended { state, error, .. }) => {
+            let reason = error.as_ref().map(ToString::to_string).unwrap_or_default();
+            log::error!("run @{run}: {}: {reason}", state.as_str());
+        }
+        Err(error) if error.kind() == ErrorKind::Fenced => log::warn!("run @{run}: {error}"),
+        Err(error) => log::error!("run @{run}: its end was not written: {error}"),
+    }
+    lock(active).remove(&run);
+    ended
+}
+
+/// Tells that a run's thread is over, however it ended.
+struct EndsRun {
+    run: i64,
+    active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
+    sender: Sender<Event>,
+}
+
+impl Drop for EndsRun {
+    fn drop(&mut self) {
+        lock(&self.active).remove(&self.run);
+        let _ = self.sender.send(Event::RunEnded(self.run));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Writes what runs tell into the log.
+struct LogObserver;
+
+impl Observer for LogObserver {
+    fn progress(&self, _: &Progress) {}
+
+    fn problem(&self, problem: &Problem) {
+        log::warn!("{}: {} ({})", String::from_utf8_lossy(&problem.path), problem.reason, problem.kind.as_str());
+    }
+
+    fn note(&self, text: &str) {
+        log::info!("{text}");
+    }
+}

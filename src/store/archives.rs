@@ -1,0 +1,447 @@
+//! Archives as rows: from the intent before the first byte to complete, and what of it is good.
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::claims::{Claim, Completed};
+use super::{Store, exactly_one};
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::schedule::Compression;
+
+/// The names a run writes under; both below the archive folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intent {
+    /// Final name: `docs/docs-20261123T023000Z-17.tar`.
+    pub file_name: String,
+    /// Temporary name in the same folder.
+    pub temporary_name: String,
+}
+
+/// How far an archive has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveState {
+    /// Its file may be half written, under the temporary name.
+    Writing,
+    /// Its file is whole and synced, under either name.
+    Sealed,
+    /// Visible.
+    Complete,
+    /// On its way out: the file may be gone, the row goes after it.
+    Deleting,
+}
+
+/// What is known of the bytes of an archive file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Never read back.
+    Unproven,
+    /// Read back and found to be what was written.
+    Good,
+    /// Read back and found to be something else.
+    Damaged,
+    /// Not there when it was looked for.
+    Missing,
+}
+
+words!(ArchiveState, Writing = "writing", Sealed = "sealed", Complete = "complete", Deleting = "deleting");
+words!(Health, Unproven = "unproven", Good = "good", Damaged = "damaged", Missing = "missing");
+
+/// A complete archive.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    /// Number of the run that made it.
+    pub run: i64,
+    /// Row of its schedule.
+    pub schedule_id: i64,
+    /// Name of its schedule.
+    pub schedule_name: String,
+    /// Its file, below the archive folder.
+    pub file_name: String,
+    /// When it was made: the time in its name.
+    pub created_at: Timestamp,
+    /// Bytes of the file.
+    pub size: u64,
+    /// BLAKE3 over its chunks' digests.
+    pub digest: Option<Vec<u8>>,
+    /// Row of the physical file; hard-linked archives share it.
+    pub archive_file: i64,
+    /// What is known of its bytes.
+    pub health: Health,
+    /// When it was last read back.
+    pub verified_at: Option<Timestamp>,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+    /// Its source fell by more than half, and nobody confirmed that.
+    pub suspect: bool,
+    /// Never pruned.
+    pub pinned: bool,
+    /// Good in the sense of I8.
+    pub good: bool,
+    /// Members in it.
+    pub members: u64,
+    /// Files among them.
+    pub files: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+}
+
+/// An archive that is not visible: being made, or being deleted.
+#[derive(Clone, Debug)]
+pub struct Unfinished {
+    /// Number of its run.
+    pub run: i64,
+    /// How far it has come.
+    pub state: ArchiveState,
+    /// Final name, below the archive folder.
+    pub file_name: String,
+    /// Temporary name, until the file is in place.
+    pub temporary_name: Option<String>,
+    /// Bytes of the file, once sealed.
+    pub size: Option<u64>,
+    /// Digest of the file, once sealed.
+    pub digest: Option<Vec<u8>>,
+    /// Members in it, once sealed.
+    pub members: u64,
+    /// Bytes of content, once sealed.
+    pub content_bytes: u64,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+}
+
+/// What is known of an archive when its file is whole and synced.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// Bytes of the file.
+    pub size: u64,
+    /// BLAKE3 over its chunks' digests.
+    pub digest: [u8; 32],
+    /// Where the file lies.
+    pub device: u64,
+    /// Which file it is there.
+    pub inode: u64,
+    /// The source, resolved.
+    pub source_root: Vec<u8>,
+    /// When its source began to be read.
+    pub scan_started: Timestamp,
+    /// Members in it.
+    pub members: u64,
+    /// Files among them.
+    pub files: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+}
+
+/// An archive of the old system, found under a stable name and moved aside.
+#[derive(Clone, Debug)]
+pub struct LegacyArchive {
+    /// Its file as it is now, below the archive folder.
+    pub file_name: String,
+    /// When the file changed last.
+    pub created_at: Timestamp,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Device it lies on.
+    pub device: u64,
+    /// Which file it is there.
+    pub inode: u64,
+    /// Its compression.
+    pub codec: &'static str,
+    /// Members in it.
+    pub members: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    /// It could be read to its end.
+    pub readable: bool,
+    /// Its source, as the schedule has it.
+    pub source_root: Vec<u8>,
+}
+
+/// Complete, not damaged, not a sudden change, and proven unless the schedule says no-verify (I8).
+const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect = 0 OR archive.acknowledged = 1) \
+     AND (archive_file.health = 'good' OR (archive_file.health = 'unproven' AND schedule.verify = 0)))";
+
+const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
+     JOIN schedule ON schedule.id = archive.schedule_id";
+
+impl Store {
+    /// Returns complete archives, oldest first, of one schedule or of all.
+    pub fn archives(&self, schedule: Option<i64>) -> Result<Vec<Archive>> {
+        self.select_archives("(?1 IS NULL OR archive.schedule_id = ?1) ORDER BY archive.run_id", params![schedule])
+    }
+
+    /// Returns the complete archive of a run.
+    pub fn archive(&self, run: i64) -> Result<Option<Archive>> {
+        Ok(self.select_archives("archive.run_id = ?1", [run])?.pop())
+    }
+
+    /// Returns the newest good archive of a schedule: the one with the highest run number.
+    pub fn newest_good(&self, schedule: i64) -> Result<Option<Archive>> {
+        let newest = format!("archive.schedule_id = ?1 AND {GOOD} ORDER BY archive.run_id DESC LIMIT 1");
+        Ok(self.select_archives(&newest, [schedule])?.pop())
+    }
+
+    /// Says whether the catalog holds archives: then the archive folder must carry our identity (I9).
+    pub fn has_archives(&self) -> Result<bool> {
+        self.read(|connection| {
+            connection.query_row("SELECT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')", [], |row| row.get(0))
+        })
+    }
+
+    /// Returns what a run has begun to make, if it is not complete.
+    pub fn unfinished(&self, run: i64) -> Result<Option<Unfinished>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT archive.*, size, digest {JOINED} WHERE run_id = ?1 AND state <> 'complete'"
+                ))?
+                .query_row([run], unfinished_row)
+                .optional()
+        })
+    }
+
+    /// Records that the file is whole and synced; its catalog rows are written by now, and not yet visible.
+    pub fn seal(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
+        self.write_fenced(claim, |transaction| {
+            let changed = transaction.execute(
+                "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, \
+                     files = ?5, content_bytes = ?6, incomplete = ?7 WHERE run_id = ?1 AND state = 'writing'",
+                params![
+                    claim.run(),
+                    sealed.source_root,
+                    sealed.scan_started.millis(),
+                    sealed.members,
+                    sealed.files,
+                    sealed.content_bytes,
+                    sealed.incomplete
+                ],
+            )?;
+            exactly_one(changed)?;
+            let changed = transaction.execute(
+                "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5 \
+                 WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
+                params![
+                    claim.run(),
+                    sealed.size,
+                    sealed.digest,
+                    sealed.device.cast_signed(),
+                    sealed.inode.cast_signed()
+                ],
+            )?;
+            exactly_one(changed)
+        })
+    }
+
+    /// Takes an archive of the old system into the catalog, pinned, under a run number of its own.
+    pub fn add_legacy(&self, schedule: i64, legacy: &LegacyArchive, now: Timestamp) -> Result<i64> {
+        self.write(|transaction| {
+            transaction.execute(
+                "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms, started_at_ms, \
+                     finished_at_ms, members, content_bytes, archive_bytes, notes) \
+                 VALUES (?1, 'rescan', 'succeeded', ?2, ?2, ?2, ?2, ?3, ?4, ?5, 'made by the old system, moved aside')",
+                params![schedule, now.millis(), legacy.members, legacy.content_bytes, legacy.size],
+            )?;
+            let run = transaction.last_insert_rowid();
+            let health = if legacy.readable { Health::Good } else { Health::Damaged };
+            transaction.execute(
+                "INSERT INTO archive_file (device, inode, size, codec, level, verified_at_ms, health) \
+                 VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
+                params![
+                    legacy.device.cast_signed(),
+                    legacy.inode.cast_signed(),
+                    legacy.size,
+                    legacy.codec,
+                    now.millis(),
+                    health.as_str()
+                ],
+            )?;
+            transaction.execute(
+                "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, pinned, source_root, \
+                     scan_started_at_ms, created_at_ms, members, content_bytes) \
+                 VALUES (?1, ?2, last_insert_rowid(), 'complete', ?3, 1, ?4, ?5, ?5, ?6, ?7)",
+                params![
+                    run,
+                    schedule,
+                    legacy.file_name,
+                    legacy.source_root,
+                    legacy.created_at.millis(),
+                    legacy.members,
+                    legacy.content_bytes
+                ],
+            )?;
+            Ok(run)
+        })
+    }
+
+    /// Marks complete archives as on their way out; from here on they are invisible and there is no way back.
+    pub fn mark_deleting(&self, runs: &[i64]) -> Result<()> {
+        self.write(|transaction| {
+            let mut mark = transaction
+                .prepare_cached("UPDATE archive SET state = 'deleting' WHERE run_id = ?1 AND state = 'complete'")?;
+            runs.iter().try_for_each(|run| mark.execute([run]).map(drop))
+        })
+    }
+
+    /// Returns the archives that are marked as on their way out.
+    pub fn deleting(&self) -> Result<Vec<Unfinished>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!("SELECT archive.*, size, digest {JOINED} WHERE state = 'deleting'"))?
+                .query_map([], unfinished_row)?
+                .collect()
+        })
+    }
+
+    /// Takes the rows of an archive away whose file is gone; what other archives share stays.
+    pub fn remove_deleted(&self, run: i64) -> Result<()> {
+        loop {
+            let left = self.write(|transaction| {
+                let file: Option<i64> = transaction
+                    .query_row(
+                        "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'deleting'",
+                        [run],
+                        |row| row.get(0),
+                    )
+                    .optional()?;
+                let Some(file) = file else { return Ok(0) };
+                let shared: bool = transaction.query_row(
+                    "SELECT count(*) > 1 FROM archive WHERE archive_file_id = ?1",
+                    [file],
+                    |row| row.get(0),
+                )?;
+                if !shared {
+                    let removed = super::catalog::remove_references(transaction, file)?;
+                    if removed > 0 {
+                        return Ok(removed);
+                    }
+                }
+                transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
+                if !shared {
+                    transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
+                }
+                Ok(0)
+            })?;
+            if left == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn select_archives(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<Archive>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT archive.*, schedule.name AS schedule_name, size, digest, health, verified_at_ms, \
+                     {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
+                ))?
+                .query_map(parameters, archive_row)?
+                .collect()
+        })
+    }
+}
+
+/// Writes the names a run is going to use, before it uses them.
+pub(super) fn write_intent(
+    transaction: &Transaction<'_>,
+    run: i64,
+    schedule: i64,
+    attempt: i64,
+    now: Timestamp,
+) -> rusqlite::Result<Intent> {
+    let (name, compression, source): (String, String, Vec<u8>) = transaction.query_row(
+        "SELECT name, compression, source FROM schedule WHERE id = ?1",
+        [schedule],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
+    let compression: Compression = compression
+        .parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e)))?;
+    let stem = format!("{name}-{}-{run}.{}", now.compact_utc(), compression.extension());
+    let random = uuid::Uuid::new_v4().simple().to_string();
+    let intent = Intent {
+        file_name: format!("{name}/{stem}"),
+        temporary_name: format!("{name}/.{stem}.{attempt}-{}.part", &random[..8]),
+    };
+    transaction.execute(
+        "INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')",
+        params![compression.codec(), compression.level()],
+    )?;
+    transaction.execute(
+        "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, temporary_name, source_root, \
+             scan_started_at_ms, created_at_ms) \
+         VALUES (?1, ?2, last_insert_rowid(), 'writing', ?3, ?4, ?5, ?6, ?6)",
+        params![run, schedule, intent.file_name, intent.temporary_name, source, now.millis()],
+    )?;
+    Ok(intent)
+}
+
+/// Makes a sealed archive visible.
+pub(super) fn complete(transaction: &Transaction<'_>, run: i64, completed: &Completed) -> rusqlite::Result<()> {
+    let health = match (&completed.damaged, completed.verified_at) {
+        (Some(_), _) => Health::Damaged,
+        (None, Some(_)) => Health::Good,
+        (None, None) => Health::Unproven,
+    };
+    let changed = transaction.execute(
+        "UPDATE archive SET state = 'complete', temporary_name = NULL, suspect = ?2 \
+         WHERE run_id = ?1 AND state = 'sealed'",
+        params![run, completed.suspect],
+    )?;
+    exactly_one(changed)?;
+    let changed = transaction.execute(
+        "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
+         WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
+        params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)],
+    )?;
+    exactly_one(changed)
+}
+
+/// Takes back the intent of a run that ends without an archive. Its chunks must be gone by now.
+pub(super) fn forget_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<()> {
+    let file: Option<i64> = transaction
+        .query_row("DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') RETURNING archive_file_id",
+            [run], |row| row.get(0))
+        .optional()?;
+    match file {
+        Some(file) => transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file]).map(drop),
+        None => Ok(()),
+    }
+}
+
+fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
+    let acknowledged: bool = row.get("acknowledged")?;
+    Ok(Archive {
+        run: row.get("run_id")?,
+        schedule_id: row.get("schedule_id")?,
+        schedule_name: row.get("schedule_name")?,
+        file_name: row.get("file_name")?,
+        created_at: Timestamp::from_millis(row.get("created_at_ms")?),
+        size: row.get("size")?,
+        digest: row.get("digest")?,
+        archive_file: row.get("archive_file_id")?,
+        health: row.get("health")?,
+        verified_at: row.get::<_, Option<i64>>("verified_at_ms")?.map(Timestamp::from_millis),
+        incomplete: row.get("incomplete")?,
+        suspect: row.get::<_, bool>("suspect")? && !acknowledged,
+        pinned: row.get("pinned")?,
+        good: row.get("good")?,
+        members: row.get("members")?,
+        files: row.get("files")?,
+        content_bytes: row.get("content_bytes")?,
+    })
+}
+
+fn unfinished_row(row: &Row<'_>) -> rusqlite::Result<Unfinished> {
+    Ok(Unfinished {
+        run: row.get("run_id")?,
+        state: row.get("state")?,
+        file_name: row.get("file_name")?,
+        temporary_name: row.get("temporary_name")?,
+        size: row.get("size")?,
+        digest: row.get("digest")?,
+        members: row.get("members")?,
+        content_bytes: row.get("content_bytes")?,
+        incomplete: row.get("incomplete")?,
+    })
+}

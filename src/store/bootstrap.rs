@@ -1,0 +1,362 @@
+//! Opening a database for the first time in a process: checks, creation, migration, all under a lock file.
+//!
+//! One connection does this before the pool opens, since switching to WAL and migrating want the database alone. The lock
+//! file is held shared by everyone who has the database open and exclusively by who migrates.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::str::FromStr;
+
+use rusqlite::{Connection, OptionalExtension};
+use rustix::fs::{FlockOperation, flock, statfs};
+use uuid::Uuid;
+
+use super::{configure, fault};
+use crate::error::{Error, Result};
+use crate::home::beside;
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// "BKMG": what `PRAGMA application_id` of our databases says.
+const APPLICATION_ID: i32 = 0x424B_4D47;
+/// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
+const SQLITE_OLDEST: i32 = 3_051_003;
+
+/// What may be done to a database that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It must be there.
+    Existing,
+    /// It is made, with its folder.
+    Create,
+}
+
+/// How a database is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Bootstrap {
+    /// What may be done where there is none.
+    pub access: Access,
+    /// Mode of the database.
+    pub file_mode: u32,
+    /// Mode of the folder, where one is made.
+    pub folder_mode: u32,
+}
+
+impl Bootstrap {
+    /// Checks, makes and migrates the database; returns the shared lock and the database's identity.
+    pub(super) fn run(&self, path: &Path) -> Result<(File, Uuid)> {
+        refuse_old_sqlite(rusqlite::version_number())?;
+        let missing = !path.exists();
+        if missing && self.access == Access::Existing {
+            let folder = path.parent().unwrap_or(path).display();
+            return Err(Error::not_found(format!("there is no database in {folder}")).hint(
+                "make one with `backup-manager create`, go to the folder that has it, or name it with --home or BACKUP_HOME",
+            ));
+        }
+        if missing {
+            self.make_folder(path)?;
+        }
+        refuse_network(path)?;
+        let lock = self.open_lock(path)?;
+        share(&lock, path)?;
+        if let Some(identity) = self.current(path)? {
+            return Ok((lock, identity));
+        }
+        self.migrate_alone(path, &lock)?;
+        share(&lock, path)?;
+        match self.current(path)? {
+            Some(identity) => Ok((lock, identity)),
+            None => Err(Error::failed(format!("the database {} is not at schema {}", path.display(), newest()))),
+        }
+    }
+
+    fn make_folder(&self, path: &Path) -> Result<()> {
+        let Some(folder) = path.parent() else { return Ok(()) };
+        fs::DirBuilder::new().recursive(true).mode(self.folder_mode).create(folder).map_err(|e| {
+            Error::failed(format!("cannot make the home {}", folder.display()))
+                .because(e)
+                .hint("name another folder with --home or BACKUP_HOME, or make this one writable")
+        })
+    }
+
+    fn open_lock(&self, path: &Path) -> Result<File> {
+        let lock = beside(path, ".lock");
+        // A lock needs no write permission, and a home may be read by others than its owner.
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(&lock)
+            .or_else(|error| File::open(&lock).map_err(|_| error))
+            .map_err(|e| {
+                let folder = path.parent().unwrap_or(path).display();
+                let uid = rustix::process::getuid().as_raw();
+                Error::failed(format!("the home {folder} is not writable for uid {uid}")).because(e).hint(format!(
+                    "run `chown {uid} {folder}`, run as its owner, or name another folder with --home or BACKUP_HOME"
+                ))
+            })
+    }
+
+    /// Returns the identity if the database is ours and at the newest schema, `None` if it has to be made or migrated.
+    fn current(&self, path: &Path) -> Result<Option<Uuid>> {
+        if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {
+            return Ok(None);
+        }
+        let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
+        configure(&mut connection).map_err(|e| opening_fault(path, e))?;
+        let pragma = |name: &str| -> Result<i32> {
+            connection
+                .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
+                .map_err(|e| opening_fault(path, e))
+        };
+        let (application, version) = (pragma("application_id")?, pragma("user_version")?);
+        if application != APPLICATION_ID {
+            let tables: i64 = connection
+                .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+                .map_err(|e| opening_fault(path, e))?;
+            // An empty one is left behind by a process that died while it made it.
+            return if tables == 0 { Ok(None) } else { Err(foreign(path)) };
+        }
+        if version > newest() {
+            return Err(Error::failed(format!(
+                "the database {} was written by a newer backup-manager (schema {version}, this one knows {})",
+                path.display(),
+                newest()
+            ))
+            .hint("use that newer program; nothing was changed"));
+        }
+        if version < newest() {
+            return Ok(None);
+        }
+        let uuid: Option<String> = connection
+            .query_row("SELECT uuid FROM instance WHERE id = 1", [], |row| row.get(0))
+            .optional()
+            .map_err(|e| opening_fault(path, e))?;
+        uuid.and_then(|text| Uuid::from_str(&text).ok()).map(Some).ok_or_else(|| foreign(path))
+    }
+
+    /// Makes or migrates the database with nobody else at it.
+    fn migrate_alone(&self, path: &Path, lock: &File) -> Result<()> {
+        // An upgrade of a shared lock is not atomic; whoever comes first migrates, the others find it done.
+        flock(lock, FlockOperation::Unlock).map_err(io::Error::from).map_err(Error::io("unlock", path))?;
+        if !lock_exclusively(lock) {
+            return Err(Error::busy(format!("the database {} needs migrating, and others have it open", path.display()))
+                .hint("stop the service first: `backup-manager stop`"));
+        }
+        if self.current(path)?.is_some() {
+            return Ok(());
+        }
+        self.create_private(path)?;
+        let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
+        configure(&mut connection).map_err(|e| fault(path, e))?;
+        let mode: String = connection
+            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
+            .map_err(|e| fault(path, e))?;
+        if mode != "wal" {
+            return Err(Error::failed(format!("the database {} cannot use WAL (it says {mode})", path.display()))
+                .hint("put it on a local file system: --db or BACKUP_DB"));
+        }
+        self.copy_before_migration(path, &connection)?;
+        // Grouped: all migrations and their history rows in one transaction, so that a kill leaves none half applied.
+        embedded::migrations::runner().set_grouped(true).run(&mut connection).map_err(|e| {
+            Error::failed(format!("cannot migrate the database {}", path.display())).because(e)
+        })?;
+        Ok(())
+    }
+
+    fn create_private(&self, path: &Path) -> Result<()> {
+        match OpenOptions::new().write(true).create_new(true).mode(self.file_mode).open(path) {
+            // The umask may have taken bits away.
+            Ok(file) => file
+                .set_permissions(fs::Permissions::from_mode(self.file_mode))
+                .map_err(Error::io("set the mode of", path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(Error::io("create the database", path)(error)),
+        }
+    }
+
+    /// Copies a database that holds something beside itself, named by the schema it still has.
+    fn copy_before_migration(&self, path: &Path, connection: &Connection) -> Result<()> {
+        let version: i32 =
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+        if version == 0 {
+            return Ok(());
+        }
+        let copy = beside(path, &format!(".before-schema-{}", newest()));
+        // A copy left by a migration that was cut off may be half written.
+        match fs::remove_file(&copy) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("replace the old copy", &copy)(error));
+            }
+            _ => {}
+        }
+        connection
+            .execute("VACUUM INTO ?1", [copy.to_string_lossy()])
+            .map_err(|e| Error::failed(format!("cannot copy the database to {}", copy.display())).because(e))?;
+        let file = File::open(&copy).map_err(Error::io("open", &copy))?;
+        file.set_permissions(fs::Permissions::from_mode(self.file_mode))
+            .and_then(|()| file.sync_all())
+            .map_err(Error::io("sync", &copy))
+    }
+}
+
+/// Returns the newest schema version that the embedded migrations make.
+fn newest() -> i32 {
+    let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version() as i32).max();
+    versions.unwrap_or(0)
+}
+
+fn share(lock: &File, path: &Path) -> Result<()> {
+    flock(lock, FlockOperation::LockShared).map_err(io::Error::from).map_err(Error::io("lock", beside(path, ".lock")))
+}
+
+/// Tries for a few seconds: commands come and go, a service stays.
+fn lock_exclusively(lock: &File) -> bool {
+    for _ in 0..50 {
+        if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    false
+}
+
+fn foreign(path: &Path) -> Error {
+    Error::failed(format!("{} is not a database of backup-manager", path.display()))
+        .hint("nothing was changed; name ours with --db or BACKUP_DB, or another folder with --home")
+}
+
+/// A file that is no database at all is foreign rather than damaged.
+fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
+        _ => fault(path, error),
+    }
+}
+
+fn refuse_old_sqlite(version: i32) -> Result<()> {
+    if version >= SQLITE_OLDEST {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "this program was built with SQLite {}.{}.{}, which can lose data when several processes write",
+        version / 1_000_000,
+        version / 1000 % 1000,
+        version % 1000
+    ))
+    .hint("build it with the bundled SQLite (3.51.3 or newer)"))
+}
+
+/// WAL needs shared memory and locks that network and FUSE file systems do not keep.
+fn refuse_network(path: &Path) -> Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    let kind = statfs(folder).map_err(io::Error::from).map_err(Error::io("look at the file system of", folder))?;
+    match network_name(kind.f_type as u64 & 0xFFFF_FFFF) {
+        None => Ok(()),
+        Some(name) => Err(Error::failed(format!(
+            "the database {} would lie on {name}, where SQLite cannot keep it whole",
+            path.display()
+        ))
+        .hint("put it on a local disk or a named volume with --db or BACKUP_DB; archives may stay where they are")),
+    }
+}
+
+/// Magic numbers of `statfs` (linux/magic.h and the file systems' own sources).
+fn network_name(magic: u64) -> Option<&'static str> {
+    Some(match magic {
+        0x6969 => "NFS",
+        0x517B | 0xFF53_4D42 | 0xFE53_4D42 => "SMB",
+        0x6573_5546 => "FUSE or virtiofs",
+        0x0102_1997 => "9p",
+        0x00C3_6400 => "Ceph",
+        0x5346_414F => "AFS",
+        0x0BD0_0BD0 => "Lustre",
+        0x0116_1970 => "GFS2",
+        0x7461_636F => "OCFS2",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::store::Store;
+
+    const CREATE: Bootstrap =
+        Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    const EXISTING: Bootstrap = Bootstrap { access: Access::Existing, ..CREATE };
+
+    #[test]
+    fn a_new_database_is_private_and_keeps_its_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("home/backup.db");
+        let identity = Store::open(&path, &CREATE).unwrap().identity();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Store::open(&path, &EXISTING).unwrap().identity(), identity);
+    }
+
+    #[test]
+    fn a_missing_database_is_not_made_by_who_only_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Store::open(&dir.path().join("backup.db"), &EXISTING).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn newer_foreign_and_damaged_databases_are_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let newer = dir.path().join("newer.db");
+        drop(Store::open(&newer, &CREATE).unwrap());
+        Connection::open(&newer).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+        let text = Store::open(&newer, &CREATE).unwrap_err().to_string();
+        assert!(text.contains("newer backup-manager (schema 99"), "{text}");
+
+        let foreign = dir.path().join("foreign.db");
+        Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (a)").unwrap();
+        let text = Store::open(&foreign, &CREATE).unwrap_err().to_string();
+        assert!(text.contains("is not a database of backup-manager"), "{text}");
+
+        let garbage = dir.path().join("garbage.db");
+        fs::write(&garbage, "hello ".repeat(2000)).unwrap();
+        let text = Store::open(&garbage, &CREATE).unwrap_err().to_string();
+        assert!(text.contains("is not a database of backup-manager"), "{text}");
+        assert_eq!(fs::read(&garbage).unwrap().len(), 12_000);
+
+        let damaged = dir.path().join("damaged.db");
+        drop(Store::open(&damaged, &CREATE).unwrap());
+        let mut bytes = fs::read(&damaged).unwrap();
+        let end = bytes.len();
+        bytes[100..end].fill(0xA5);
+        fs::write(&damaged, &bytes).unwrap();
+        let error = Store::open(&damaged, &CREATE).unwrap_err();
+        assert!(error.to_string().contains("is damaged"), "{error}");
+        assert!(error.next_step().is_some());
+    }
+
+    #[test]
+    fn old_libraries_and_network_file_systems_are_refused() {
+        assert!(refuse_old_sqlite(3_051_002).is_err());
+        assert!(refuse_old_sqlite(rusqlite::version_number()).is_ok(), "the bundled one is new enough");
+        assert_eq!(network_name(0x6969), Some("NFS"));
+        assert_eq!(network_name(0xEF53), None, "ext4");
+    }
+
+    #[test]
+    fn who_migrates_wants_to_be_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup.db");
+        let open = Store::open(&path, &CREATE).unwrap();
+        let lock = File::open(beside(&path, ".lock")).unwrap();
+        assert!(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err());
+        drop(open);
+        assert!(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok());
+    }
+}

@@ -1,0 +1,225 @@
+//! What is in the archives: chunks and members. Written in batches behind the fence, read page by page (I5).
+
+use rusqlite::{Transaction, params};
+
+use super::Store;
+use super::claims::Claim;
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::member::{CatalogMember, ChunkRecord, MemberKind};
+
+/// Rows a transaction may write at most.
+const BATCH_ROWS: usize = 10_000;
+/// Chunks a transaction deletes; each brings its members along.
+const DELETE_CHUNKS: u32 = 64;
+
+/// A chunk of an archive file without its members, as proof and random access need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Position in the archive file.
+    pub sequence: u64,
+    /// Where its stored bytes begin.
+    pub offset: u64,
+    /// Number of stored bytes.
+    pub stored_length: u64,
+    /// BLAKE3 of the stored bytes.
+    pub stored_digest: [u8; 32],
+    /// Number of bytes of tar in it.
+    pub content_length: u64,
+    /// BLAKE3 of the bytes of tar in it.
+    pub content_digest: [u8; 32],
+}
+
+impl Store {
+    /// Adds chunks and their members to the archive that the claim is making; they are not visible before it is complete.
+    pub fn add_chunks(&self, claim: &Claim, chunks: &[ChunkRecord]) -> Result<()> {
+        let mut rest = chunks;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fitting = rest
+                .iter()
+                .take_while(|chunk| {
+                    rows += 2 + chunk.members.len();
+                    rows <= BATCH_ROWS
+                })
+                .count();
+            let (batch, later) = rest.split_at(fitting.max(1));
+            self.write_fenced(claim, |transaction| {
+                let file = archive_file_of(transaction, claim.run())?;
+                batch.iter().try_for_each(|chunk| insert_chunk(transaction, file, chunk))
+            })?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Removes what [`Store::add_chunks`] added for a run that ends without an archive, a batch at a time.
+    pub fn discard_chunks(&self, claim: &Claim) -> Result<()> {
+        loop {
+            let gone = self.write_fenced(claim, |transaction| {
+                let Some(file) = unfinished_file_of(transaction, claim.run())? else { return Ok(0) };
+                remove_references(transaction, file)
+            })?;
+            if gone == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Records that the chunks of the archive that the claim is making were read back and are what was written.
+    pub fn mark_proved(&self, claim: &Claim, now: Timestamp) -> Result<()> {
+        let mut from = 0_i64;
+        loop {
+            let to = from + BATCH_ROWS as i64;
+            let marked = self.write_fenced(claim, |transaction| {
+                let file = archive_file_of(transaction, claim.run())?;
+                transaction.execute(
+                    "UPDATE chunk SET proved_at_ms = ?4 WHERE id IN (SELECT chunk_id FROM archive_chunk \
+                     WHERE archive_file_id = ?1 AND sequence >= ?2 AND sequence < ?3)",
+                    params![file, from, to, now.millis()],
+                )
+            })?;
+            if marked == 0 {
+                return Ok(());
+            }
+            from = to;
+        }
+    }
+
+    /// Returns up to `limit` chunks of the archive file that a run made, from `sequence` on.
+    pub fn chunks(&self, run: i64, sequence: u64, limit: u32) -> Result<Vec<StoredChunk>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT sequence, stored_offset, stored_length, stored_digest, content_length, content_digest \
+                     FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
+                     WHERE archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1) \
+                     AND sequence >= ?2 ORDER BY sequence LIMIT ?3",
+                )?
+                .query_map(params![run, sequence, limit], |row| {
+                    Ok(StoredChunk {
+                        sequence: row.get(0)?,
+                        offset: row.get(1)?,
+                        stored_length: row.get(2)?,
+                        stored_digest: row.get(3)?,
+                        content_length: row.get(4)?,
+                        content_digest: row.get(5)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+}
+
+fn archive_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<i64> {
+    transaction
+        .prepare_cached("SELECT archive_file_id FROM archive WHERE run_id = ?1")?
+        .query_row([run], |row| row.get(0))
+}
+
+fn unfinished_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<Option<i64>> {
+    use rusqlite::OptionalExtension;
+    transaction
+        .query_row(
+            "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed')",
+            [run],
+            |row| row.get(0),
+        )
+        .optional()
+}
+
+/// Takes references to chunks away, and the chunks nobody else refers to; returns how many references went.
+pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rusqlite::Result<usize> {
+    let chunks: Vec<(i64, i64)> = transaction
+        .prepare_cached("SELECT sequence, chunk_id FROM archive_chunk WHERE archive_file_id = ?1 LIMIT ?2")?
+        .query_map(params![file, DELETE_CHUNKS], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    for (sequence, chunk) in &chunks {
+        transaction
+            .prepare_cached("DELETE FROM archive_chunk WHERE archive_file_id = ?1 AND sequence = ?2")?
+            .execute([file, *sequence])?;
+        transaction
+            .prepare_cached(
+                "DELETE FROM chunk WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM archive_chunk WHERE chunk_id = ?1)",
+            )?
+            .execute([chunk])?;
+    }
+    Ok(chunks.len())
+}
+
+fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            chunk.stored_length,
+            chunk.stored_digest,
+            chunk.content_length,
+            chunk.content_digest,
+            chunk.read_started.millis()
+        ])?;
+    let id = transaction.last_insert_rowid();
+    transaction
+        .prepare_cached(
+            "INSERT INTO archive_chunk (archive_file_id, sequence, chunk_id, stored_offset) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![file, chunk.sequence, id, chunk.offset])?;
+    chunk.members.iter().enumerate().try_for_each(|(ordinal, member)| insert_member(transaction, id, ordinal, member))
+}
+
+fn insert_member(
+    transaction: &Transaction<'_>,
+    chunk: i64,
+    ordinal: usize,
+    entry: &CatalogMember,
+) -> rusqlite::Result<()> {
+    let member = &entry.member;
+    transaction
+        .prepare_cached(
+            "INSERT INTO member (chunk_id, ordinal, path, kind, size, mode, uid, gid, user_name, group_name, \
+                 modified_s, modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, link_target, \
+                 xattr_digest, content_digest, content_offset, changed_while_read) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
+                 ?22, ?23)",
+        )?
+        .execute(params![
+            chunk,
+            ordinal,
+            member.path.as_bytes(),
+            kind_word(member.kind),
+            member.size.cast_signed(),
+            member.mode,
+            member.uid,
+            member.gid,
+            member.user_name,
+            member.group_name,
+            member.modified.seconds,
+            member.modified.nanoseconds,
+            entry.changed.seconds,
+            entry.changed.nanoseconds,
+            entry.device.cast_signed(),
+            entry.inode.cast_signed(),
+            member.device_number.map(|(major, _)| major),
+            member.device_number.map(|(_, minor)| minor),
+            member.link_target,
+            entry.xattr_digest,
+            entry.content_digest,
+            entry.offset,
+            entry.changed_while_read,
+        ])
+        .map(drop)
+}
+
+fn kind_word(kind: MemberKind) -> &'static str {
+    match kind {
+        MemberKind::File => "file",
+        MemberKind::Folder => "folder",
+        MemberKind::Symlink => "symlink",
+        MemberKind::HardLink => "hardlink",
+        MemberKind::Fifo => "fifo",
+        MemberKind::CharDevice => "char",
+        MemberKind::BlockDevice => "block",
+    }
+}

@@ -1,0 +1,128 @@
+//! From due occurrences to queued runs: each exactly once, with any number of processes (I2).
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Store, Watermark};
+use crate::clock::Timestamp;
+use crate::error::Result;
+
+/// Occurrences of one schedule that have come.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    /// Row of the schedule.
+    pub schedule: i64,
+    /// The watermark they were computed from; nothing happens if it has moved.
+    pub from: Watermark,
+    /// The watermark once they are handled.
+    pub to: Watermark,
+    /// The newest of them.
+    pub occurrence: Timestamp,
+    /// How many there are, the newest included.
+    pub count: u64,
+    /// They are recorded as missed rather than run.
+    pub missed: bool,
+}
+
+/// What became of due occurrences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Materialised {
+    /// A run was queued.
+    Queued(i64),
+    /// The run already queued stands for them too.
+    Counted(i64),
+    /// They were recorded as missed.
+    Missed(i64),
+    /// The newest was a run before, as after a clock that was set back.
+    Known,
+    /// Another process was first, or the schedule was edited meanwhile.
+    Overtaken,
+}
+
+impl Store {
+    /// Turns due occurrences into one queued run, or counts them in the one already queued, and moves the watermark.
+    pub fn materialise(&self, due: &Due, now: Timestamp) -> Result<Materialised> {
+        self.write(|transaction| {
+            if !compare_and_set_watermark(transaction, due.schedule, due.from, due.to)? {
+                return Ok(Materialised::Overtaken);
+            }
+            let known: bool = transaction.query_row(
+                "SELECT EXISTS (SELECT 1 FROM run WHERE trigger = 'schedule' AND schedule_id = ?1 \
+                 AND scheduled_for_ms = ?2)",
+                params![due.schedule, due.occurrence.millis()],
+                |row| row.get(0),
+            )?;
+            if known {
+                return Ok(Materialised::Known);
+            }
+            if due.missed {
+                return insert(transaction, due, "missed", Some(now), now).map(Materialised::Missed);
+            }
+            match queued(transaction, due.schedule)? {
+                Some(run) => count_in(transaction, run, due, now).map(|()| Materialised::Counted(run)),
+                None => insert(transaction, due, "queued", None, now).map(Materialised::Queued),
+            }
+        })
+    }
+}
+
+/// Moves the watermark of an enabled schedule if it still is `from`.
+pub(super) fn compare_and_set_watermark(
+    transaction: &Transaction<'_>,
+    schedule: i64,
+    from: Watermark,
+    to: Watermark,
+) -> rusqlite::Result<bool> {
+    let changed = transaction.execute(
+        "UPDATE schedule SET handled_until_ms = ?2, next_due_at_ms = ?3 \
+         WHERE id = ?1 AND handled_until_ms = ?4 AND next_due_at_ms IS ?5 AND enabled = 1 AND deleted_at_ms IS NULL",
+        params![
+            schedule,
+            to.handled_until.millis(),
+            to.next_due.map(Timestamp::millis),
+            from.handled_until.millis(),
+            from.next_due.map(Timestamp::millis)
+        ],
+    )?;
+    Ok(changed == 1)
+}
+
+/// Returns the queued run of a schedule.
+pub(super) fn queued(transaction: &Transaction<'_>, schedule: i64) -> rusqlite::Result<Option<i64>> {
+    transaction
+        .query_row("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'queued'", [schedule], |row| row.get(0))
+        .optional()
+}
+
+fn insert(
+    transaction: &Transaction<'_>,
+    due: &Due,
+    state: &str,
+    finished_at: Option<Timestamp>,
+    now: Timestamp,
+) -> rusqlite::Result<i64> {
+    let changed = transaction.execute(
+        "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, coalesced, state, not_before_ms, queued_at_ms, \
+             finished_at_ms) \
+         VALUES (?1, 'schedule', ?2, ?3, ?4, ?5, ?5, ?6) ON CONFLICT DO NOTHING",
+        params![
+            due.schedule,
+            due.occurrence.millis(),
+            due.count.saturating_sub(1),
+            state,
+            now.millis(),
+            finished_at.map(Timestamp::millis)
+        ],
+    )?;
+    super::exactly_one(changed)?;
+    Ok(transaction.last_insert_rowid())
+}
+
+/// A new occurrence is a fresh start for the queued run: at once, with the whole budget of tries.
+fn count_in(transaction: &Transaction<'_>, run: i64, due: &Due, now: Timestamp) -> rusqlite::Result<()> {
+    let changed = transaction.execute(
+        "UPDATE run SET scheduled_for_ms = ?2, coalesced = coalesced + ?3, not_before_ms = ?4, tries = 0 \
+         WHERE id = ?1 AND state = 'queued'",
+        params![run, due.occurrence.millis(), due.count, now.millis()],
+    )?;
+    super::exactly_one(changed)
+}

@@ -1,0 +1,353 @@
+//! The history: runs as rows, with their attempts and problems.
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use rusqlite::{Row, named_params, params};
+use uuid::Uuid;
+
+use super::Store;
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::report::{Problem, ProblemKind};
+
+/// What caused a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// Its schedule was due.
+    Schedule,
+    /// Somebody asked.
+    Manual,
+    /// An archive was found and taken into the catalog.
+    Rescan,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Waits to be claimed.
+    Queued,
+    /// A worker has it.
+    Running,
+    /// Done.
+    Succeeded,
+    /// Done, but some source data could not be read whole.
+    Incomplete,
+    /// No good archive came of it.
+    Failed,
+    /// Stopped on request.
+    Cancelled,
+    /// Never begun: its time passed while nobody served, and it was not to be caught up.
+    Missed,
+}
+
+words!(Trigger, Schedule = "schedule", Manual = "manual", Rescan = "rescan");
+words!(
+    RunState,
+    Queued = "queued",
+    Running = "running",
+    Succeeded = "succeeded",
+    Incomplete = "incomplete",
+    Failed = "failed",
+    Cancelled = "cancelled",
+    Missed = "missed"
+);
+
+impl RunState {
+    /// All states, as `history --status` takes them.
+    pub const ALL: [RunState; 7] = [
+        RunState::Queued,
+        RunState::Running,
+        RunState::Succeeded,
+        RunState::Incomplete,
+        RunState::Failed,
+        RunState::Cancelled,
+        RunState::Missed,
+    ];
+
+    /// Says whether the run has ended.
+    pub fn is_final(self) -> bool {
+        !matches!(self, RunState::Queued | RunState::Running)
+    }
+}
+
+/// What a run read and met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunCounts {
+    /// Members of the archive.
+    pub members: u64,
+    /// Files among them.
+    pub files: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    /// Bytes of the archive file.
+    pub archive_bytes: u64,
+    /// Paths with problems, notes included.
+    pub problems: u64,
+    /// Paths whose data is missing or doubtful.
+    pub losses: u64,
+    /// Things worth knowing that are no problems.
+    pub notes: Vec<String>,
+}
+
+/// A run as the history tells it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Its number, as in `@17` and in the archive's name.
+    pub id: i64,
+    /// Row of its schedule.
+    pub schedule_id: i64,
+    /// Name of its schedule.
+    pub schedule_name: String,
+    /// What caused it.
+    pub trigger: Trigger,
+    /// The newest occurrence it stands for.
+    pub scheduled_for: Option<Timestamp>,
+    /// Further occurrences it stands for.
+    pub coalesced: u64,
+    /// Where it stands.
+    pub state: RunState,
+    /// How often it was claimed or taken over.
+    pub attempt: i64,
+    /// Who has it, or had it last.
+    pub worker: Option<Uuid>,
+    /// Not to be claimed before then.
+    pub not_before: Timestamp,
+    /// When it was queued.
+    pub queued_at: Timestamp,
+    /// When its last attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// What it read and met.
+    pub counts: RunCounts,
+    /// Its problems were confirmed as known.
+    pub acknowledged: bool,
+    /// The run that stands for it.
+    pub superseded_by: Option<i64>,
+    /// Why it failed, was cancelled or waits for another try.
+    pub error: Option<String>,
+}
+
+/// One attempt at a run.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Its number.
+    pub attempt: i64,
+    /// Process that made it.
+    pub pid: u32,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: String,
+    /// Why.
+    pub error: Option<String>,
+}
+
+/// Which runs `history` shows.
+#[derive(Clone, Debug, Default)]
+pub struct HistoryFilter {
+    /// Only of this schedule.
+    pub schedule: Option<i64>,
+    /// Only those queued since.
+    pub since: Option<Timestamp>,
+    /// Only those in one of these states; empty means all.
+    pub states: Vec<RunState>,
+    /// At most so many, the newest.
+    pub limit: Option<u32>,
+}
+
+const SELECT: &str = "SELECT run.*, schedule.name AS schedule_name FROM run JOIN schedule ON schedule.id = run.schedule_id";
+
+impl Store {
+    /// Returns a run.
+    ///
+    /// Errors: `NotFound` if there is none of that number.
+    pub fn run(&self, id: i64) -> Result<Run> {
+        use rusqlite::OptionalExtension;
+        let found = self.read(|connection| {
+            connection.prepare_cached(&format!("{SELECT} WHERE run.id = ?1"))?.query_row([id], run_row).optional()
+        })?;
+        found.ok_or_else(|| {
+            Error::not_found(format!("there is no run @{id}")).hint("see `backup-manager history` for those there are")
+        })
+    }
+
+    /// Returns runs, newest first.
+    pub fn history(&self, filter: &HistoryFilter) -> Result<Vec<Run>> {
+        let states = filter.states.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(",");
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "{SELECT} WHERE (:schedule IS NULL OR run.schedule_id = :schedule) \
+                     AND (:since IS NULL OR run.queued_at_ms >= :since) \
+                     AND (:states = '' OR instr(',' || :states || ',', ',' || run.state || ',') > 0) \
+                     ORDER BY run.id DESC LIMIT :limit"
+                ))?
+                .query_map(
+                    named_params! {
+                        ":schedule": filter.schedule,
+                        ":since": filter.since.map(Timestamp::millis),
+                        ":states": states,
+                        ":limit": filter.limit.map_or(-1, i64::from),
+                    },
+                    run_row,
+                )?
+                .collect()
+        })
+    }
+
+    /// Returns the runs that a worker has, living or not.
+    pub fn running(&self) -> Result<Vec<Run>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!("{SELECT} WHERE run.state = 'running' ORDER BY run.id"))?
+                .query_map([], run_row)?
+                .collect()
+        })
+    }
+
+    /// Returns when the next queued run may be claimed.
+    pub fn next_not_before(&self) -> Result<Option<Timestamp>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT min(not_before_ms) FROM run WHERE state = 'queued'")?
+                .query_row([], |row| row.get::<_, Option<i64>>(0))
+                .map(|at| at.map(Timestamp::from_millis))
+        })
+    }
+
+    /// Returns the last run of a schedule that ended and was not merely cancelled or stood for by another.
+    pub fn last_ended(&self, schedule: i64) -> Result<Option<Run>> {
+        use rusqlite::OptionalExtension;
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "{SELECT} WHERE run.schedule_id = ?1 AND run.superseded_by IS NULL AND run.trigger <> 'rescan' \
+                     AND run.state IN ('succeeded', 'incomplete', 'failed', 'missed') ORDER BY run.id DESC LIMIT 1"
+                ))?
+                .query_row([schedule], run_row)
+                .optional()
+        })
+    }
+
+    /// Returns the attempts at a run, in order.
+    pub fn attempts(&self, run: i64) -> Result<Vec<Attempt>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT attempt, pid, started_at_ms, ended_at_ms, outcome, error FROM attempt WHERE run_id = ?1 \
+                     ORDER BY attempt",
+                )?
+                .query_map([run], |row| {
+                    Ok(Attempt {
+                        attempt: row.get(0)?,
+                        pid: row.get(1)?,
+                        started_at: Timestamp::from_millis(row.get(2)?),
+                        ended_at: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_millis),
+                        outcome: row.get(4)?,
+                        error: row.get(5)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    /// Returns up to `limit` problems of a run, in the order they were met.
+    pub fn problems(&self, run: i64, limit: u32) -> Result<Vec<Problem>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT path, kind, reason FROM run_problem WHERE run_id = ?1 ORDER BY sequence LIMIT ?2",
+                )?
+                .query_map(params![run, limit], |row| {
+                    let path: Vec<u8> = row.get(0)?;
+                    Ok(Problem { path: path.into(), kind: row.get(1)?, reason: row.get(2)? })
+                })?
+                .collect()
+        })
+    }
+
+    /// Counts the losses of a run that the run before it with an archive did not have.
+    pub fn new_problems(&self, run: &Run) -> Result<u64> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT count(*) FROM run_problem AS new WHERE new.run_id = ?1 \
+                     AND new.kind NOT IN ('grew', 'skipped') AND NOT EXISTS ( \
+                         SELECT 1 FROM run_problem AS old WHERE old.path = new.path AND old.run_id = ( \
+                             SELECT max(id) FROM run WHERE schedule_id = ?2 AND id < ?1 \
+                             AND state IN ('succeeded', 'incomplete')))",
+                )?
+                .query_row(params![run.id, run.schedule_id], |row| row.get(0))
+        })
+    }
+
+    /// Confirms the problems of a run as known.
+    pub fn acknowledge(&self, run: i64, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            transaction.execute("UPDATE run SET acknowledged_at_ms = ?2 WHERE id = ?1", params![run, now.millis()])?;
+            transaction.execute("UPDATE archive SET acknowledged = 1 WHERE run_id = ?1", [run]).map(drop)
+        })
+    }
+
+    /// Asks the running run of a schedule to stop and ends its queued one; returns how many runs that were.
+    pub fn cancel(&self, schedule: i64, now: Timestamp) -> Result<usize> {
+        self.write(|transaction| {
+            let running = transaction.execute(
+                "UPDATE run SET cancel_requested_at_ms = ?2 WHERE schedule_id = ?1 AND state = 'running'",
+                params![schedule, now.millis()],
+            )?;
+            Ok(running + super::claims::cancel_queued(transaction, schedule, "cancelled on request", now)?)
+        })
+    }
+}
+
+impl FromSql for ProblemKind {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let word = value.as_str()?;
+        let all = [
+            ProblemKind::Unreadable,
+            ProblemKind::Vanished,
+            ProblemKind::Changed,
+            ProblemKind::Grew,
+            ProblemKind::Replaced,
+            ProblemKind::Skipped,
+        ];
+        all.into_iter().find(|kind| kind.as_str() == word).ok_or(FromSqlError::InvalidType)
+    }
+}
+
+fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
+    let time = |name: &str| -> rusqlite::Result<Option<Timestamp>> {
+        Ok(row.get::<_, Option<i64>>(name)?.map(Timestamp::from_millis))
+    };
+    let notes: Option<String> = row.get("notes")?;
+    Ok(Run {
+        id: row.get("id")?,
+        schedule_id: row.get("schedule_id")?,
+        schedule_name: row.get("schedule_name")?,
+        trigger: row.get("trigger")?,
+        scheduled_for: time("scheduled_for_ms")?,
+        coalesced: row.get("coalesced")?,
+        state: row.get("state")?,
+        attempt: row.get("attempt")?,
+        worker: row.get::<_, Option<String>>("worker")?.map(|text| super::parse_uuid(&text)).transpose()?,
+        not_before: Timestamp::from_millis(row.get("not_before_ms")?),
+        queued_at: Timestamp::from_millis(row.get("queued_at_ms")?),
+        started_at: time("started_at_ms")?,
+        finished_at: time("finished_at_ms")?,
+        counts: RunCounts {
+            members: row.get("members")?,
+            files: row.get("files")?,
+            content_bytes: row.get("content_bytes")?,
+            archive_bytes: row.get("archive_bytes")?,
+            problems: row.get("problems")?,
+            losses: row.get("losses")?,
+            notes: notes.map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default(),
+        },
+        acknowledged: time("acknowledged_at_ms")?.is_some(),
+        superseded_by: row.get("superseded_by")?,
+        error: row.get("error")?,
+    })
+}

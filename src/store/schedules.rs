@@ -1,0 +1,301 @@
+//! Schedules as rows: made, edited, paused, deleted, and found when due.
+
+use chrono_tz::Tz;
+use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
+
+use super::Store;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::{Cadence, CatchUp, Compression, Schedule, ScheduleName};
+
+/// A schedule with what the engine keeps of it.
+#[derive(Clone, Debug)]
+pub struct ScheduleRow {
+    /// Row number; stays the same when a deleted name is made again.
+    pub id: i64,
+    /// What the user said.
+    pub schedule: Schedule,
+    /// How far its occurrences are runs or counted in one, and when the next comes.
+    pub watermark: Watermark,
+    /// The next run may find the source emptied.
+    pub accepted: bool,
+    /// Deleted schedules keep their row, for history and archives.
+    pub deleted: bool,
+}
+
+/// How far a schedule's occurrences have been handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermark {
+    /// Every occurrence up to here is a run or counted in exactly one (I2).
+    pub handled_until: Timestamp,
+    /// The next occurrence after that; `None` for a schedule without one.
+    pub next_due: Option<Timestamp>,
+}
+
+/// Whether a schedule that was made is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revived {
+    /// The name was never used.
+    New,
+    /// The name had been deleted; its history and archives belong to it again.
+    FromHistory,
+}
+
+const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, catch_up, verify, enabled, \
+     handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms";
+
+impl Store {
+    /// Returns the schedules that are not deleted, in the order of `list`.
+    pub fn schedules(&self) -> Result<Vec<ScheduleRow>> {
+        self.select_schedules("deleted_at_ms IS NULL ORDER BY position", [])
+    }
+
+    /// Returns the schedule of a name, deleted or not.
+    pub fn schedule_named(&self, name: &str) -> Result<Option<ScheduleRow>> {
+        Ok(self.select_schedules("name = ?1", [name])?.pop())
+    }
+
+    /// Returns the schedule of a row number, deleted or not.
+    pub fn schedule(&self, id: i64) -> Result<ScheduleRow> {
+        self.select_schedules("id = ?1", [id])?
+            .pop()
+            .ok_or_else(|| Error::not_found(format!("there is no schedule with row {id}")))
+    }
+
+    /// Returns up to `limit` schedules whose next occurrence has come, the most overdue first.
+    pub fn due_schedules(&self, now: Timestamp, limit: u32) -> Result<Vec<ScheduleRow>> {
+        self.select_schedules(
+            "enabled = 1 AND deleted_at_ms IS NULL AND next_due_at_ms IS NOT NULL AND next_due_at_ms <= ?1 \
+             ORDER BY next_due_at_ms LIMIT ?2",
+            params![now.millis(), limit],
+        )
+    }
+
+    /// Returns the schedules whose handled instant lies after `limit`, as after a clock that was wrong.
+    pub fn schedules_handled_after(&self, limit: Timestamp) -> Result<Vec<ScheduleRow>> {
+        self.select_schedules(
+            "enabled = 1 AND deleted_at_ms IS NULL AND handled_until_ms > ?1",
+            [limit.millis()],
+        )
+    }
+
+    /// Returns when the next occurrence of all comes.
+    pub fn next_due(&self) -> Result<Option<Timestamp>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT next_due_at_ms FROM schedule WHERE enabled = 1 AND deleted_at_ms IS NULL \
+                     AND next_due_at_ms IS NOT NULL ORDER BY next_due_at_ms LIMIT 1",
+                )?
+                .query_row([], |row| row.get(0).map(Timestamp::from_millis))
+                .optional()
+        })
+    }
+
+    /// Makes schedules, all or none; a deleted name is made anew with its history.
+    ///
+    /// Errors: `Usage` naming the first name already in use.
+    pub fn create_schedules(&self, new: &[(Schedule, Watermark)], now: Timestamp) -> Result<Vec<(i64, Revived)>> {
+        self.write_or(|transaction| {
+            new.iter().map(|(schedule, watermark)| self.create_schedule(transaction, schedule, *watermark, now)).collect()
+        })
+    }
+
+    fn create_schedule(
+        &self,
+        transaction: &Transaction<'_>,
+        schedule: &Schedule,
+        watermark: Watermark,
+        now: Timestamp,
+    ) -> Result<(i64, Revived)> {
+        let name = schedule.name.as_str();
+        let existing: Option<(i64, bool)> = transaction
+            .query_row("SELECT id, deleted_at_ms IS NULL FROM schedule WHERE name = ?1", [name], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
+            .map_err(|e| self.fault(e))?;
+        let (id, revived) = match existing {
+            Some((_, true)) => {
+                return Err(Error::usage(format!("the name \"{name}\" is already used by a schedule"))
+                    .hint(format!("choose another name, or change it with `backup-manager edit {name}`")));
+            }
+            Some((id, false)) => (Some(id), Revived::FromHistory),
+            None => (None, Revived::New),
+        };
+        write_schedule(transaction, id, schedule, watermark, now).map(|id| (id, revived)).map_err(|e| self.fault(e))
+    }
+
+    /// Puts what the user changed in place of what was; earlier occurrences are not run after the fact.
+    pub fn edit_schedules(&self, edited: &[(i64, Schedule, Watermark)], now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            for (id, schedule, watermark) in edited {
+                update_schedule(transaction, *id, schedule, *watermark, now)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes, edits and deletes in one transaction, as an import does.
+    pub fn apply_schedules(
+        &self,
+        created: &[(Schedule, Watermark)],
+        edited: &[(i64, Schedule, Watermark)],
+        deleted: &[i64],
+        now: Timestamp,
+    ) -> Result<()> {
+        self.write_or(|transaction| {
+            for id in deleted {
+                delete_schedule(transaction, *id, now).map_err(|e| self.fault(e))?;
+            }
+            for (id, schedule, watermark) in edited {
+                update_schedule(transaction, *id, schedule, *watermark, now).map_err(|e| self.fault(e))?;
+            }
+            for (schedule, watermark) in created {
+                self.create_schedule(transaction, schedule, *watermark, now)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Deletes a schedule; history and archives stay, a queued run is cancelled.
+    pub fn delete_schedule(&self, id: i64, now: Timestamp) -> Result<()> {
+        self.write(|transaction| delete_schedule(transaction, id, now))
+    }
+
+    /// Moves the watermark if it still is what it was; says whether it was.
+    pub fn move_watermark(&self, id: i64, from: Watermark, to: Watermark) -> Result<bool> {
+        self.write(|transaction| super::occurrences::compare_and_set_watermark(transaction, id, from, to))
+    }
+
+    /// Lets the next run find its source emptied or shrunken, once.
+    pub fn accept_source(&self, id: i64, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            transaction
+                .execute("UPDATE schedule SET accepted_at_ms = ?2 WHERE id = ?1", params![id, now.millis()])
+                .map(drop)
+        })
+    }
+
+    fn select_schedules(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<ScheduleRow>> {
+        let rows: Vec<rusqlite::Result<Result<ScheduleRow>>> = self.read(|connection| {
+            let mut statement =
+                connection.prepare_cached(&format!("SELECT {COLUMNS} FROM schedule WHERE {condition}"))?;
+            Ok(statement.query_map(parameters, |row| schedule_row(row))?.collect())
+        })?;
+        rows.into_iter().map(|row| row.map_err(|e| self.fault(e))?).collect()
+    }
+}
+
+/// Inserts a schedule, or overwrites the deleted row `id` of the same name; either way it comes last in the list.
+fn write_schedule(
+    transaction: &Transaction<'_>,
+    id: Option<i64>,
+    schedule: &Schedule,
+    watermark: Watermark,
+    now: Timestamp,
+) -> rusqlite::Result<i64> {
+    let position: i64 =
+        transaction.query_row("SELECT coalesce(max(position), 0) + 1 FROM schedule", [], |row| row.get(0))?;
+    let id = match id {
+        Some(id) => {
+            transaction.execute(
+                "UPDATE schedule SET position = ?2, created_at_ms = ?3, deleted_at_ms = NULL, accepted_at_ms = NULL \
+                 WHERE id = ?1",
+                params![id, position, now.millis()],
+            )?;
+            id
+        }
+        None => {
+            transaction.execute(
+                "INSERT INTO schedule (name, position, source, compression, excludes, retention, catch_up, verify, \
+                     enabled, handled_until_ms, created_at_ms, edited_at_ms) \
+                 VALUES (?1, ?2, ?3, 'none', '{}', '{}', 'latest', 1, 1, 0, ?4, ?4)",
+                params![schedule.name.as_str(), position, schedule.source, now.millis()],
+            )?;
+            transaction.last_insert_rowid()
+        }
+    };
+    update_schedule(transaction, id, schedule, watermark, now)?;
+    Ok(id)
+}
+
+fn update_schedule(
+    transaction: &Transaction<'_>,
+    id: i64,
+    schedule: &Schedule,
+    watermark: Watermark,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    let json = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
+    let changed = transaction.execute(
+        "UPDATE schedule SET source = :source, cadence = :cadence, zone = :zone, compression = :compression, \
+             excludes = :excludes, retention = :retention, catch_up = :catch_up, verify = :verify, enabled = :enabled, \
+             handled_until_ms = :handled_until, next_due_at_ms = :next_due, edited_at_ms = :now WHERE id = :id",
+        named_params! {
+            ":id": id,
+            ":source": schedule.source,
+            ":cadence": schedule.cadence.as_ref().map(ToString::to_string),
+            ":zone": schedule.zone.map(Tz::name),
+            ":compression": schedule.compression.to_string(),
+            ":excludes": serde_json::to_string(&schedule.excludes).map_err(json)?,
+            ":retention": serde_json::to_string(&schedule.retention).map_err(json)?,
+            ":catch_up": schedule.catch_up.as_str(),
+            ":verify": schedule.verify,
+            ":enabled": schedule.enabled,
+            ":handled_until": watermark.handled_until.millis(),
+            ":next_due": watermark.next_due.map(Timestamp::millis),
+            ":now": now.millis(),
+        },
+    )?;
+    if !schedule.enabled {
+        super::claims::cancel_queued(transaction, id, "the schedule was paused", now)?;
+    }
+    super::exactly_one(changed)
+}
+
+fn delete_schedule(transaction: &Transaction<'_>, id: i64, now: Timestamp) -> rusqlite::Result<()> {
+    super::claims::cancel_queued(transaction, id, "the schedule was deleted", now)?;
+    let changed = transaction.execute(
+        "UPDATE schedule SET deleted_at_ms = ?2, next_due_at_ms = NULL WHERE id = ?1 AND deleted_at_ms IS NULL",
+        params![id, now.millis()],
+    )?;
+    super::exactly_one(changed)
+}
+
+fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
+    let id: i64 = row.get("id")?;
+    let cadence: Option<String> = row.get("cadence")?;
+    let zone: Option<String> = row.get("zone")?;
+    let (name, compression): (String, String) = (row.get("name")?, row.get("compression")?);
+    let (excludes, retention): (String, String) = (row.get("excludes")?, row.get("retention")?);
+    let catch_up: String = row.get("catch_up")?;
+    let (source, verify, enabled) = (row.get("source")?, row.get("verify")?, row.get("enabled")?);
+    let watermark = Watermark {
+        handled_until: Timestamp::from_millis(row.get("handled_until_ms")?),
+        next_due: row.get::<_, Option<i64>>("next_due_at_ms")?.map(Timestamp::from_millis),
+    };
+    let accepted = row.get::<_, Option<i64>>("accepted_at_ms")?.is_some();
+    let deleted = row.get::<_, Option<i64>>("deleted_at_ms")?.is_some();
+    let parse = || -> Result<ScheduleRow> {
+        let json = |error| Error::failed("its options").because(error);
+        let schedule = Schedule {
+            name: ScheduleName::parse(&name)?,
+            source,
+            cadence: cadence.as_deref().map(str::parse::<Cadence>).transpose()?,
+            zone: zone.as_deref().map(crate::schedule::parse_zone).transpose()?,
+            compression: compression.parse::<Compression>()?,
+            excludes: serde_json::from_str(&excludes).map_err(json)?,
+            retention: serde_json::from_str(&retention).map_err(json)?,
+            catch_up: catch_up.parse::<CatchUp>()?,
+            verify,
+            enabled,
+        };
+        Ok(ScheduleRow { id, schedule, watermark, accepted, deleted })
+    };
+    Ok(parse().map_err(|cause| {
+        Error::new(ErrorKind::Failed, format!("the schedule \"{name}\" in the database cannot be read"))
+            .because(cause)
+            .hint(format!("mend it with `backup-manager edit {name}` of the version that wrote it, or delete it"))
+    }))
+}
