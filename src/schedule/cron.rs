@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub struct CronExpr {
     /// As written, with single spaces.
     text: String,
-    pattern: CronPattern,
+    pattern: Box<CronPattern>,
     hours: Vec<i64>,
     minutes: Vec<i64>,
     seconds: Vec<i64>,
@@ -58,7 +58,7 @@ impl CronExpr {
             seconds: values(&pattern.seconds),
             at_a_fixed_time,
             text: text.clone(),
-            pattern,
+            pattern: Box::new(pattern),
         };
         let empty = expr.hours.is_empty() || expr.minutes.is_empty() || expr.seconds.is_empty();
         // After 400 years the calendar repeats with its weekdays.

@@ -21,46 +21,47 @@ impl Spec {
     /// Parses `PATH;HH:MM;NAME`, split at the last two `;`: the path may hold more of them. Blanks around time and name
     /// are dropped, those of the path are its own. Every malformation is a usage error of its own.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let refuse = |why: &str| Error::usage(format!("\"{}\" is not a schedule: {why}", shown(bytes))).hint(FORM);
+        Self::parse_or_reason(bytes)
+            .map_err(|reason| Error::usage(format!("\"{}\" is not a schedule: {reason}", printable(bytes))).hint(FORM))
+    }
+
+    /// Parses as [`parse`](Self::parse) does; the error is the bare reason.
+    pub(super) fn parse_or_reason(bytes: &[u8]) -> std::result::Result<Self, String> {
         let mut parts = bytes.rsplitn(3, |&b| b == b';');
         let (Some(name), Some(times), Some(source)) = (parts.next(), parts.next(), parts.next()) else {
-            let missing = match bytes.iter().filter(|&&b| b == b';').count() {
-                0 => "it has no \";\", so time and name are missing",
-                _ => "it has only one \";\", so a part is missing",
-            };
-            return Err(refuse(missing));
+            return Err(match bytes.contains(&b';') {
+                true => "it has only one \";\", so a part is missing".to_owned(),
+                false => "it has no \";\", so time and name are missing".to_owned(),
+            });
         };
         if source.is_empty() {
-            return Err(refuse("the path is empty"));
+            return Err("the path is empty".to_owned());
         }
         if source.contains(&0) {
-            return Err(refuse("the path has a NUL byte"));
+            return Err("the path has a NUL byte".to_owned());
         }
-        let text = |part: &[u8], what: &str| match std::str::from_utf8(part) {
-            Ok(text) => Ok(text.trim_matches([' ', '\t']).to_owned()),
-            Err(_) => Err(refuse(&format!("the {what} is not UTF-8"))),
-        };
-        let times = text(times, "time")?;
-        if times.is_empty() {
-            return Err(refuse("the time is empty"));
-        }
-        let name = text(name, "name")?;
-        if name.is_empty() {
-            return Err(refuse("the name is empty"));
-        }
+        let times = text_of(times, "time")?;
+        let name = text_of(name, "name")?;
         Ok(Spec {
             source: source.to_vec(),
-            times: DailyTimes::parse(&times).map_err(|e| refuse(&e.to_string()))?,
-            name: ScheduleName::parse(&name).map_err(|e| refuse(&e.to_string()))?,
+            times: DailyTimes::parse(times).map_err(|e| e.to_string())?,
+            name: ScheduleName::parse(name).map_err(|e| e.to_string())?,
         })
     }
 }
 
-fn shown(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
-        .collect()
+fn text_of<'a>(part: &'a [u8], what: &str) -> std::result::Result<&'a str, String> {
+    let text = std::str::from_utf8(part).map_err(|_| format!("the {what} is not UTF-8"))?;
+    match text.trim_matches([' ', '\t']) {
+        "" => Err(format!("the {what} is empty")),
+        text => Ok(text),
+    }
+}
+
+/// Returns `bytes` as text for a message: what is not UTF-8 replaced, control characters escaped.
+pub(super) fn printable(bytes: &[u8]) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
+    String::from_utf8_lossy(bytes).chars().map(escaped).collect()
 }
 
 #[cfg(test)]
