@@ -1,7 +1,184 @@
-//! Schedules and their parts, as values: what, when, how, and what is kept.
+//! Schedules and their parts, as values: what, when, how, and what is kept. Nothing here asks the clock, the disk or
+//! the store.
 
+mod cadence;
 mod compression;
+mod cron;
 mod excludes;
+mod form;
+mod name;
+mod retention;
+mod spec;
+pub mod text_file;
+mod wall;
+mod when;
+mod zone;
 
+use std::fmt;
+use std::str::FromStr;
+
+use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
+
+pub use cadence::{Cadence, DailyTimes, Missed, TimeOfDay};
 pub use compression::Compression;
+pub use cron::CronExpr;
 pub use excludes::Excludes;
+pub use name::ScheduleName;
+pub use retention::Retention;
+pub use spec::Spec;
+pub use when::{format_age, parse_age, parse_when};
+pub use zone::{ServiceZone, ZoneOrigin, parse_zone, service_zone};
+
+use crate::error::{Error, Result};
+
+/// What happens to occurrences that came while no service was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CatchUp {
+    /// One run for the newest of them, which counts those it stands for.
+    #[default]
+    Latest,
+    /// They are recorded as missed.
+    Skip,
+}
+
+impl CatchUp {
+    /// Returns the word used in the store, in options and in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CatchUp::Latest => "latest",
+            CatchUp::Skip => "skip",
+        }
+    }
+}
+
+impl fmt::Display for CatchUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for CatchUp {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "latest" => Ok(CatchUp::Latest),
+            "skip" => Ok(CatchUp::Skip),
+            _ => Err(Error::usage(format!("\"{}\" is not a way to catch up", text.escape_debug()))
+                .hint("write latest or skip")),
+        }
+    }
+}
+
+/// A schedule whole: all that `export --format json` writes and that an archive carries, and nothing of its history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "form::ScheduleForm", into = "form::ScheduleForm")]
+pub struct Schedule {
+    /// The name, which is the identity.
+    pub name: ScheduleName,
+    /// The path to back up, bytes as written; a relative one is relative to the home.
+    pub source: Vec<u8>,
+    /// When it is due; `None` after a rescan that found only archives of it.
+    pub cadence: Option<Cadence>,
+    /// The zone of the cadence; `None` means the service's.
+    pub zone: Option<Tz>,
+    /// Codec and level of new archives.
+    pub compression: Compression,
+    /// What is left out.
+    pub excludes: Excludes,
+    /// What is kept.
+    pub retention: Retention,
+    /// What happens to missed occurrences.
+    pub catch_up: CatchUp,
+    /// Whether what a run wrote is read back before the run is done.
+    pub verify: bool,
+    /// Whether it is due at all; `false` while paused.
+    pub enabled: bool,
+}
+
+impl Schedule {
+    /// Makes a schedule with the default options.
+    pub fn new(name: ScheduleName, source: Vec<u8>, cadence: Cadence) -> Self {
+        Schedule {
+            name,
+            source,
+            cadence: Some(cadence),
+            zone: None,
+            compression: Compression::default(),
+            excludes: Excludes::default(),
+            retention: Retention::default(),
+            catch_up: CatchUp::default(),
+            verify: true,
+            enabled: true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn docs() -> Schedule {
+        let cadence = Cadence::parse_daily("09:00,18:30").unwrap();
+        Schedule::new(ScheduleName::parse("docs").unwrap(), b"documents".to_vec(), cadence)
+    }
+
+    #[test]
+    fn the_names_of_the_fields_stay() {
+        let written = serde_json::to_string(&docs()).unwrap();
+        let excludes = r#"{"globs":[],"files":[],"caches":false,"if_present":[],"one_file_system":false}"#;
+        let retention = r#"{"daily":7,"weekly":4,"monthly":6,"within":"3d","manual":"14d"}"#;
+        assert_eq!(
+            written,
+            format!(
+                "{{\"name\":\"docs\",\"source\":\"documents\",\"cadence\":\"09:00,18:30\",\"zone\":null,\
+                 \"compression\":\"none\",\"excludes\":{excludes},\"retention\":{retention},\
+                 \"catch_up\":\"latest\",\"verify\":true,\"enabled\":true}}"
+            )
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let full = Schedule {
+            source: b"/caf\xe9".to_vec(),
+            cadence: Some(Cadence::parse_cron("*/15  * * * mon-fri").unwrap()),
+            zone: Some(Tz::Europe__Paris),
+            compression: Compression::Zstd(7),
+            retention: Retention { all: true, ..Retention::EMPTY },
+            catch_up: CatchUp::Skip,
+            verify: false,
+            enabled: false,
+            ..docs()
+        };
+        let rescanned = Schedule { cadence: None, ..docs() };
+        for schedule in [docs(), full, rescanned] {
+            let json = serde_json::to_string(&schedule).unwrap();
+            assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), schedule, "{json}");
+        }
+        let least = r#"{"name":"docs","source":"documents","cadence":"09:00,18:30"}"#;
+        assert_eq!(serde_json::from_str::<Schedule>(least).unwrap(), docs());
+    }
+
+    #[test]
+    fn what_is_wrong_in_json_is_refused() {
+        for bad in [
+            r#"{"name":"docs"}"#,
+            r#"{"name":"a/b","source":"x"}"#,
+            r#"{"name":"docs","source":""}"#,
+            r#"{"name":"docs","source":"x\u0000"}"#,
+            r#"{"name":"docs","source":"x","surprise":1}"#,
+            r#"{"name":"docs","source":"x","cadence":"25:00"}"#,
+            r#"{"name":"docs","source":"x","zone":"Nowhere"}"#,
+            r#"{"name":"docs","source":"x","source_b64":"eQ=="}"#,
+            r#"{"name":"docs","source":"x","source_b64":"*"}"#,
+            r#"{"name":"docs","source":"x","retention":{}}"#,
+            r#"{"name":"docs","source":"x","excludes":{"glob":[]}}"#,
+            r#"{"name":"docs","source":"x","catch_up":"all"}"#,
+        ] {
+            assert!(serde_json::from_str::<Schedule>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! When a schedule is due: fixed times of day or a cron expression, and the instants they mean in a zone.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use chrono_tz::Tz;
+
+use super::cron::CronExpr;
+use super::wall::{self, DAY, FARTHEST, FIRST, LAST};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+
+/// A time of day on the wall clock, to the minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TimeOfDay {
+    hour: u8,
+    minute: u8,
+}
+
+impl TimeOfDay {
+    /// Parses `9:00` or `09:00`: hours 0 to 23 with one or two digits, minutes with two. Else a usage error.
+    pub fn parse(text: &str) -> Result<Self> {
+        let refuse = |why: &str| {
+            Err(Error::usage(format!("\"{}\" is not a time of day: {why}", text.escape_debug()))
+                .hint("write hours and minutes like 09:00 or 23:30"))
+        };
+        let Some((hour, minute)) = text.split_once(':') else {
+            return refuse("it has no \":\"");
+        };
+        if hour.is_empty() || minute.is_empty() || !hour.bytes().chain(minute.bytes()).all(|b| b.is_ascii_digit()) {
+            return refuse("hours and minutes are numbers");
+        }
+        if hour.len() > 2 {
+            return refuse("the hour has one or two digits");
+        }
+        if minute.len() != 2 {
+            return refuse("the minutes have two digits");
+        }
+        let number = |digits: &str| digits.bytes().fold(0, |number, digit| number * 10 + (digit - b'0'));
+        match (number(hour), number(minute)) {
+            (24.., _) => refuse("hours go from 0 to 23"),
+            (_, 60..) => refuse("minutes go from 00 to 59"),
+            (hour, minute) => Ok(TimeOfDay { hour, minute }),
+        }
+    }
+
+    /// Returns the hour, 0 to 23.
+    pub fn hour(self) -> u8 {
+        self.hour
+    }
+
+    /// Returns the minute, 0 to 59.
+    pub fn minute(self) -> u8 {
+        self.minute
+    }
+
+    fn seconds(self) -> i64 {
+        i64::from(self.hour) * 3_600 + i64::from(self.minute) * 60
+    }
+}
+
+impl fmt::Display for TimeOfDay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02}:{:02}", self.hour, self.minute)
+    }
+}
+
+impl FromStr for TimeOfDay {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
+/// Times of day: at least one, sorted, none twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DailyTimes(Vec<TimeOfDay>);
+
+impl DailyTimes {
+    /// Sorts `times` and drops repetitions; `None` if there are none.
+    pub fn new(mut times: Vec<TimeOfDay>) -> Option<Self> {
+        times.sort_unstable();
+        times.dedup();
+        (!times.is_empty()).then_some(DailyTimes(times))
+    }
+
+    /// Parses times joined by commas: `09:00,18:30`. Else a usage error.
+    pub fn parse(text: &str) -> Result<Self> {
+        let times = text.split(',').map(|time| TimeOfDay::parse(time.trim_matches([' ', '\t'])));
+        Ok(DailyTimes::new(times.collect::<Result<_>>()?).expect("splitting gives at least one part"))
+    }
+
+    /// Returns the times in order.
+    pub fn as_slice(&self) -> &[TimeOfDay] {
+        &self.0
+    }
+}
+
+impl fmt::Display for DailyTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, time) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{time}")?;
+        }
+        Ok(())
+    }
+}
+
+/// When a schedule is due. As text `09:00,18:30` or `cron */15 * * * *`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cadence {
+    /// Every day at these times.
+    Daily(DailyTimes),
+    /// As a cron expression says.
+    Cron(CronExpr),
+}
+
+/// Occurrences that came while nobody was there to see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// The newest of them.
+    pub newest: Timestamp,
+    /// How many there are; no more than the limit that was asked for.
+    pub count: u64,
+}
+
+/// How far around an instant the period looks: a little over a year.
+const NEARBY_DAYS: i64 = 400;
+
+impl Cadence {
+    /// Parses times of day joined by commas: `09:00,18:30`.
+    pub fn parse_daily(text: &str) -> Result<Self> {
+        DailyTimes::parse(text).map(Cadence::Daily)
+    }
+
+    /// Parses a cron expression of five fields, or six with seconds in front.
+    pub fn parse_cron(text: &str) -> Result<Self> {
+        CronExpr::parse(text).map(Cadence::Cron)
+    }
+
+    /// Returns the first occurrence strictly after `after`, if one comes before the year 10000.
+    ///
+    /// Times of day, and cron expressions that mean one, come once a day: at the first instant after a gap they fall
+    /// into, and at the first pass of an overlap. Other cron expressions follow real time: not in a gap, and at both
+    /// passes of an overlap.
+    pub fn next_after(&self, zone: Tz, after: Timestamp) -> Option<Timestamp> {
+        let after = after.millis().div_euclid(1_000).max(FIRST);
+        if after >= LAST {
+            return None;
+        }
+        let next = match self {
+            Cadence::Daily(times) => next_fixed(zone, after, Some, times.0.iter().map(|time| time.seconds())),
+            Cadence::Cron(cron) if cron.is_at_a_fixed_time() => {
+                next_fixed(zone, after, |day| cron.next_day(day), [cron.first_of_day()].into_iter())
+            }
+            Cadence::Cron(cron) => next_flowing(zone, after, cron),
+        };
+        next.filter(|&next| next <= LAST).map(|next| Timestamp::from_millis(next * 1_000))
+    }
+
+    /// Returns the longest usual time between two occurrences in the year around `around`; changes of the clock are
+    /// left out.
+    pub fn period(&self, zone: Tz, around: Timestamp) -> Duration {
+        let seconds = match self {
+            Cadence::Daily(DailyTimes(times)) => {
+                let overnight = DAY - (times[times.len() - 1].seconds() - times[0].seconds());
+                times.windows(2).map(|pair| pair[1].seconds() - pair[0].seconds()).fold(overnight, i64::max)
+            }
+            Cadence::Cron(cron) => {
+                let around = around.millis().div_euclid(1_000).clamp(FIRST, LAST);
+                let today = (around + wall::offset(zone, around)).div_euclid(DAY);
+                let mut days = Vec::new();
+                let mut day = cron.next_day(today - NEARBY_DAYS);
+                while let Some(found) = day.filter(|&day| days.len() < 2 || day <= today + NEARBY_DAYS) {
+                    days.push(found);
+                    day = cron.next_day(found + 1);
+                }
+                // Only at the end of the calendar there is no second day.
+                if days.len() < 2 { DAY } else { cron.longest_gap(&days) }
+            }
+        };
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    }
+
+    /// Returns the newest of the occurrences after `after` up to and including `until`, and how many they are, counting
+    /// no more than `limit`. `None` if there are none. The time it takes depends on `limit`, not on how many they are.
+    pub fn missed(&self, zone: Tz, after: Timestamp, until: Timestamp, limit: u64) -> Option<Missed> {
+        let next = |after| self.next_after(zone, after).filter(|&next| next <= until);
+        let mut newest = next(after)?;
+        let mut count = 1;
+        while count < limit {
+            match next(newest) {
+                Some(later) => newest = later,
+                None => return Some(Missed { newest, count }),
+            }
+            count += 1;
+        }
+        // `low` is always an occurrence, and there is none after `high`.
+        let (mut low, mut high) = (newest.millis(), until.millis().min(LAST * 1_000));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match next(Timestamp::from_millis(middle)) {
+                Some(later) => (newest, low) = (later, later.millis()),
+                None => high = middle,
+            }
+        }
+        Some(Missed { newest, count: limit.min(count) })
+    }
+}
+
+/// Finds the first instant after `after` at which the wall clock first shows one of `times` (seconds from midnight,
+/// sorted) or later on a day out of `next_day`, which gives the first such day at or after a day.
+fn next_fixed(
+    zone: Tz,
+    after: i64,
+    next_day: impl Fn(i64) -> Option<i64>,
+    times: impl Iterator<Item = i64> + Clone,
+) -> Option<i64> {
+    // A later reading of the wall clock is first shown later or at once, so the first one found is the earliest, and
+    // readings before the present one have been shown already.
+    let mut day = next_day((after + wall::offset(zone, after)).div_euclid(DAY))?;
+    loop {
+        let shown = times.clone().map(|time| wall::first_showing(zone, day * DAY + time));
+        if let Some(found) = shown.into_iter().find(|&at| at > after) {
+            return Some(found);
+        }
+        day = next_day(day + 1)?;
+    }
+}
+
+/// Finds the first instant after `after` at which the wall clock shows what `cron` asks for.
+fn next_flowing(zone: Tz, after: i64, cron: &CronExpr) -> Option<i64> {
+    // Changes of the offset move the wall clock by less than this, so a match farther ahead is certainly not passed.
+    const REACH: i64 = 2 * FARTHEST;
+    let mut from = after + 1;
+    while from <= LAST {
+        let shown = from + wall::offset(zone, from);
+        let nearest = cron.next_shown(shown - REACH)?;
+        if nearest > shown + 2 * REACH {
+            from += nearest - shown - REACH;
+            continue;
+        }
+        let found = cron.next_shown(shown).map(|next| from + (next - shown));
+        let until = found.unwrap_or(LAST).min(from + DAY);
+        let changed = wall::offset_changes(zone, from, until);
+        if changed > until && found == Some(until) {
+            return found;
+        }
+        from = changed;
+    }
+    None
+}
+
+impl fmt::Display for Cadence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cadence::Daily(times) => times.fmt(f),
+            Cadence::Cron(cron) => write!(f, "cron {cron}"),
+        }
+    }
+}
+
+impl FromStr for Cadence {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.strip_prefix("cron ") {
+            Some(expression) => Self::parse_cron(expression),
+            None => Self::parse_daily(text),
+        }
+    }
+}

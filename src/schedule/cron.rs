@@ -1,0 +1,263 @@
+//! Cron expressions: croner reads and checks them, and says which days they mean. When they come in a zone with its
+//! gaps and overlaps is worked out in `cadence`, from what this module says of the wall clock alone.
+
+use std::fmt;
+
+use chrono::{DateTime, Datelike, NaiveDate};
+use croner::parser::{CronParser, Seconds, Year};
+use croner::{CronComponent, CronPattern, JobType, Weekday};
+
+use super::wall::{DAY, LAST};
+use crate::error::{Error, Result};
+
+/// A cron expression of five fields, or six with seconds in front, that comes at least once.
+#[derive(Clone, Debug)]
+pub struct CronExpr {
+    /// As written, with single spaces.
+    text: String,
+    pattern: Box<CronPattern>,
+    hours: Vec<i64>,
+    minutes: Vec<i64>,
+    seconds: Vec<i64>,
+    at_a_fixed_time: bool,
+}
+
+const HINT: &str = "write minute, hour, day, month and weekday (or six fields with seconds in front), \
+                    like \"30 2 * * 1-5\"";
+
+/// The fields from the left when there are six: what they are called, their largest step, the words they may hold.
+const FIELDS: [(&str, u32, &[&str]); 6] = [
+    ("second", 60, &[]),
+    ("minute", 60, &[]),
+    ("hour", 24, &[]),
+    ("day", 31, &["L", "W", "LW"]),
+    ("month", 12, &["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]),
+    (
+        "weekday",
+        7,
+        &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT", "L", "SUNL", "MONL", "TUEL", "WEDL", "THUL", "FRIL", "SATL"],
+    ),
+];
+
+impl CronExpr {
+    /// Checks an expression. What cannot be read, and what never comes (30 February), is a usage error.
+    pub fn parse(text: &str) -> Result<Self> {
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let refuse = |why: &str| Error::usage(format!("\"{text}\" is not a cron expression: {why}")).hint(HINT);
+        check_fields(&text).map_err(|why| refuse(&why))?;
+        let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
+        let cron = parser.parse(&text).map_err(|e| refuse(&e.to_string()))?;
+        let at_a_fixed_time = cron.determine_job_type() == JobType::FixedTime;
+        let mut pattern = cron.pattern;
+        // The years are not ours to match, and their table weighs more than all the rest.
+        pattern.years = CronComponent::new(0, 0, 0, 0);
+        let values = |component: &CronComponent| component.values().into_iter().map(i64::from).collect::<Vec<_>>();
+        let expr = CronExpr {
+            hours: values(&pattern.hours),
+            minutes: values(&pattern.minutes),
+            seconds: values(&pattern.seconds),
+            at_a_fixed_time,
+            text: text.clone(),
+            pattern: Box::new(pattern),
+        };
+        let empty = expr.hours.is_empty() || expr.minutes.is_empty() || expr.seconds.is_empty();
+        // After 400 years the calendar repeats with its weekdays.
+        if empty || expr.next_day_until(0, 400 * 366).is_none() {
+            return Err(refuse("it never comes"));
+        }
+        Ok(expr)
+    }
+
+    /// Returns the expression as written, with single spaces.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Says whether second, minute and hour are each a single number: such an expression means a time of day, as
+    /// `--at` does, and any other one follows real time.
+    pub fn is_at_a_fixed_time(&self) -> bool {
+        self.at_a_fixed_time
+    }
+
+    /// Returns the first time of day, in seconds from midnight on the wall clock.
+    pub(super) fn first_of_day(&self) -> i64 {
+        self.hours[0] * 3_600 + self.minutes[0] * 60 + self.seconds[0]
+    }
+
+    /// Returns the first day at or after `day` that matches; both count from 1970-01-01.
+    pub(super) fn next_day(&self, day: i64) -> Option<i64> {
+        self.next_day_until(day, LAST / DAY)
+    }
+
+    fn next_day_until(&self, day: i64, until: i64) -> Option<i64> {
+        let mut day = day;
+        while day <= until {
+            let date = DateTime::from_timestamp(day.checked_mul(DAY)?, 0)?.date_naive();
+            if !self.pattern.month_match(date.month()).unwrap_or(false) {
+                day += days_left_in_month(date);
+                continue;
+            }
+            let weekday = Weekday::from_days_from_sunday(date.weekday().num_days_from_sunday());
+            if self.pattern.day_match(date.year(), date.month(), date.day(), weekday).unwrap_or(false) {
+                return Some(day);
+            }
+            day += 1;
+        }
+        None
+    }
+
+    /// Returns the first time at or after `shown` that matches; both are readings of a wall clock without gaps or
+    /// overlaps, in seconds from 1970-01-01.
+    pub(super) fn next_shown(&self, shown: i64) -> Option<i64> {
+        let today = shown.div_euclid(DAY);
+        let day = self.next_day(today)?;
+        if day == today
+            && let Some(time) = self.next_time(shown.rem_euclid(DAY))
+        {
+            return Some(day * DAY + time);
+        }
+        let day = if day == today { self.next_day(today + 1)? } else { day };
+        Some(day * DAY + self.first_of_day())
+    }
+
+    /// Returns the first matching time of day at or after `time`, in seconds from midnight.
+    fn next_time(&self, time: i64) -> Option<i64> {
+        let (hour, minute, second) = (time / 3_600, time / 60 % 60, time % 60);
+        let start_of_minute = self.minutes[0] * 60 + self.seconds[0];
+        if self.hours.binary_search(&hour).is_ok() {
+            if self.minutes.binary_search(&minute).is_ok()
+                && let Some(second) = at_or_after(&self.seconds, second)
+            {
+                return Some(hour * 3_600 + minute * 60 + second);
+            }
+            if let Some(minute) = at_or_after(&self.minutes, minute + 1) {
+                return Some(hour * 3_600 + minute * 60 + self.seconds[0]);
+            }
+        }
+        at_or_after(&self.hours, hour + 1).map(|hour| hour * 3_600 + start_of_minute)
+    }
+
+    /// Returns the longest time, in seconds, from one match to the next on a wall clock without gaps or overlaps, if
+    /// it matches on just these `days` (sorted).
+    pub(super) fn longest_gap(&self, days: &[i64]) -> i64 {
+        // What is left of a step from one hour to the next, say, is less by what the minutes and seconds span.
+        let (mut longest, mut span) = (0, 0);
+        for (values, unit) in [(&self.seconds[..], 1), (&self.minutes, 60), (&self.hours, 3_600), (days, DAY)] {
+            let step = values.windows(2).map(|pair| pair[1] - pair[0]).max();
+            longest = longest.max(step.map_or(0, |step| step * unit - span));
+            span += (values[values.len() - 1] - values[0]) * unit;
+        }
+        longest
+    }
+}
+
+fn at_or_after(sorted: &[i64], least: i64) -> Option<i64> {
+    sorted.get(sorted.partition_point(|&value| value < least)).copied()
+}
+
+/// Returns the days from `date` to the first of the next month.
+fn days_left_in_month(date: NaiveDate) -> i64 {
+    i64::from(date.num_days_in_month()) - i64::from(date.day()) + 1
+}
+
+/// Refuses what croner would read as something else than was meant: other words than the field's own ("0 MON * * *"),
+/// and steps that go beyond it ("*/90" minutes would be every hour).
+fn check_fields(text: &str) -> std::result::Result<(), String> {
+    let fields: Vec<&str> = text.split(' ').filter(|field| !field.is_empty()).collect();
+    if !(5..=6).contains(&fields.len()) {
+        return Err(format!("it has {} fields", fields.len()));
+    }
+    for (field, (name, largest_step, words)) in fields.iter().rev().zip(FIELDS.iter().rev()) {
+        for word in field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()) {
+            if !words.contains(&word.to_uppercase().as_str()) {
+                return Err(format!("\"{word}\" has no meaning in the field for the {name}"));
+            }
+        }
+        for part in field.split(',') {
+            if part.is_empty() {
+                return Err(format!("a comma in the field for the {name} has nothing beside it"));
+            }
+            let step = part.split_once('/').and_then(|(_, step)| step.parse::<u32>().ok());
+            if step.is_some_and(|step| step > *largest_step) {
+                return Err(format!("the step in \"{part}\" goes beyond the field for the {name}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl PartialEq for CronExpr {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for CronExpr {}
+
+impl fmt::Display for CronExpr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_croner_would_misread_is_refused_with_its_reason() {
+        for (bad, reason) in [
+            ("", "0 fields"),
+            ("* * * *", "4 fields"),
+            ("* * * * * * *", "7 fields"),
+            ("@daily", "1 fields"),
+            ("0 MON * * *", "\"MON\" has no meaning in the field for the hour"),
+            ("0 0 * * JAN", "weekday"),
+            ("0 0 * * MONDAY", "MONDAY"),
+            ("*/90 * * * *", "goes beyond the field for the minute"),
+            ("0 0,,1 * * *", "comma"),
+            ("0 0 , * *", "comma"),
+            ("60 * * * *", "60 * * * *"),
+            ("0 24 * * *", "0 24"),
+            ("0 0 0 * *", "0 0 0"),
+            ("0 0 * 13 *", "13"),
+            ("0 0 30 2 *", "never comes"),
+            ("0 0 31 4,6,9,11 *", "never comes"),
+            ("0 0 * * L", "never comes"),
+            ("5/10 * * * *", "5/10"),
+            ("0 0 * * 1;2", "illegal"),
+            ("０ 0 * * *", "illegal"),
+        ] {
+            let error = CronExpr::parse(bad).expect_err(bad);
+            assert!(error.to_string().contains(reason), "{bad}: {error}");
+            assert!(error.next_step().is_some());
+        }
+    }
+
+    #[test]
+    fn a_time_of_day_is_told_from_what_follows_real_time() {
+        for fixed in ["30 2 * * *", "0 30 2 * * 1-5", "0 0 29 2 *", "5-5 2 L * *"] {
+            assert!(CronExpr::parse(fixed).unwrap().is_at_a_fixed_time(), "{fixed}");
+        }
+        for flowing in ["* * * * *", "30 * * * *", "30 2,3 * * *", "0,30 2 * * *", "* 30 2 * * *", "0 */24 * * *"] {
+            assert!(!CronExpr::parse(flowing).unwrap().is_at_a_fixed_time(), "{flowing}");
+        }
+    }
+
+    #[test]
+    fn days_are_found_across_months_and_centuries() {
+        let day = |text: &str| NaiveDate::parse_from_str(text, "%F").unwrap().to_epoch_days() as i64;
+        for (cron, from, found) in [
+            ("0 0 29 2 *", "2026-01-01", "2028-02-29"),
+            ("0 0 29 2 *", "2096-03-01", "2104-02-29"),
+            ("0 0 L * *", "2026-02-01", "2026-02-28"),
+            ("0 0 * * 5#5", "2026-02-01", "2026-05-29"),
+            ("0 0 13 * +5", "2026-04-01", "2026-11-13"),
+            ("0 0 * * 7", "2026-11-23", "2026-11-29"),
+            ("0 0 LW 5 *", "2026-01-01", "2026-05-29"),
+            ("0 0 13 * 5", "2026-11-01", "2026-11-06"),
+        ] {
+            assert_eq!(CronExpr::parse(cron).unwrap().next_day(day(from)), Some(day(found)), "{cron}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A schedule as JSON: what `export --format json` writes and every archive carries. The names of the fields stay.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use super::{CatchUp, Compression, Excludes, Retention, Schedule, ScheduleName, parse_zone};
+use crate::error::{Error, Result};
+
+/// The fields as they stand in JSON. Only name and source must be there when it is read.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScheduleForm {
+    name: ScheduleName,
+    source: String,
+    /// Beside `source`, where that is not UTF-8 and `source` only shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source_b64: Option<String>,
+    #[serde(default)]
+    cadence: Option<String>,
+    #[serde(default)]
+    zone: Option<String>,
+    #[serde(default)]
+    compression: Option<String>,
+    #[serde(default)]
+    excludes: Excludes,
+    #[serde(default)]
+    retention: Retention,
+    #[serde(default)]
+    catch_up: CatchUp,
+    #[serde(default = "yes")]
+    verify: bool,
+    #[serde(default = "yes")]
+    enabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl From<Schedule> for ScheduleForm {
+    fn from(schedule: Schedule) -> Self {
+        let (source, source_b64) = match String::from_utf8(schedule.source) {
+            Ok(text) => (text, None),
+            Err(bytes) => {
+                let bytes = bytes.into_bytes();
+                (String::from_utf8_lossy(&bytes).into_owned(), Some(STANDARD.encode(&bytes)))
+            }
+        };
+        ScheduleForm {
+            name: schedule.name,
+            source,
+            source_b64,
+            cadence: schedule.cadence.map(|cadence| cadence.to_string()),
+            zone: schedule.zone.map(|zone| zone.name().to_owned()),
+            compression: Some(schedule.compression.to_string()),
+            excludes: schedule.excludes,
+            retention: schedule.retention,
+            catch_up: schedule.catch_up,
+            verify: schedule.verify,
+            enabled: schedule.enabled,
+        }
+    }
+}
+
+impl TryFrom<ScheduleForm> for Schedule {
+    type Error = Error;
+
+    fn try_from(form: ScheduleForm) -> Result<Self> {
+        let source = match form.source_b64 {
+            None => form.source.into_bytes(),
+            Some(encoded) => {
+                let bytes = STANDARD
+                    .decode(&encoded)
+                    .map_err(|e| Error::usage(format!("source_b64 of \"{}\" is not base64", form.name)).because(e))?;
+                if String::from_utf8_lossy(&bytes) != form.source {
+                    return Err(Error::usage(format!("source and source_b64 of \"{}\" differ", form.name))
+                        .hint("change both, or leave out source_b64"));
+                }
+                bytes
+            }
+        };
+        if source.is_empty() || source.contains(&0) {
+            return Err(Error::usage(format!("the source of \"{}\" is no path", form.name))
+                .hint("a path is not empty and has no NUL byte"));
+        }
+        Ok(Schedule {
+            source,
+            cadence: form.cadence.map(|text| text.parse()).transpose()?,
+            zone: form.zone.map(|text| parse_zone(&text)).transpose()?,
+            compression: form.compression.map_or(Ok(Compression::default()), |text| text.parse())?,
+            name: form.name,
+            excludes: form.excludes,
+            retention: form.retention,
+            catch_up: form.catch_up,
+            verify: form.verify,
+            enabled: form.enabled,
+        })
+    }
+}
