@@ -2,11 +2,20 @@
 //!
 //! The modules stand on four floors, and a module imports from lower floors only; `docs/design.md` draws them.
 
+pub mod archive;
+pub mod archive_folder;
+pub mod cli;
 pub mod clock;
 pub mod error;
-pub mod member;
-pub mod report;
-pub mod schedule;
 pub mod home;
+pub mod member;
+pub mod prune;
+pub mod recovery;
+pub mod report;
+pub mod runner;
+pub mod schedule;
+pub mod service;
+pub mod source;
 pub mod store;
+pub mod transfer;
 pub mod worker;
