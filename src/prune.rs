@@ -16,6 +16,11 @@ pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
     finish_deletions(home, store)
 }
 
+/// Takes the stable names of a deleted schedule away, where they lead to nothing any more.
+pub fn remove_stable_names(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<()> {
+    archive_folder::refresh_stable_names(home, store, std::slice::from_ref(row), &Silent, now)
+}
+
 /// Finishes what was marked `deleting`, by this process or one that died.
 pub fn finish_deletions(home: &Home, store: &Store) -> Result<()> {
     let deleting = store.deleting()?;

@@ -151,10 +151,9 @@ impl KeepOptions {
             all: self.keep_all,
             manual: self.keep_manual.as_deref().map(crate::schedule::parse_age).transpose()?,
         };
-        if retention == Retention::NOTHING {
+        if retention == Retention::EMPTY {
             return Ok(None);
         }
-        retention.check()?;
-        Ok(Some(retention))
+        Retention::from_options(retention).map(Some)
     }
 }

@@ -4,6 +4,7 @@
 //! before the proof, the proof before `complete`. Whatever stops in between, recovery knows from the row what is on disk.
 
 pub mod pipeline;
+mod preview;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -25,6 +26,7 @@ use crate::store::{
 };
 use crate::worker::Worker;
 use pipeline::Written;
+pub use preview::{Listing, free_bytes, list_source, measure};
 
 /// Pause before writing a run's end again, where the database could not take it.
 const END_RETRY: Duration = Duration::from_secs(30);

@@ -30,6 +30,7 @@ pub use spec::Spec;
 pub use when::{format_age, parse_age, parse_when};
 pub use zone::{ServiceZone, ZoneOrigin, parse_zone, service_zone};
 
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
 /// What happens to occurrences that came while no service was there.
@@ -113,6 +114,11 @@ impl Schedule {
             verify: true,
             enabled: true,
         }
+    }
+
+    /// Returns the next occurrence after an instant, in the schedule's own zone or else in `service_zone`.
+    pub fn next_after(&self, service_zone: Tz, after: Timestamp) -> Option<Timestamp> {
+        self.cadence.as_ref().and_then(|cadence| cadence.next_after(self.zone.unwrap_or(service_zone), after))
     }
 }
 

@@ -21,6 +21,10 @@ pub struct ScheduleRow {
     pub accepted: bool,
     /// Deleted schedules keep their row, for history and archives.
     pub deleted: bool,
+    /// When it was made, or made anew.
+    pub created_at: Timestamp,
+    /// When it was last changed, paused or resumed.
+    pub edited_at: Timestamp,
 }
 
 /// How far a schedule's occurrences have been handled.
@@ -42,7 +46,7 @@ pub enum Revived {
 }
 
 const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, catch_up, verify, enabled, \
-     handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms";
+     handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms, created_at_ms, edited_at_ms";
 
 impl Store {
     /// Returns the schedules that are not deleted, in the order of `list`.
@@ -277,6 +281,8 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
     };
     let accepted = row.get::<_, Option<i64>>("accepted_at_ms")?.is_some();
     let deleted = row.get::<_, Option<i64>>("deleted_at_ms")?.is_some();
+    let created_at = Timestamp::from_millis(row.get("created_at_ms")?);
+    let edited_at = Timestamp::from_millis(row.get("edited_at_ms")?);
     let parse = || -> Result<ScheduleRow> {
         let json = |error| Error::failed("its options").because(error);
         let schedule = Schedule {
@@ -291,7 +297,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
             verify,
             enabled,
         };
-        Ok(ScheduleRow { id, schedule, watermark, accepted, deleted })
+        Ok(ScheduleRow { id, schedule, watermark, accepted, deleted, created_at, edited_at })
     };
     Ok(parse().map_err(|cause| {
         Error::new(ErrorKind::Failed, format!("the schedule \"{name}\" in the database cannot be read"))

@@ -1,0 +1,132 @@
+//! `import` and `export`: the text file, and JSON.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::Context;
+use super::output::{self, Format};
+use crate::archive::place;
+use crate::error::{Error, ErrorKind, Result};
+use crate::transfer::{self, Imported};
+
+/// Form of a file of schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FileFormat {
+    /// path;hh:mm;name a line
+    Text,
+    /// Everything, with all options
+    Json,
+}
+
+#[derive(Args)]
+pub struct ImportArgs {
+    /// File, or - for standard input [default: HOME/backup_schedules.txt]
+    file: Option<PathBuf>,
+    /// Also delete schedules that the file lacks
+    #[arg(long)]
+    replace: bool,
+    /// Form of the file
+    #[arg(long, value_enum, default_value = "text")]
+    format: FileFormat,
+}
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// File [default: standard output]
+    file: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+    /// Form of the file
+    #[arg(long, value_enum, default_value = "text")]
+    format: FileFormat,
+}
+
+pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
+    let path = args.file.clone().unwrap_or_else(|| context.home.text_file());
+    let (name, bytes) = read(&path)?;
+    // A file that cannot be used leaves no new database behind.
+    let entries = match args.format {
+        FileFormat::Text => Some(transfer::parse_text(&bytes, &name)?),
+        FileFormat::Json => None,
+    };
+    let store = context.open_or_create("import")?;
+    let (zone, now) = (context.default_zone(&store)?, context.now());
+    let imported = match &entries {
+        Some(entries) => transfer::import_text(&store, entries, args.replace, zone, now)?,
+        None => transfer::import_json(&store, &bytes, &name, args.replace, zone, now)?,
+    };
+    tell(context, &name, &imported)?;
+    Ok(0)
+}
+
+fn read(path: &Path) -> Result<(String, Vec<u8>)> {
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).map_err(Error::io("read", "standard input"))?;
+        return Ok(("standard input".to_owned(), bytes));
+    }
+    let bytes = fs::read(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => Error::not_found(format!("there is no text file {}", path.display()))
+            .hint("name it: backup-manager import FILE"),
+        io::ErrorKind::IsADirectory => Error::usage(format!("{} is a folder", path.display()))
+            .hint("name the text file: backup-manager import FILE"),
+        _ => Error::io("read", path)(e),
+    })?;
+    Ok((path.display().to_string(), bytes))
+}
+
+fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
+    if context.format == Format::Json {
+        return output::print_json(&json!({
+            "created": imported.created,
+            "changed": imported.changed,
+            "deleted": imported.deleted,
+            "unchanged": imported.unchanged,
+        }));
+    }
+    for (word, names) in [("new", &imported.created), ("changed", &imported.changed), ("deleted", &imported.deleted)] {
+        for schedule in names {
+            context.say(&format!("{word}: {schedule}"));
+        }
+    }
+    let total = imported.created.len() + imported.changed.len() + imported.unchanged;
+    context.say(&format!(
+        "{name}: {}, {} new, {} changed, {} deleted, {} as they were",
+        output::count(total as u64, "schedule"),
+        imported.created.len(),
+        imported.changed.len(),
+        imported.deleted.len(),
+        imported.unchanged
+    ));
+    Ok(())
+}
+
+pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
+    let store = context.open("export")?;
+    let rows = store.schedules()?;
+    let (bytes, left_out) = match args.format {
+        FileFormat::Text => transfer::export_text(&rows),
+        FileFormat::Json => (transfer::export_json(&rows)?, Vec::new()),
+    };
+    match &args.file {
+        None => output::print_bytes(&bytes)?,
+        Some(file) if !args.force && file.symlink_metadata().is_ok() => {
+            return Err(Error::usage(format!("{} is there already", file.display()))
+                .hint("replace it with --force, or name another file"));
+        }
+        Some(file) => {
+            let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
+            place::put(&absolute, &bytes, context.home.file_mode(), args.force)?;
+            context.say(&format!("wrote {}", file.display()));
+        }
+    }
+    for (name, reason) in &left_out {
+        context.warn(&format!("{name} is not in the text file: {reason} (`export --format json` holds everything)"));
+    }
+    Ok(if left_out.is_empty() { 0 } else { ErrorKind::Incomplete.exit_code() })
+}

@@ -1,0 +1,93 @@
+//! What a run would take in, without writing anything.
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Source;
+use crate::clock::Clock;
+use crate::error::{Error, Result};
+use crate::home::Home;
+use crate::member::MemberKind;
+use crate::report::Problem;
+use crate::source::{self, WalkOptions};
+use crate::store::ScheduleRow;
+
+/// How much a source holds, as far as it was looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Members an archive would have.
+    pub members: u64,
+    /// Bytes of content, each file once however many names it has.
+    pub bytes: u64,
+    /// Paths that cannot be read.
+    pub problems: Vec<Problem>,
+    /// False if it was stopped before the end.
+    pub complete: bool,
+}
+
+/// Tells `visit` every member that a run of the schedule would archive: its name in the archive and its size.
+pub fn list_source(
+    home: &Home,
+    row: &ScheduleRow,
+    visit: &mut dyn FnMut(&[u8], u64) -> Result<()>,
+) -> Result<Listing> {
+    let mut failed = None;
+    let listing = walk(home, row, &mut |path, size| match visit(path, size) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    failed.map_or(Ok(listing), Err)
+}
+
+/// Adds up the source of a schedule, for `limit` at most.
+pub fn measure(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duration) -> Result<Listing> {
+    let started = clock.monotonic();
+    walk(home, row, &mut |_, _| {
+        if clock.monotonic().saturating_sub(started) > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+}
+
+fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>) -> Result<Listing> {
+    let source = Source::find(home, row)?;
+    let never = home.never_archived();
+    let options = WalkOptions {
+        root: &source.root,
+        root_name: &source.root_name,
+        excludes: &row.schedule.excludes,
+        patterns: &source.patterns,
+        never: &never,
+    };
+    let mut listing = Listing { complete: true, ..Listing::default() };
+    let mut problems = Vec::new();
+    let mut linked = HashSet::new();
+    source::walk(
+        &options,
+        &mut |found| {
+            let first_name = found.stat.links < 2 || linked.insert((found.stat.device, found.stat.inode));
+            let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };
+            listing.members += 1;
+            listing.bytes += size;
+            let flow = visit(found.path.as_bytes(), size);
+            listing.complete = flow.is_continue();
+            flow
+        },
+        &mut |problem| problems.push(problem),
+    )?;
+    listing.problems = problems;
+    Ok(listing)
+}
+
+/// Returns the bytes that may still be written below `path`, or below the nearest folder above it that exists.
+pub fn free_bytes(path: &Path) -> Result<u64> {
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    let facts = rustix::fs::statvfs(existing)
+        .map_err(io::Error::from)
+        .map_err(Error::io("look at the file system of", existing))?;
+    Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
+}
