@@ -2,6 +2,7 @@
 //!
 //! The modules stand on four floors, and a module imports from lower floors only; `docs/design.md` draws them.
 
+pub mod archive;
 pub mod clock;
 pub mod error;
 pub mod member;
