@@ -39,7 +39,7 @@ impl PendingFile {
     }
 
     fn create_exclusive(temp: &Path, mode: u32) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).mode(0).open(temp)?;
+        let file = File::options().read(true).write(true).create_new(true).mode(0o000).open(temp)?;
         let pending = PendingFile { file, temp: TempName { path: temp.to_owned(), armed: true } };
         set_mode(&pending.file, mode)?;
         Ok(pending)
