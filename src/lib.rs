@@ -8,3 +8,4 @@ pub mod error;
 pub mod member;
 pub mod report;
 pub mod schedule;
+pub mod source;

@@ -34,17 +34,24 @@ impl MemberPath {
         Ok(MemberPath(trimmed.into()))
     }
 
-    /// Returns the path of `name` in this folder. `name` must be one component.
+    /// Returns the path of `name` in this folder. `name` must be one component. Copies the path but does not check it
+    /// again: a walk makes one path per file, and paths may be a megabyte long.
     pub fn child(&self, name: &OsStr) -> Result<Self> {
         let name = name.as_bytes();
-        if name.contains(&b'/') {
+        if matches!(name, b"" | b"." | b"..") || name.iter().any(|&b| b == b'/' || b == 0) {
             return Err(Error::usage(format!("\"{}\" is not a single name", String::from_utf8_lossy(name))));
         }
         let mut joined = Vec::with_capacity(self.0.len() + 1 + name.len());
         joined.extend_from_slice(&self.0);
         joined.push(b'/');
         joined.extend_from_slice(name);
-        Self::parse(&joined)
+        Ok(MemberPath(joined.into()))
+    }
+
+    /// Returns the path of the folder that holds it; none for a single component.
+    pub fn parent(&self) -> Option<Self> {
+        let slash = self.0.iter().rposition(|&b| b == b'/')?;
+        Some(MemberPath(self.0[..slash].into()))
     }
 
     /// Returns the bytes of the path.
@@ -208,6 +215,18 @@ mod tests {
         paths.sort();
         let names: Vec<_> = paths.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["a", "a/b/c", "a/z", "a-b", "a.txt"]);
+    }
+
+    #[test]
+    fn a_child_is_one_component_and_has_its_folder_as_parent() {
+        let folder = MemberPath::parse(b"a/b").unwrap();
+        for bad in ["", ".", "..", "x/y", "/", "x\0"] {
+            assert!(folder.child(OsStr::new(bad)).is_err(), "{bad:?}");
+        }
+        let child = folder.child(OsStr::from_bytes(b"caf\xe9\n")).unwrap();
+        assert_eq!(child, MemberPath::parse(b"a/b/caf\xe9\n").unwrap());
+        assert_eq!(child.parent(), Some(folder));
+        assert_eq!(MemberPath::parse(b"a").unwrap().parent(), None);
     }
 
     #[test]

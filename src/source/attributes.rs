@@ -1,0 +1,69 @@
+//! Extended attributes, ACLs and capabilities among them.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use rustix::fs::{fgetxattr, flistxattr, getxattr, lgetxattr, listxattr, llistxattr};
+use rustix::io::Errno;
+
+/// Names and values of extended attributes, sorted by name.
+pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
+
+/// Most answers fit: one call for a file without attributes.
+const FIRST_BYTES: usize = 1024;
+
+/// The kernel's limit for a list of names and for a value alike.
+const LARGEST_BYTES: usize = 64 * 1024;
+
+/// Reads those of an open file.
+pub(super) fn of_handle(file: impl AsFd) -> Result<Xattrs, Errno> {
+    let file = file.as_fd();
+    collect(|buffer| flistxattr(file, buffer), |name, buffer| fgetxattr(file, name, buffer))
+}
+
+/// Reads those of what lies at `path`, a link itself and not what it leads to.
+pub(super) fn of_path(path: &Path) -> Result<Xattrs, Errno> {
+    collect(|buffer| llistxattr(path, buffer), |name, buffer| lgetxattr(path, name, buffer))
+}
+
+/// Reads those of what lies at `path`, through links.
+pub(super) fn of_path_followed(path: &Path) -> Result<Xattrs, Errno> {
+    collect(|buffer| listxattr(path, buffer), |name, buffer| getxattr(path, name, buffer))
+}
+
+fn collect(
+    list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&CStr, &mut [u8]) -> Result<usize, Errno>,
+) -> Result<Xattrs, Errno> {
+    let names = match grown(&list) {
+        Err(Errno::OPNOTSUPP) => return Ok(Xattrs::new()),
+        names => names?,
+    };
+    let mut xattrs = Xattrs::new();
+    for name in names.split_inclusive(|&b| b == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        match grown(|buffer| get(name, buffer)) {
+            Ok(value) => xattrs.push((name.to_bytes().into(), value.into())),
+            // Gone since it was listed, or listed by a file system that does not serve it as mounted.
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    xattrs.sort_unstable();
+    Ok(xattrs)
+}
+
+fn grown(fill: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    let mut small = [0; FIRST_BYTES];
+    match fill(&mut small) {
+        Ok(length) => Ok(small[..length].to_vec()),
+        Err(Errno::RANGE) => {
+            let mut large = vec![0; LARGEST_BYTES];
+            let length = fill(&mut large)?;
+            large.truncate(length);
+            Ok(large)
+        }
+        Err(errno) => Err(errno),
+    }
+}

@@ -1,0 +1,150 @@
+//! A file of the source, open: its content, its holes, and whether it changed while it was read.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{SeekFrom, fstat, seek};
+use rustix::io::{Errno, pread, retry_on_intr};
+
+use super::attributes::{self, Xattrs};
+use super::found::{Found, Stat};
+use super::trouble::Trouble;
+use crate::report::Problem;
+
+/// More extents than this are told coarser: what is between two of them is then read as the zeros it is.
+const MOST_EXTENTS: usize = 65_536;
+
+/// A span of a file that holds data; what lies between such spans is holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Bytes in it.
+    pub length: u64,
+}
+
+/// What became of a file while it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stability {
+    /// Neither content nor attributes changed, as far as the system tells.
+    Unchanged,
+    /// It is longer now, and nothing else speaks for a change. The system does not tell whether what stood there before
+    /// was also overwritten.
+    Grew,
+    /// It changed in another way.
+    Changed,
+}
+
+/// A regular file opened for reading.
+#[derive(Debug)]
+pub struct OpenFile {
+    file: OwnedFd,
+    stat: Stat,
+    found: Found,
+}
+
+impl OpenFile {
+    pub(super) fn new(file: OwnedFd, stat: Stat, found: Found) -> Self {
+        OpenFile { file, stat, found }
+    }
+
+    /// Returns what the system said when it was opened, or at the last [`OpenFile::refresh`].
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// Returns the spans that hold data, in order, none beyond the size at opening; none at all for a file without
+    /// holes, or where the file system does not tell.
+    pub fn data_extents(&self) -> Result<Option<Vec<Extent>>, Problem> {
+        // A compressing file system takes this road too, and finds no hole.
+        if self.stat.allocated >= self.stat.size {
+            return Ok(None);
+        }
+        let extents = match self.find_extents() {
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) => return Ok(None),
+            extents => extents.map_err(|errno| self.problem(errno))?,
+        };
+        let is_whole = extents == [Extent { offset: 0, length: self.stat.size }];
+        Ok((!is_whole).then_some(extents))
+    }
+
+    fn find_extents(&self) -> Result<Vec<Extent>, Errno> {
+        let size = self.stat.size;
+        let mut extents = Vec::new();
+        let mut position = 0;
+        while position < size {
+            let start = match seek(&self.file, SeekFrom::Data(position)) {
+                Err(Errno::NXIO) => break,
+                start => start?.min(size),
+            };
+            // A file cut off or punched just now may answer with no progress: the rest counts as data then.
+            let end = match seek(&self.file, SeekFrom::Hole(start)) {
+                Err(Errno::NXIO) => size,
+                end => end?.min(size),
+            };
+            let end = if end > start { end } else { size };
+            if start < size {
+                extents.push(Extent { offset: start, length: end - start });
+            }
+            if extents.len() > MOST_EXTENTS {
+                halve(&mut extents);
+            }
+            position = end;
+        }
+        Ok(extents)
+    }
+
+    /// Reads into `buffer` from `offset` on and returns how many bytes that were; 0 at the end. Never waits for data
+    /// that is not there (`/proc` has such files): that is an error of the kind `WouldBlock`.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(retry_on_intr(|| pread(&self.file, &mut *buffer, offset))?)
+    }
+
+    /// Reads its extended attributes.
+    pub fn xattrs(&self) -> Result<Xattrs, Problem> {
+        attributes::of_handle(&self.file).map_err(|errno| self.problem(errno))
+    }
+
+    /// Compares the file with what it was at opening (or at the last [`OpenFile::refresh`]). Told by size and times
+    /// through the same handle, so what other files take its name does not matter.
+    pub fn check(&self) -> Result<Stability, Problem> {
+        let now = self.look()?;
+        let then = &self.stat;
+        // A new link or a read moves nothing here that counts; a new name moves `changed`, and that counts, for
+        // whoever sets `modified` back by hand leaves no other trace.
+        let same_owner_and_mode = (now.mode, now.uid, now.gid) == (then.mode, then.uid, then.gid);
+        let same_times = (now.modified, now.changed) == (then.modified, then.changed);
+        let later = now.modified >= then.modified && now.changed >= then.changed;
+        Ok(if now.size == then.size && same_times && same_owner_and_mode {
+            Stability::Unchanged
+        } else if now.size > then.size && later && same_owner_and_mode {
+            Stability::Grew
+        } else {
+            Stability::Changed
+        })
+    }
+
+    /// Takes the file as it is now for what it is to be compared with: the first step of reading it once more.
+    pub fn refresh(&mut self) -> Result<(), Problem> {
+        self.stat = self.look()?;
+        Ok(())
+    }
+
+    fn look(&self) -> Result<Stat, Problem> {
+        let stat = fstat(&self.file).map_err(|errno| self.problem(errno))?;
+        Ok(Stat::from_system(&stat).1)
+    }
+
+    fn problem(&self, errno: Errno) -> Problem {
+        Trouble::from(errno).at(&self.found.fs_path())
+    }
+}
+
+/// Joins each two neighbours to one.
+fn halve(extents: &mut Vec<Extent>) {
+    let joined = extents.chunks(2).map(|pair| {
+        let end = pair[pair.len() - 1].offset + pair[pair.len() - 1].length;
+        Extent { offset: pair[0].offset, length: end - pair[0].offset }
+    });
+    *extents = joined.collect();
+}
