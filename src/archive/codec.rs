@@ -1,0 +1,212 @@
+//! Chunks encoded and decoded: a gzip member, a zstd frame with checksum, or the bytes as they are.
+
+use libdeflater::{CompressionLvl, Compressor, Decompressor};
+use zstd::zstd_safe::{CParameter, DParameter};
+
+use super::buffer::Buffer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::Compression;
+
+/// How the chunks of an archive file are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    /// As they are.
+    Plain,
+    /// A gzip member each.
+    Gzip,
+    /// A zstd frame each.
+    Zstd,
+}
+
+impl Codec {
+    /// Tells the codec from the first bytes of a file; whatever is neither gzip nor zstd counts as plain.
+    pub fn of_first_bytes(bytes: &[u8]) -> Codec {
+        match bytes {
+            [0x1f, 0x8b, 8, ..] => Codec::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Codec::Zstd,
+            _ => Codec::Plain,
+        }
+    }
+}
+
+impl From<Compression> for Codec {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::None => Codec::Plain,
+            Compression::Gzip(_) => Codec::Gzip,
+            Compression::Zstd(_) => Codec::Zstd,
+        }
+    }
+}
+
+/// A chunk as it goes into an archive file.
+#[derive(Debug)]
+pub struct EncodedChunk {
+    /// The bytes to be written.
+    pub stored: Buffer,
+    /// BLAKE3 of the bytes to be written.
+    pub stored_digest: [u8; 32],
+    /// Number of bytes of tar in it.
+    pub content_length: u64,
+    /// BLAKE3 of the bytes of tar in it.
+    pub content_digest: [u8; 32],
+}
+
+/// Encodes chunks, one at a time. Keeps the codec's memory from one to the next.
+pub struct Encoder(EncoderKind);
+
+enum EncoderKind {
+    Plain,
+    Gzip(Compressor),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Encoder {
+    /// Makes an encoder. Errors: a level that the codec does not have.
+    pub fn new(compression: Compression) -> Result<Self> {
+        let refused = |why: String| Error::failed(format!("cannot compress with {compression}: {why}"));
+        Ok(Encoder(match compression {
+            Compression::None => EncoderKind::Plain,
+            Compression::Gzip(level) => {
+                let level = CompressionLvl::new(i32::from(level)).map_err(|e| refused(format!("{e:?}")))?;
+                EncoderKind::Gzip(Compressor::new(level))
+            }
+            Compression::Zstd(level) => {
+                let make = || {
+                    let mut compressor = zstd::bulk::Compressor::new(i32::from(level))?;
+                    compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+                    std::io::Result::Ok(compressor)
+                };
+                EncoderKind::Zstd(make().map_err(|e| refused(e.to_string()))?)
+            }
+        }))
+    }
+
+    /// Returns about how many bytes of memory one encoder takes beside the chunk it reads and the one it makes.
+    pub fn memory(compression: Compression) -> u64 {
+        const MIB: u64 = 1 << 20;
+        match compression {
+            Compression::None => 0,
+            Compression::Gzip(0..=9) => MIB,
+            Compression::Gzip(_) => 9 * MIB,
+            Compression::Zstd(0..=3) => 4 * MIB,
+            Compression::Zstd(4..=9) => 16 * MIB,
+            Compression::Zstd(10..=15) => 40 * MIB,
+            Compression::Zstd(_) => 80 * MIB,
+        }
+    }
+
+    /// Encodes `content`. `spare` lends room; what room is left over is handed back for the next chunk.
+    pub fn encode(&mut self, content: Buffer, mut spare: Buffer) -> Result<(EncodedChunk, Buffer)> {
+        let content_digest = *blake3::hash(&content).as_bytes();
+        let content_length = content.len() as u64;
+        let failed = |why: String| Error::failed(format!("cannot compress {content_length} bytes: {why}"));
+        spare.clear();
+        match &mut self.0 {
+            EncoderKind::Plain => {
+                let chunk =
+                    EncodedChunk { stored: content, stored_digest: content_digest, content_length, content_digest };
+                return Ok((chunk, spare));
+            }
+            EncoderKind::Gzip(compressor) => {
+                let bound = compressor.gzip_compress_bound(content.len());
+                let length = compressor
+                    .gzip_compress(&content, spare.spare(bound))
+                    .map_err(|e| failed(e.to_string()))?;
+                spare.keep(length);
+            }
+            EncoderKind::Zstd(compressor) => {
+                let bound = zstd::zstd_safe::compress_bound(content.len());
+                let length = compressor
+                    .compress_to_buffer(&content, spare.spare(bound))
+                    .map_err(|e| failed(e.to_string()))?;
+                spare.keep(length);
+            }
+        }
+        let stored_digest = *blake3::hash(&spare).as_bytes();
+        Ok((EncodedChunk { stored: spare, stored_digest, content_length, content_digest }, content))
+    }
+}
+
+/// Decodes chunks, one at a time.
+pub struct Decoder(DecoderKind);
+
+enum DecoderKind {
+    Plain,
+    Gzip(Decompressor),
+    Zstd(zstd::bulk::Decompressor<'static>),
+}
+
+impl Decoder {
+    /// Makes a decoder.
+    pub fn new(codec: Codec) -> Result<Self> {
+        Ok(Decoder(match codec {
+            Codec::Plain => DecoderKind::Plain,
+            Codec::Gzip => DecoderKind::Gzip(Decompressor::new()),
+            Codec::Zstd => {
+                let make = || {
+                    let mut decompressor = zstd::bulk::Decompressor::new()?;
+                    decompressor.set_parameter(DParameter::WindowLogMax(27))?;
+                    std::io::Result::Ok(decompressor)
+                };
+                let refused = |e: std::io::Error| Error::failed("cannot set up zstd").because(e);
+                DecoderKind::Zstd(make().map_err(refused)?)
+            }
+        }))
+    }
+
+    /// Appends to `out` what `stored` decodes to, which must be exactly `content_length` bytes and nothing behind.
+    /// Anything else is [`ErrorKind::Damage`].
+    pub fn decode(&mut self, stored: &[u8], content_length: u64, out: &mut Buffer) -> Result<()> {
+        let damage = |why: String| Error::new(ErrorKind::Damage, format!("a chunk does not decode: {why}"));
+        let length = usize::try_from(content_length).map_err(|e| damage(e.to_string()))?;
+        let written = match &mut self.0 {
+            DecoderKind::Plain if stored.len() == length => {
+                out.extend(stored);
+                return Ok(());
+            }
+            DecoderKind::Plain => stored.len(),
+            DecoderKind::Gzip(decompressor) => {
+                decompressor.gzip_decompress(stored, out.spare(length)).map_err(|e| damage(e.to_string()))?
+            }
+            DecoderKind::Zstd(decompressor) => decompressor
+                .decompress_to_buffer(stored, out.spare(length))
+                .map_err(|e| damage(e.to_string()))?,
+        };
+        if written != length {
+            return Err(damage(format!("{written} bytes instead of {length}")));
+        }
+        out.keep(length);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_come_back_and_damage_is_seen() {
+        for compression in [Compression::None, Compression::Gzip(6), Compression::Zstd(3), Compression::Zstd(19)] {
+            let mut content = Buffer::new();
+            (0..100_000u32).for_each(|i| content.extend(&(i / 7).to_le_bytes()));
+            let plain = content.to_vec();
+            let mut encoder = Encoder::new(compression).unwrap();
+            let (chunk, _) = encoder.encode(content, Buffer::new()).unwrap();
+            assert_eq!(chunk.content_length, plain.len() as u64);
+            let mut decoder = Decoder::new(compression.into()).unwrap();
+            let mut out = Buffer::new();
+            decoder.decode(&chunk.stored, chunk.content_length, &mut out).unwrap();
+            assert_eq!(&out[..], &plain[..]);
+            for wrong in [chunk.content_length - 1, chunk.content_length + 1] {
+                assert!(decoder.decode(&chunk.stored, wrong, &mut Buffer::new()).is_err(), "{compression}");
+            }
+            if compression != Compression::None {
+                let mut broken = chunk.stored.to_vec();
+                let middle = broken.len() / 2;
+                broken[middle] ^= 1;
+                assert!(decoder.decode(&broken, chunk.content_length, &mut Buffer::new()).is_err(), "{compression}");
+            }
+        }
+    }
+}

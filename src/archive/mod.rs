@@ -1,0 +1,11 @@
+//! Archive files and the bytes in them: members, chunks, trailers, and the one way to put a file in place (I3).
+
+mod acl;
+pub mod buffer;
+pub mod chunk;
+pub mod codec;
+pub mod header;
+pub mod place;
+pub mod sparse;
+pub mod trailer;
+pub mod writer;

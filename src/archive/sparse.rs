@@ -1,0 +1,52 @@
+//! Sparse files in the pax 1.0 form: a map of the spans that hold data, then the spans without the holes.
+
+use super::header::BLOCK;
+
+/// A span of a file that holds data; what lies between spans is holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Where it begins in the file, in bytes.
+    pub offset: u64,
+    /// Bytes in it.
+    pub length: u64,
+}
+
+impl Span {
+    /// Returns where it ends.
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+}
+
+/// Returns the map of a file of `size` bytes: decimal numbers, one a line, filled up to whole blocks with zeros.
+pub(super) fn encode_map(spans: &[Span], size: u64) -> Vec<u8> {
+    // GNU tar ends the map of a file that ends in a hole with an empty span, which tells readers the true size.
+    let ends_in_hole = spans.last().is_none_or(|span| span.end() < size);
+    let mut map = format!("{}\n", spans.len() + usize::from(ends_in_hole));
+    for span in spans {
+        map.push_str(&format!("{}\n{}\n", span.offset, span.length));
+    }
+    if ends_in_hole {
+        map.push_str(&format!("{size}\n0\n"));
+    }
+    let mut map = map.into_bytes();
+    map.resize(map.len().next_multiple_of(BLOCK), 0);
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hole_at_the_end_is_told_by_an_empty_span() {
+        let text = |spans: &[Span], size| {
+            let map = encode_map(spans, size);
+            assert_eq!(map.len() % BLOCK, 0);
+            String::from_utf8(map).unwrap().trim_end_matches('\0').replace('\n', " ")
+        };
+        assert_eq!(text(&[], 9), "1 9 0 ");
+        assert_eq!(text(&[Span { offset: 4, length: 5 }], 9), "1 4 5 ");
+        assert_eq!(text(&[Span { offset: 0, length: 5 }], 9), "2 0 5 9 0 ");
+    }
+}

@@ -1,0 +1,414 @@
+//! The trailer of an archive file, by which it proves itself without any database (I12): what run made it, and length and
+//! digest of every chunk.
+//!
+//! It consists of the entries of the chunks (40 bytes each: stored length and content length as `u32`, BLAKE3 of the
+//! stored bytes), the facts as JSON, and a footer of 64 bytes: number of chunks `u64`, bytes of JSON `u32`, version `u32`,
+//! BLAKE3 over all before (entries, facts, these 16 bytes), 8 zero bytes, a magic number. All numbers are little-endian.
+//!
+//! Plain, it stands behind the end marks, where readers look no more, after zeros up to a whole block. In gzip it stands in
+//! the extra fields of empty members, the footer in the last one. In zstd it is a skippable frame before the standard seek
+//! table, which lists it as a frame without content.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::codec::Codec;
+use super::header::BLOCK;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes of one chunk's entry.
+pub(super) const ENTRY_BYTES: usize = 40;
+const FOOTER_BYTES: usize = 64;
+const VERSION: u32 = 1;
+const MAGIC: [u8; 8] = *b"bkp-mgr\n";
+const FRAME_MAGIC: u32 = 0x184D_2A5B;
+const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;
+const SEEK_TABLE_END: u32 = 0x8F92_EAB1;
+const SEEK_FOOTER_BYTES: u64 = 9;
+/// Bytes of the trailer in one gzip member: whole entries, and less than an extra field can hold.
+const SEGMENT_BYTES: usize = 1600 * ENTRY_BYTES;
+/// Bytes of an empty gzip member around what its extra field holds.
+const MEMBER_BYTES: usize = MEMBER_HEAD_BYTES + 10;
+const MEMBER_HEAD_BYTES: usize = 16;
+
+/// What a trailer says of the run that made the archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Number of the run.
+    pub run: i64,
+    /// `succeeded` or `incomplete`.
+    pub outcome: String,
+    /// Members in the archive.
+    pub members: u64,
+    /// Regular files among them, further names of one file counted.
+    pub files: u64,
+    /// Folders among them.
+    pub folders: u64,
+    /// Bytes of content of the files, holes included.
+    pub content_bytes: u64,
+    /// Problems met.
+    pub problems: u64,
+    /// Problems that mean missing or doubtful data.
+    pub losses: u64,
+}
+
+/// Where one chunk lies in an archive file, as the trailer tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Position among the chunks, from 0.
+    pub sequence: u64,
+    /// Where the stored bytes begin in the file.
+    pub offset: u64,
+    /// Number of stored bytes.
+    pub stored_length: u64,
+    /// Number of bytes of tar in it.
+    pub content_length: u64,
+    /// BLAKE3 of the stored bytes.
+    pub stored_digest: [u8; 32],
+}
+
+/// Returns the entry of a chunk. Lengths of chunks fit: content is bounded by the largest file piece and its headers.
+pub(super) fn entry(stored_length: u64, content_length: u64, stored_digest: &[u8; 32]) -> Result<[u8; ENTRY_BYTES]> {
+    let narrow = |length: u64| {
+        u32::try_from(length).map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
+    };
+    let mut entry = [0; ENTRY_BYTES];
+    entry[..4].copy_from_slice(&narrow(stored_length)?.to_le_bytes());
+    entry[4..8].copy_from_slice(&narrow(content_length)?.to_le_bytes());
+    entry[8..].copy_from_slice(stored_digest);
+    Ok(entry)
+}
+
+/// Writes a trailer through `put`, which is given its bytes in order. `entries` are those of all chunks; `content_end` is
+/// where in the file the trailer begins.
+pub(super) fn write(
+    codec: Codec,
+    content_end: u64,
+    entries: &[u8],
+    facts: &Facts,
+    put: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let facts = serde_json::to_vec(facts).map_err(|e| Error::failed("cannot write the trailer").because(e))?;
+    let footer = footer(entries, &facts);
+    let body_bytes = entries.len() + facts.len() + FOOTER_BYTES;
+    match codec {
+        Codec::Plain => {
+            let end = content_end + body_bytes as u64;
+            let padding = end.next_multiple_of(BLOCK as u64) - end;
+            put(&[0; BLOCK][..padding as usize])?;
+            put(entries)?;
+            put(&facts)?;
+            put(&footer)
+        }
+        Codec::Gzip => {
+            let last_whole = entries.len() - entries.len() % SEGMENT_BYTES;
+            for segment in entries[..last_whole].chunks(SEGMENT_BYTES) {
+                put(&empty_member(segment))?;
+            }
+            for segment in [&entries[last_whole..], &facts].concat().chunks(SEGMENT_BYTES) {
+                put(&empty_member(segment))?;
+            }
+            put(&empty_member(&footer))
+        }
+        Codec::Zstd => {
+            let too_long = |_| Error::failed("the archive has too many chunks for its format");
+            let length = u32::try_from(body_bytes).map_err(too_long)?;
+            put(&frame_head(FRAME_MAGIC, length))?;
+            put(entries)?;
+            put(&facts)?;
+            put(&footer)?;
+            write_seek_table(entries, 8 + length, put)
+        }
+    }
+}
+
+fn footer(entries: &[u8], facts: &[u8]) -> [u8; FOOTER_BYTES] {
+    let mut footer = [0; FOOTER_BYTES];
+    footer[..8].copy_from_slice(&((entries.len() / ENTRY_BYTES) as u64).to_le_bytes());
+    footer[8..12].copy_from_slice(&(facts.len() as u32).to_le_bytes());
+    footer[12..16].copy_from_slice(&VERSION.to_le_bytes());
+    let digest = blake3::Hasher::new().update(entries).update(facts).update(&footer[..16]).finalize();
+    footer[16..48].copy_from_slice(digest.as_bytes());
+    footer[56..].copy_from_slice(&MAGIC);
+    footer
+}
+
+/// Returns a gzip member without content that carries `data` in its extra field.
+fn empty_member(data: &[u8]) -> Vec<u8> {
+    let length = data.len() as u16;
+    let mut member = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
+    member.extend((length + 4).to_le_bytes());
+    member.extend(b"BM");
+    member.extend(length.to_le_bytes());
+    member.extend(data);
+    member.extend([3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    member
+}
+
+fn frame_head(magic: u32, length: u32) -> [u8; 8] {
+    let mut head = [0; 8];
+    head[..4].copy_from_slice(&magic.to_le_bytes());
+    head[4..].copy_from_slice(&length.to_le_bytes());
+    head
+}
+
+fn write_seek_table(entries: &[u8], trailer_frame: u32, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let too_long = |_| Error::failed("the archive has too many chunks for its format");
+    let frames = u32::try_from(entries.len() / ENTRY_BYTES + 1).map_err(too_long)?;
+    let length = u64::from(frames) * 8 + SEEK_FOOTER_BYTES;
+    put(&frame_head(SEEK_TABLE_MAGIC, u32::try_from(length).map_err(too_long)?))?;
+    for some in entries.chunks(1024 * ENTRY_BYTES) {
+        let lengths: Vec<u8> = some.chunks(ENTRY_BYTES).flat_map(|entry| entry[..8].iter().copied()).collect();
+        put(&lengths)?;
+    }
+    put(&trailer_frame.to_le_bytes())?;
+    put(&0u32.to_le_bytes())?;
+    put(&frames.to_le_bytes())?;
+    put(&[0])?;
+    put(&SEEK_TABLE_END.to_le_bytes())
+}
+
+/// The trailer of an archive file, found and checked.
+#[derive(Clone, Debug)]
+pub struct Trailer {
+    facts: Facts,
+    chunks: u64,
+    content_end: u64,
+    place: BodyPlace,
+}
+
+/// Where entries and facts lie in the file: in one run, or in the extra fields of gzip members.
+#[derive(Clone, Copy, Debug)]
+struct BodyPlace {
+    start: u64,
+    in_members: bool,
+}
+
+impl BodyPlace {
+    fn read(&self, file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        if !self.in_members {
+            return file.read_exact_at(buffer, self.start + offset);
+        }
+        while !buffer.is_empty() {
+            let (segment, within) = (offset / SEGMENT_BYTES as u64, offset % SEGMENT_BYTES as u64);
+            let at = self.start + segment * (SEGMENT_BYTES + MEMBER_BYTES) as u64 + MEMBER_HEAD_BYTES as u64 + within;
+            let now = buffer.len().min(SEGMENT_BYTES - within as usize);
+            let (head, rest) = buffer.split_at_mut(now);
+            file.read_exact_at(head, at)?;
+            offset += now as u64;
+            buffer = rest;
+        }
+        Ok(())
+    }
+}
+
+impl Trailer {
+    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Nothing if the
+    /// file does not end in one: another program's archive, or one that was cut off. Errors: a trailer that is damaged.
+    pub fn read(file: &File, path: &Path, codec: Codec) -> Result<Option<Self>> {
+        let reading = |e| Error::io("read the trailer of", path)(e);
+        let damaged = || {
+            Error::new(ErrorKind::Damage, format!("the trailer of {} is damaged", path.display()))
+                .hint("the members may still be whole: try tar, and compare with another copy")
+        };
+        let size = file.metadata().map_err(reading)?.len();
+        let Some((footer_at, body_end)) = find_footer(file, codec, size).map_err(reading)? else { return Ok(None) };
+        let mut footer = [0; FOOTER_BYTES];
+        file.read_exact_at(&mut footer, footer_at).map_err(reading)?;
+        if footer[56..] != MAGIC {
+            return Ok(None);
+        }
+        let word = |at: usize| u64::from(u32_at(&footer, at));
+        let (chunks, facts_bytes) = (word(0) | word(4) << 32, word(8));
+        let entries_bytes = chunks.checked_mul(ENTRY_BYTES as u64).filter(|&bytes| bytes < size).ok_or_else(damaged)?;
+        let body_bytes = entries_bytes + facts_bytes;
+        let in_members = codec == Codec::Gzip;
+        let around = if in_members { body_bytes.div_ceil(SEGMENT_BYTES as u64) * MEMBER_BYTES as u64 } else { 0 };
+        let start = body_end.checked_sub(body_bytes + around).ok_or_else(damaged)?;
+        let mut trailer =
+            Trailer { facts: Facts::default(), chunks, content_end: 0, place: BodyPlace { start, in_members } };
+        let mut hasher = blake3::Hasher::new();
+        for chunk in trailer.entries(file) {
+            let chunk = chunk.map_err(reading)?;
+            hasher.update(&entry(chunk.stored_length, chunk.content_length, &chunk.stored_digest)?);
+            trailer.content_end = chunk.offset + chunk.stored_length;
+        }
+        let mut facts = vec![0; facts_bytes as usize];
+        trailer.place.read(file, entries_bytes, &mut facts).map_err(reading)?;
+        if hasher.update(&facts).update(&footer[..16]).finalize() != footer[16..48] {
+            return Err(damaged());
+        }
+        if word(12) != u64::from(VERSION) || trailer.content_end > start {
+            return Err(Error::failed(format!("{} was made by a newer version of this program", path.display()))
+                .hint("upgrade, or read it with tar"));
+        }
+        trailer.facts = serde_json::from_slice(&facts).map_err(|e| damaged().because(e))?;
+        Ok(Some(trailer))
+    }
+
+    /// Returns the chunks in order, read from the same `file` as they are asked for.
+    pub fn entries<'f>(&self, file: &'f File) -> Entries<'f> {
+        Entries { file, place: self.place, chunks: self.chunks, sequence: 0, offset: 0, page: Vec::new() }
+    }
+
+    /// Returns what the trailer says of the run that made the archive.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Returns the number of chunks.
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// Returns where in the file the last chunk ends and the trailer begins.
+    pub fn content_end(&self) -> u64 {
+        self.content_end
+    }
+}
+
+/// The chunks of an archive file in order, as its trailer tells them.
+#[derive(Debug)]
+pub struct Entries<'f> {
+    file: &'f File,
+    place: BodyPlace,
+    chunks: u64,
+    sequence: u64,
+    offset: u64,
+    page: Vec<u8>,
+}
+
+impl Entries<'_> {
+    const PAGE_ENTRIES: u64 = 1024;
+
+    fn read_page(&mut self) -> io::Result<()> {
+        let entries = (self.chunks - self.sequence).min(Self::PAGE_ENTRIES);
+        self.page.resize(entries as usize * ENTRY_BYTES, 0);
+        self.place.read(self.file, self.sequence * ENTRY_BYTES as u64, &mut self.page)
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = io::Result<StoredChunk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.sequence == self.chunks {
+            return None;
+        }
+        if self.sequence.is_multiple_of(Self::PAGE_ENTRIES)
+            && let Err(e) = self.read_page()
+        {
+            self.sequence = self.chunks;
+            return Some(Err(e));
+        }
+        let at = (self.sequence % Self::PAGE_ENTRIES) as usize * ENTRY_BYTES;
+        let mut stored_digest = [0; 32];
+        stored_digest.copy_from_slice(&self.page[at + 8..at + ENTRY_BYTES]);
+        let chunk = StoredChunk {
+            sequence: self.sequence,
+            offset: self.offset,
+            stored_length: u64::from(u32_at(&self.page, at)),
+            content_length: u64::from(u32_at(&self.page, at + 4)),
+            stored_digest,
+        };
+        self.sequence += 1;
+        self.offset += chunk.stored_length;
+        Some(Ok(chunk))
+    }
+}
+
+/// Returns where the footer would lie in a file of `size` bytes, and where entries and facts would end.
+fn find_footer(file: &File, codec: Codec, size: u64) -> io::Result<Option<(u64, u64)>> {
+    let footer_bytes = FOOTER_BYTES as u64;
+    Ok(match codec {
+        Codec::Plain => size.checked_sub(footer_bytes).map(|at| (at, at)),
+        Codec::Gzip => {
+            let member = size.checked_sub((FOOTER_BYTES + MEMBER_BYTES) as u64);
+            member.map(|at| (at + MEMBER_HEAD_BYTES as u64, at))
+        }
+        Codec::Zstd => {
+            let Some(seek_footer_at) = size.checked_sub(SEEK_FOOTER_BYTES) else { return Ok(None) };
+            let mut seek_footer = [0; SEEK_FOOTER_BYTES as usize];
+            file.read_exact_at(&mut seek_footer, seek_footer_at)?;
+            if u32_at(&seek_footer, 5) != SEEK_TABLE_END {
+                return Ok(None);
+            }
+            let table = 8 + u64::from(u32_at(&seek_footer, 0)) * 8 + SEEK_FOOTER_BYTES;
+            size.checked_sub(table + footer_bytes).map(|at| (at, at))
+        }
+    })
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn archive(codec: Codec, chunks: u64) -> (File, Vec<StoredChunk>, Facts) {
+        let mut file = tempfile::tempfile().unwrap();
+        let (mut entries, mut expected, mut offset) = (Vec::new(), Vec::new(), 0);
+        for sequence in 0..chunks {
+            let stored_digest = *blake3::hash(&sequence.to_le_bytes()).as_bytes();
+            let (stored_length, content_length) = (sequence % 7, sequence % 11);
+            file.write_all(&vec![9; stored_length as usize]).unwrap();
+            entries.extend(entry(stored_length, content_length, &stored_digest).unwrap());
+            expected.push(StoredChunk { sequence, offset, stored_length, content_length, stored_digest });
+            offset += stored_length;
+        }
+        let facts = Facts { run: 17, outcome: "incomplete".to_owned(), members: 3, ..Facts::default() };
+        let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", "trailer"));
+        write(codec, offset, &entries, &facts, &mut put).unwrap();
+        (file, expected, facts)
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_in_every_format() {
+        for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
+            for chunks in [0, 1, 1023, 1024, 1025, 1599, 1600, 1601, 3200, 5000] {
+                let (file, expected, facts) = archive(codec, chunks);
+                let trailer = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
+                assert_eq!(trailer.facts(), &facts);
+                assert_eq!(trailer.content_end(), expected.last().map_or(0, |c| c.offset + c.stored_length));
+                let read: Vec<_> = trailer.entries(&file).map(Result::unwrap).collect();
+                assert_eq!(read, expected, "{codec:?} {chunks}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_missing_end_is_noticed() {
+        for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
+            let (file, expected, _) = archive(codec, 5);
+            let size = file.metadata().unwrap().len();
+            let whole = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
+            let body = whole.place.start + if whole.place.in_members { MEMBER_HEAD_BYTES as u64 } else { 0 };
+            for at in body..body + 5 * ENTRY_BYTES as u64 {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 4], at).unwrap();
+                let read = Trailer::read(&file, Path::new("x"), codec);
+                assert!(read.is_err_and(|e| e.kind() == ErrorKind::Damage), "{codec:?} {at}");
+                file.write_all_at(&byte, at).unwrap();
+            }
+            let mut bytes = vec![0; size as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            for cut in 0..size {
+                file.set_len(cut).unwrap();
+                let read = Trailer::read(&file, Path::new("x"), codec);
+                assert!(!matches!(read, Ok(Some(_))), "{codec:?} cut to {cut} of {size}, {} chunks", expected.len());
+                file.set_len(0).unwrap();
+                file.write_all_at(&bytes, 0).unwrap();
+            }
+        }
+    }
+
+}

@@ -1,0 +1,145 @@
+//! An archive file being written: its chunks in order, then the trailer.
+
+use std::fs::File;
+use std::io::Write;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
+
+use super::buffer::Buffer;
+use super::codec::{Codec, EncodedChunk, Encoder};
+use super::header;
+use super::trailer::{self, Facts};
+use crate::error::{Error, Result};
+use crate::schedule::Compression;
+
+/// Write-back is started each time so many bytes have been written.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+
+/// Writes chunks in order and keeps account of them for the trailer.
+pub struct ArchiveWriter<'f> {
+    file: &'f mut File,
+    path: PathBuf,
+    codec: Codec,
+    encoder: Encoder,
+    offset: u64,
+    handed_over: u64,
+    entries: Vec<u8>,
+    digest: ArchiveDigest,
+}
+
+/// What became of an archive file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// Bytes in the file.
+    pub size: u64,
+    /// Chunks in it, the one with the global header and the one with the end marks counted.
+    pub chunks: u64,
+    /// See [`ArchiveDigest`].
+    pub digest: [u8; 32],
+}
+
+/// The digest of an archive file: BLAKE3 over the BLAKE3 digests (32 bytes each) of the stored bytes of all chunks in order,
+/// and last of all bytes behind them, the trailer. So every byte of the file counts, and it can be computed without reading
+/// a chunk whose digest is known.
+#[derive(Clone, Debug, Default)]
+pub struct ArchiveDigest(blake3::Hasher);
+
+impl ArchiveDigest {
+    /// Starts with no chunk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the digest of the next chunk's stored bytes.
+    pub fn add(&mut self, stored_digest: &[u8; 32]) {
+        self.0.update(stored_digest);
+    }
+
+    /// Adds the digest of the trailer and returns the whole.
+    pub fn finish(mut self, trailer_digest: &[u8; 32]) -> [u8; 32] {
+        self.0.update(trailer_digest);
+        *self.0.finalize().as_bytes()
+    }
+}
+
+impl<'f> ArchiveWriter<'f> {
+    /// Starts an archive in an empty `file`; `path` is for messages.
+    pub fn new(file: &'f mut File, path: &Path, compression: Compression) -> Result<Self> {
+        Ok(ArchiveWriter {
+            file,
+            path: path.to_owned(),
+            codec: compression.into(),
+            encoder: Encoder::new(compression)?,
+            offset: 0,
+            handed_over: 0,
+            entries: Vec::new(),
+            digest: ArchiveDigest::new(),
+        })
+    }
+
+    /// Writes the first chunk: the pax global header with `comment`. It stands alone, for it differs from run to run.
+    pub fn put_global_header(&mut self, comment: &str) -> Result<EncodedChunk> {
+        let mut content = Buffer::new();
+        header::append_global(&mut content, comment);
+        self.put_content(content)
+    }
+
+    /// Writes the last chunk: the end marks.
+    pub fn put_end_marks(&mut self) -> Result<EncodedChunk> {
+        let mut content = Buffer::new();
+        content.extend(&header::END_MARKS);
+        self.put_content(content)
+    }
+
+    fn put_content(&mut self, content: Buffer) -> Result<EncodedChunk> {
+        let (chunk, _) = self.encoder.encode(content, Buffer::new())?;
+        self.put(&chunk)?;
+        Ok(chunk)
+    }
+
+    /// Writes the next chunk.
+    pub fn put(&mut self, chunk: &EncodedChunk) -> Result<()> {
+        let length = chunk.stored.len() as u64;
+        self.entries.extend(trailer::entry(length, chunk.content_length, &chunk.stored_digest)?);
+        self.digest.add(&chunk.stored_digest);
+        self.file.write_all(&chunk.stored).map_err(Error::io("write", &self.path))?;
+        self.offset += length;
+        if self.offset - self.handed_over >= WRITE_BACK_BYTES {
+            self.start_write_back();
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes and how many chunks have been written.
+    pub fn position(&self) -> (u64, u64) {
+        (self.offset, (self.entries.len() / trailer::ENTRY_BYTES) as u64)
+    }
+
+    /// Writes the trailer. The file is not synced yet.
+    pub fn finish(mut self, facts: &Facts) -> Result<Finished> {
+        let (content_end, chunks) = self.position();
+        let mut hasher = blake3::Hasher::new();
+        let entries = std::mem::take(&mut self.entries);
+        let mut size = content_end;
+        trailer::write(self.codec, content_end, &entries, facts, &mut |bytes| {
+            hasher.update(bytes);
+            size += bytes.len() as u64;
+            self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+        })?;
+        self.start_write_back();
+        Ok(Finished { size, chunks, digest: self.digest.finish(hasher.finalize().as_bytes()) })
+    }
+
+    /// Lets the disk begin with what was written, so that the one fsync at the end has little left to wait for. The advice
+    /// that these pages are not needed starts their write-back and frees those that are on disk already.
+    fn start_write_back(&mut self) {
+        let start = self.handed_over.saturating_sub(2 * WRITE_BACK_BYTES);
+        if let Some(length) = NonZeroU64::new(self.offset - start) {
+            // Only advice: where it is not taken, fsync does the work.
+            let _ = fadvise(&*self.file, start, Some(length), Advice::DontNeed);
+        }
+        self.handed_over = self.offset;
+    }
+}

@@ -1,0 +1,155 @@
+//! Putting files in place (I3): exact modes, no clobbering, nothing left behind.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use backup_manager::archive::place::{self, PendingFile, Placement};
+use backup_manager::error::ErrorKind;
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn modes_are_exact_whatever_the_umask() {
+    let folder = tempfile::tempdir().unwrap();
+    // The umask belongs to the process; widening it here only makes the other tests of this file stricter.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
+    let path = folder.path().join("a");
+    place::put(&path, b"x", 0o646, false).unwrap();
+    assert!(place::make_folder(&folder.path().join("p/q"), 0o757).unwrap());
+    assert!(!place::make_folder(&folder.path().join("p/q"), 0o700).unwrap());
+    rustix::process::umask(before);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o646);
+    for made in ["p", "p/q"] {
+        assert_eq!(fs::metadata(folder.path().join(made)).unwrap().permissions().mode() & 0o7777, 0o757, "{made}");
+    }
+}
+
+#[test]
+fn nothing_is_clobbered_unless_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    assert_eq!(place::put(&path, b"first", 0o600, false).unwrap(), Placement::Renamed);
+    let error = place::put(&path, b"second", 0o600, false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("exists already"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), b"first");
+    place::put(&path, b"third", 0o600, true).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"third");
+    assert_eq!(names(folder.path()), ["a"]);
+    let other = folder.path().join("b");
+    fs::write(&other, b"other").unwrap();
+    assert_eq!(place::rename_new(&other, &path).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(names(folder.path()), ["a", "b"]);
+}
+
+#[test]
+fn a_file_that_is_not_placed_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let mut pending = PendingFile::create(&path, 0o400).unwrap();
+    pending.file().write_all(b"12345").unwrap();
+    assert_eq!(names(folder.path()).len(), 1);
+    drop(pending);
+    assert!(names(folder.path()).is_empty());
+
+    let mut pending = PendingFile::create_named(&folder.path().join(".t.part"), 0o400).unwrap();
+    assert_eq!(
+        PendingFile::create_named(&folder.path().join(".t.part"), 0o400).unwrap_err().kind(),
+        ErrorKind::Busy,
+        "a temporary name that is taken is never taken over"
+    );
+    pending.file().write_all(b"12345").unwrap();
+    let sealed = pending.seal().unwrap();
+    assert_eq!(sealed.size(), 5);
+    assert_eq!(sealed.inode(), fs::metadata(folder.path().join(".t.part")).unwrap().ino());
+    drop(sealed);
+    assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn a_sealed_file_can_be_left_and_placed_by_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let temp = PendingFile::create(&path, 0o400).unwrap().seal().unwrap().leave();
+    place::rename_new(&temp, &path).unwrap();
+    assert_eq!(names(folder.path()), ["a"]);
+    place::remove(&path).unwrap();
+    place::remove(&path).unwrap();
+    place::remove(&folder.path().join("no/such/folder/file")).unwrap();
+}
+
+#[test]
+fn links_are_relative_and_replace_only_links() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("docs")).unwrap();
+    fs::write(folder.path().join("docs/one.tar"), b"1").unwrap();
+    fs::write(folder.path().join("docs/two.tar"), b"2").unwrap();
+    let link = folder.path().join("docs.tar");
+    place::link_relative(&link, &folder.path().join("docs/one.tar")).unwrap();
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new("docs/one.tar"));
+    place::link_relative(&link, &folder.path().join("docs/two.tar")).unwrap();
+    place::link_relative(&link, &folder.path().join("docs/two.tar")).unwrap();
+    assert_eq!(fs::read(&link).unwrap(), b"2");
+    let deep = folder.path().join("docs/deep.tar");
+    place::link_relative(&deep, &folder.path().join("elsewhere/x.tar")).unwrap();
+    assert_eq!(fs::read_link(&deep).unwrap(), Path::new("../elsewhere/x.tar"));
+    let regular = folder.path().join("regular");
+    fs::write(&regular, b"the only copy").unwrap();
+    assert_eq!(place::link_relative(&regular, &link).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(fs::read(&regular).unwrap(), b"the only copy");
+    assert_eq!(names(folder.path()), ["docs", "docs.tar", "regular"]);
+}
+
+#[test]
+fn a_folder_that_is_a_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("f"), b"").unwrap();
+    assert!(place::make_folder(&folder.path().join("f"), 0o700).is_err());
+    fs::create_dir(folder.path().join("real")).unwrap();
+    symlink("real", folder.path().join("link")).unwrap();
+    assert!(!place::make_folder(&folder.path().join("link"), 0o700).unwrap());
+    let error = PendingFile::create(&folder.path().join("missing/x"), 0o600).unwrap_err();
+    assert!(error.next_step().unwrap().contains("missing"), "{error}");
+}
+
+#[test]
+fn a_mount_point_is_written_in_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let (below, target) = (folder.path().join("below"), folder.path().join("target"));
+    fs::write(&below, b"longer than what comes").unwrap();
+    fs::write(&target, b"").unwrap();
+    let mounted = Command::new("mount").arg("--bind").arg(&below).arg(&target).output();
+    if !mounted.is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: bind mounts need root");
+        return;
+    }
+    let placed = place::put(&target, b"new", 0o600, true);
+    let read = fs::read(&target);
+    assert!(Command::new("umount").arg(&target).status().unwrap().success());
+    assert_eq!(placed.unwrap(), Placement::WrittenInPlace);
+    assert_eq!(read.unwrap(), b"new");
+    assert_eq!(names(folder.path()), ["below", "target"]);
+}
+
+#[test]
+fn a_full_file_system_says_so_and_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(folder.path()).output();
+    if !mounted.is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    }
+    let error = place::put(&folder.path().join("a"), &vec![1; 1 << 20], 0o600, false);
+    let left = names(folder.path());
+    assert!(Command::new("umount").arg(folder.path()).status().unwrap().success());
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::DiskFull);
+    assert!(left.is_empty(), "{left:?}");
+}
