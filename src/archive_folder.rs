@@ -11,9 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::{place, proof};
 use crate::clock::Timestamp;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::report::Observer;
 use crate::store::{LegacyArchive, ScheduleRow, Store};
 
 /// Name of the file that says whose the folder is.
@@ -55,7 +54,7 @@ pub fn check(home: &Home, store: &Store) -> Result<()> {
             place::make_folder(folder, home.folder_mode()).map_err(|e| unwritable(folder, e))?;
             let text = serde_json::to_vec(&Identity { database: store.identity() })
                 .map_err(|e| Error::failed("cannot write the identity").because(e))?;
-            place::put(&identity, &text, 0o644, false).map_err(|e| unwritable(folder, e))
+            place::put(&identity, &text, 0o644, false).map(drop).map_err(|e| unwritable(folder, e))
         }
         Err(error) => Err(Error::io("read", &identity)(error)),
     }
@@ -76,27 +75,24 @@ fn unwritable(folder: &Path, cause: Error) -> Error {
 /// Makes the stable names of `schedules` (`docs.tar`) point to their newest good archives.
 ///
 /// A regular file found under such a name is the old system's: it is moved aside without clobbering and taken into the
-/// catalog, pinned. Where links cannot be made that is a note, never a failure.
+/// catalog, pinned. Returns what is worth saying; where links cannot be made that is said, and never a failure.
 pub fn refresh_stable_names(
     home: &Home,
     store: &Store,
     schedules: &[ScheduleRow],
-    observer: &dyn Observer,
     now: Timestamp,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let folder = home.backups();
-    let Ok(lock) = File::open(folder) else { return Ok(()) };
+    let Ok(lock) = File::open(folder) else { return Ok(Vec::new()) };
     flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(Error::io("lock", folder))?;
+    let mut notes = Vec::new();
     for row in schedules {
-        take_legacy_in(home, store, row, observer, now)?;
+        notes.extend(take_legacy_in(home, store, row, now)?);
         if let Err(error) = refresh(folder, store, row) {
-            if error.kind() == ErrorKind::Busy {
-                return Err(error);
-            }
-            observer.note(&format!("no stable name for {}: {error}", row.schedule.name));
+            notes.push(format!("no stable name for {}: {error}", row.schedule.name));
         }
     }
-    Ok(())
+    Ok(notes)
 }
 
 fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
@@ -109,7 +105,7 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
         match wanted {
             // `.tar` is no suffix of the others, so at most one extension is wanted.
             Some(target) if current.as_deref() == Some(Path::new(target)) => {}
-            Some(target) => place::put_link(&link, Path::new(target))?,
+            Some(target) => place::link_relative(&link, &folder.join(target))?,
             None if current.is_some_and(|target| target.starts_with(name)) => place::remove(&link)?,
             None => {}
         }
@@ -118,13 +114,8 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
 }
 
 /// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals itself.
-fn take_legacy_in(
-    home: &Home,
-    store: &Store,
-    row: &ScheduleRow,
-    observer: &dyn Observer,
-    now: Timestamp,
-) -> Result<()> {
+fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
     let name = row.schedule.name.as_str();
     let own_folder = home.backups().join(name);
     for (extension, _) in EXTENSIONS {
@@ -135,10 +126,10 @@ fn take_legacy_in(
             let stamp = Timestamp::from_millis(metadata.mtime().saturating_mul(1000)).compact_utc();
             let aside = own_folder.join(format!("{name}-{stamp}-legacy.{extension}"));
             place::rename_new(&found, &aside)?;
-            observer.note(&format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
+            notes.push(format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
         }
     }
-    let Ok(entries) = fs::read_dir(&own_folder) else { return Ok(()) };
+    let Ok(entries) = fs::read_dir(&own_folder) else { return Ok(notes) };
     let known = store.archives(Some(row.id))?;
     for entry in entries.flatten() {
         let file = entry.file_name();
@@ -148,7 +139,7 @@ fn take_legacy_in(
             take_in(store, home, row, &entry.path(), file_name, codec, now)?;
         }
     }
-    Ok(())
+    Ok(notes)
 }
 
 fn legacy_codec<'a>(file: &'a str, name: &str) -> Option<(&'static str, &'a str)> {

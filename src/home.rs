@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn flags_win_and_the_rest_hangs_below_the_home() {
-        let places = Places { home: Some("/nowhere/home".into()), logs: Some("/elsewhere".into()), ..Places::default() };
+        let places =
+            Places { home: Some("/nowhere/home".into()), logs: Some("/elsewhere".into()), ..Places::default() };
         let home = Home::locate(&places, Path::new("/")).unwrap();
         assert_eq!(home.db(), Path::new("/nowhere/home/backup.db"));
         assert_eq!(home.logs(), Path::new("/elsewhere"));

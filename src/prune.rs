@@ -2,9 +2,10 @@
 
 use crate::archive::place;
 use crate::archive_folder;
+use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::home::Home;
-use crate::store::Store;
+use crate::store::{ScheduleRow, Store};
 
 /// Deletes complete archives by the numbers of their runs. Unknown files are never touched.
 pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
@@ -18,7 +19,7 @@ pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
 
 /// Takes the stable names of a deleted schedule away, where they lead to nothing any more.
 pub fn remove_stable_names(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<()> {
-    archive_folder::refresh_stable_names(home, store, std::slice::from_ref(row), &Silent, now)
+    archive_folder::refresh_stable_names(home, store, std::slice::from_ref(row), now).map(drop)
 }
 
 /// Finishes what was marked `deleting`, by this process or one that died.

@@ -58,13 +58,7 @@ pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<
     }
     if !recovered.is_nothing() {
         let rows = runner.store.schedules()?;
-        archive_folder::refresh_stable_names(
-            &runner.home,
-            &runner.store,
-            &rows,
-            conduct.observer,
-            runner.clock.now(),
-        )?;
+        archive_folder::refresh_stable_names(&runner.home, &runner.store, &rows, runner.clock.now())?;
     }
     Ok(recovered)
 }

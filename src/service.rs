@@ -233,7 +233,7 @@ impl Service {
     /// Serves until a stop is asked for and everything has drained. `events` also carries what this service's own threads
     /// tell, through `sender`.
     pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
-        let mut next = None;
+        let mut next;
         while self.stop.is_none() {
             match self.tick() {
                 Ok(tick) => next = tick.next,
@@ -331,7 +331,7 @@ impl Service {
     /// Renews all stable names, as after another program moved files about.
     pub fn refresh_stable_names(&self) -> Result<()> {
         let (runner, now) = (&self.runner, self.runner.clock.now());
-        archive_folder::refresh_stable_names(&runner.home, &runner.store, &runner.store.schedules()?, &LogObserver, now)
+        archive_folder::refresh_stable_names(&runner.home, &runner.store, &runner.store.schedules()?, now).map(drop)
     }
 }
 

@@ -64,7 +64,14 @@ pub fn import_text(store: &Store, entries: &[Entry], replace: bool, zone: Tz, no
 }
 
 /// Imports a JSON document made by [`export_json`] in one transaction.
-pub fn import_json(store: &Store, bytes: &[u8], name: &str, replace: bool, zone: Tz, now: Timestamp) -> Result<Imported> {
+pub fn import_json(
+    store: &Store,
+    bytes: &[u8],
+    name: &str,
+    replace: bool,
+    zone: Tz,
+    now: Timestamp,
+) -> Result<Imported> {
     let refuse = |e| {
         Error::usage(format!("{name} is not a JSON document of schedules, and nothing of it was imported"))
             .because(e)
@@ -72,8 +79,11 @@ pub fn import_json(store: &Store, bytes: &[u8], name: &str, replace: bool, zone:
     };
     let document: Document = serde_json::from_slice(bytes).map_err(refuse)?;
     if document.version != DOCUMENT_VERSION {
-        return Err(Error::usage(format!("{name} has the form {}, and this program knows {DOCUMENT_VERSION}", document.version))
-            .hint("import it with the version that wrote it, or a newer one"));
+        return Err(Error::usage(format!(
+            "{name} has the form {}, and this program knows {DOCUMENT_VERSION}",
+            document.version
+        ))
+        .hint("import it with the version that wrote it, or a newer one"));
     }
     let names: Vec<&str> = document.schedules.iter().map(|schedule| schedule.name.as_str()).collect();
     if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
@@ -217,7 +227,9 @@ fn look(path: &Path) -> Result<Seen> {
             changed: (m.ctime(), m.ctime_nsec()),
         }),
         Ok(_) => Ok(Seen::Missing),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Seen::Missing),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Seen::Missing)
+        }
         Err(error) => Err(Error::io("look at", path)(error)),
     }
 }

@@ -122,7 +122,8 @@ fn current(store: &Store, setting: &Setting) -> Result<(String, String)> {
     if let Ok(value) = std::env::var(setting.variable)
         && !value.is_empty()
     {
-        (setting.check)(&value).map_err(|e| Error::usage(format!("{} in the environment", setting.variable)).because(e))?;
+        (setting.check)(&value)
+            .map_err(|e| Error::usage(format!("{} in the environment", setting.variable)).because(e))?;
         return Ok((value, setting.variable.to_owned()));
     }
     match store.settings()?.into_iter().find(|(name, _)| name == setting.name) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::list::schedule_json;
 use super::output::{self, Format};
 use super::schedule_options::ScheduleOptions;
-use super::{Context, run};
+use super::{Context, list, run};
 use crate::error::{Error, Result};
 use crate::runner;
 use crate::schedule::{Cadence, Schedule, ScheduleName, Spec};
@@ -74,7 +74,9 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
             vec![Schedule::new(ScheduleName::parse(name)?, path.as_bytes().to_owned(), cadence)]
         }
         (Some(_), _) => {
-            return Err(Error::usage("--name goes with exactly one path").hint("give one path, or specs without --name"));
+            return Err(
+                Error::usage("--name goes with exactly one path").hint("give one path, or specs without --name")
+            );
         }
         (None, specs) => specs
             .iter()
@@ -114,17 +116,18 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
         }
     };
     let free = runner::free_bytes(context.home.backups()).ok();
-    let copies = schedule.retention.copies(schedule.runs_per_day(zone, context.now()));
+    let own_zone = schedule.zone.unwrap_or(zone);
+    let period = schedule.cadence.as_ref().map_or(Duration::MAX, |cadence| cadence.period(own_zone, context.now()));
+    let copies = schedule.retention.copies(period);
     let mut document = schedule_json(context, index, row, zone);
     document["revived"] = json!(revived == Revived::FromHistory);
-    document["source_bytes"] = json!(size.map(|s| s.bytes));
+    document["source_bytes"] = json!(size.as_ref().map(|s| s.bytes));
     document["kept_copies"] = json!(copies);
     document["free_bytes"] = json!(free);
     if context.format == Format::Json {
         return Ok(document);
     }
-    let own_zone = schedule.zone.unwrap_or(zone);
-    let mut text = format!("{index}: {}\n", schedule.spec_line());
+    let mut text = format!("{index}: {}\n", String::from_utf8_lossy(&list::plain_line(row)));
     if revived == Revived::FromHistory {
         text += "  the name was used before: its history and archives belong to it again\n";
     }
@@ -133,7 +136,8 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
     if let (Some(size), Some(free)) = (size, free) {
         let more = if size.complete { "" } else { "more than " };
         let kept = copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
-        text += &format!("  size: {more}{} a copy, {kept} kept, {} free\n", output::bytes(size.bytes), output::bytes(free));
+        text +=
+            &format!("  size: {more}{} a copy, {kept} kept, {} free\n", output::bytes(size.bytes), output::bytes(free));
     }
     if !context.quiet {
         output::print(&text)?;

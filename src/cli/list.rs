@@ -66,7 +66,7 @@ fn print_table(context: &Context, store: &Store, rows: &[ScheduleRow], zone: Tz)
 }
 
 /// Returns `path;hh:mm;name`, as bytes: a path need not be text.
-fn plain_line(row: &ScheduleRow) -> Vec<u8> {
+pub fn plain_line(row: &ScheduleRow) -> Vec<u8> {
     let mut line = row.schedule.source.clone();
     let paused = if row.schedule.enabled { "" } else { " (paused)" };
     line.extend_from_slice(format!(";{};{}{paused}", when(row), row.schedule.name).as_bytes());
@@ -116,7 +116,10 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         ("kept", schedule.retention.to_string()),
     ];
     lines.extend(exclude_lines(&row));
-    lines.push(("last run", last.map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, last_result(&run, &zone)))));
+    lines.push((
+        "last run",
+        last.map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, last_result(&run, &zone))),
+    ));
     lines.push((
         "newest good",
         newest.map_or("none".to_owned(), |archive| {
@@ -167,8 +170,8 @@ pub fn schedule_json(context: &Context, index: usize, row: &ScheduleRow, zone: T
     let resolved = context.home.source_path(&schedule.source);
     output::put_path(&mut object, "source", std::os::unix::ffi::OsStrExt::as_bytes(resolved.as_os_str()));
     let (at, cron) = match &schedule.cadence {
-        Some(Cadence::Daily(times)) => (times.iter().map(ToString::to_string).collect(), None),
-        Some(Cadence::Cron(cron)) => (Vec::new(), Some(cron.to_string())),
+        Some(Cadence::Daily(times)) => (times.as_slice().iter().map(ToString::to_string).collect(), None),
+        Some(Cadence::Cron(cron)) => (Vec::new(), Some(cron.as_str())),
         None => (Vec::new(), None),
     };
     object.insert("at".into(), json!(at));

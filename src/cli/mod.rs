@@ -31,7 +31,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{Home, Places};
-use crate::schedule;
+use crate::schedule::{self, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
 use output::Format;
@@ -145,7 +145,7 @@ pub(crate) struct Context {
     pub clock: Arc<dyn Clock>,
     /// The zone of this process: what a service started from here would use.
     pub zone: Tz,
-    pub zone_origin: &'static str,
+    pub zone_origin: ZoneOrigin,
 }
 
 impl Context {
@@ -157,8 +157,9 @@ impl Context {
             logs: global.logs.clone(),
             group_read: std::env::var_os("BACKUP_GROUP_READ").is_some_and(|value| value == "1"),
         };
-        let current = std::env::current_dir()
-            .map_err(|e| Error::failed("the current folder cannot be found").because(e).hint("cd to one that exists"))?;
+        let current = std::env::current_dir().map_err(|e| {
+            Error::failed("the current folder cannot be found").because(e).hint("cd to one that exists")
+        })?;
         let tz = std::env::var("TZ").ok();
         let system = iana_time_zone::get_timezone().ok();
         let service_zone = schedule::service_zone(tz.as_deref(), system.as_deref())?;
@@ -199,8 +200,7 @@ impl Context {
 
     /// Opens the database without logging, for who logs elsewhere.
     pub fn open_store(&self, access: Access) -> Result<Store> {
-        let bootstrap =
-            Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
+        let bootstrap = Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
         Store::open(self.home.db(), &bootstrap)
     }
 

@@ -52,12 +52,11 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
         Some(text) => parse_when(text, zone, context.now())?,
         None => first.map_or(context.now(), |handled| handled.max(context.now())),
     };
-    let instants: Vec<String> = std::iter::successors(cadence.next_after(zone, from), |at: &Timestamp| {
-        cadence.next_after(zone, *at)
-    })
-    .take(args.count as usize)
-    .map(|at| at.rfc3339(&zone))
-    .collect();
+    let instants: Vec<String> =
+        std::iter::successors(cadence.next_after(zone, from), |at: &Timestamp| cadence.next_after(zone, *at))
+            .take(args.count as usize)
+            .map(|at| at.rfc3339(&zone))
+            .collect();
     if context.format == Format::Json {
         output::print_json(&json!({ "timezone": zone.name(), "next": Value::from(instants) }))?;
     } else {

@@ -63,7 +63,7 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
         return print_line(empty);
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(headings.iter().map(|heading| {
         let cell = Cell::new(heading);
         if colour { cell.add_attribute(Attribute::Bold) } else { cell }

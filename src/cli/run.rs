@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::output::{self, Format};
-use super::terminal::{self, TerminalObserver};
+use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::error::{Error, ErrorKind, Result};
 use crate::recovery;
@@ -263,7 +263,11 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
         lines.push(format!("  archive: {} ({}{proof})", path.display(), output::bytes(archive.size)));
     }
     if run.counts.losses > 0 {
-        lines.push(format!("  {} could not be read whole: see `history @{}`", output::count(run.counts.losses, "path"), run.id));
+        lines.push(format!(
+            "  {} could not be read whole: see `history @{}`",
+            output::count(run.counts.losses, "path"),
+            run.id
+        ));
     }
     if let Some(row) = store.schedule_named(name)?
         && let Some(next) = row.watermark.next_due.filter(|_| row.schedule.enabled)

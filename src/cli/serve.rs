@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use crossbeam_channel::Sender;
@@ -22,8 +21,18 @@ pub const READY: &str = "ready";
 const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
 /// Every setting that the environment can hold.
 const KNOWN: [&str; 12] = [
-    "BACKUP_HOME", "BACKUP_DB", "BACKUP_DIR", "BACKUP_LOGS", "BACKUP_GROUP_READ", "BACKUP_COMPRESS", "BACKUP_WORKERS",
-    "BACKUP_THREADS", "BACKUP_GRACE", "BACKUP_NICE", "BACKUP_UID", "BACKUP_GID",
+    "BACKUP_HOME",
+    "BACKUP_DB",
+    "BACKUP_DIR",
+    "BACKUP_LOGS",
+    "BACKUP_GROUP_READ",
+    "BACKUP_COMPRESS",
+    "BACKUP_WORKERS",
+    "BACKUP_THREADS",
+    "BACKUP_GRACE",
+    "BACKUP_NICE",
+    "BACKUP_UID",
+    "BACKUP_GID",
 ];
 
 /// Options of a service, as `serve` and `start` take them.
@@ -95,7 +104,8 @@ pub struct ServeArgs {
 pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     args.options.check(context)?;
     if args.detached {
-        rustix::process::setsid().map_err(|e| Error::failed("cannot leave the terminal").because(std::io::Error::from(e)))?;
+        rustix::process::setsid()
+            .map_err(|e| Error::failed("cannot leave the terminal").because(std::io::Error::from(e)))?;
     }
     let missing = !context.home.db().exists();
     let store = context.open_store(Access::Create)?;
@@ -183,7 +193,6 @@ fn leave_standard_streams() -> Result<()> {
         .and_then(|()| rustix::stdio::dup2_stdin(&null))
         .map_err(|e| Error::failed("cannot let go of the terminal").because(std::io::Error::from(e)))
 }
-
 
 #[cfg(test)]
 mod tests {

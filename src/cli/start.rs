@@ -81,7 +81,9 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     let mut child = command.spawn().map_err(|e| Error::failed("cannot start the service").because(e))?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).map_err(|e| Error::failed("the service did not answer").because(e))?;
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .map_err(|e| Error::failed("the service did not answer").because(e))?;
     }
     if line.trim_end() == super::serve::READY {
         return Ok(child.id());

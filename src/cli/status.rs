@@ -165,7 +165,9 @@ fn overdue(
     let limit = cadence.period(zone, now) + OVERDUE_AFTER;
     let age = now.since(since);
     (age > limit).then(|| match newest {
-        Some(archive) => format!("overdue: its newest good archive is {} old", output::age(now.since(archive.created_at))),
+        Some(archive) => {
+            format!("overdue: its newest good archive is {} old", output::age(now.since(archive.created_at)))
+        }
         None => format!("overdue: no good archive since it was made {} ago", output::age(age)),
     })
 }
@@ -213,7 +215,9 @@ fn page(
         }
     }
     let upcoming = schedules.iter().filter(|state| state.row.schedule.enabled);
-    if let Some((at, state)) = upcoming.filter_map(|state| Some((state.row.watermark.next_due?, state))).min_by_key(|n| n.0) {
+    if let Some((at, state)) =
+        upcoming.filter_map(|state| Some((state.row.watermark.next_due?, state))).min_by_key(|n| n.0)
+    {
         text += &format!("next: {} at {}\n", state.row.schedule.name, at.rfc3339(&state.zone));
     }
     if schedules.is_empty() {
@@ -227,9 +231,10 @@ fn page(
 
 fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
     let schedule = &state.row.schedule;
-    let last = state.last.as_ref().map_or("never ran".to_owned(), |run| {
-        format!("last run {}", super::list::last_result(run, &state.zone))
-    });
+    let last = state
+        .last
+        .as_ref()
+        .map_or("never ran".to_owned(), |run| format!("last run {}", super::list::last_result(run, &state.zone)));
     let newest = state.newest.as_ref().map_or("no good archive".to_owned(), |archive| {
         let age = output::age(context.now().since(archive.created_at));
         match archive.verified_at {

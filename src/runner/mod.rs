@@ -21,9 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::member::MemberPath;
 use crate::report::{Observer, Problem, Progress};
-use crate::store::{
-    Claim, Completed, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, WorkerRow,
-};
+use crate::store::{Claim, Completed, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, WorkerRow};
 use crate::worker::Worker;
 use pipeline::Written;
 pub use preview::{Listing, free_bytes, list_source, measure};
@@ -178,8 +176,7 @@ impl Runner {
         let folder = self.home.backups().join(row.schedule.name.as_str());
         place::make_folder(&folder, self.home.folder_mode()).map_err(Failure::own)?;
         let temporary = self.home.backups().join(&intent.temporary_name);
-        let mut pending =
-            PendingFile::create_named(&temporary, self.home.archive_mode()).map_err(Failure::own)?;
+        let mut pending = PendingFile::create_named(&temporary, self.home.archive_mode()).map_err(Failure::own)?;
         let never = self.home.never_archived();
         let job = pipeline::Job {
             source: &source.root,
@@ -195,11 +192,12 @@ impl Runner {
             observer: monitor,
             cancel: &conduct.cancel.requested,
         };
-        let written = pipeline::write(&job, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks))
-            .map_err(|error| match error.kind() {
+        let written = pipeline::write(&job, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks)).map_err(
+            |error| match error.kind() {
                 ErrorKind::NotFound | ErrorKind::Usage => Failure::source(error),
                 _ => Failure::own(error),
-            })?;
+            },
+        )?;
         self.record(claim, &written).map_err(Failure::own)?;
         self.refuse_emptied(&row, &source.root, &written).map_err(Failure::source)?;
         let file = pending.seal().map_err(Failure::own)?;
@@ -251,7 +249,7 @@ impl Runner {
     fn put_in_place(&self, claim: &Claim, file: SealedFile, placing: &Placing<'_>) -> Result<()> {
         // The temporary goes with `file` if the claim is lost; the final name is never touched without it (I4).
         self.store.check_claim(claim)?;
-        file.place(&self.home.backups().join(placing.file_name), false)
+        file.place(&self.home.backups().join(placing.file_name), false).map(drop)
     }
 
     /// Proves a sealed archive that is in place, makes it visible and ends the run. What is sealed always finishes (I10).
@@ -276,13 +274,11 @@ impl Runner {
             suspect: false,
             damaged: damaged.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
-        let state =
-            self.write_end(claim, conduct, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
+        let state = self.write_end(claim, conduct, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
         let names = std::slice::from_ref(row);
-        if let Err(error) =
-            archive_folder::refresh_stable_names(&self.home, &self.store, names, conduct.observer, self.clock.now())
-        {
-            log::warn!("run @{run}: the stable name was not renewed: {error}");
+        match archive_folder::refresh_stable_names(&self.home, &self.store, names, self.clock.now()) {
+            Ok(notes) => notes.iter().for_each(|note| conduct.observer.note(note)),
+            Err(error) => log::warn!("run @{run}: the stable name was not renewed: {error}"),
         }
         Ok(Ended { run, state, error: damaged })
     }
@@ -316,13 +312,7 @@ impl Runner {
     }
 
     /// Ends a run that made no archive: its temporary file and catalog rows first, then the row.
-    fn end_without(
-        &self,
-        claim: Claim,
-        intent: &Intent,
-        failure: Failure,
-        conduct: &Conduct<'_>,
-    ) -> Result<Ended> {
+    fn end_without(&self, claim: Claim, intent: &Intent, failure: Failure, conduct: &Conduct<'_>) -> Result<Ended> {
         let run = claim.run();
         if failure.error.kind() == ErrorKind::Fenced {
             return Err(failure.error);
@@ -428,10 +418,11 @@ impl Source {
         let mut patterns = Vec::new();
         for file in &row.schedule.excludes.files {
             let path = home.source_path(file.as_bytes());
-            let text = fs::read_to_string(&path).map_err(|e| {
-                Error::usage(format!("the exclude file {} cannot be read", path.display())).because(e)
-            })?;
-            patterns.extend(text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).map(String::from));
+            let text = fs::read_to_string(&path)
+                .map_err(|e| Error::usage(format!("the exclude file {} cannot be read", path.display())).because(e))?;
+            patterns.extend(
+                text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).map(String::from),
+            );
         }
         Ok(Source { root, root_name, patterns })
     }

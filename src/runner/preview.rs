@@ -29,11 +29,7 @@ pub struct Listing {
 }
 
 /// Tells `visit` every member that a run of the schedule would archive: its name in the archive and its size.
-pub fn list_source(
-    home: &Home,
-    row: &ScheduleRow,
-    visit: &mut dyn FnMut(&[u8], u64) -> Result<()>,
-) -> Result<Listing> {
+pub fn list_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<Listing> {
     let mut failed = None;
     let listing = walk(home, row, &mut |path, size| match visit(path, size) {
         Ok(()) => ControlFlow::Continue(()),
@@ -49,7 +45,11 @@ pub fn list_source(
 pub fn measure(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duration) -> Result<Listing> {
     let started = clock.monotonic();
     walk(home, row, &mut |_, _| {
-        if clock.monotonic().saturating_sub(started) > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if clock.monotonic().saturating_sub(started) > limit {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })
 }
 

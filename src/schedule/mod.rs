@@ -52,6 +52,14 @@ impl CatchUp {
             CatchUp::Skip => "skip",
         }
     }
+
+    /// Returns what happens, in words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            CatchUp::Latest => "one run makes up for them",
+            CatchUp::Skip => "recorded as missed, not run",
+        }
+    }
 }
 
 impl fmt::Display for CatchUp {

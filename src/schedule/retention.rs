@@ -135,6 +135,17 @@ impl Retention {
         Ok(policy)
     }
 
+    /// Estimates how many archives are kept at once at the most, of a schedule that is due every `period`; `None` means that
+    /// none ever goes. Rules that keep the same archive are counted apart.
+    pub fn copies(&self, period: Duration) -> Option<u64> {
+        if self.all {
+            return None;
+        }
+        let within = self.within.map_or(0, |age| age.as_secs().div_ceil(period.as_secs().max(1)) + 1);
+        let counted: u64 = self.counts().into_iter().map(|(_, count)| u64::from(count.unwrap_or(0))).sum();
+        Some(within.saturating_add(counted).max(1))
+    }
+
     fn counts(&self) -> [(&'static str, Option<u32>); 6] {
         [
             ("last", self.last),

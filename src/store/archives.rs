@@ -349,11 +349,10 @@ pub(super) fn write_intent(
     attempt: i64,
     now: Timestamp,
 ) -> rusqlite::Result<Intent> {
-    let (name, compression, source): (String, String, Vec<u8>) = transaction.query_row(
-        "SELECT name, compression, source FROM schedule WHERE id = ?1",
-        [schedule],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-    )?;
+    let (name, compression, source): (String, String, Vec<u8>) =
+        transaction.query_row("SELECT name, compression, source FROM schedule WHERE id = ?1", [schedule], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
     let compression: Compression = compression
         .parse()
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e)))?;
@@ -400,8 +399,11 @@ pub(super) fn complete(transaction: &Transaction<'_>, run: i64, completed: &Comp
 /// Takes back the intent of a run that ends without an archive. Its chunks must be gone by now.
 pub(super) fn forget_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<()> {
     let file: Option<i64> = transaction
-        .query_row("DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') RETURNING archive_file_id",
-            [run], |row| row.get(0))
+        .query_row(
+            "DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') RETURNING archive_file_id",
+            [run],
+            |row| row.get(0),
+        )
         .optional()?;
     match file {
         Some(file) => transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file]).map(drop),

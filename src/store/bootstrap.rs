@@ -111,9 +111,7 @@ impl Bootstrap {
         let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
         configure(&mut connection).map_err(|e| opening_fault(path, e))?;
         let pragma = |name: &str| -> Result<i32> {
-            connection
-                .query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))
-                .map_err(|e| opening_fault(path, e))
+            connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).map_err(|e| opening_fault(path, e))
         };
         let (application, version) = (pragma("application_id")?, pragma("user_version")?);
         if application != APPLICATION_ID {
@@ -146,8 +144,11 @@ impl Bootstrap {
         // An upgrade of a shared lock is not atomic; whoever comes first migrates, the others find it done.
         flock(lock, FlockOperation::Unlock).map_err(io::Error::from).map_err(Error::io("unlock", path))?;
         if !lock_exclusively(lock) {
-            return Err(Error::busy(format!("the database {} needs migrating, and others have it open", path.display()))
-                .hint("stop the service first: `backup-manager stop`"));
+            return Err(Error::busy(format!(
+                "the database {} needs migrating, and others have it open",
+                path.display()
+            ))
+            .hint("stop the service first: `backup-manager stop`"));
         }
         if self.current(path)?.is_some() {
             return Ok(());
@@ -155,18 +156,18 @@ impl Bootstrap {
         self.create_private(path)?;
         let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
         configure(&mut connection).map_err(|e| fault(path, e))?;
-        let mode: String = connection
-            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
-            .map_err(|e| fault(path, e))?;
+        let mode: String =
+            connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
         if mode != "wal" {
             return Err(Error::failed(format!("the database {} cannot use WAL (it says {mode})", path.display()))
                 .hint("put it on a local file system: --db or BACKUP_DB"));
         }
         self.copy_before_migration(path, &connection)?;
         // Grouped: all migrations and their history rows in one transaction, so that a kill leaves none half applied.
-        embedded::migrations::runner().set_grouped(true).run(&mut connection).map_err(|e| {
-            Error::failed(format!("cannot migrate the database {}", path.display())).because(e)
-        })?;
+        embedded::migrations::runner()
+            .set_grouped(true)
+            .run(&mut connection)
+            .map_err(|e| Error::failed(format!("cannot migrate the database {}", path.display())).because(e))?;
         Ok(())
     }
 
@@ -289,8 +290,7 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::store::Store;
 
-    const CREATE: Bootstrap =
-        Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    const CREATE: Bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
     const EXISTING: Bootstrap = Bootstrap { access: Access::Existing, ..CREATE };
 
     #[test]

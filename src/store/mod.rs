@@ -118,9 +118,8 @@ impl Store {
     /// Like [`Store::write`], for work that also fails for reasons of its own; these roll back too.
     fn write_or<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut connection = self.connection()?;
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|e| self.fault(e))?;
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.fault(e))?;
         let result = work(&transaction)?;
         transaction.commit().map_err(|e| self.fault(e))?;
         Ok(result)
@@ -129,9 +128,8 @@ impl Store {
     /// Says whether the store can be written: a transaction that changes nothing lasting, rolled back.
     pub fn check_writable(&self) -> Result<()> {
         let mut connection = self.connection()?;
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(|e| self.fault(e))?;
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.fault(e))?;
         transaction.execute("UPDATE instance SET id = id", []).map_err(|e| self.fault(e))?;
         transaction.rollback().map_err(|e| self.fault(e))
     }
@@ -160,10 +158,8 @@ pub struct Watch {
 impl Watch {
     /// Says whether anything was committed since the last call.
     pub fn changed(&mut self) -> Result<bool> {
-        let version = self
-            .connection
-            .query_row("PRAGMA data_version", [], |row| row.get(0))
-            .map_err(|e| self.store.fault(e))?;
+        let version =
+            self.connection.query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(|e| self.store.fault(e))?;
         Ok(std::mem::replace(&mut self.seen, version) != version)
     }
 }

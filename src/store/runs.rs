@@ -157,7 +157,8 @@ pub struct HistoryFilter {
     pub limit: Option<u32>,
 }
 
-const SELECT: &str = "SELECT run.*, schedule.name AS schedule_name FROM run JOIN schedule ON schedule.id = run.schedule_id";
+const SELECT: &str =
+    "SELECT run.*, schedule.name AS schedule_name FROM run JOIN schedule ON schedule.id = run.schedule_id";
 
 impl Store {
     /// Returns a run.

@@ -77,10 +77,7 @@ impl Store {
 
     /// Returns the schedules whose handled instant lies after `limit`, as after a clock that was wrong.
     pub fn schedules_handled_after(&self, limit: Timestamp) -> Result<Vec<ScheduleRow>> {
-        self.select_schedules(
-            "enabled = 1 AND deleted_at_ms IS NULL AND handled_until_ms > ?1",
-            [limit.millis()],
-        )
+        self.select_schedules("enabled = 1 AND deleted_at_ms IS NULL AND handled_until_ms > ?1", [limit.millis()])
     }
 
     /// Returns when the next occurrence of all comes.
@@ -101,7 +98,9 @@ impl Store {
     /// Errors: `Usage` naming the first name already in use.
     pub fn create_schedules(&self, new: &[(Schedule, Watermark)], now: Timestamp) -> Result<Vec<(i64, Revived)>> {
         self.write_or(|transaction| {
-            new.iter().map(|(schedule, watermark)| self.create_schedule(transaction, schedule, *watermark, now)).collect()
+            new.iter()
+                .map(|(schedule, watermark)| self.create_schedule(transaction, schedule, *watermark, now))
+                .collect()
         })
     }
 
