@@ -57,8 +57,8 @@ const BLANKS: [char; 3] = [' ', '\t', '\u{feff}'];
 /// Parses the whole file, or else tells every bad line.
 ///
 /// The file is UTF-8, with or without a byte order mark, or UTF-16 with one; if it is not, all of it is read as
-/// Windows-1252, and its paths become UTF-8. Lines end in LF or CRLF; blank ones and those that begin with `#` are passed
-/// over.
+/// Windows-1252, and its paths become UTF-8. Lines end in LF or CRLF; blank ones and those that begin with `#` are
+/// passed over.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Line>, Vec<BadLine>> {
     let (mut lines, mut bad) = (Vec::new(), Vec::new());
     for (index, text) in decode(bytes)?.split('\n').enumerate() {
@@ -200,8 +200,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// Returns the times of a schedule that has `present` ones, once this is applied; `None` if it has none left, and is
-    /// to go.
+    /// Returns the times of a schedule that has `present` ones, once this is applied; `None` if it has none left, and
+    /// is to go.
     pub fn apply(&self, present: &[TimeOfDay]) -> Option<DailyTimes> {
         let staying = present.iter().filter(|time| !self.removed.contains(time));
         DailyTimes::new(staying.chain(&self.added).copied().collect())
