@@ -9,8 +9,6 @@ pub mod clock;
 pub mod error;
 pub mod home;
 pub mod member;
-pub mod prune;
-pub mod recovery;
 pub mod report;
 pub mod runner;
 pub mod schedule;

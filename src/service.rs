@@ -14,9 +14,8 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::recovery;
 use crate::report::{Observer, Problem, Progress};
-use crate::runner::{Cancel, Conduct, Ended, Runner};
+use crate::runner::{self, Cancel, Conduct, Ended, Runner};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, RunState, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::transfer;
@@ -155,7 +154,7 @@ impl Service {
         let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
         let active = Arc::clone(&self.active);
         let knows = move |run| lock(&active).contains_key(&run);
-        recovery::recover(&self.runner, &knows, &conduct).map(drop)
+        runner::recover(&self.runner, &knows, &conduct).map(drop)
     }
 
     /// After a clock that was far ahead: starts again from now, else nothing would run until that false date.

@@ -36,19 +36,15 @@ const MODULES: &[(&str, u8, Neighbours)] = &[
     ("source", 1, No),
     ("archive", 1, No),
     ("worker", 1, No),
-    // Floor 2: acts, where resources meet.
-    ("runner", 2, No),
-    ("recovery", 2, No),
-    ("restore", 2, No),
-    ("verify", 2, No),
-    ("prune", 2, No),
+    // Floor 2: where two resources meet, for the acts above.
+    ("archive_folder", 2, No),
     ("transfer", 2, No),
-    ("rescan", 2, No),
-    ("stable", 2, No),
-    ("service", 2, Yes),
-    // Floor 3: the edge.
-    ("cli", 3, Yes),
-    ("main", 3, Yes),
+    // Floor 3: acts.
+    ("runner", 3, No),
+    ("service", 3, Yes),
+    // Floor 4: the edge.
+    ("cli", 4, Yes),
+    ("main", 4, Yes),
 ];
 
 const MOST_LINES: usize = 800;

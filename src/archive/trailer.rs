@@ -74,7 +74,8 @@ pub struct StoredChunk {
 /// Returns the entry of a chunk. Lengths of chunks fit: content is bounded by the largest file piece and its headers.
 pub(super) fn entry(stored_length: u64, content_length: u64, stored_digest: &[u8; 32]) -> Result<[u8; ENTRY_BYTES]> {
     let narrow = |length: u64| {
-        u32::try_from(length).map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
+        u32::try_from(length)
+            .map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
     };
     let mut entry = [0; ENTRY_BYTES];
     entry[..4].copy_from_slice(&narrow(stored_length)?.to_le_bytes());
@@ -410,5 +411,4 @@ mod tests {
             }
         }
     }
-
 }

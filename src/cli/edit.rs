@@ -6,8 +6,8 @@ use clap::Args;
 
 use super::schedule_options::ScheduleOptions;
 use super::{Context, select};
+use crate::archive_folder;
 use crate::error::{Error, Result};
-use crate::prune;
 use crate::schedule::Schedule;
 use crate::store::{ScheduleRow, Store, Watermark};
 
@@ -117,8 +117,8 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
     store.delete_schedule(row.id, context.now())?;
     if with_archives {
         let runs: Vec<i64> = archives.iter().map(|archive| archive.run).collect();
-        prune::delete_archives(&context.home, store, &runs)?;
-        prune::remove_stable_names(&context.home, store, row, context.now())?;
+        archive_folder::delete_archives(&context.home, store, &runs)?;
+        archive_folder::refresh_stable_names(&context.home, store, std::slice::from_ref(row), context.now())?;
         context.say(&format!("deleted {name} and {} of its archives", runs.len()));
     } else {
         let kept = match archives.len() {

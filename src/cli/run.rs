@@ -12,7 +12,6 @@ use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::error::{Error, ErrorKind, Result};
-use crate::recovery;
 use crate::report::Progress;
 use crate::runner::{self, Cancel, Conduct, Ended, Runner};
 use crate::store::{Claim, ClaimNow, Intent, Role, Run, RunRequest, RunState, ScheduleRow, Store, WorkerRow};
@@ -219,7 +218,7 @@ fn join(context: &Context, runner: &Runner, row: &ScheduleRow, run: i64, cancel:
                 }
             }
             // Its process died, and there may be no service to put it right.
-            Some(_) => recovery::recover(runner, &nothing_active, &conduct).map(drop)?,
+            Some(_) => runner::recover(runner, &nothing_active, &conduct).map(drop)?,
             None => {}
         }
         std::thread::sleep(JOIN_EVERY);
@@ -291,7 +290,7 @@ fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
     let (cancel, observer) = (Cancel::default(), TerminalObserver::new("recovery", context.quiet));
     let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: true };
-    recovery::recover(&runner, &|_| false, &conduct)?;
+    runner::recover(&runner, &|_| false, &conduct)?;
     Ok(runner)
 }
 

@@ -5,6 +5,7 @@
 
 pub mod pipeline;
 mod preview;
+mod recovery;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -25,6 +26,7 @@ use crate::store::{Claim, Completed, Intent, Requeue, RunCounts, RunState, Sched
 use crate::worker::Worker;
 use pipeline::Written;
 pub use preview::{Listing, free_bytes, list_source, measure};
+pub use recovery::{Recovered, recover};
 
 /// Pause before writing a run's end again, where the database could not take it.
 const END_RETRY: Duration = Duration::from_secs(30);

@@ -1,25 +1,18 @@
 //! Deleting archives (I8): row `deleting`, unlink, fsync the folder, then the row goes. Finishing it twice changes nothing.
 
 use crate::archive::place;
-use crate::archive_folder;
-use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::home::Home;
-use crate::store::{ScheduleRow, Store};
+use crate::store::Store;
 
 /// Deletes complete archives by the numbers of their runs. Unknown files are never touched.
 pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
     if runs.is_empty() {
         return Ok(());
     }
-    archive_folder::check(home, store)?;
+    super::check(home, store)?;
     store.mark_deleting(runs)?;
     finish_deletions(home, store)
-}
-
-/// Takes the stable names of a deleted schedule away, where they lead to nothing any more.
-pub fn remove_stable_names(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<()> {
-    archive_folder::refresh_stable_names(home, store, std::slice::from_ref(row), now).map(drop)
 }
 
 /// Finishes what was marked `deleting`, by this process or one that died.
@@ -28,7 +21,7 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<()> {
     if deleting.is_empty() {
         return Ok(());
     }
-    archive_folder::check(home, store)?;
+    super::check(home, store)?;
     for archive in deleting {
         place::remove(&home.backups().join(&archive.file_name))?;
         store.remove_deleted(archive.run)?;

@@ -3,10 +3,10 @@
 use crate::archive::place;
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
-use crate::prune;
-use crate::runner::{Conduct, Placing, Runner};
 use crate::store::{ArchiveState, Claim, Requeue, Run, RunState, Unfinished};
 use crate::worker;
+
+use super::{Conduct, Placing, Runner};
 
 /// What recovery did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<
             }
         }
     }
-    prune::finish_deletions(&runner.home, &runner.store)?;
+    archive_folder::finish_deletions(&runner.home, &runner.store)?;
     for row in runner.store.workers()? {
         if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
             runner.store.remove_worker(row.uuid)?;
