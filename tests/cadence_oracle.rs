@@ -89,7 +89,7 @@ fn day_of_month(day: i64) -> i64 {
     left + 1
 }
 
-/// Returns the eight cadences for a change: `shown` is the minute of the wall clock in the middle of its gap or overlap.
+/// Returns the eight cadences for a change: `shown` is the minute in the middle of its gap or overlap.
 fn wishes(shown: i64) -> Vec<Wish> {
     let clock = |minute: i64| format!("{:02}:{:02}", minute / 60, minute % 60);
     let near = |by: i64| (shown + by).rem_euclid(1_440);

@@ -1,4 +1,4 @@
-//! The text file of schedules: what is written is read back, whatever the paths, and nothing makes the reader fall over.
+//! The text file of schedules: what is written is read back whatever the paths, and any bytes are read or refused.
 
 use backup_manager::schedule::text_file::{self, Change, Entry, Line};
 use backup_manager::schedule::{DailyTimes, ScheduleName, TimeOfDay};
