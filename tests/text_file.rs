@@ -174,10 +174,10 @@ proptest! {
         pieces in vec(prop_oneof!["[;:#\r\n\t .0-9a-z\u{feff}]{0,6}", Just("\na;1:00;b".to_owned())], 0..20),
     ) {
         let text = pieces.concat();
-        if let Ok(lines) = text_file::parse(text.as_bytes()) {
-            if let Ok(entries_read) = text_file::merge(&lines) {
-                prop_assert_eq!(entries(&text_file::format(&entries_read).text), entries_read);
-            }
+        if let Ok(lines) = text_file::parse(text.as_bytes())
+            && let Ok(entries_read) = text_file::merge(&lines)
+        {
+            prop_assert_eq!(entries(&text_file::format(&entries_read).text), entries_read);
         }
     }
 

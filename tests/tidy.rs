@@ -99,7 +99,8 @@ fn places_of<'a>(code: &'a str, words: &'a str) -> impl Iterator<Item = usize> +
     let ends_in_word = is_word(words.chars().next_back());
     code.match_indices(words).map(|(at, _)| at).filter(move |&at| {
         let after = code[at + words.len()..].chars().next();
-        !is_word(code[..at].chars().next_back()) && !(ends_in_word && is_word(after))
+        let before = code[..at].chars().next_back();
+        !(is_word(before) || ends_in_word && is_word(after))
     })
 }
 
