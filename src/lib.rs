@@ -7,5 +7,6 @@ pub mod clock;
 pub mod error;
 pub mod member;
 pub mod report;
+pub mod runner;
 pub mod schedule;
 pub mod source;

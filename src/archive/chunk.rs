@@ -54,10 +54,10 @@ impl Cutter {
 mod tests {
     use super::*;
 
-    fn cuts(paths: &[String], bytes: u64) -> Vec<&str> {
+    fn cuts(paths: &[String], bytes: u64) -> Vec<String> {
         let mut cutter = Cutter::new(Compression::None);
         let chosen = |path: &&String| cutter.cuts_before(&MemberPath::parse(path.as_bytes()).unwrap(), bytes);
-        paths.iter().filter(chosen).map(String::as_str).collect()
+        paths.iter().filter(chosen).cloned().collect()
     }
 
     #[test]

@@ -110,16 +110,14 @@ impl Encoder {
             }
             EncoderKind::Gzip(compressor) => {
                 let bound = compressor.gzip_compress_bound(content.len());
-                let length = compressor
-                    .gzip_compress(&content, spare.spare(bound))
-                    .map_err(|e| failed(e.to_string()))?;
+                let length =
+                    compressor.gzip_compress(&content, spare.spare(bound)).map_err(|e| failed(e.to_string()))?;
                 spare.keep(length);
             }
             EncoderKind::Zstd(compressor) => {
                 let bound = zstd::zstd_safe::compress_bound(content.len());
-                let length = compressor
-                    .compress_to_buffer(&content, spare.spare(bound))
-                    .map_err(|e| failed(e.to_string()))?;
+                let length =
+                    compressor.compress_to_buffer(&content, spare.spare(bound)).map_err(|e| failed(e.to_string()))?;
                 spare.keep(length);
             }
         }
@@ -169,9 +167,9 @@ impl Decoder {
             DecoderKind::Gzip(decompressor) => {
                 decompressor.gzip_decompress(stored, out.spare(length)).map_err(|e| damage(e.to_string()))?
             }
-            DecoderKind::Zstd(decompressor) => decompressor
-                .decompress_to_buffer(stored, out.spare(length))
-                .map_err(|e| damage(e.to_string()))?,
+            DecoderKind::Zstd(decompressor) => {
+                decompressor.decompress_to_buffer(stored, out.spare(length)).map_err(|e| damage(e.to_string()))?
+            }
         };
         if written != length {
             return Err(damage(format!("{written} bytes instead of {length}")));

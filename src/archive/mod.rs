@@ -6,6 +6,8 @@ pub mod chunk;
 pub mod codec;
 pub mod header;
 pub mod place;
+pub mod proof;
+pub mod reader;
 pub mod sparse;
 pub mod trailer;
 pub mod writer;

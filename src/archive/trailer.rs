@@ -74,7 +74,8 @@ pub struct StoredChunk {
 /// Returns the entry of a chunk. Lengths of chunks fit: content is bounded by the largest file piece and its headers.
 pub(super) fn entry(stored_length: u64, content_length: u64, stored_digest: &[u8; 32]) -> Result<[u8; ENTRY_BYTES]> {
     let narrow = |length: u64| {
-        u32::try_from(length).map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
+        u32::try_from(length)
+            .map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
     };
     let mut entry = [0; ENTRY_BYTES];
     entry[..4].copy_from_slice(&narrow(stored_length)?.to_le_bytes());
@@ -378,7 +379,7 @@ mod tests {
                 let trailer = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
                 assert_eq!(trailer.facts(), &facts);
                 assert_eq!(trailer.content_end(), expected.last().map_or(0, |c| c.offset + c.stored_length));
-                let read: Vec<_> = trailer.entries(&file).map(Result::unwrap).collect();
+                let read: Vec<_> = trailer.entries(&file).map(|chunk| chunk.unwrap()).collect();
                 assert_eq!(read, expected, "{codec:?} {chunks}");
             }
         }
@@ -410,5 +411,4 @@ mod tests {
             }
         }
     }
-
 }
