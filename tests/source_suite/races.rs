@@ -146,7 +146,7 @@ fn what_opening_mounts_is_entered() {
 /// Makes more folders than are kept open, each with one file.
 fn many_folders() -> (tempfile::TempDir, Vec<String>) {
     let names: Vec<String> = (0..400).map(|number| format!("d{number:03}/sub/f")).collect();
-    (tree(&names.iter().map(String::as_str).collect::<Vec<_>>()), names)
+    (big_tree(&names.iter().map(String::as_str).collect::<Vec<_>>()), names)
 }
 
 #[test]

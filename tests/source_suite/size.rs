@@ -25,7 +25,7 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLO
 
 /// Makes folders in folders; in each a file before and one behind the next folder, holding its depth.
 fn deep(levels: usize, name: &str) -> Deep {
-    let dir = Deep(tree(&["deep/"]));
+    let dir = Deep(big_tree(&["deep/"]));
     let mut folder = open(dir.0.path().join("deep"), FOLDER, Mode::empty()).unwrap();
     for level in 0..levels {
         for file in ["a", "z"] {
@@ -124,7 +124,7 @@ fn walk_wide(folder: &Path, files: usize) {
 
 #[test]
 fn twenty_thousand_names_in_one_folder() {
-    let dir = tree(&[]);
+    let dir = big_tree(&[]);
     fill(dir.path(), 20_000);
     walk_wide(dir.path(), 20_000);
 }
@@ -132,7 +132,7 @@ fn twenty_thousand_names_in_one_folder() {
 #[test]
 fn descriptors_do_not_grow_with_what_is_found() {
     let names: Vec<String> = (0..1500).map(|number| format!("d{number}/f")).collect();
-    let dir = tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let dir = big_tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let before = open_descriptors();
     let walked = Source::at(dir.path()).walk();
     // Other tests of this process open some meanwhile.
@@ -144,7 +144,7 @@ fn descriptors_do_not_grow_with_what_is_found() {
 #[test]
 #[ignore = "makes a million files; run with: cargo test --release --test source_suite million -- --ignored --nocapture"]
 fn a_million_names_in_one_folder() {
-    let dir = tree(&[]);
+    let dir = big_tree(&[]);
     fill(dir.path(), 1_000_000);
     let peak = || {
         let status = fs::read_to_string("/proc/self/status").unwrap();
