@@ -8,7 +8,7 @@ use std::fmt::Write;
 use super::acl;
 use super::buffer::Buffer;
 use super::sparse::{self, Span};
-use crate::member::{FileTime, Member, MemberKind};
+use crate::member::{FileTime, Member, MemberKind, Xattrs};
 
 /// The size of a tar block in bytes.
 pub const BLOCK: usize = 512;
@@ -151,7 +151,7 @@ fn time_text(time: FileTime) -> String {
     text
 }
 
-fn append_xattrs(records: &mut Vec<u8>, xattrs: &[(Box<[u8]>, Box<[u8]>)]) {
+fn append_xattrs(records: &mut Vec<u8>, xattrs: &Xattrs) {
     for (name, value) in xattrs {
         // The attribute as it is, for exactness, and the text that other tars restore ACLs from.
         let text_key: Option<&[u8]> = match &**name {
