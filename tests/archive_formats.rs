@@ -6,12 +6,10 @@ use std::fs;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::proof::{prove, prove_by_trailer};
-use backup_manager::archive::trailer::Facts;
-use backup_manager::error::ErrorKind;
+use backup_manager::archive::proof::prove_by_trailer;
 use backup_manager::schedule::Compression;
 
-use support::archive::{Made, make, run_tool};
+use support::archive::{make, run_tool};
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
 

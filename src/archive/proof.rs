@@ -83,7 +83,7 @@ impl DamagedChunk {
 pub fn prove(
     path: &Path,
     expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
-    digest: [u8; 32],
+    digest: &[u8; 32],
     size: u64,
     threads: usize,
     cancel: &AtomicBool,
@@ -94,7 +94,7 @@ pub fn prove(
         return Err(damage(format!("it has {} bytes and was written with {size}", reader.size())));
     }
     let found = until_first_damage(&reader, expected, threads, cancel)?;
-    if found != digest {
+    if found != *digest {
         return Err(damage("its digest is not the one it was written with".to_owned()));
     }
     Ok(())

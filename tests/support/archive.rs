@@ -1,6 +1,5 @@
 //! Archives made by the pipeline, with what it said of them.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
@@ -73,7 +72,7 @@ impl Made {
     pub fn prove(&self) -> Result<()> {
         let mut expected = self.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
         let (digest, size) = (self.written.digest, self.written.size);
-        proof::prove(&self.path, &mut expected, digest, size, 2, &AtomicBool::new(false))
+        proof::prove(&self.path, &mut expected, &digest, size, 2, &AtomicBool::new(false))
     }
 }
 
@@ -83,10 +82,4 @@ pub fn run_tool(command: &mut Command) -> Output {
     let errors = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success() && errors.is_empty(), "{command:?}: {}\n{errors}", out.status);
     out
-}
-
-/// Empties a folder.
-pub fn empty(folder: &Path) {
-    fs::remove_dir_all(folder).unwrap();
-    fs::create_dir(folder).unwrap();
 }
