@@ -182,8 +182,8 @@ impl TextFileState {
     }
 }
 
-/// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an error
-/// in the log and in `status`, and nothing is applied; a missing file, or a folder in its place, is a warning.
+/// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an
+/// error in the log and in `status`, and nothing is applied; a missing file, or a folder in its place, is a warning.
 pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now: Timestamp) -> Result<()> {
     let seen = look(&state.path)?;
     if state.seen.as_ref() == Some(&seen) {

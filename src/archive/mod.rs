@@ -7,6 +7,7 @@ pub mod codec;
 pub mod header;
 pub mod place;
 pub mod proof;
+pub mod reader;
 pub mod sparse;
 pub mod trailer;
 pub mod writer;

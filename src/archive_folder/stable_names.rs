@@ -1,5 +1,5 @@
-//! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a name
-//! is moved aside.
+//! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a
+//! name is moved aside.
 
 use std::fs::{self, File};
 use std::io;
@@ -58,7 +58,8 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     Ok(())
 }
 
-/// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals itself.
+/// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals
+/// itself.
 fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let name = row.schedule.name.as_str();
