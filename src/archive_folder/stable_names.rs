@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::archive::{place, proof};
+use crate::archive::{foreign, place};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -104,7 +104,7 @@ fn take_in(
     now: Timestamp,
 ) -> Result<()> {
     let metadata = fs::metadata(path).map_err(Error::io("look at", path))?;
-    let facts = proof::check_plain_tar(path);
+    let facts = foreign::check_plain_tar(path);
     let legacy = LegacyArchive {
         file_name,
         created_at: Timestamp::from_millis(metadata.mtime().saturating_mul(1000)),

@@ -183,7 +183,7 @@ impl Runner {
         let never = self.home.never_archived();
         let job = pipeline::Job {
             source: &source.root,
-            root_name: source.root_name,
+            root_name: &source.root_name,
             excludes: &row.schedule.excludes,
             patterns: &source.patterns,
             never: &never,
@@ -497,6 +497,3 @@ impl Observer for Monitor<'_> {
         self.conduct.observer.note(text);
     }
 }
-//! One claimed run, from the source to an archive in its place.
-
-pub mod pipeline;
