@@ -39,7 +39,7 @@ const DOCUMENT_VERSION: u32 = 1;
 
 /// Reads a text file, or tells every bad line of it in one error.
 pub fn parse_text(bytes: &[u8], name: &str) -> Result<Vec<Entry>> {
-    text_file::parse(bytes).and_then(|lines| text_file::merge(&lines)).map_err(|bad| bad_lines(&bad, name))
+    text_file::read(bytes).map_err(|bad| bad_lines(&bad, name))
 }
 
 fn bad_lines(bad: &[BadLine], name: &str) -> Error {
