@@ -99,7 +99,8 @@ pub fn walk(
     Ok(walker.summary)
 }
 
-/// Counts what an archive of the source would hold, without opening a file.
+/// Counts what an archive of the source would hold, without reading any content. Trouble with single paths is passed
+/// over here; the run tells it. Errors: as [`walk`].
 pub fn scan(options: &WalkOptions) -> Result<Totals> {
     let mut totals = Totals::default();
     let mut seen = HashSet::new();

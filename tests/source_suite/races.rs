@@ -143,6 +143,46 @@ fn what_opening_mounts_is_entered() {
     assert_eq!(walked.paths(), ["src", "src/a", "src/a/inside", "src/z"]);
 }
 
+#[test]
+fn not_even_a_link_back_to_the_same_thing_is_followed() {
+    // Moved to a bigger disk and linked back: the same file or folder by number, but what was listed is now a link.
+    let dir = tree(&["src/a/f", "src/b", "src/z"]);
+    let root = dir.path().join("src");
+    let file = Source::at(&root).find("b");
+    fs::rename(root.join("b"), dir.path().join("b")).unwrap();
+    symlink("../b", root.join("b")).unwrap();
+    assert_eq!(file.open().unwrap_err().kind, ProblemKind::Replaced);
+    let walked = Source::at(&root).walk_with(|found| {
+        if found.path.to_string() == "src/a" {
+            fs::rename(root.join("a"), dir.path().join("a")).unwrap();
+            symlink("../a", root.join("a")).unwrap();
+        }
+        ControlFlow::Continue(())
+    });
+    let walked = walked.unwrap();
+    assert_eq!(walked.paths(), ["src", "src/a", "src/b", "src/z"]);
+    assert_eq!(walked.problems[0].kind, ProblemKind::Replaced);
+}
+
+#[test]
+fn the_number_of_a_file_that_has_gone_does_not_make_a_fifo_that_file() {
+    // Many file systems give the number of what was just removed to what is made next, unless another test is faster.
+    let dir = tree(&[]);
+    for _ in 0..100 {
+        plant(dir.path(), &["f"]);
+        let found = Source::at(dir.path()).find("f");
+        fs::remove_file(dir.path().join("f")).unwrap();
+        mkfifo(&dir.path().join("f"));
+        let again = found.look_again().unwrap();
+        assert_eq!(found.open().unwrap_err().kind, ProblemKind::Replaced);
+        fs::remove_file(dir.path().join("f")).unwrap();
+        if again.stat.inode == found.stat.inode {
+            return;
+        }
+    }
+    skip("the file system does not give numbers again");
+}
+
 /// Makes more folders than are kept open, each with one file.
 fn many_folders() -> (tempfile::TempDir, Vec<String>) {
     let names: Vec<String> = (0..400).map(|number| format!("d{number:03}/sub/f")).collect();
@@ -180,13 +220,13 @@ fn a_folder_swapped_after_the_walk_is_not_followed() {
     for (number, name) in names.iter().enumerate() {
         let folder = dir.path().join(&name[..4]);
         fs::rename(&folder, folder.with_extension("aside")).unwrap();
-        if number % 2 == 0 {
-            symlink(outside.path(), &folder).unwrap();
-        } else {
-            plant(&folder, &["sub/f"]);
+        match number % 3 {
+            0 => symlink(outside.path(), &folder).unwrap(),
+            1 => symlink(folder.with_extension("aside"), &folder).unwrap(),
+            _ => plant(&folder, &["sub/f"]),
         }
     }
-    let mut replaced = 0;
+    let (mut replaced, mut still_open) = (0, 0);
     for (file, name) in files.iter().zip(&names) {
         match file.open() {
             // Through a handle that was still open: the file that was found.
@@ -194,6 +234,7 @@ fn a_folder_swapped_after_the_walk_is_not_followed() {
                 let mut content = [0; 32];
                 let length = opened.read_at(&mut content, 0).unwrap();
                 assert_eq!(&content[..length], name.as_bytes());
+                still_open += 1;
             }
             Err(problem) => {
                 assert_eq!(problem.kind, ProblemKind::Replaced, "{}", problem.reason);
@@ -201,7 +242,32 @@ fn a_folder_swapped_after_the_walk_is_not_followed() {
             }
         }
     }
-    assert!(replaced > 100, "{replaced}");
+    assert!(replaced > 100 && still_open <= 128, "{replaced} {still_open}");
+}
+
+#[test]
+fn a_link_is_not_read_in_a_folder_that_took_the_place_of_its_own() {
+    let (dir, names) = many_folders();
+    let folders: Vec<_> = names.iter().map(|name| dir.path().join(name).parent().unwrap().to_owned()).collect();
+    for folder in &folders {
+        symlink("ours", folder.join("link")).unwrap();
+    }
+    let found: Vec<_> = Source::at(dir.path()).walk().found;
+    for folder in &folders {
+        fs::rename(folder, folder.with_extension("aside")).unwrap();
+        fs::create_dir(folder).unwrap();
+        symlink("theirs", folder.join("link")).unwrap();
+    }
+    let links = found.iter().filter(|found| found.kind == MemberKind::Symlink);
+    let refused = links.filter_map(|link| match link.read_link() {
+        Ok(target) => {
+            assert_eq!(target, b"ours");
+            None
+        }
+        Err(problem) => Some(problem.kind),
+    });
+    let refused: Vec<_> = refused.collect();
+    assert!(refused.len() > 100 && refused.iter().all(|kind| *kind == ProblemKind::Replaced), "{refused:?}");
 }
 
 #[test]
