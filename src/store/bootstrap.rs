@@ -209,7 +209,7 @@ impl Bootstrap {
 
 /// Returns the newest schema version that the embedded migrations make.
 fn newest() -> i32 {
-    let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version() as i32).max();
+    let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version()).max();
     versions.unwrap_or(0)
 }
 
