@@ -51,18 +51,16 @@ fn read_identity(home: &Home, store: &Store) -> Result<Option<()>> {
             Ok(found) if found.database == store.identity() => Ok(Some(())),
             _ => Err(Error::failed(format!("the archive folder {} belongs to another database", folder.display()))
                 .hint(format!(
-                    "name another folder with --backups or BACKUP_DIR, or name its database with --db; if that database \
-                     is gone for good, remove {} and keep the archives",
+                    "name another folder with --backups or BACKUP_DIR, or name its database with --db; if that \
+                     database is gone for good, remove {} and keep the archives",
                     identity.display()
                 ))),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => {
-            Err(Error::failed(format!(
-                "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
-                folder.display()
-            ))
-            .hint("mount its disk, or name the right folder with --backups or BACKUP_DIR"))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => Err(Error::failed(format!(
+            "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
+            folder.display()
+        ))
+        .hint("mount its disk, or name the right folder with --backups or BACKUP_DIR")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", &identity)(error)),
     }

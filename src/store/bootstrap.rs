@@ -54,7 +54,8 @@ impl Bootstrap {
         if missing && self.access == Access::Existing {
             let folder = path.parent().unwrap_or(path).display();
             return Err(Error::not_found(format!("there is no database in {folder}")).hint(
-                "make one with `backup-manager create`, go to the folder that has it, or name it with --home or BACKUP_HOME",
+                "make one with `backup-manager create`, go to the folder that has it, or name that folder with --home \
+                 or BACKUP_HOME",
             ));
         }
         if missing {

@@ -455,7 +455,8 @@ pub(super) fn cancel_queued(
     now: Timestamp,
 ) -> rusqlite::Result<usize> {
     transaction.execute(
-        "UPDATE run SET state = 'cancelled', finished_at_ms = ?3, error = ?2 WHERE schedule_id = ?1 AND state = 'queued'",
+        "UPDATE run SET state = 'cancelled', finished_at_ms = ?3, error = ?2 \
+         WHERE schedule_id = ?1 AND state = 'queued'",
         params![schedule, reason, now.millis()],
     )
 }

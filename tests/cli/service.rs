@@ -133,9 +133,8 @@ fn several_services_and_commands_share_the_work_exactly_once() {
         assert_eq!(row[2], row[3], "{row:?}: every second since it was made, once");
     }
     assert_eq!(home.number("SELECT count(*) FROM run WHERE state IN ('running', 'failed')"), 0);
-    assert_eq!(
-        home.number("SELECT count(*) FROM (SELECT 1 FROM run WHERE trigger = 'schedule' GROUP BY schedule_id, scheduled_for_ms HAVING count(*) > 1)"),
-        0
-    );
+    let twice = "SELECT count(*) FROM (SELECT 1 FROM run WHERE trigger = 'schedule' \
+                 GROUP BY schedule_id, scheduled_for_ms HAVING count(*) > 1)";
+    assert_eq!(home.number(twice), 0);
     assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")));
 }
