@@ -62,7 +62,8 @@ fn pause_shows_in_the_list_and_resume_takes_it_back() {
     let _ = home.run(&["pause", "0", "code_nightly"]).ok();
     assert_eq!(
         home.run(&["list"]).ok().stdout,
-        "0: documents;09:00;docs_morning (paused)\n1: photos;18:30;photos_evening\n2: code;23:59;code_nightly (paused)\n"
+        "0: documents;09:00;docs_morning (paused)\n1: photos;18:30;photos_evening\n\
+         2: code;23:59;code_nightly (paused)\n"
     );
     let _ = home.run(&["resume", "--all"]).ok();
     assert!(!home.run(&["list"]).ok().stdout.contains("paused"));
