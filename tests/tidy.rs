@@ -32,7 +32,9 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("archive_folder", 2, &[]),
     ("transfer", 2, &[]),
     // Floor 3: acts.
-    ("runner", 3, &[]),
+    ("prune", 3, &[]),
+    ("runner", 3, &["prune"]),
+    ("verify", 3, &[]),
     ("service", 3, ANY),
     // Floor 4: the edge.
     ("cli", 4, ANY),

@@ -10,6 +10,7 @@ mod list;
 mod logging;
 mod next;
 mod output;
+mod prune;
 mod run;
 mod schedule_options;
 mod select;
@@ -18,6 +19,7 @@ mod start;
 mod status;
 mod terminal;
 mod text_file;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -117,6 +119,14 @@ enum Command {
     Accept(run::AcceptArgs),
     /// List archives
     Backups(archives::BackupsArgs),
+    /// Read archives back from disk and name what is damaged
+    Verify(verify::VerifyArgs),
+    /// Let archives go that no rule keeps
+    Prune(prune::PruneArgs),
+    /// Keep an archive whatever the rules say: pin @17
+    Pin(prune::PinArgs),
+    /// Remove one archive now: forget @17
+    Forget(prune::ForgetArgs),
     /// List runs, or show one in full: history @17
     History(history::HistoryArgs),
 
@@ -273,6 +283,10 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Cancel(args) => run::cmd_cancel(context, &args),
         Command::Accept(args) => run::cmd_accept(context, &args),
         Command::Backups(args) => archives::cmd_backups(context, &args),
+        Command::Verify(args) => verify::cmd_verify(context, &args),
+        Command::Prune(args) => prune::cmd_prune(context, &args),
+        Command::Pin(args) => prune::cmd_pin(context, &args),
+        Command::Forget(args) => prune::cmd_forget(context, &args),
         Command::History(args) => history::cmd_history(context, &args),
         Command::Start(args) => start::cmd_start(context, &args),
         Command::Stop(args) => start::cmd_stop(context, &args),
@@ -297,13 +311,16 @@ pub(crate) fn report(error: &Error) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// The verbs that people bring from other tools.
+/// The verbs that people bring from other tools, and ours.
+const ALIASES: [(&str, &str); 2] = [("snapshots", "backups"), ("check", "verify")];
+
+/// Puts our verb in the place of one from another tool.
 fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
     if let Some(verb) = args.iter_mut().skip(1).find(|arg| !arg.to_string_lossy().starts_with('-'))
-        && verb == "snapshots"
+        && let Some((_, ours)) = ALIASES.iter().find(|(theirs, _)| verb == *theirs)
     {
-        *verb = OsString::from("backups");
+        *verb = OsString::from(ours);
     }
     args
 }
