@@ -27,8 +27,9 @@ macro_rules! words {
 mod archives;
 mod bootstrap;
 mod catalog;
+mod chunk_members;
 mod claims;
-mod members;
+
 mod occurrences;
 mod retention;
 mod runs;
