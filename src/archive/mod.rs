@@ -13,6 +13,7 @@ pub mod members;
 pub mod place;
 pub mod proof;
 pub mod reader;
+pub mod record;
 pub mod sparse;
 pub mod trailer;
 pub mod writer;

@@ -11,6 +11,7 @@ mod logging;
 mod next;
 mod output;
 mod prune;
+mod rescan;
 mod run;
 mod schedule_options;
 mod select;
@@ -141,6 +142,8 @@ enum Command {
     Import(text_file::ImportArgs),
     /// Write schedules as a text file or as JSON
     Export(text_file::ExportArgs),
+    /// Make the catalog anew from the archive files, or put back a copy of the database
+    Rescan(rescan::RescanArgs),
     /// Show or change service settings
     Config(config::ConfigArgs),
 }
@@ -293,6 +296,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Serve(args) => serve::cmd_serve(context, &args),
         Command::Import(args) => text_file::cmd_import(context, &args),
         Command::Export(args) => text_file::cmd_export(context, &args),
+        Command::Rescan(args) => rescan::cmd_rescan(context, &args),
         Command::Config(args) => config::cmd_config(context, &args),
     }
 }

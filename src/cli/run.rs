@@ -283,6 +283,12 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
     Ok(document)
 }
 
+/// Puts right what dead workers left, for a command that carries out no run of its own.
+pub fn recover_as_command(context: &Context, store: &Store) -> Result<()> {
+    let runner = command_runner(context, store)?;
+    store.remove_worker(runner.row.uuid)
+}
+
 /// Registers this command as a worker, and puts right what dead ones left.
 fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     let runner = make_runner(context, store, super::config::threads(store, None)?, Role::Command)?;
