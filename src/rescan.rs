@@ -27,6 +27,7 @@ use crate::member::ChunkRecord;
 use crate::report::Observer;
 use crate::schedule::Schedule;
 use crate::store::{FoundArchive, Health, Store, Watermark};
+use crate::upkeep;
 
 /// Rows that are written in one transaction, roughly.
 const BATCH_ROWS: usize = 5_000;
@@ -104,6 +105,26 @@ pub fn rescan(
     let notes = archive_folder::refresh_stable_names(home, store, &store.schedules()?, now)?;
     notes.iter().for_each(|note| observer.note(note));
     Ok(report)
+}
+
+/// Says whether the archive folder holds archives of ours, by their names, or copies of a database.
+pub fn anything_to_find(home: &Home) -> Result<bool> {
+    if !home.backups().is_dir() {
+        return Ok(false);
+    }
+    if !upkeep::copies(home)?.is_empty() {
+        return Ok(true);
+    }
+    for folder in entries_of(home.backups())?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|file| parse_file_name(&file.to_string_lossy(), &name).is_some())
+        };
+        if entries_of(&folder)?.iter().any(is_ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Looks at every file in the folders of schedules.

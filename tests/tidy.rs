@@ -35,7 +35,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("prune", 3, &[]),
     ("runner", 3, &["prune"]),
     ("verify", 3, &[]),
-    ("rescan", 3, &[]),
+    ("rescan", 3, &["upkeep"]),
     ("upkeep", 3, &["verify", "drill"]),
     ("service", 3, ANY),
     // Floor 4: the edge.

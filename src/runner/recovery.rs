@@ -33,6 +33,11 @@ impl Recovered {
 pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<'_>) -> Result<Recovered> {
     let mut recovered = Recovered::default();
     let workers = runner.home.workers();
+    let is_dead = |uuid: &uuid::Uuid| *uuid != runner.row.uuid && !worker::is_alive(&workers, uuid);
+    // After an end that was none, a look at the database comes before anything is built on it.
+    if runner.store.workers()?.iter().any(|row| is_dead(&row.uuid)) {
+        runner.store.quick_check()?;
+    }
     for run in runner.store.running()? {
         let Some(dead) = run.worker else { continue };
         let alive = if dead == runner.row.uuid { active(run.id) } else { worker::is_alive(&workers, &dead) };
@@ -52,7 +57,7 @@ pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<
     }
     archive_folder::finish_deletions(&runner.home, &runner.store)?;
     for row in runner.store.workers()? {
-        if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
+        if is_dead(&row.uuid) {
             runner.store.remove_worker(row.uuid)?;
         }
     }

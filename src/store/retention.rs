@@ -91,6 +91,18 @@ impl Store {
         Ok(self.select_archives(condition, [schedule, run])?.pop())
     }
 
+    /// Returns how many complete archives of a schedule are damaged or missing.
+    pub fn unhealthy_archives(&self, schedule: i64) -> Result<u64> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT count(*) FROM archive JOIN archive_file ON archive_file.id = archive_file_id \
+                     WHERE schedule_id = ?1 AND state = 'complete' AND health IN ('damaged', 'missing')",
+                )?
+                .query_row([schedule], |row| row.get(0))
+        })
+    }
+
     /// Takes back the suspicion of an archive: a later one is like it.
     pub fn confirm_archive(&self, run: i64) -> Result<()> {
         self.write(|transaction| {
