@@ -74,8 +74,17 @@ pub struct Content {
 }
 
 enum Current {
-    Data { sequence: u64, bytes: Buffer, at: usize },
-    Gap { sequence: u64, length: u64, at: u64, reason: Option<String> },
+    Data {
+        sequence: u64,
+        bytes: Buffer,
+        at: usize,
+    },
+    Gap {
+        sequence: u64,
+        length: u64,
+        at: u64,
+        reason: Option<String>,
+    },
     /// A piece that has been asked for and begins elsewhere than where the last one ended.
     Jump(Box<Current>),
     Over(Missing),
@@ -317,7 +326,9 @@ impl Content {
     fn next_piece(&mut self) {
         let piece = match self.pieces.recv() {
             Err(_) => return self.current = Current::Over(Missing::End),
-            Ok(answer) => answer.recv().unwrap_or_else(|_| Piece::Failed(Error::failed("a thread that reads panicked"))),
+            Ok(answer) => {
+                answer.recv().unwrap_or_else(|_| Piece::Failed(Error::failed("a thread that reads panicked")))
+            }
         };
         let (next, jump) = match piece {
             Piece::Data { sequence, jump, bytes } => (Current::Data { sequence, bytes, at: 0 }, jump),

@@ -370,10 +370,10 @@ impl Members {
         let name = |told: Option<Vec<u8>>, for_all: &Option<Vec<u8>>, header: &[u8]| -> Box<[u8]> {
             told.or_else(|| for_all.clone()).unwrap_or_else(|| header.to_vec()).into()
         };
-        let modified = pax.modified.or(self.global.modified).unwrap_or_else(|| FileTime {
-            seconds: block.number(136..148).unwrap_or(0),
-            nanoseconds: 0,
-        });
+        let modified = pax
+            .modified
+            .or(self.global.modified)
+            .unwrap_or_else(|| FileTime { seconds: block.number(136..148).unwrap_or(0), nanoseconds: 0 });
         let mut xattrs = pax.xattrs;
         xattrs.sort();
         let is_device = matches!(kind, MemberKind::CharDevice | MemberKind::BlockDevice);
@@ -403,7 +403,8 @@ impl Members {
             while more {
                 let mut extension = [0; BLOCK];
                 self.content.read_exact(&mut extension)?;
-                more = spans::of_extension(&extension, &mut spans).map_err(|reason| refused(Vec::new(), &reason, false))?;
+                more = spans::of_extension(&extension, &mut spans)
+                    .map_err(|reason| refused(Vec::new(), &reason, false))?;
             }
             (spans, size)
         } else if draft.sparse.major == Some(1) {
