@@ -12,6 +12,7 @@ pub mod member;
 pub mod prune;
 pub mod report;
 pub mod rescan;
+pub mod restore;
 pub mod runner;
 pub mod schedule;
 pub mod service;

@@ -36,7 +36,9 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("runner", 3, &["prune"]),
     ("verify", 3, &[]),
     ("rescan", 3, &["upkeep"]),
+    ("drill", 3, &["restore", "verify"]),
     ("upkeep", 3, &["verify", "drill"]),
+    ("restore", 3, &[]),
     ("service", 3, ANY),
     // Floor 4: the edge.
     ("cli", 4, ANY),

@@ -354,3 +354,37 @@ fn valid_uid(uid: u32) -> Option<Uid> {
 fn valid_gid(gid: u32) -> Option<Gid> {
     (gid != u32::MAX).then(|| Gid::from_raw(gid))
 }
+
+/// Makes a folder that no member describes, with the mode that the umask leaves.
+pub fn make_plain_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(folder, OsStr::from_bytes(name), Mode::from_raw_mode(0o777))?)
+}
+
+/// Lets this process into a folder that it owns, until the folder is finished.
+pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(folder.as_fd())?;
+    if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
+        rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700))?;
+    }
+    Ok(())
+}
+
+/// Gives an open folder the mode and times it had.
+pub fn leave_as_was(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
+    let folder = folder.as_fd();
+    if rustix::fs::fstat(folder)?.st_mode != stat.st_mode {
+        rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    }
+    rustix::fs::futimens(folder, &times(modified_of(stat)))?;
+    Ok(())
+}
+
+/// Returns what a symbolic link leads to, as it stands.
+pub fn link_target(folder: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(folder, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+}
+
+/// Returns major and minor number of a device; zeros for anything else.
+pub fn device_of(stat: &Stat) -> (u32, u32) {
+    (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+}

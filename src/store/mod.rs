@@ -29,7 +29,7 @@ mod bootstrap;
 mod catalog;
 mod chunk_members;
 mod claims;
-
+mod members;
 mod occurrences;
 mod rescan;
 mod retention;
@@ -52,6 +52,7 @@ pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed,
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
+pub use members::{Listed, Sighting};
 pub use occurrences::{Due, Materialised};
 pub use rescan::FoundArchive;
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
