@@ -6,6 +6,7 @@ pub mod archive;
 pub mod archive_folder;
 pub mod cli;
 pub mod clock;
+pub mod drill;
 pub mod error;
 pub mod home;
 pub mod member;

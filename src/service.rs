@@ -59,6 +59,8 @@ pub struct Options {
     pub import: Option<PathBuf>,
     /// What is looked after, and how often.
     pub upkeep: upkeep::Intervals,
+    /// Where restore drills write; without it, below the archive folder.
+    pub scratch: Option<PathBuf>,
 }
 
 /// What one round did.
@@ -294,7 +296,7 @@ impl Service {
 
     /// Does what is due of the daily work on this thread: see [`upkeep::look_after`].
     pub fn look_after(&self, cancel: &AtomicBool) -> Result<upkeep::Round> {
-        look_after(&self.runner, self.options.upkeep, cancel)
+        look_after(&self.runner, &self.options, cancel)
     }
 
     /// Looks every hour whether some of the daily work is due, and does it beside the runs, one thing at a time.
@@ -306,10 +308,10 @@ impl Service {
             return;
         }
         self.upkeep_begun = Some(now);
-        let (runner, intervals, cancel) = (self.runner.clone(), self.options.upkeep, Arc::new(AtomicBool::new(false)));
+        let (runner, options, cancel) = (self.runner.clone(), self.options.clone(), Arc::new(AtomicBool::new(false)));
         let stop = Arc::clone(&cancel);
         let thread = std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || {
-            if let Err(error) = look_after(&runner, intervals, &stop) {
+            if let Err(error) = look_after(&runner, &options, &stop) {
                 log::warn!("the daily work was not done: {error}");
             }
         });
@@ -388,8 +390,17 @@ pub fn serving(runner: &Runner) -> Result<Option<u32>> {
 }
 
 /// The work of a day takes one thread: runs come first.
-fn look_after(runner: &Runner, intervals: upkeep::Intervals, cancel: &AtomicBool) -> Result<upkeep::Round> {
-    upkeep::look_after(&runner.home, &runner.store, &*runner.clock, intervals, 1, cancel)
+fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool) -> Result<upkeep::Round> {
+    let means = upkeep::Means {
+        home: &runner.home,
+        store: &runner.store,
+        clock: &*runner.clock,
+        observer: &LogObserver,
+        threads: 1,
+        scratch: options.scratch.as_deref(),
+        cancel,
+    };
+    upkeep::look_after(&means, options.upkeep)
 }
 
 fn carry_out(

@@ -3,6 +3,7 @@
 mod archives;
 mod config;
 mod create;
+mod drill;
 mod edit;
 mod history;
 mod io_class;
@@ -122,6 +123,8 @@ enum Command {
     Backups(archives::BackupsArgs),
     /// Read archives back from disk and name what is damaged
     Verify(verify::VerifyArgs),
+    /// Restore the newest archives for trial, compare, and remove what was restored
+    Drill(drill::DrillArgs),
     /// Let archives go that no rule keeps
     Prune(prune::PruneArgs),
     /// Keep an archive whatever the rules say: pin @17
@@ -287,6 +290,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Accept(args) => run::cmd_accept(context, &args),
         Command::Backups(args) => archives::cmd_backups(context, &args),
         Command::Verify(args) => verify::cmd_verify(context, &args),
+        Command::Drill(args) => drill::cmd_drill(context, &args),
         Command::Prune(args) => prune::cmd_prune(context, &args),
         Command::Pin(args) => prune::cmd_pin(context, &args),
         Command::Forget(args) => prune::cmd_forget(context, &args),

@@ -68,6 +68,9 @@ pub struct ServiceOptions {
     /// Keep runs without an archive in the history for so many days; 0 = for ever [default: 400]
     #[arg(long, value_name = "DAYS", env = "BACKUP_HISTORY_DAYS")]
     history_days: Option<u32>,
+    /// Folder that restore drills write to [default: BACKUPS/.scratch]
+    #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
+    scratch: Option<PathBuf>,
     /// Read this text file at start and whenever it changes
     #[arg(long, value_name = "FILE")]
     import: Option<PathBuf>,
@@ -103,8 +106,10 @@ impl ServiceOptions {
         for (flag, value) in numbers {
             args.extend(value.into_iter().flat_map(|value| [OsString::from(flag), OsString::from(value)]));
         }
-        if let Some(file) = &self.import {
-            args.extend([OsString::from("--import"), std::path::absolute(file).unwrap_or(file.clone()).into()]);
+        for (flag, path) in [("--import", &self.import), ("--scratch", &self.scratch)] {
+            if let Some(path) = path {
+                args.extend([OsString::from(flag), std::path::absolute(path).unwrap_or(path.clone()).into()]);
+            }
         }
         args
     }
@@ -161,6 +166,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         grace: config::grace(&store, args.options.grace)?,
         zone: context.zone,
         import: args.options.import.clone(),
+        scratch: args.options.scratch.clone(),
         upkeep: upkeep::Intervals {
             reverify_days: config::days(&store, "reverify_days", args.options.reverify_days)?,
             drill_days: config::days(&store, "drill_days", args.options.drill_days)?,

@@ -4,14 +4,17 @@
 mod copies;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::archive_folder;
 use crate::clock::{Clock, Timestamp};
+use crate::drill;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
-use crate::store::{Archive, Store, Task};
+use crate::report::Observer;
+use crate::store::{Archive, ScheduleRow, Store, Task};
 use crate::verify;
 
 pub use copies::{PutBack, copies, copy_database, put_back_copy};
@@ -48,19 +51,34 @@ pub struct Round {
     pub copied: bool,
     /// Runs that left the history.
     pub forgotten: usize,
+    /// Names of the schedules whose newest archive was restored for trial.
+    pub drilled: Vec<String>,
+}
+
+/// What the daily work needs besides the time.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Where everything lies.
+    pub home: &'a Home,
+    /// The database.
+    pub store: &'a Store,
+    /// The time.
+    pub clock: &'a dyn Clock,
+    /// Who is told.
+    pub observer: &'a dyn Observer,
+    /// Threads that decode.
+    pub threads: usize,
+    /// Where drills restore; without it, below the archive folder.
+    pub scratch: Option<&'a Path>,
+    /// Ends the work when it becomes true.
+    pub cancel: &'a AtomicBool,
 }
 
 /// Does what is due of the daily work. Trouble with one task is logged and keeps none of the others.
 ///
 /// Errors: `Interrupted` after `cancel`.
-pub fn look_after(
-    home: &Home,
-    store: &Store,
-    clock: &dyn Clock,
-    intervals: Intervals,
-    threads: usize,
-    cancel: &AtomicBool,
-) -> Result<Round> {
+pub fn look_after(means: &Means<'_>, intervals: Intervals) -> Result<Round> {
+    let Means { home, store, clock, cancel, .. } = *means;
     let mut round = Round::default();
     let now = clock.now();
     // Without our folder there is nothing to look after, and nothing to write a copy to.
@@ -80,7 +98,10 @@ pub fn look_after(
     }
     if intervals.reverify_days > 0 && store.begin_task(Task::Reverify, DAILY, now)? {
         let due = due_for_reading(store.archives(None)?, intervals.reverify_days, now);
-        reverify(home, store, clock, &due, threads, cancel, &mut round)?;
+        reverify(means, &due, &mut round)?;
+    }
+    if intervals.drill_days > 0 && store.begin_task(Task::Drill, DAILY, now)? {
+        drill_those_due(means, intervals.drill_days, &mut round)?;
     }
     Ok(round)
 }
@@ -119,15 +140,8 @@ fn due_for_reading(mut archives: Vec<Archive>, days: u32, now: Timestamp) -> Vec
     archives
 }
 
-fn reverify(
-    home: &Home,
-    store: &Store,
-    clock: &dyn Clock,
-    due: &[Archive],
-    threads: usize,
-    cancel: &AtomicBool,
-    round: &mut Round,
-) -> Result<()> {
+fn reverify(means: &Means<'_>, due: &[Archive], round: &mut Round) -> Result<()> {
+    let Means { home, store, clock, cancel, threads, .. } = *means;
     for archive in due {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Interrupted, "the service stops"));
@@ -151,6 +165,42 @@ fn reverify(
     }
     if !round.bad.is_empty() {
         archive_folder::refresh_stable_names(home, store, &store.schedules()?, clock.now())?;
+    }
+    Ok(())
+}
+
+fn drill_those_due(means: &Means<'_>, days: u32, round: &mut Round) -> Result<()> {
+    let now = means.clock.now();
+    let limit = now.minus(DAY * days).plus(DAY - DAILY);
+    for row in means.store.schedules()? {
+        let last = means.store.last_drill(row.id)?.map(|drill| drill.started_at);
+        let is_due = last.is_none_or(|at| at <= limit || at > now);
+        if !is_due || means.store.newest_good(row.id)?.is_none() {
+            continue;
+        }
+        match drill_one(means, &row) {
+            Ok(()) => round.drilled.push(row.schedule.name.to_string()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => log::error!("{}: no restore drill: {error}", row.schedule.name),
+        }
+    }
+    Ok(())
+}
+
+fn drill_one(means: &Means<'_>, row: &ScheduleRow) -> Result<()> {
+    let conduct = drill::Conduct {
+        clock: means.clock,
+        observer: means.observer,
+        cancel: means.cancel,
+        threads: means.threads,
+        sample_bytes: drill::SAMPLE_BYTES,
+        scratch: means.scratch,
+    };
+    let outcome = drill::drill(means.home, means.store, row, &conduct)?;
+    let name = &row.schedule.name;
+    match outcome.differences.first() {
+        None => log::info!("{name}: the restore drill of @{} passed, {} files", outcome.run, outcome.files),
+        Some(why) => log::error!("{name}: the restore drill of @{} failed: {why}", outcome.run),
     }
     Ok(())
 }

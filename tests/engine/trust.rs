@@ -15,7 +15,7 @@ use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow};
 use backup_manager::verify::{Findings, verify_archive, verify_file};
 
 use crate::runs::run_now;
-use crate::world::{DAY, World};
+use crate::world::{DAY, HOUR, World};
 
 fn keep(world: &World, row: &ScheduleRow, policy: Retention) {
     let mut schedule = world.store.schedule(row.id).unwrap().schedule;
@@ -239,4 +239,82 @@ fn a_deletion_cut_off_at_any_step_is_finished() {
         assert_eq!(runs_of(&world, &row), [3]);
         assert_eq!(world.archive_files(), [archives[2].file_name.clone()]);
     }
+}
+
+#[test]
+fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let mut service = world.service(false);
+    let cancel = AtomicBool::new(false);
+    let (mut drills, mut copies, mut most) = (0, 0, 0);
+    for day in 0..75 {
+        for _ in 0..24 {
+            world.clock.advance(HOUR);
+            service.tick().unwrap();
+            if let Some((claim, intent)) = service.claim().unwrap() {
+                assert_eq!(service.execute(claim, &intent).unwrap().state, RunState::Succeeded);
+            }
+            let round = service.look_after(&cancel).unwrap();
+            assert!(round.bad.is_empty());
+            drills += round.drilled.len();
+            copies += usize::from(round.copied);
+            most = most.max(round.verified.len());
+        }
+        for archive in world.store.archives(Some(row.id)).unwrap() {
+            let age = world.clock.now().since(archive.verified_at.unwrap());
+            assert!(age <= DAY * 30, "day {day}: @{} was read {age:?} ago", archive.run);
+        }
+    }
+    assert!((10..=11).contains(&drills), "{drills} drills in 75 days");
+    assert!((74..=76).contains(&copies), "{copies} copies in 75 days");
+    assert!(most <= 6, "a little each day, not {most} archives at once");
+    assert_eq!(fs::read_dir(world.path("backups/.database")).unwrap().count(), 7);
+    let drill = world.store.last_drill(row.id).unwrap().unwrap();
+    assert!(drill.passed && drill.files == 1);
+}
+
+#[test]
+fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 2);
+    let newest = world.store.newest_good(row.id).unwrap().unwrap();
+    flip(&path_of(&world, &newest), newest.size / 2, 0);
+    let service = world.service(false);
+    let cancel = AtomicBool::new(false);
+    let mut found = None;
+    for day in 0..32 {
+        world.clock.advance(DAY);
+        if service.look_after(&cancel).unwrap().bad.contains(&newest.run) {
+            found = Some(day);
+            break;
+        }
+    }
+    // The drill of the first day found it already, if reading back did not.
+    let good = world.store.newest_good(row.id).unwrap().unwrap();
+    assert!(found.is_some() || good.run != newest.run);
+    assert_eq!(good.run, 1);
+    assert!(fs::read_link(world.path("backups/docs.tar")).unwrap().ends_with(&good.file_name));
+}
+
+#[test]
+fn old_runs_leave_the_history_and_those_with_archives_stay() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 1);
+    fs::rename(world.path("docs"), world.path("away")).unwrap();
+    for _ in 0..3 {
+        world.clock.advance(DAY);
+        assert_eq!(run_now(&world, &runner, &row).state, RunState::Failed);
+    }
+    world.clock.advance(DAY * 401);
+    let service = world.service(false);
+    let round = service.look_after(&AtomicBool::new(false)).unwrap();
+    assert_eq!(round.forgotten, 2, "the newest stays");
+    let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
+    assert_eq!(left, [1, 4]);
 }

@@ -93,7 +93,8 @@ impl World {
     }
 
     pub fn service_in(&self, zone: Tz, join: bool) -> Service {
-        let options = Options { workers: 1, grace: MINUTE, zone, import: None, upkeep: Default::default() };
+        let options =
+            Options { workers: 1, grace: MINUTE, zone, import: None, upkeep: Default::default(), scratch: None };
         Service::register(self.process(Role::Service), options, join).unwrap()
     }
 
