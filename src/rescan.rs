@@ -27,7 +27,6 @@ use crate::member::ChunkRecord;
 use crate::report::Observer;
 use crate::schedule::Schedule;
 use crate::store::{FoundArchive, Health, Store, Watermark};
-use crate::upkeep;
 
 /// Rows that are written in one transaction, roughly.
 const BATCH_ROWS: usize = 5_000;
@@ -107,12 +106,13 @@ pub fn rescan(
     Ok(report)
 }
 
-/// Says whether the archive folder holds archives of ours, by their names, or copies of a database.
-pub fn anything_to_find(home: &Home) -> Result<bool> {
+/// Says whether a rescan would have something to find for a database that knows no archives: the folder carries another
+/// database's identity, or holds files with names of ours.
+pub fn anything_to_find(home: &Home, store: &Store) -> Result<bool> {
     if !home.backups().is_dir() {
         return Ok(false);
     }
-    if !upkeep::copies(home)?.is_empty() {
+    if archive_folder::is_anothers(home, store) {
         return Ok(true);
     }
     for folder in entries_of(home.backups())?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {

@@ -115,8 +115,8 @@ fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel
     Ok(findings.concluded())
 }
 
-/// Names the members that a damaged chunk holds: those whose bytes differ where that can be told, else all of them, else
-/// the one whose content goes through it.
+/// Names the members that a damaged chunk holds: those whose bytes differ where that can be told, else all of them,
+/// else the one whose content goes through it.
 fn name_damage(
     store: &Store,
     run: i64,

@@ -35,7 +35,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("prune", 3, &[]),
     ("runner", 3, &["prune"]),
     ("verify", 3, &[]),
-    ("rescan", 3, &["upkeep"]),
+    ("rescan", 3, &[]),
     ("drill", 3, &["restore", "verify"]),
     ("upkeep", 3, &["verify", "drill"]),
     ("restore", 3, &[]),

@@ -93,6 +93,13 @@ pub fn take_on(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
     }
 }
 
+/// Says whether the archive folder carries the identity of another database.
+pub fn is_anothers(home: &Home, store: &Store) -> bool {
+    let found = fs::read(home.backups().join(IDENTITY)).ok();
+    let identity = found.and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+    identity.is_some_and(|identity| identity.database != store.identity())
+}
+
 fn write_identity(home: &Home, store: &Store) -> Result<()> {
     // Another process may have been first.
     if read_identity(home, store)?.is_some() {

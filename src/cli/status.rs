@@ -97,10 +97,10 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     if let Err(error) = store.check_writable() {
         trouble.push(error.to_string());
     }
-    if !store.has_archives()? && rescan::anything_to_find(&context.home)? {
+    if !store.has_archives()? && rescan::anything_to_find(&context.home, store)? {
         trouble.push(format!(
-            "the database {} knows no archives, and {} holds some, or copies of a database: put back the newest copy \
-             with `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",
+            "the database {} knows no archives, and {} is another's or holds some: put back the newest copy of the \
+             database with `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",
             context.home.db().display(),
             context.home.backups().display()
         ));

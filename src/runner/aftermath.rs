@@ -33,8 +33,8 @@ impl Runner {
         let accepted = self.store.schedule(row.id)?.accepted;
         if now.fell_from(then) && !accepted {
             conduct.observer.note(&format!(
-                "{}: less than half of what @{} held ({} of {} members, {} of {} bytes): kept, but it does not count as \
-                 good until a later archive is like it, or `backup-manager accept {}`",
+                "{}: less than half of what @{} held ({} of {} members, {} of {} bytes): kept, but it does not count \
+                 as good until a later archive is like it, or `backup-manager accept {}`",
                 row.schedule.name,
                 before.run,
                 now.members,

@@ -337,7 +337,8 @@ impl Store {
             connection
                 .prepare_cached(&format!(
                     "SELECT archive.*, schedule.name AS schedule_name, size, digest, health, verified_at_ms, \
-                     (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'manual' AS manual, {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
+                     (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'manual' AS manual, \
+                     {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
                 ))?
                 .query_map(parameters, archive_row)?
                 .collect()

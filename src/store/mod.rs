@@ -64,9 +64,9 @@ pub use workers::{Role, StopRequest, WorkerRow};
 /// How long a connection waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What to do about a database that is damaged or gone.
-pub const WAYS_OUT: &str = "archives are plain tar files and stay whole; put back the newest copy of the database with \
-     `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and make it anew from the archives with \
-     `backup-manager rescan`";
+pub const WAYS_OUT: &str = "archives are plain tar files and stay whole; put back the newest copy of the database \
+     with `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and make it anew from the \
+     archives with `backup-manager rescan`";
 /// Connections at once: one a run, one for the loop, one for what watches.
 const POOL_SIZE: u32 = 8;
 
