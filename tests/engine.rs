@@ -1,0 +1,8 @@
+//! The engine, step by step: real SQLite, real files, a clock that moves when it is told to.
+
+#[path = "engine/claims.rs"]
+mod claims;
+#[path = "engine/time.rs"]
+mod time;
+#[path = "engine/world.rs"]
+mod world;
