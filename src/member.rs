@@ -123,6 +123,9 @@ pub enum MemberKind {
     BlockDevice,
 }
 
+/// Names and values of extended attributes, sorted by name.
+pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
+
 /// One tar entry: what its header says of it, and what the catalog keeps besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -149,7 +152,7 @@ pub struct Member {
     /// Major and minor number of a device.
     pub device_number: Option<(u32, u32)>,
     /// Extended attributes with their names (`user.x`, `system.posix_acl_access`), sorted by name.
-    pub xattrs: Vec<(Box<[u8]>, Box<[u8]>)>,
+    pub xattrs: Xattrs,
 }
 
 /// One member as the catalog keeps it: what its header says, where it lies, and what it was read from.

@@ -1,7 +1,7 @@
 //! The service: what is due becomes runs, runs are carried out, requests are answered, and a stop is a drain (I10).
 //!
-//! [`Service::tick`] is one round and takes the time from the clock, so that tests and simulation drive it step by step.
-//! [`Service::serve`] only repeats it and waits in between.
+//! [`Service::tick`] is one round and takes the time from the clock, so that tests and simulation drive it step by
+//! step. [`Service::serve`] only repeats it and waits in between.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -229,8 +229,8 @@ impl Service {
         carry_out(&self.runner, &self.active, claim, intent, &cancel)
     }
 
-    /// Serves until a stop is asked for and everything has drained. `events` also carries what this service's own threads
-    /// tell, through `sender`.
+    /// Serves until a stop is asked for and everything has drained. `events` also carries what this service's own
+    /// threads tell, through `sender`.
     pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
         let mut next;
         while self.stop.is_none() {
@@ -263,7 +263,8 @@ impl Service {
             let (runner, active, sender) = (self.runner.clone(), Arc::clone(&self.active), sender.clone());
             let cancel = lock(&self.active).get(&run).cloned().unwrap_or_default();
             let thread = std::thread::Builder::new().name(format!("run {run}")).spawn(move || {
-                // A panic ends the thread, not the run: it is no longer active then, and the next round takes it over (I6).
+                // A panic ends the thread, not the run: it is no longer active then, and the next round takes it over
+                // (I6).
                 let _ended = EndsRun { run, active: Arc::clone(&active), sender };
                 let _ = carry_out(&runner, &active, claim, &intent, &cancel);
             });

@@ -39,7 +39,7 @@ const DOCUMENT_VERSION: u32 = 1;
 
 /// Reads a text file, or tells every bad line of it in one error.
 pub fn parse_text(bytes: &[u8], name: &str) -> Result<Vec<Entry>> {
-    text_file::parse(bytes).and_then(|lines| text_file::merge(&lines)).map_err(|bad| bad_lines(&bad, name))
+    text_file::read(bytes).map_err(|bad| bad_lines(&bad, name))
 }
 
 fn bad_lines(bad: &[BadLine], name: &str) -> Error {
@@ -182,8 +182,8 @@ impl TextFileState {
     }
 }
 
-/// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an error
-/// in the log and in `status`, and nothing is applied; a missing file, or a folder in its place, is a warning.
+/// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an
+/// error in the log and in `status`, and nothing is applied; a missing file, or a folder in its place, is a warning.
 pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now: Timestamp) -> Result<()> {
     let seen = look(&state.path)?;
     if state.seen.as_ref() == Some(&seen) {

@@ -1,8 +1,9 @@
 //! Worker files: liveness is a lock, not a clock (I6).
 //!
-//! A process that claims runs holds `flock` on a file of its own for as long as it lives; the kernel lets go of it however the
-//! process ends. The file is made under a temporary name, locked, and only then linked to its UUID, so that nobody ever
-//! finds it unlocked while its owner lives. What the owner is doing stands in the file, for `status` and for who waits.
+//! A process that claims runs holds `flock` on a file of its own for as long as it lives; the kernel lets go of it
+//! however the process ends. The file is made under a temporary name, locked, and only then linked to its UUID, so
+//! that nobody ever finds it unlocked while its owner lives. What the owner is doing stands in the file, for `status`
+//! and for who waits.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

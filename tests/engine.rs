@@ -2,6 +2,8 @@
 
 #[path = "engine/claims.rs"]
 mod claims;
+#[path = "engine/runs.rs"]
+mod runs;
 #[path = "engine/time.rs"]
 mod time;
 #[path = "engine/world.rs"]

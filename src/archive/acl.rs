@@ -7,8 +7,8 @@ pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: u32 = 2;
 
-/// Returns the text of an ACL attribute, as in `SCHILY.acl.access`, entries joined by commas. Owners and groups stand there
-/// by number: names of another machine would give rights to others. Nothing for a form this does not know.
+/// Returns the text of an ACL attribute, as in `SCHILY.acl.access`, entries joined by commas. Owners and groups stand
+/// there by number: names of another machine would give rights to others. Nothing for a form this does not know.
 pub(super) fn to_text(attribute: &[u8]) -> Option<String> {
     let (version, entries) = attribute.split_first_chunk::<4>()?;
     let (entries, rest) = entries.as_chunks::<8>();

@@ -42,7 +42,8 @@ impl Buffer {
         self.extend_zeros(self.length.next_multiple_of(super::header::BLOCK) - self.length);
     }
 
-    /// Returns `count` bytes of room behind the content, holding anything, to be filled and then kept by [`Buffer::keep`].
+    /// Returns `count` bytes of room behind the content, holding anything, to be filled and then kept by
+    /// [`Buffer::keep`].
     pub fn spare(&mut self, count: usize) -> &mut [u8] {
         let end = self.length + count;
         if self.bytes.len() < end {

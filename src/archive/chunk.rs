@@ -1,4 +1,5 @@
-//! Where an archive is cut into chunks: by the members' own paths and sizes, so that one new file moves one cut, not all.
+//! Where an archive is cut into chunks: by the members' own paths and sizes, so that one new file moves one cut, not
+//! all.
 
 use crate::member::MemberPath;
 use crate::schedule::Compression;
@@ -14,7 +15,8 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// Makes a cutter for archives of this compression: smaller chunks re-encode less next time, larger ones pack better.
+    /// Makes a cutter for archives of this compression: smaller chunks re-encode less next time, larger ones pack
+    /// better.
     pub fn new(compression: Compression) -> Self {
         let target: u64 = match compression {
             Compression::None => 128 << 10,
@@ -54,10 +56,10 @@ impl Cutter {
 mod tests {
     use super::*;
 
-    fn cuts(paths: &[String], bytes: u64) -> Vec<&str> {
+    fn cuts(paths: &[String], bytes: u64) -> Vec<String> {
         let mut cutter = Cutter::new(Compression::None);
         let chosen = |path: &&String| cutter.cuts_before(&MemberPath::parse(path.as_bytes()).unwrap(), bytes);
-        paths.iter().filter(chosen).map(String::as_str).collect()
+        paths.iter().filter(chosen).cloned().collect()
     }
 
     #[test]

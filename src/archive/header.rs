@@ -1,14 +1,14 @@
 //! Headers of members: pax, with all that a Linux file system says of a file.
 //!
-//! What fits stands in the plain `ustar` fields, which every reader knows; the rest goes into a pax header before it. The
-//! bytes depend on the member alone: a later run recognises an unchanged member by its header.
+//! What fits stands in the plain `ustar` fields, which every reader knows; the rest goes into a pax header before it.
+//! The bytes depend on the member alone: a later run recognises an unchanged member by its header.
 
 use std::fmt::Write;
 
 use super::acl;
 use super::buffer::Buffer;
 use super::sparse::{self, Span};
-use crate::member::{FileTime, Member, MemberKind};
+use crate::member::{FileTime, Member, MemberKind, Xattrs};
 
 /// The size of a tar block in bytes.
 pub const BLOCK: usize = 512;
@@ -82,7 +82,8 @@ pub fn append(out: &mut Buffer, member: &Member, spans: Option<&[Span]>) {
     out.extend(map.as_deref().unwrap_or_default());
 }
 
-/// Appends a pax global header that holds `comment`. It must not be the last header of an archive: Python fails on that.
+/// Appends a pax global header that holds `comment`. It must not be the last header of an archive: Python fails on
+/// that.
 pub fn append_global(out: &mut Buffer, comment: &str) {
     let mut records = Vec::new();
     append_record(&mut records, b"comment", comment.as_bytes());
@@ -91,8 +92,8 @@ pub fn append_global(out: &mut Buffer, comment: &str) {
     append_pax(out, header, &records);
 }
 
-/// Returns how many bytes a member probably takes in the archive: for cutting chunks and for counting memory, so it depends
-/// on nothing but what a walk knows.
+/// Returns how many bytes a member probably takes in the archive: for cutting chunks and for counting memory, so it
+/// depends on nothing but what a walk knows.
 pub fn entry_bytes(kind: MemberKind, size: u64) -> u64 {
     const HEADERS: u64 = 3 * BLOCK as u64;
     match kind {
@@ -151,7 +152,7 @@ fn time_text(time: FileTime) -> String {
     text
 }
 
-fn append_xattrs(records: &mut Vec<u8>, xattrs: &[(Box<[u8]>, Box<[u8]>)]) {
+fn append_xattrs(records: &mut Vec<u8>, xattrs: &Xattrs) {
     for (name, value) in xattrs {
         // The attribute as it is, for exactness, and the text that other tars restore ACLs from.
         let text_key: Option<&[u8]> = match &**name {
@@ -215,7 +216,8 @@ impl Header {
         Header(block)
     }
 
-    /// Puts a path into the name field, or into prefix and name; says whether it fitted. If not, its beginning stands there.
+    /// Puts a path into the name field, or into prefix and name; says whether it fitted. If not, its beginning stands
+    /// there.
     fn set_name(&mut self, name: &[u8]) -> bool {
         if self.set_text(NAME, name) {
             return true;

@@ -21,7 +21,8 @@ pub struct PendingFile {
 }
 
 impl PendingFile {
-    /// Creates an empty file with exactly the permission bits `mode`, under a random name in the folder of `final_path`.
+    /// Creates an empty file with exactly the permission bits `mode`, under a random name in the folder of
+    /// `final_path`.
     pub fn create(final_path: &Path, mode: u32) -> Result<Self> {
         let folder = folder_of(final_path);
         loop {
@@ -33,7 +34,8 @@ impl PendingFile {
         }
     }
 
-    /// Creates an empty file with exactly the permission bits `mode` under the temporary name `temp`, which must be free.
+    /// Creates an empty file with exactly the permission bits `mode` under the temporary name `temp`, which must be
+    /// free.
     pub fn create_named(temp: &Path, mode: u32) -> Result<Self> {
         Self::create_exclusive(temp, mode).map_err(creation_error(temp))
     }
@@ -148,16 +150,16 @@ impl Drop for TempName {
     }
 }
 
-/// Writes `bytes` to a file at `path` with exactly the permission bits `mode`. Without `replace` an existing file is left
-/// alone and the error is [`ErrorKind::Busy`].
+/// Writes `bytes` to a file at `path` with exactly the permission bits `mode`. Without `replace` an existing file is
+/// left alone and the error is [`ErrorKind::Busy`].
 pub fn put(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> Result<Placement> {
     let mut pending = PendingFile::create(path, mode)?;
     pending.file().write_all(bytes).map_err(Error::io("write", path))?;
     pending.seal()?.place(path, replace)
 }
 
-/// Renames a file to a name in the same file system that must be free, and syncs the folder. An existing file is left alone
-/// and the error is [`ErrorKind::Busy`].
+/// Renames a file to a name in the same file system that must be free, and syncs the folder. An existing file is left
+/// alone and the error is [`ErrorKind::Busy`].
 pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => {}
@@ -172,14 +174,15 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Renames without clobbering where rename cannot: a link never replaces. A crash between leaves both names, of one file.
+/// Renames without clobbering where rename cannot: a link never replaces. A crash between leaves both names, of one
+/// file.
 fn rename_by_link(from: &Path, to: &Path) -> Result<()> {
     rustix::fs::link(from, to).map_err(|e| naming_error(to)(e.into()))?;
     std::fs::remove_file(from).map_err(Error::io("remove", from))
 }
 
-/// Makes a folder with exactly the permission bits `mode`, and its missing parents likewise, and syncs the parent of each.
-/// Returns whether the folder was missing.
+/// Makes a folder with exactly the permission bits `mode`, and its missing parents likewise, and syncs the parent of
+/// each. Returns whether the folder was missing.
 pub fn make_folder(path: &Path, mode: u32) -> Result<bool> {
     match std::fs::DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
@@ -226,8 +229,8 @@ pub fn sync_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes `link` a symbolic link to `target` by a path relative to the link's folder, atomically, and syncs the folder.
-/// Both must be absolute or relative to the same folder. An older link is replaced; anything else at `link` is left alone
-/// and the error is [`ErrorKind::Busy`].
+/// Both must be absolute or relative to the same folder. An older link is replaced; anything else at `link` is left
+/// alone and the error is [`ErrorKind::Busy`].
 pub fn link_relative(link: &Path, target: &Path) -> Result<()> {
     let relative = relative_path(folder_of(link), target);
     let exists = match std::fs::symlink_metadata(link) {

@@ -1,13 +1,14 @@
-//! The trailer of an archive file, by which it proves itself without any database (I12): what run made it, and length and
-//! digest of every chunk.
+//! The trailer of an archive file, by which it proves itself without any database (I12): what run made it, and length
+//! and digest of every chunk.
 //!
 //! It consists of the entries of the chunks (40 bytes each: stored length and content length as `u32`, BLAKE3 of the
-//! stored bytes), the facts as JSON, and a footer of 64 bytes: number of chunks `u64`, bytes of JSON `u32`, version `u32`,
-//! BLAKE3 over all before (entries, facts, these 16 bytes), 8 zero bytes, a magic number. All numbers are little-endian.
+//! stored bytes), the facts as JSON, and a footer of 64 bytes: number of chunks `u64`, bytes of JSON `u32`, version
+//! `u32`, BLAKE3 over all before (entries, facts, these 16 bytes), 8 zero bytes, a magic number. All numbers are
+//! little-endian.
 //!
-//! Plain, it stands behind the end marks, where readers look no more, after zeros up to a whole block. In gzip it stands in
-//! the extra fields of empty members, the footer in the last one. In zstd it is a skippable frame before the standard seek
-//! table, which lists it as a frame without content.
+//! Plain, it stands behind the end marks, where readers look no more, after zeros up to a whole block. In gzip it
+//! stands in the extra fields of empty members, the footer in the last one. In zstd it is a skippable frame before
+//! the standard seek table, which lists it as a frame without content.
 
 use std::fs::File;
 use std::io;
@@ -84,8 +85,8 @@ pub(super) fn entry(stored_length: u64, content_length: u64, stored_digest: &[u8
     Ok(entry)
 }
 
-/// Writes a trailer through `put`, which is given its bytes in order. `entries` are those of all chunks; `content_end` is
-/// where in the file the trailer begins.
+/// Writes a trailer through `put`, which is given its bytes in order. `entries` are those of all chunks;
+/// `content_end` is where in the file the trailer begins.
 pub(super) fn write(
     codec: Codec,
     content_end: u64,
@@ -208,8 +209,9 @@ impl BodyPlace {
 }
 
 impl Trailer {
-    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Nothing if the
-    /// file does not end in one: another program's archive, or one that was cut off. Errors: a trailer that is damaged.
+    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Nothing if
+    /// the file does not end in one: another program's archive, or one that was cut off. Errors: a trailer that is
+    /// damaged.
     pub fn read(file: &File, path: &Path, codec: Codec) -> Result<Option<Self>> {
         let reading = |e| Error::io("read the trailer of", path)(e);
         let damaged = || {
@@ -379,7 +381,7 @@ mod tests {
                 let trailer = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
                 assert_eq!(trailer.facts(), &facts);
                 assert_eq!(trailer.content_end(), expected.last().map_or(0, |c| c.offset + c.stored_length));
-                let read: Vec<_> = trailer.entries(&file).map(Result::unwrap).collect();
+                let read: Vec<_> = trailer.entries(&file).map(|chunk| chunk.unwrap()).collect();
                 assert_eq!(read, expected, "{codec:?} {chunks}");
             }
         }

@@ -40,9 +40,9 @@ pub struct Finished {
     pub digest: [u8; 32],
 }
 
-/// The digest of an archive file: BLAKE3 over the BLAKE3 digests (32 bytes each) of the stored bytes of all chunks in order,
-/// and last of all bytes behind them, the trailer. So every byte of the file counts, and it can be computed without reading
-/// a chunk whose digest is known.
+/// The digest of an archive file: BLAKE3 over the BLAKE3 digests (32 bytes each) of the stored bytes of all chunks in
+/// order, and last of all bytes behind them, the trailer. So every byte of the file counts, and it can be computed
+/// without reading a chunk whose digest is known.
 #[derive(Clone, Debug, Default)]
 pub struct ArchiveDigest(blake3::Hasher);
 
@@ -132,8 +132,8 @@ impl<'f> ArchiveWriter<'f> {
         Ok(Finished { size, chunks, digest: self.digest.finish(hasher.finalize().as_bytes()) })
     }
 
-    /// Lets the disk begin with what was written, so that the one fsync at the end has little left to wait for. The advice
-    /// that these pages are not needed starts their write-back and frees those that are on disk already.
+    /// Lets the disk begin with what was written, so that the one fsync at the end has little left to wait for. The
+    /// advice that these pages are not needed starts their write-back and frees those that are on disk already.
     fn start_write_back(&mut self) {
         let start = self.handed_over.saturating_sub(2 * WRITE_BACK_BYTES);
         if let Some(length) = NonZeroU64::new(self.offset - start) {

@@ -1,4 +1,5 @@
-//! Deleting archives (I8): row `deleting`, unlink, fsync the folder, then the row goes. Finishing it twice changes nothing.
+//! Deleting archives (I8): row `deleting`, unlink, fsync the folder, then the row goes. Finishing it twice changes
+//! nothing.
 
 use crate::archive::place;
 use crate::error::Result;

@@ -27,8 +27,8 @@ struct Identity {
 
 /// Makes sure that the archive folder is this database's, before anything in it is written, pruned or marked (I9).
 ///
-/// The identity is written while the catalog holds no archives. Once it does, a folder without it is one whose disk is not
-/// mounted.
+/// The identity is written while the catalog holds no archives. Once it does, a folder without it is one whose disk
+/// is not mounted.
 pub fn check(home: &Home, store: &Store) -> Result<()> {
     let folder = home.backups();
     let identity = folder.join(IDENTITY);

@@ -1,5 +1,5 @@
-//! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a name
-//! is moved aside.
+//! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a
+//! name is moved aside.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::archive::{place, proof};
+use crate::archive::{foreign, place};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -58,7 +58,8 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     Ok(())
 }
 
-/// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals itself.
+/// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals
+/// itself.
 fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let name = row.schedule.name.as_str();
@@ -103,7 +104,7 @@ fn take_in(
     now: Timestamp,
 ) -> Result<()> {
     let metadata = fs::metadata(path).map_err(Error::io("look at", path))?;
-    let facts = proof::check_plain_tar(path);
+    let facts = foreign::check_plain_tar(path);
     let legacy = LegacyArchive {
         file_name,
         created_at: Timestamp::from_millis(metadata.mtime().saturating_mul(1000)),

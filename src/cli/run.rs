@@ -317,8 +317,8 @@ pub fn make_runner(context: &Context, store: &Store, threads: usize, role: Role)
     })
 }
 
-/// Turns the first SIGINT or SIGTERM into a request to cancel; a second one ends the process at once, and recovery does the
-/// rest. Returns where the signal's number stands.
+/// Turns the first SIGINT or SIGTERM into a request to cancel; a second one ends the process at once, and recovery
+/// does the rest. Returns where the signal's number stands.
 fn watch_signals(cancel: &Arc<Cancel>) -> Result<Arc<AtomicI32>> {
     let received = Arc::new(AtomicI32::new(0));
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])

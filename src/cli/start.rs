@@ -1,7 +1,6 @@
 //! `start` and `stop`: the service in the background.
 
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -77,7 +76,7 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     if context.verbose {
         command.arg("--verbose");
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| Error::failed("cannot start the service").because(e))?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {

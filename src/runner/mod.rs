@@ -1,7 +1,8 @@
 //! One claimed run, from the claim to its end: source into archive, archive into place, proof, catalog (§5).
 //!
-//! The order is the promise (I1): a synced file before `sealed`, `sealed` before the rename, the rename and the folder's sync
-//! before the proof, the proof before `complete`. Whatever stops in between, recovery knows from the row what is on disk.
+//! The order is the promise (I1): a synced file before `sealed`, `sealed` before the rename, the rename and the
+//! folder's sync before the proof, the proof before `complete`. Whatever stops in between, recovery knows from the
+//! row what is on disk.
 
 pub mod pipeline;
 mod preview;
@@ -137,8 +138,8 @@ pub(crate) struct Placing<'a> {
 impl Runner {
     /// Carries a claimed run out to its end, whatever happens on the way.
     ///
-    /// Errors: only what keeps the end itself from being written: `Fenced` where another worker took the run over, or the
-    /// database's own trouble once a stop was asked for.
+    /// Errors: only what keeps the end itself from being written: `Fenced` where another worker took the run over, or
+    /// the database's own trouble once a stop was asked for.
     pub fn execute(&self, claim: Claim, intent: &Intent, conduct: &Conduct<'_>) -> Result<Ended> {
         let run = claim.run();
         let monitor = Monitor::new(self, run, conduct);
@@ -182,7 +183,7 @@ impl Runner {
         let never = self.home.never_archived();
         let job = pipeline::Job {
             source: &source.root,
-            root_name: source.root_name,
+            root_name: &source.root_name,
             excludes: &row.schedule.excludes,
             patterns: &source.patterns,
             never: &never,
@@ -254,7 +255,8 @@ impl Runner {
         file.place(&self.home.backups().join(placing.file_name), false).map(drop)
     }
 
-    /// Proves a sealed archive that is in place, makes it visible and ends the run. What is sealed always finishes (I10).
+    /// Proves a sealed archive that is in place, makes it visible and ends the run. What is sealed always finishes
+    /// (I10).
     pub(crate) fn finish_sealed(
         &self,
         claim: Claim,
@@ -300,14 +302,17 @@ impl Runner {
             let chunk = page.next()?;
             next = chunk.sequence + 1;
             Some(Ok(proof::ExpectedChunk {
+                sequence: chunk.sequence,
                 offset: chunk.offset,
                 stored_length: chunk.stored_length,
                 stored_digest: chunk.stored_digest,
                 content_length: chunk.content_length,
-                content_digest: chunk.content_digest,
+                content_digest: Some(chunk.content_digest),
             }))
         });
-        proof::prove(&path, &mut chunks, &placing.digest, placing.size, self.threads)?;
+        // What is sealed always finishes (I10): nothing cancels the proof.
+        let never = AtomicBool::new(false);
+        proof::prove(&path, &mut chunks, &placing.digest, placing.size, self.threads, &never)?;
         let now = self.clock.now();
         self.store.mark_proved(claim, now)?;
         Ok(now)

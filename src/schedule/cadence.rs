@@ -272,3 +272,119 @@ impl FromStr for Cadence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use chrono_tz::Europe::Paris;
+
+    fn at(text: &str) -> Timestamp {
+        Timestamp::parse_rfc3339(text).unwrap()
+    }
+
+    fn cadence(text: &str) -> Cadence {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn times_of_day_have_one_form_each_way() {
+        for (text, shown) in [("9:00", "09:00"), ("09:00", "09:00"), ("0:00", "00:00"), ("23:59", "23:59")] {
+            assert_eq!(TimeOfDay::parse(text).unwrap().to_string(), shown);
+        }
+        for bad in
+            ["", ":", "9", "9:0", "9:000", "009:00", "24:00", "9:60", "-9:00", "+9:00", "9:00:00", "９:00", " 9:00"]
+        {
+            let error = TimeOfDay::parse(bad).expect_err(bad);
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.next_step().is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back() {
+        for (text, shown) in [
+            ("18:30,9:00,09:00", "09:00,18:30"),
+            ("cron  */15 *  * * mon", "cron */15 * * * mon"),
+            ("cron 0 30 2 * * *", "cron 0 30 2 * * *"),
+        ] {
+            assert_eq!(cadence(text).to_string(), shown);
+            assert_eq!(cadence(shown), cadence(text));
+        }
+        for bad in ["", "cron", "cron ", "09:00,", "*/15 * * * *", "cron 09:00"] {
+            assert!(bad.parse::<Cadence>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_in_a_gap_and_one_at_its_end_are_one_occurrence() {
+        let three = cadence("02:15,02:45,03:00");
+        let first = three.next_after(Paris, at("2026-03-28T12:00:00+01:00")).unwrap();
+        assert_eq!(first, at("2026-03-29T03:00:00+02:00"));
+        assert_eq!(three.next_after(Paris, first).unwrap(), at("2026-03-30T02:15:00+02:00"));
+    }
+
+    #[test]
+    fn the_next_is_strictly_after_to_the_millisecond() {
+        let nine = cadence("09:00");
+        let on_time = at("2026-11-23T09:00:00+01:00");
+        let before = Timestamp::from_millis(on_time.millis() - 1);
+        assert_eq!(nine.next_after(Paris, before), Some(on_time));
+        assert_eq!(nine.next_after(Paris, on_time), Some(at("2026-11-24T09:00:00+01:00")));
+    }
+
+    #[test]
+    fn the_period_is_the_longest_usual_gap() {
+        let around = at("2026-11-23T00:00:00Z");
+        for (text, seconds) in [
+            ("09:00", 86_400),
+            ("09:00,18:30", 14 * 3_600 + 1_800),
+            ("cron * * * * * *", 1),
+            ("cron */15 * * * *", 900),
+            ("cron 20,30 * * * *", 3_000),
+            ("cron 0 9-17 * * *", 16 * 3_600),
+            ("cron */15 9-17 * * 1-5", 86_400 * 2 + 15 * 3_600 + 900),
+            ("cron 0 9 * * 1", 7 * 86_400),
+            ("cron 0 9 1 * *", 31 * 86_400),
+            ("cron 0 0 1 1 *", 365 * 86_400),
+            ("cron 0 0 29 2 *", 1_461 * 86_400),
+        ] {
+            assert_eq!(cadence(text).period(Paris, around), Duration::from_secs(seconds), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_missed_for_years_is_counted_up_to_the_limit_only() {
+        let (after, until) = (at("2006-01-01T00:00:00Z"), at("2026-06-30T12:00:00.5Z"));
+        let missed = |text: &str, limit| cadence(text).missed(Paris, after, until, limit).unwrap();
+        let each_second = missed("cron * * * * * *", 100);
+        assert_eq!((each_second.newest, each_second.count), (at("2026-06-30T12:00:00Z"), 100));
+        // Dense at first and then nothing for months.
+        let new_year = missed("cron * * 1 1 *", 100);
+        assert_eq!((new_year.newest, new_year.count), (at("2026-01-01T23:59:00+01:00"), 100));
+        let daily = missed("09:00", 1_000_000);
+        assert_eq!((daily.newest, daily.count), (at("2026-06-30T09:00:00+02:00"), 7_486));
+        let nine = cadence("09:00");
+        assert_eq!(nine.missed(Paris, daily.newest, until, 10), None);
+        assert_eq!(nine.missed(Paris, until, after, 10), None);
+    }
+
+    #[test]
+    fn no_instant_does_harm() {
+        let ends = [i64::MIN, FIRST * 1_000, -1, 0, 1, LAST * 1_000 - 1, LAST * 1_000, i64::MAX];
+        for zone in [Tz::UTC, Paris, Tz::Pacific__Apia, Tz::Asia__Manila] {
+            for text in ["00:00,23:59", "cron * * * * * *", "cron 0 0 29 2 *", "cron 0 0,1 29 2 1"] {
+                for &from in &ends {
+                    let from = Timestamp::from_millis(from);
+                    let next = cadence(text).next_after(zone, from);
+                    assert!(next.is_none_or(|next| next > from), "{zone} {text} {from:?}");
+                    assert!(next.is_none() || from.millis() < LAST * 1_000, "{zone} {text} {from:?}");
+                    assert!(cadence(text).period(zone, from) > Duration::ZERO);
+                    for &until in &ends {
+                        cadence(text).missed(zone, from, Timestamp::from_millis(until), 3);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -135,8 +135,8 @@ impl Retention {
         Ok(policy)
     }
 
-    /// Estimates how many archives are kept at once at the most, of a schedule that is due every `period`; `None` means that
-    /// none ever goes. Rules that keep the same archive are counted apart.
+    /// Estimates how many archives are kept at once at the most, of a schedule that is due every `period`; `None`
+    /// means that none ever goes. Rules that keep the same archive are counted apart.
     pub fn copies(&self, period: Duration) -> Option<u64> {
         if self.all {
             return None;

@@ -60,6 +60,23 @@ const BLANKS: [char; 3] = [' ', '\t', '\u{feff}'];
 /// Windows-1252, and its paths become UTF-8. Lines end in LF or CRLF; blank ones and those that begin with `#` are
 /// passed over.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Line>, Vec<BadLine>> {
+    let (lines, bad) = read_lines(bytes)?;
+    if bad.is_empty() { Ok(lines) } else { Err(bad) }
+}
+
+/// Parses and merges the whole file, or else tells every line that one or the other refuses, in their order.
+pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Vec<BadLine>> {
+    let (lines, mut bad) = read_lines(bytes)?;
+    match merge(&lines) {
+        Ok(entries) if bad.is_empty() => return Ok(entries),
+        Ok(_) => {}
+        Err(more) => bad.extend(more),
+    }
+    bad.sort_by_key(|line| line.number);
+    Err(bad)
+}
+
+fn read_lines(bytes: &[u8]) -> Result<(Vec<Line>, Vec<BadLine>), Vec<BadLine>> {
     let (mut lines, mut bad) = (Vec::new(), Vec::new());
     for (index, text) in decode(bytes)?.split('\n').enumerate() {
         let number = index + 1;
@@ -77,7 +94,7 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Line>, Vec<BadLine>> {
             })),
         }
     }
-    if bad.is_empty() { Ok(lines) } else { Err(bad) }
+    Ok((lines, bad))
 }
 
 fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, Vec<BadLine>> {

@@ -15,10 +15,6 @@ pub(super) const DAY: i64 = 86_400;
 pub(super) const FIRST: i64 = -62_135_596_800;
 pub(super) const LAST: i64 = 253_402_300_799;
 
-/// How often to look for a change of the offset. The two changes of any zone that lie closest together (Freetown in
-/// 1939) are four days apart, so none hides between two looks.
-const LOOK: i64 = DAY / 2;
-
 /// More than the wall clock of any zone ever differed from UTC (Manila, 15 h 56 min 8 s, until 1844).
 pub(super) const FARTHEST: i64 = 17 * 3_600;
 
@@ -31,26 +27,24 @@ pub(super) fn offset(zone: Tz, at: i64) -> i64 {
 }
 
 /// Returns the first instant in (`from`, `until`] at which the offset is another than at `from`, or else `until + 1`.
+///
+/// The two must be less than four days apart: no zone ever changed twice in so short a time (Freetown came closest, in
+/// 1939), so that equal offsets at both mean that there was no change between.
 pub(super) fn offset_changes(zone: Tz, from: i64, until: i64) -> i64 {
     let before = offset(zone, from);
-    let mut same = from;
-    while same < until {
-        let look = until.min(same + LOOK);
-        if offset(zone, look) != before {
-            let mut changed = look;
-            while changed - same > 1 {
-                let middle = same + (changed - same) / 2;
-                if offset(zone, middle) == before {
-                    same = middle;
-                } else {
-                    changed = middle;
-                }
-            }
-            return changed;
-        }
-        same = look;
+    if until <= from || offset(zone, until) == before {
+        return until + 1;
     }
-    until + 1
+    let (mut same, mut changed) = (from, until);
+    while changed - same > 1 {
+        let middle = same + (changed - same) / 2;
+        if offset(zone, middle) == before {
+            same = middle;
+        } else {
+            changed = middle;
+        }
+    }
+    changed
 }
 
 /// Returns the first instant at which the wall clock shows `local` (seconds since 1970 on that clock) or later.

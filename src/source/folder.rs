@@ -1,9 +1,9 @@
 //! Handles on the folders of a source, few at a time.
 //!
 //! A found file must be openable long after the walk has moved on, and a tree may be deeper than a process may have
-//! descriptors or a path may have bytes. So a [`Folder`] knows its parent, its name and its identity, and its descriptor
-//! lies in a small pool; one that has been closed meanwhile is found again from the nearest ancestor that is still open,
-//! one component at a time, no link followed, each identity checked.
+//! descriptors or a path may have bytes. So a [`Folder`] knows its parent, its name and its identity, and its
+//! descriptor lies in a small pool; one that has been closed meanwhile is found again from the nearest ancestor that
+//! is still open, one component at a time, no link followed, each identity checked.
 
 use std::collections::HashMap;
 use std::ffi::CString;

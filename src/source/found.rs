@@ -211,8 +211,12 @@ impl Found {
                 attributes::of_path(&path_in(&handle, self))?
             }
         };
-        if !xattrs.is_empty() && !self.place.stat(&self.path)?.1.is_same_file(&self.stat) {
-            return Err(Trouble::replaced("something else has taken its place"));
+        if !xattrs.is_empty() {
+            // The number of a file that has gone may be the new one's, so the kind is compared too.
+            let (kind, stat) = self.place.stat(&self.path)?;
+            if !stat.is_same_file(&self.stat) || member_kind(kind) != Some(self.kind) {
+                return Err(Trouble::replaced("something else has taken its place"));
+            }
         }
         Ok(xattrs)
     }

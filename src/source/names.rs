@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{PoisonError, RwLock};
 
-/// The names that belong to numeric owners and groups, asked of the system (files, LDAP, whatever it is set up for) once
-/// each. May be shared between threads.
+/// The names that belong to numeric owners and groups, asked of the system (files, LDAP, whatever it is set up for)
+/// once each. May be shared between threads.
 #[derive(Debug, Default)]
 pub struct Names {
     users: RwLock<HashMap<u32, Box<[u8]>>>,

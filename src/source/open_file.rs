@@ -107,11 +107,14 @@ impl OpenFile {
 
     /// Compares the file with what it was at opening (or at the last [`OpenFile::refresh`]). Told by size and times
     /// through the same handle, so what other files take its name does not matter.
+    ///
+    /// Linux before 6.13, and some file systems still, keep times to a few milliseconds: there a change that keeps the
+    /// size, made in the same tick as the last one before opening, is not seen.
     pub fn check(&self) -> Result<Stability, Problem> {
         let now = self.look()?;
         let then = &self.stat;
-        // A new link or a read moves nothing here that counts; a new name moves `changed`, and that counts, for
-        // whoever sets `modified` back by hand leaves no other trace.
+        // A new name or link moves `changed` too, and has the file read once more for nothing; but whoever sets
+        // `modified` back by hand leaves no other trace.
         let same_owner_and_mode = (now.mode, now.uid, now.gid) == (then.mode, then.uid, then.gid);
         let same_times = (now.modified, now.changed) == (then.modified, then.changed);
         let later = now.modified >= then.modified && now.changed >= then.changed;
@@ -147,4 +150,17 @@ fn halve(extents: &mut Vec<Extent>) {
         Extent { offset: pair[0].offset, length: end - pair[0].offset }
     });
     *extents = joined.collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarser_extents_hold_all_that_the_finer_ones_held() {
+        let extent = |offset, length| Extent { offset, length };
+        let mut extents = vec![extent(0, 1), extent(10, 5), extent(20, 1), extent(30, 2), extent(40, 3)];
+        halve(&mut extents);
+        assert_eq!(extents, [extent(0, 15), extent(20, 12), extent(40, 3)]);
+    }
 }

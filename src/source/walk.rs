@@ -62,8 +62,8 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// Visits everything in the source in the order of members: byte order of path components, a folder before what it holds.
-/// Trouble with single paths goes to `trouble` and the walk goes on; a `Break` from `visit` ends it early.
+/// Visits everything in the source in the order of members: byte order of path components, a folder before what it
+/// holds. Trouble with single paths goes to `trouble` and the walk goes on; a `Break` from `visit` ends it early.
 ///
 /// Errors: `NotFound` if the root is missing; `Failed` if it cannot be read, is a socket, or lies in a folder of the
 /// program's own; `Usage` for an invalid glob.
@@ -99,7 +99,8 @@ pub fn walk(
     Ok(walker.summary)
 }
 
-/// Counts what an archive of the source would hold, without opening a file.
+/// Counts what an archive of the source would hold, without reading any content. Trouble with single paths is passed
+/// over here; the run tells it. Errors: as [`walk`].
 pub fn scan(options: &WalkOptions) -> Result<Totals> {
     let mut totals = Totals::default();
     let mut seen = HashSet::new();
@@ -293,8 +294,8 @@ impl Walker<'_> {
     fn open_folder(&self, found: &Found) -> std::result::Result<OpenedFolder, Trouble> {
         let handle = found.place.open(&found.path, OFlags::DIRECTORY)?;
         let (_, stat) = Stat::from_system(&fstat(&handle)?);
-        // Opening may mount what belongs there (automounter, nested network exports): asked again, the name then is what
-        // was opened, on another device.
+        // Opening may mount what belongs there (automounter, nested network exports): asked again, the name then is
+        // what was opened, on another device.
         if !stat.is_same_file(&found.stat) {
             let was_mounted = stat.device != found.stat.device && found.place.stat(&found.path)?.1.is_same_file(&stat);
             if !was_mounted {

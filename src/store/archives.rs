@@ -178,7 +178,9 @@ impl Store {
 
     /// Returns the newest good archive of a schedule: the one with the highest run number.
     pub fn newest_good(&self, schedule: i64) -> Result<Option<Archive>> {
-        let newest = format!("archive.schedule_id = ?1 AND {GOOD} ORDER BY archive.run_id DESC LIMIT 1");
+        // The old system's archives have no digest of ours, and are older than any of ours whatever their number.
+        let newest =
+            format!("archive.schedule_id = ?1 AND {GOOD} ORDER BY digest IS NULL, archive.run_id DESC LIMIT 1");
         Ok(self.select_archives(&newest, [schedule])?.pop())
     }
 

@@ -1,7 +1,7 @@
 //! Opening a database for the first time in a process: checks, creation, migration, all under a lock file.
 //!
-//! One connection does this before the pool opens, since switching to WAL and migrating want the database alone. The lock
-//! file is held shared by everyone who has the database open and exclusively by who migrates.
+//! One connection does this before the pool opens, since switching to WAL and migrating want the database alone. The
+//! lock file is held shared by everyone who has the database open and exclusively by who migrates.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -31,7 +31,8 @@ pub struct StoredChunk {
 }
 
 impl Store {
-    /// Adds chunks and their members to the archive that the claim is making; they are not visible before it is complete.
+    /// Adds chunks and their members to the archive that the claim is making; they are not visible before it is
+    /// complete.
     pub fn add_chunks(&self, claim: &Claim, chunks: &[ChunkRecord]) -> Result<()> {
         let mut rest = chunks;
         while !rest.is_empty() {

@@ -149,7 +149,8 @@ impl Store {
         })
     }
 
-    /// Claims a run of one schedule at once: adopts the queued one, else makes one; a running one is left to its worker.
+    /// Claims a run of one schedule at once: adopts the queued one, else makes one; a running one is left to its
+    /// worker.
     pub fn claim_now(
         &self,
         schedule: i64,
@@ -193,7 +194,8 @@ impl Store {
         })
     }
 
-    /// Takes the run of a dead worker over, if it still is that worker's attempt; the attempt is recorded as interrupted.
+    /// Takes the run of a dead worker over, if it still is that worker's attempt; the attempt is recorded as
+    /// interrupted.
     pub fn take_over(
         &self,
         run: i64,
@@ -275,8 +277,8 @@ impl Store {
         done.map_err(|error| (claim, error))
     }
 
-    /// Puts a run back into the queue, or ends it where that cannot be: asked for by hand, budget used up, schedule gone, or
-    /// another one queued, which then stands for it. The catalog rows it wrote must be discarded before.
+    /// Puts a run back into the queue, or ends it where that cannot be: asked for by hand, budget used up, schedule
+    /// gone, or another one queued, which then stands for it. The catalog rows it wrote must be discarded before.
     pub fn requeue(
         &self,
         claim: Claim,

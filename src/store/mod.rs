@@ -1,7 +1,7 @@
 //! The database: everything that speaks SQL, and nothing else does.
 //!
-//! Write transactions are IMMEDIATE and short and never span file I/O (I5). What a claim owns is only ever written under its
-//! fence: run, `running`, worker and attempt, exactly one row (I4). Time comes in as a parameter (I7).
+//! Write transactions are IMMEDIATE and short and never span file I/O (I5). What a claim owns is only ever written
+//! under its fence: run, `running`, worker and attempt, exactly one row (I4). Time comes in as a parameter (I7).
 
 /// The words of an enum in the store and in output.
 macro_rules! words {
@@ -73,8 +73,8 @@ type PooledConnection = r2d2::PooledConnection<SqliteConnectionManager>;
 impl Store {
     /// Opens the database, makes it first where `access` says so, and brings it to this program's schema.
     ///
-    /// Errors: `NotFound` where there is none, `Busy` where a migration finds others at work, `Failed` with the way out for a
-    /// newer, foreign or damaged one and for one on a network or FUSE file system.
+    /// Errors: `NotFound` where there is none, `Busy` where a migration finds others at work, `Failed` with the way
+    /// out for a newer, foreign or damaged one and for one on a network or FUSE file system.
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
         let manager = SqliteConnectionManager::file(path).with_init(configure);

@@ -1,4 +1,5 @@
-//! One database, a clock that stands still, and as many processes as a test wants: each is a worker with a lock of its own.
+//! One database, a clock that stands still, and as many processes as a test wants: each is a worker with a lock of
+//! its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};

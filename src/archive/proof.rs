@@ -1,0 +1,318 @@
+//! Proving an archive file: every byte is read back from disk and compared with what was written.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use super::buffer::Buffer;
+use super::codec::{Codec, Decoder};
+use super::reader::ArchiveReader;
+use super::trailer::{self, Trailer};
+use super::writer::ArchiveDigest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::member::ChunkRecord;
+
+/// What a chunk of an archive file must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpectedChunk {
+    /// Position among the chunks, from 0.
+    pub sequence: u64,
+    /// Where the stored bytes begin in the file.
+    pub offset: u64,
+    /// Number of stored bytes.
+    pub stored_length: u64,
+    /// BLAKE3 of the stored bytes.
+    pub stored_digest: [u8; 32],
+    /// Number of bytes of tar in it.
+    pub content_length: u64,
+    /// BLAKE3 of the bytes of tar in it; where it is not known, that they decode has to do.
+    pub content_digest: Option<[u8; 32]>,
+}
+
+impl From<&ChunkRecord> for ExpectedChunk {
+    fn from(record: &ChunkRecord) -> Self {
+        ExpectedChunk {
+            sequence: record.sequence,
+            offset: record.offset,
+            stored_length: record.stored_length,
+            stored_digest: record.stored_digest,
+            content_length: record.content_length,
+            content_digest: Some(record.content_digest),
+        }
+    }
+}
+
+impl From<trailer::StoredChunk> for ExpectedChunk {
+    fn from(chunk: trailer::StoredChunk) -> Self {
+        ExpectedChunk {
+            sequence: chunk.sequence,
+            offset: chunk.offset,
+            stored_length: chunk.stored_length,
+            stored_digest: chunk.stored_digest,
+            content_length: chunk.content_length,
+            content_digest: None,
+        }
+    }
+}
+
+/// One chunk that is not what it must be.
+#[derive(Clone, Debug)]
+pub struct DamagedChunk {
+    /// What it must be.
+    pub chunk: ExpectedChunk,
+    /// What is wrong, in words.
+    pub reason: String,
+}
+
+impl DamagedChunk {
+    fn into_error(self, path: &Path) -> Error {
+        let DamagedChunk { chunk, reason } = self;
+        let message = format!("{} is damaged in chunk {} at byte {}", path.display(), chunk.sequence, chunk.offset);
+        Error::new(ErrorKind::Damage, format!("{message}: {reason}"))
+    }
+}
+
+/// Proves that the file at `path` holds exactly the chunks `expected`, in order and without a gap, and a trailer that
+/// agrees with them, `size` bytes in all with the archive digest `digest`. Reads from disk, not from memory; decodes
+/// with `threads` threads.
+///
+/// Errors: [`ErrorKind::Damage`] names a chunk that differs; `Interrupted` after `cancel`; what `expected` yields.
+pub fn prove(
+    path: &Path,
+    expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+    digest: &[u8; 32],
+    size: u64,
+    threads: usize,
+    cancel: &AtomicBool,
+) -> Result<()> {
+    let reader = ArchiveReader::open(path)?;
+    let damage = |what: String| Error::new(ErrorKind::Damage, format!("{} is damaged: {what}", path.display()));
+    if reader.size() != size {
+        return Err(damage(format!("it has {} bytes and was written with {size}", reader.size())));
+    }
+    let found = until_first_damage(&reader, expected, threads, cancel)?;
+    if found != *digest {
+        return Err(damage("its digest is not the one it was written with".to_owned()));
+    }
+    Ok(())
+}
+
+/// Proves an archive file by its own trailer alone, with no catalog. Returns the trailer and the archive digest.
+///
+/// Errors: [`ErrorKind::Damage`] names a chunk that differs, or says that there is no trailer; `Interrupted` after
+/// `cancel`.
+pub fn prove_by_trailer(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<(Trailer, [u8; 32])> {
+    let reader = ArchiveReader::open(path)?;
+    let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
+    let failed = |e| Error::io("read the trailer of", path)(e);
+    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map(Into::into).map_err(failed));
+    let digest = until_first_damage(&reader, &mut expected, threads, cancel)?;
+    Ok((trailer, digest))
+}
+
+fn until_first_damage(
+    reader: &ArchiveReader,
+    expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+    threads: usize,
+    cancel: &AtomicBool,
+) -> Result<[u8; 32]> {
+    let mut first = None;
+    let found = examine(reader, expected, threads, cancel, &mut |damaged| {
+        first = Some(damaged);
+        ControlFlow::Break(())
+    });
+    match first {
+        Some(damaged) => Err(damaged.into_error(reader.path())),
+        None => found,
+    }
+}
+
+/// Reads all chunks `expected` from disk and compares them, then the trailer; returns the archive digest that the
+/// file has if no chunk is damaged. Every damaged chunk goes to `on_damage`, on the calling thread and in no
+/// particular order; its `Break` ends the work with an `Interrupted`.
+///
+/// Errors: [`ErrorKind::Damage`] if the chunks do not fit together or the trailer does not agree with them.
+pub fn examine(
+    reader: &ArchiveReader,
+    expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+    threads: usize,
+    cancel: &AtomicBool,
+    on_damage: &mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
+) -> Result<[u8; 32]> {
+    reader.drop_cached()?;
+    let threads = threads.max(1);
+    let (work, chunks) = bounded(threads);
+    let (answers, answered) = unbounded();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let (chunks, answers) = (chunks.clone(), answers.clone());
+            scope.spawn(move || check_chunks(reader.codec(), &chunks, &answers));
+        }
+        // Only the threads hold these ends, so that both sides notice when the other is gone.
+        drop((chunks, answers));
+        let mut feeder = Feeder { reader, work, answered, buffers_left: 2 * threads, on_damage };
+        let summary = feeder.feed(expected, cancel)?;
+        feeder.finish()?;
+        compare_trailer(reader, &summary)
+    })
+}
+
+/// The side of the examination that reads the file, in order, and collects what the threads say.
+struct Feeder<'a> {
+    reader: &'a ArchiveReader,
+    work: Sender<(ExpectedChunk, Buffer)>,
+    answered: Receiver<Answer>,
+    /// How many more buffers may be made: they bound the memory.
+    buffers_left: usize,
+    on_damage: &'a mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
+}
+
+/// A buffer to be filled again, and what was wrong with the chunk in it.
+type Answer = (Buffer, Option<DamagedChunk>);
+
+/// What the expected chunks amount to.
+struct Summary {
+    end: u64,
+    entries: blake3::Hasher,
+    digest: ArchiveDigest,
+}
+
+impl Feeder<'_> {
+    fn feed(
+        &mut self,
+        expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+        cancel: &AtomicBool,
+    ) -> Result<Summary> {
+        let mut summary = Summary { end: 0, entries: blake3::Hasher::new(), digest: ArchiveDigest::new() };
+        for chunk in expected {
+            let chunk = chunk?;
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::new(ErrorKind::Interrupted, "the proof was cancelled"));
+            }
+            if chunk.offset != summary.end {
+                let (path, sequence) = (self.reader.path().display(), chunk.sequence);
+                let message = format!("chunk {sequence} of {path} does not begin where the one before it ends");
+                return Err(Error::new(ErrorKind::Damage, message));
+            }
+            summary.end += chunk.stored_length;
+            summary.digest.add(&chunk.stored_digest);
+            let entry = trailer::entry(chunk.stored_length, chunk.content_length, &chunk.stored_digest)?;
+            summary.entries.update(&entry);
+            let mut buffer = self.buffer()?;
+            buffer.clear();
+            match self.reader.read_stored(chunk.offset, chunk.stored_length, &mut buffer) {
+                Ok(()) => self.work.send((chunk, buffer)).map_err(|_| thread_died())?,
+                // A place that the disk cannot read is damage like any other, and what lies behind it counts too.
+                Err(e) => self.report(DamagedChunk { chunk, reason: e.to_string() })?,
+            }
+        }
+        Ok(summary)
+    }
+
+    fn buffer(&mut self) -> Result<Buffer> {
+        if self.buffers_left > 0 {
+            self.buffers_left -= 1;
+            return Ok(Buffer::new());
+        }
+        let (buffer, damaged) = self.answered.recv().map_err(|_| thread_died())?;
+        damaged.map_or(Ok(()), |damaged| self.report(damaged))?;
+        Ok(buffer)
+    }
+
+    /// Waits for the chunks still under way.
+    fn finish(self) -> Result<()> {
+        drop(self.work);
+        for (_, damaged) in &self.answered {
+            if let Some(damaged) = damaged
+                && (self.on_damage)(damaged).is_break()
+            {
+                return Err(ended_early());
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, damaged: DamagedChunk) -> Result<()> {
+        match (self.on_damage)(damaged) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ended_early()),
+        }
+    }
+}
+
+fn ended_early() -> Error {
+    Error::new(ErrorKind::Interrupted, "the examination was ended at the first damage")
+}
+
+fn thread_died() -> Error {
+    Error::failed("a thread that checks chunks panicked")
+}
+
+fn check_chunks(codec: Codec, chunks: &Receiver<(ExpectedChunk, Buffer)>, answers: &Sender<Answer>) {
+    let mut decoder = Decoder::new(codec);
+    let mut content = Buffer::new();
+    for (chunk, stored) in chunks {
+        let damage = match &mut decoder {
+            Ok(decoder) => find_damage(codec, decoder, &chunk, &stored, &mut content),
+            Err(e) => Some(e.to_string()),
+        };
+        // Nobody listens any more once the examination has ended early.
+        let _ = answers.send((stored, damage.map(|reason| DamagedChunk { chunk, reason })));
+    }
+}
+
+fn find_damage(
+    codec: Codec,
+    decoder: &mut Decoder,
+    chunk: &ExpectedChunk,
+    stored: &Buffer,
+    content: &mut Buffer,
+) -> Option<String> {
+    if blake3::hash(stored) != chunk.stored_digest {
+        return Some("its bytes are not those that were written".to_owned());
+    }
+    if codec == Codec::Plain {
+        let is_same = chunk.content_digest.is_none_or(|digest| digest == chunk.stored_digest)
+            && chunk.content_length == chunk.stored_length;
+        return (!is_same).then(|| "the catalog contradicts itself about it".to_owned());
+    }
+    content.clear();
+    if let Err(e) = decoder.decode(stored, chunk.content_length, content) {
+        return Some(e.to_string());
+    }
+    let is_same = chunk.content_digest.is_none_or(|digest| blake3::hash(content) == digest);
+    (!is_same).then(|| "it decodes to other bytes than were encoded".to_owned())
+}
+
+fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]> {
+    let path = reader.path();
+    let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
+    let mut entries = blake3::Hasher::new();
+    for chunk in trailer.entries(reader.file()) {
+        let chunk = chunk.map_err(Error::io("read the trailer of", path))?;
+        entries.update(&trailer::entry(chunk.stored_length, chunk.content_length, &chunk.stored_digest)?);
+    }
+    if trailer.content_end() != summary.end || entries.finalize() != summary.entries.finalize() {
+        let message = format!("the trailer of {} tells of other chunks than the catalog", path.display());
+        return Err(Error::new(ErrorKind::Damage, message));
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut page = Buffer::new();
+    let mut offset = summary.end;
+    while offset < reader.size() {
+        let length = (reader.size() - offset).min(1 << 20);
+        page.clear();
+        reader.read_stored(offset, length, &mut page)?;
+        hasher.update(&page);
+        offset += length;
+    }
+    Ok(summary.digest.clone().finish(hasher.finalize().as_bytes()))
+}
+
+fn no_trailer(path: &Path) -> Error {
+    Error::new(ErrorKind::Damage, format!("{} does not end as archives of this program do", path.display()))
+        .hint("it was cut off, or another program made it: try tar -t")
+}

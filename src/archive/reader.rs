@@ -1,0 +1,90 @@
+//! An archive file opened for reading, chunk by chunk.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
+
+use super::buffer::Buffer;
+use super::codec::Codec;
+use super::trailer::Trailer;
+use crate::error::{Error, ErrorKind, Result};
+
+/// An archive file opened for reading.
+#[derive(Debug)]
+pub struct ArchiveReader {
+    file: File,
+    path: PathBuf,
+    codec: Codec,
+    size: u64,
+}
+
+impl ArchiveReader {
+    /// Opens an archive file. Errors: [`ErrorKind::NotFound`] if it is missing.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Error::not_found(format!("there is no archive file {}", path.display()))
+                .hint("check whether its disk is mounted"),
+            _ => Error::io("open", path)(e),
+        })?;
+        let size = file.metadata().map_err(Error::io("inspect", path))?.len();
+        let mut first = [0; 4];
+        let length = file.read_at(&mut first, 0).map_err(Error::io("read", path))?;
+        Ok(ArchiveReader { file, path: path.to_owned(), codec: Codec::of_first_bytes(&first[..length]), size })
+    }
+
+    /// Returns the path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns how its chunks are stored.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// Returns the size of the file in bytes, as it was at opening.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads the trailer; nothing if the file does not end in one of ours. Errors: a trailer that is damaged.
+    pub fn trailer(&self) -> Result<Option<Trailer>> {
+        Trailer::read(&self.file, &self.path, self.codec)
+    }
+
+    /// Appends `length` stored bytes from `offset` on to `out`. Errors: [`ErrorKind::Damage`] if the file ends before.
+    pub fn read_stored(&self, offset: u64, length: u64, out: &mut Buffer) -> Result<()> {
+        let ends_early = || {
+            let message = format!("{} has no {length} bytes at offset {offset}: it was cut off", self.path.display());
+            Error::new(ErrorKind::Damage, message).hint("restore from another archive")
+        };
+        if offset.checked_add(length).is_none_or(|end| end > self.size) {
+            return Err(ends_early());
+        }
+        let length = usize::try_from(length).map_err(|_| ends_early())?;
+        self.file.read_exact_at(out.spare(length), offset).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => ends_early(),
+            _ => Error::io("read", &self.path)(e),
+        })?;
+        out.keep(length);
+        Ok(())
+    }
+
+    /// Forgets what the system keeps of the file in memory, so that the next reads come from the disk.
+    pub fn drop_cached(&self) -> Result<()> {
+        // Pages that are not on disk yet cannot be dropped.
+        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        // Only advice; a file system that keeps no pages need not take it.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        let _ = fadvise(&self.file, 0, None, Advice::Sequential);
+        Ok(())
+    }
+}

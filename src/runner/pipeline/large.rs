@@ -1,0 +1,162 @@
+//! Files over 4 MiB: cut into pieces that are read, hashed and encoded apart from each other.
+
+use std::ops::Range;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+
+use crate::archive::chunk::LARGEST_CONTENT;
+use crate::archive::sparse::Span;
+use crate::member::Member;
+use crate::source::{Found, OpenFile};
+
+/// Bytes of a file in one piece, holes included. A power of two, so that a piece is a subtree of the file's hash.
+pub(super) const PIECE_BYTES: u64 = LARGEST_CONTENT;
+
+/// A file over 4 MiB while it is read.
+pub(super) struct LargeFile {
+    pub(super) found: Found,
+    pub(super) file: OpenFile,
+    /// What its header says.
+    pub(super) member: Member,
+    /// Its spans of data, if it is sparse.
+    pub(super) spans: Option<Vec<Span>>,
+    progress: Mutex<Progress>,
+    outcome: OnceLock<Outcome>,
+}
+
+struct Progress {
+    hash: PieceHash,
+    pieces_left: u64,
+    trouble: Option<String>,
+}
+
+/// What is known of a file once all its pieces have been read.
+#[derive(Clone, Copy)]
+pub(super) struct Outcome {
+    /// BLAKE3 of the content as it stands in the archive.
+    pub(super) digest: [u8; 32],
+    /// The content may be a mixture, or zeros stand in it for what could not be read.
+    pub(super) is_doubtful: bool,
+}
+
+impl LargeFile {
+    /// Takes an open file of more than one piece.
+    pub(super) fn new(found: Found, file: OpenFile, member: Member, spans: Option<Vec<Span>>) -> Self {
+        let pieces_left = member.size.div_ceil(PIECE_BYTES);
+        let progress = Progress { hash: PieceHash::default(), pieces_left, trouble: None };
+        LargeFile { found, file, member, spans, progress: Mutex::new(progress), outcome: OnceLock::new() }
+    }
+
+    /// Returns the number of pieces.
+    pub(super) fn pieces(&self) -> u64 {
+        self.member.size.div_ceil(PIECE_BYTES)
+    }
+
+    /// Returns the span of the file that a piece covers.
+    pub(super) fn range(&self, piece: u64) -> Range<u64> {
+        piece * PIECE_BYTES..((piece + 1) * PIECE_BYTES).min(self.member.size)
+    }
+
+    /// Returns a hasher for a piece's logical content.
+    pub(super) fn hasher(piece: u64) -> blake3::Hasher {
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(piece * PIECE_BYTES);
+        hasher
+    }
+
+    /// Takes the hash of a piece that was read, and what went wrong with it. Pieces may come in any order. Returns
+    /// whether this was the last one, with the first trouble there was.
+    pub(super) fn piece_done(&self, piece: u64, hasher: &blake3::Hasher, trouble: Option<String>) -> Option<Finished> {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.hash.add(piece, hasher.finalize_non_root());
+        progress.pieces_left -= 1;
+        if progress.trouble.is_none() {
+            progress.trouble = trouble;
+        }
+        (progress.pieces_left == 0).then(|| Finished { digest: progress.hash.root(), trouble: progress.trouble.take() })
+    }
+
+    /// Sets what is known of the file.
+    pub(super) fn settle(&self, outcome: Outcome) {
+        // Only whoever read the last piece comes here, once.
+        let _ = self.outcome.set(outcome);
+    }
+
+    /// Returns what is known of the file, once it is.
+    pub(super) fn outcome(&self) -> Option<Outcome> {
+        self.outcome.get().copied()
+    }
+}
+
+/// A file whose pieces have all been read.
+pub(super) struct Finished {
+    /// BLAKE3 of the content as it stands in the archive.
+    pub(super) digest: [u8; 32],
+    /// The first thing that went wrong.
+    pub(super) trouble: Option<String>,
+}
+
+/// Assembles the standard BLAKE3 hash of a file from the hashes of its pieces, of which there are at least two.
+#[derive(Default)]
+struct PieceHash {
+    /// Hashes of complete subtrees, from the largest to the smallest, of all pieces up to `added`.
+    stack: Vec<ChainingValue>,
+    added: u64,
+    /// Pieces whose turn has not come. Few, for only so many are read at once.
+    early: Vec<(u64, ChainingValue)>,
+}
+
+impl PieceHash {
+    fn add(&mut self, piece: u64, value: ChainingValue) {
+        self.early.push((piece, value));
+        while let Some(at) = self.early.iter().position(|(piece, _)| *piece == self.added) {
+            let (_, value) = self.early.swap_remove(at);
+            // Subtrees are joined only now that another piece follows: the last join of all is a different one.
+            while self.stack.len() > self.added.count_ones() as usize {
+                self.join();
+            }
+            self.stack.push(value);
+            self.added += 1;
+        }
+    }
+
+    fn join(&mut self) {
+        if let (Some(right), Some(left)) = (self.stack.pop(), self.stack.pop()) {
+            self.stack.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
+        }
+    }
+
+    fn root(&mut self) -> [u8; 32] {
+        while self.stack.len() > 2 {
+            self.join();
+        }
+        match self.stack[..] {
+            [left, right] => *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes(),
+            _ => unreachable!("a large file has at least two pieces"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_in_any_order_make_the_standard_hash() {
+        // The same tree with pieces of one BLAKE3 chunk.
+        let content: Vec<u8> = (0..70_000u32).map(|i| (i / 3) as u8).collect();
+        for length in [1025, 2048, 2049, 4096, 5000, 8191, 8192, 8193, 65_536, 70_000] {
+            let mut pieces: Vec<_> = content[..length].chunks(1024).enumerate().collect();
+            // Pairs swapped, and the first piece last but one.
+            pieces.chunks_mut(2).for_each(<[_]>::reverse);
+            let mut hash = PieceHash::default();
+            for (piece, bytes) in pieces {
+                let mut hasher = blake3::Hasher::new();
+                hasher.set_input_offset(piece as u64 * 1024);
+                hash.add(piece as u64, hasher.update(bytes).finalize_non_root());
+            }
+            assert_eq!(hash.root(), *blake3::hash(&content[..length]).as_bytes(), "{length}");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The real program, as a person uses it: arguments in; output, exit code and files out. One file for each verb or
+//! family.
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/environment.rs"]
+mod environment;
+#[path = "cli/runs.rs"]
+mod runs;
+#[path = "cli/schedules.rs"]
+mod schedules;
+#[path = "cli/service.rs"]
+mod service;
+#[path = "cli/text_file.rs"]
+mod text_file;

@@ -1,0 +1,162 @@
+//! What bad input gets: the thing, the reason, the next step, the right exit code, and nothing half done.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+
+use crate::environment::{TestHome, said};
+
+#[test]
+fn a_malformed_spec_names_what_is_wrong_and_makes_nothing() {
+    for (spec, words) in [
+        ("documents", vec!["documents", "PATH;HH:MM;NAME"]),
+        ("documents;09:00", vec!["PATH;HH:MM;NAME"]),
+        ("documents;24:00;docs", vec!["24", "hour"]),
+        ("documents;09:60;docs", vec!["60", "minute"]),
+        ("documents;nine;docs", vec!["nine"]),
+        ("documents;09:00;", vec!["name"]),
+        ("documents;09:00;a/b", vec!["a/b", "/"]),
+        ("documents;09:00;123", vec!["123", "digits"]),
+        (";09:00;docs", vec!["path"]),
+        ("documents;09:00;.hidden", vec![".hidden"]),
+        ("documents;09:00;docs.tar", vec![".tar"]),
+    ] {
+        let home = TestHome::with_sources(&["documents"]);
+        let refused = home.run(&["create", spec]).fails(2, &words);
+        assert!(refused.stderr.contains("next:"), "{spec}: {refused:?}");
+        assert!(!home.path("backup.db").exists(), "{spec}: a database was made");
+    }
+}
+
+#[test]
+fn a_name_in_use_is_refused_with_all_specs_of_the_line() {
+    let home = TestHome::with_sources(&["a", "b"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let _ = home.run(&["create", "b;10:00;other", "b;11:00;docs"]).fails(2, &["docs", "already used", "next:"]);
+    assert_eq!(home.run(&["list"]).ok().stdout, "0: a;09:00;docs\n");
+    let _ = home.run(&["create", "b;10:00;x", "b;11:00;x"]).fails(2, &["\"x\"", "twice"]);
+}
+
+#[test]
+fn unknown_zones_and_bad_cron_expressions_are_never_guessed() {
+    let home = TestHome::with_sources(&["a"]);
+    let create = |more: &[&str]| home.run(&[&["create", "a", "--name", "docs"], more].concat());
+    let _ = create(&["--at", "09:00", "--timezone", "Europe/Pariss"]).fails(2, &["Europe/Pariss", "Europe/Paris"]);
+    let _ = create(&["--cron", "61 * * * *"]).fails(2, &["61 * * * *", "next:"]);
+    let _ = create(&["--cron", "every day"]).fails(2, &["every day"]);
+    let _ = create(&[]).fails(2, &["--at", "--cron"]);
+    let _ = create(&["--at", "09:00", "--compress", "rar"]).fails(2, &["rar"]);
+    let _ = create(&["--at", "09:00", "--exclude", "[z-a]"]).fails(2, &["[z-a]"]);
+    let _ = create(&["--at", "09:00", "--keep-last", "0"]).fails(2, &["keep"]);
+    let _ = home.run_with(("TZ", "Mars/Olympus"), &["list"]).fails(2, &["Mars/Olympus"]);
+    assert!(!home.path("backup.db").exists());
+}
+
+#[test]
+fn a_missing_source_is_a_warning_when_made_and_a_failure_when_run() {
+    let home = TestHome::new();
+    let made = home.run(&["create", "nowhere;09:00;docs"]).ok();
+    assert!(made.stderr.contains("warning") && made.stderr.contains("nowhere"), "{made:?}");
+    let _ = home.run(&["run", "docs"]).fails(1, &["nowhere", "next:"]);
+    assert_eq!(home.run(&["--json", "history"]).ok().json()[0]["state"], "failed");
+    assert!(home.archive_files().is_empty());
+}
+
+#[test]
+fn indexes_and_names_that_are_not_there() {
+    let home = TestHome::with_sources(&["a", "b"]);
+    let _ = home.run(&["create", "a;09:00;docs_morning", "b;09:00;photos"]).ok();
+    let _ = home.run(&["delete", "2"]).fails(10, &["index 2", "0 to 1"]);
+    let _ = home.run(&["run", "docs_mornin"]).fails(10, &["docs_mornin", "did you mean docs_morning?"]);
+    let _ = home.run(&["show", "zzz"]).fails(10, &["zzz", "list"]);
+    let _ = home.run(&["history", "@99"]).fails(10, &["@99"]);
+    let _ = home.run(&["history", "--status", "lost"]).fails(2, &["lost", "succeeded"]);
+    let _ = home.run(&["config", "speed"]).fails(2, &["speed", "workers"]);
+    let _ = home.run(&["config", "workers", "0"]).fails(2, &["0", "1 to 256"]);
+}
+
+#[test]
+fn a_verb_in_a_folder_without_a_database_makes_nothing() {
+    let home = TestHome::new();
+    let folder = home.dir.path().to_str().unwrap().to_owned();
+    for verb in [
+        &["list"][..],
+        &["status"],
+        &["run", "x"],
+        &["backups"],
+        &["history"],
+        &["stop"],
+        &["delete", "0"],
+        &["export"],
+        &["config"],
+        &["pause", "--all"],
+    ] {
+        let _ = home.run(verb).fails(10, &[&folder, "BACKUP_HOME"]);
+    }
+    assert_eq!(fs::read_dir(home.dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_database_that_is_not_ours_newer_or_damaged_is_refused_and_left_alone() {
+    let home = TestHome::with_sources(&["a"]);
+    fs::write(
+        home.path("backup.db"),
+        "this is no database, only a text that is long enough to be looked at\n".repeat(50),
+    )
+    .unwrap();
+    let before = fs::read(home.path("backup.db")).unwrap();
+    let _ = home.run(&["list"]).fails(1, &["not a database of backup-manager", "--db"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).fails(1, &["not a database of backup-manager"]);
+    assert_eq!(fs::read(home.path("backup.db")).unwrap(), before);
+
+    fs::remove_file(home.path("backup.db")).unwrap();
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    rusqlite::Connection::open(home.path("backup.db")).unwrap().execute_batch("PRAGMA user_version = 77").unwrap();
+    let _ = home.run(&["list"]).fails(1, &["newer backup-manager", "77"]);
+}
+
+#[test]
+fn a_home_that_is_not_writable_names_the_folder_and_the_uid() {
+    let home = TestHome::new();
+    fs::create_dir(home.path("closed")).unwrap();
+    fs::set_permissions(home.path("closed"), fs::Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(home.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = home.command(&["create", "/etc;09:00;docs", "--home"]);
+    command.arg(home.path("closed"));
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    // The program itself may lie where nobody else can go.
+    let copy = home.path("program");
+    fs::copy(env!("CARGO_BIN_EXE_backup-manager"), &copy).unwrap();
+    let mut from_copy = std::process::Command::new(copy);
+    from_copy.args(command.get_args()).env_clear().env("TZ", "UTC").current_dir(home.path("closed"));
+    if rustix::process::geteuid().is_root() {
+        from_copy.uid(65534).gid(65534);
+    }
+    let refused = said(&mut from_copy).fails(1, &["closed", "not writable", "next:"]);
+    assert!(refused.stderr.contains("--home"), "{refused:?}");
+    assert_eq!(fs::read_dir(home.path("closed")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_archive_folder_of_another_database_is_refused() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    let other = TestHome::with_sources(&["a"]);
+    let backups = home.path("backups");
+    let _ = other.run(&["create", "a;09:00;docs"]).ok();
+    let _ = other
+        .run(&["run", "docs", "--backups", backups.to_str().unwrap()])
+        .fails(1, &["belongs to another database", "--backups"]);
+    assert_eq!(home.archive_files().len(), 1);
+}
+
+#[test]
+fn wrong_arguments_are_usage_errors() {
+    let home = TestHome::new();
+    for args in [&["frobnicate"][..], &["run"], &["list", "--json", "--plain"], &["create"], &["next"]] {
+        assert_eq!(home.run(args).code, 2, "{args:?}");
+    }
+    let _ = home.run_with(("BACKUP_COMPRES", "zstd"), &["serve"]).fails(2, &["BACKUP_COMPRES", "BACKUP_COMPRESS"]);
+}

@@ -1,0 +1,133 @@
+//! `run`, `cancel`, `accept`, `backups`, `history`: runs by hand.
+
+use std::fs;
+
+use crate::environment::{TestHome, tar_lists};
+
+#[test]
+fn create_now_says_where_the_archive_lies_and_when_the_next_one_comes() {
+    let home = TestHome::with_sources(&["src"]);
+    let made = home.run(&["create", "src;02:00;project_src", "--now"]).ok();
+    let archives = home.archive_files();
+    assert_eq!(archives.len(), 1);
+    for word in [archives[0].as_str(), "read back", "next run: ", "T02:00:00"] {
+        assert!(made.stdout.contains(word), "{word}: {made:?}");
+    }
+    assert_eq!(tar_lists(&home.path("backups/project_src.tar")), ["src/", "src/file.txt"]);
+}
+
+#[test]
+fn backups_lists_stable_names_in_list_order() {
+    let home = TestHome::with_sources(&["documents", "photos", "code"]);
+    let specs = ["documents;09:00;docs_morning", "photos;18:30;photos_evening", "code;23:59;code_nightly"];
+    let _ = home.run(&[&["create"][..], &specs].concat()).ok();
+    assert_eq!(home.run(&["backups"]).ok().stdout, "");
+    let _ = home.run(&["run", "2", "docs_morning"]).ok();
+    assert_eq!(home.run(&["backups"]).ok().stdout, "docs_morning.tar\ncode_nightly.tar\n");
+    let _ = home.run(&["run", "--all"]).ok();
+    assert_eq!(home.run(&["backups"]).ok().stdout, "docs_morning.tar\nphotos_evening.tar\ncode_nightly.tar\n");
+    assert_eq!(home.run(&["backups", "--all"]).ok().stdout.lines().count(), 5);
+    assert_eq!(home.run(&["snapshots", "--all"]).ok().stdout.lines().count(), 5);
+    let json = home.run(&["--json", "backups", "docs_morning"]).ok().json();
+    assert_eq!(json.as_array().unwrap().len(), 2);
+    assert_eq!((json[0]["health"].as_str(), json[0]["good"].as_bool()), (Some("good"), Some(true)));
+}
+
+#[test]
+fn history_tells_each_run_and_one_in_full() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    let runs = home.run(&["--json", "history", "docs"]).ok().json();
+    assert_eq!((runs[0]["state"].as_str(), runs[0]["trigger"].as_str()), (Some("succeeded"), Some("manual")));
+    let number = runs[0]["run"].as_i64().unwrap();
+    let one = home.run(&["--json", "history", &format!("@{number}")]).ok().json();
+    assert_eq!(one["attempts"][0]["outcome"], "succeeded");
+    assert_eq!(one["archive"]["members"], 2);
+    let text = home.run(&["history", &format!("@{number}")]).ok().stdout;
+    assert!(text.contains("attempt 1  succeeded"), "{text}");
+    let plain = home.run(&["history"]).ok().stdout;
+    assert!(plain.starts_with(&format!("@{number}\tdocs\tsucceeded\t")), "{plain}");
+    assert_eq!(home.run(&["history", "--status", "failed"]).ok().stdout, "");
+}
+
+#[test]
+fn dry_run_lists_what_would_go_in_and_writes_nothing() {
+    let home = TestHome::with_sources(&["a"]);
+    fs::write(home.path("a/skip.tmp"), "x").unwrap();
+    let _ = home.run(&["create", "a;09:00;docs", "--exclude", "*.tmp"]).ok();
+    let said = home.run(&["run", "-n", "docs"]).ok();
+    assert_eq!(said.stdout, "a\na/file.txt\n");
+    assert!(home.archive_files().is_empty());
+    assert_eq!(home.run(&["history"]).ok().stdout, "");
+}
+
+#[test]
+fn excludes_links_and_own_files_stay_out() {
+    let home = TestHome::new();
+    for folder in ["tree/keep", "tree/node_modules/x", "tree/cache"] {
+        fs::create_dir_all(home.path(folder)).unwrap();
+        fs::write(home.path(folder).join("f"), "f").unwrap();
+    }
+    fs::write(home.path("tree/cache/CACHEDIR.TAG"), "Signature: 8a477f597d28d172789f06886806bc55\n").unwrap();
+    std::os::unix::fs::symlink("keep/f", home.path("tree/link")).unwrap();
+    fs::write(home.path("excludes.txt"), "# build\n*.o\n").unwrap();
+    fs::write(home.path("tree/a.o"), "o").unwrap();
+    let options = ["--exclude", "node_modules", "--exclude-caches", "--exclude-file", "excludes.txt", "-x"];
+    let _ = home.run(&[&["create", "tree", "--name", "t", "--at", "1:00", "--now"][..], &options].concat()).ok();
+    assert_eq!(
+        tar_lists(&home.path("backups/t.tar")),
+        ["tree/", "tree/cache/", "tree/cache/CACHEDIR.TAG", "tree/keep/", "tree/keep/f", "tree/link"]
+    );
+    // The home itself as the source: database, archives and logs are not in it.
+    let _ = home.run(&["create", ".;02:00;whole", "--now"]).ok();
+    let listed = tar_lists(&home.path("backups/whole.tar")).join("\n");
+    for own in ["backup.db", "backups", "logs"] {
+        assert!(!listed.contains(own), "{own} in {listed}");
+    }
+    assert!(listed.contains("tree/keep/f"));
+}
+
+#[test]
+fn an_emptied_source_fails_until_accepted() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    fs::remove_file(home.path("a/file.txt")).unwrap();
+    let _ = home.run(&["run", "docs"]).fails(1, &["empty", "accept docs"]);
+    let _ = home.run(&["accept", "docs"]).ok();
+    let _ = home.run(&["run", "docs"]).ok();
+}
+
+#[test]
+fn delete_with_archives_takes_them_along() {
+    let home = TestHome::with_sources(&["a", "b"]);
+    let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "--now"]).ok();
+    assert_eq!(home.archive_files().len(), 2);
+    let _ = home.run(&["delete", "one", "--with-archives"]).ok();
+    assert_eq!(home.archive_files().len(), 1);
+    assert!(home.path("backups/one.tar").symlink_metadata().is_err());
+    let _ = home.run(&["delete", "two"]).ok();
+    assert_eq!(home.archive_files().len(), 1);
+    assert_eq!(home.run(&["--json", "history", "two"]).ok().json()[0]["state"], "succeeded");
+}
+
+#[test]
+fn a_home_of_the_old_system_goes_on_and_loses_nothing() {
+    let home = TestHome::with_sources(&["documents"]);
+    fs::create_dir(home.path("backups")).unwrap();
+    let made = std::process::Command::new("tar")
+        .args(["-cf", "backups/docs_morning.tar", "documents"])
+        .current_dir(home.dir.path())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let old = fs::read(home.path("backups/docs_morning.tar")).unwrap();
+    fs::write(home.path("backup_schedules.txt"), "documents;09:00;docs_morning\n").unwrap();
+    let _ = home.run(&["import"]).ok();
+    let said = home.run(&["run", "docs_morning"]).ok();
+    assert!(said.stderr.contains("legacy"), "{said:?}");
+    assert!(home.path("backups/docs_morning.tar").symlink_metadata().unwrap().is_symlink());
+    let legacy = home.archive_files().into_iter().find(|name| name.contains("-legacy.tar")).unwrap();
+    assert_eq!(fs::read(home.path("backups/docs_morning").join(legacy)).unwrap(), old);
+    assert_eq!(home.run(&["backups"]).ok().stdout, "docs_morning.tar\n");
+    assert_eq!(home.run(&["backups", "--all"]).ok().stdout.lines().count(), 2);
+}

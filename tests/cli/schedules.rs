@@ -1,0 +1,139 @@
+//! `create`, `list`, `show`, `edit`, `pause`, `resume`, `delete`, `next`, `config`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::environment::TestHome;
+
+fn three() -> TestHome {
+    let home = TestHome::with_sources(&["documents", "photos", "code"]);
+    for spec in ["documents;09:00;docs_morning", "photos;18:30;photos_evening", "code;23:59;code_nightly"] {
+        let _ = home.run(&["create", spec]).ok();
+    }
+    home
+}
+
+#[test]
+fn the_old_systems_example_lists_as_it_did() {
+    let home = three();
+    let listed = home.run(&["list"]).ok();
+    assert_eq!(
+        listed.stdout,
+        "0: documents;09:00;docs_morning\n1: photos;18:30;photos_evening\n2: code;23:59;code_nightly\n"
+    );
+    let log = home.log("backup_manager.log");
+    assert!(log.lines().any(|line| line.ends_with("Info --> Instruction list")), "{log}");
+}
+
+#[test]
+fn what_is_made_is_private() {
+    let home = three();
+    for (path, mode) in [("backup.db", 0o600), ("logs/backup_manager.log", 0o600), ("logs", 0o700)] {
+        let metadata = fs::metadata(home.path(path)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, mode, "{path}");
+    }
+}
+
+#[test]
+fn create_says_index_zone_next_run_and_size() {
+    let home = TestHome::with_sources(&["documents"]);
+    let made = home.run(&["create", "documents;09:00;docs"]).ok();
+    for word in ["0: documents;09:00;docs", "next run: ", "T09:00:00", "UTC", "free"] {
+        assert!(made.stdout.contains(word), "{word}: {made:?}");
+    }
+    assert!(made.stderr.contains("made the database"), "{made:?}");
+}
+
+#[test]
+fn create_takes_several_times_cron_and_a_zone() {
+    let home = TestHome::with_sources(&["a", "b"]);
+    let _ = home.run(&["create", "a", "--name", "twice", "--at", "18:30,9:00"]).ok();
+    let _ = home
+        .run(&["create", "b", "--name", "often", "--cron", "*/15 8-18 * * mon-fri", "--timezone", "Europe/Paris"])
+        .ok();
+    assert_eq!(home.run(&["list"]).ok().stdout, "0: a;09:00,18:30;twice\n1: b;cron */15 8-18 * * mon-fri;often\n");
+    let shown = home.run(&["--json", "show", "often"]).ok().json();
+    assert_eq!(shown["timezone"], "Europe/Paris");
+    assert_eq!(shown["timezone_is_own"], true);
+}
+
+#[test]
+fn pause_shows_in_the_list_and_resume_takes_it_back() {
+    let home = three();
+    let _ = home.run(&["pause", "0", "code_nightly"]).ok();
+    assert_eq!(
+        home.run(&["list"]).ok().stdout,
+        "0: documents;09:00;docs_morning (paused)\n1: photos;18:30;photos_evening\n2: code;23:59;code_nightly (paused)\n"
+    );
+    let _ = home.run(&["resume", "--all"]).ok();
+    assert!(!home.run(&["list"]).ok().stdout.contains("paused"));
+}
+
+#[test]
+fn edit_changes_what_is_given_and_nothing_else() {
+    let home = three();
+    let _ = home.run(&["edit", "docs_morning", "--at", "10:15", "--exclude", "*.tmp", "--compress", "zstd:5"]).ok();
+    let shown = home.run(&["--json", "show", "docs_morning"]).ok().json();
+    assert_eq!(shown["at"], serde_json::json!(["10:15"]));
+    assert_eq!(shown["options"]["excludes"]["globs"], serde_json::json!(["*.tmp"]));
+    assert_eq!(shown["compress"], "zstd:5");
+    let _ = home.run(&["edit", "docs_morning", "--keep-last", "3"]).ok();
+    let shown = home.run(&["--json", "show", "docs_morning"]).ok().json();
+    assert_eq!(shown["options"]["excludes"]["globs"], serde_json::json!(["*.tmp"]));
+    assert_eq!(shown["options"]["retention"], serde_json::json!({ "last": 3 }));
+}
+
+#[test]
+fn delete_by_index_moves_the_others_up_and_the_name_can_be_used_again() {
+    let home = three();
+    let _ = home.run(&["delete", "0"]).ok();
+    assert_eq!(home.run(&["list"]).ok().stdout, "0: photos;18:30;photos_evening\n1: code;23:59;code_nightly\n");
+    let again = home.run(&["create", "documents;08:00;docs_morning"]).ok();
+    assert!(again.stdout.contains("its history and archives belong to it again"), "{again:?}");
+}
+
+#[test]
+fn next_needs_no_database_for_a_cadence_on_the_line() {
+    let home = TestHome::new();
+    let said = home
+        .run(&["next", "--at", "02:30", "--timezone", "Europe/Paris", "--from", "2026-03-28T00:00:00Z", "--count", "3"])
+        .ok();
+    assert_eq!(said.stdout, "2026-03-28T02:30:00+01:00\n2026-03-29T03:00:00+02:00\n2026-03-30T02:30:00+02:00\n");
+    assert_eq!(fs::read_dir(home.dir.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn next_in_the_autumn_overlap_tells_daily_once_and_wildcards_twice() {
+    let home = TestHome::new();
+    let from = ["--timezone", "Europe/Paris", "--from", "2026-10-24T23:50:00Z"];
+    let daily = home.run(&[&["next", "--at", "02:30", "--count", "2"][..], &from].concat()).ok();
+    assert_eq!(daily.stdout, "2026-10-25T02:30:00+02:00\n2026-10-26T02:30:00+01:00\n");
+    let cron = home.run(&[&["next", "--cron", "30 * * * *", "--count", "2"][..], &from].concat()).ok();
+    assert_eq!(cron.stdout, "2026-10-25T02:30:00+02:00\n2026-10-25T02:30:00+01:00\n");
+}
+
+#[test]
+fn settings_come_from_the_environment_then_the_database_then_the_default() {
+    let home = three();
+    let value = |said: crate::environment::Said| said.ok().stdout;
+    assert_eq!(value(home.run(&["config", "compress"])), "compress=none\n");
+    let _ = home.run(&["config", "compress", "gzip:9"]).ok();
+    assert_eq!(value(home.run(&["config", "compress"])), "compress=gzip:9\n");
+    assert_eq!(value(home.run_with(("BACKUP_COMPRESS", "zstd"), &["config", "compress"])), "compress=zstd\n");
+    let _ = home.run(&["create", "code;01:00;packed"]).ok();
+    assert_eq!(home.run(&["--json", "show", "packed"]).ok().json()["compress"], "gzip:9");
+    let _ = home.run(&["config", "compress", "--unset"]).ok();
+    assert_eq!(value(home.run(&["config", "compress"])), "compress=none\n");
+}
+
+#[test]
+fn help_and_version_and_a_reader_that_goes_away_are_success() {
+    let home = TestHome::new();
+    let help = home.run(&["--help"]).ok();
+    assert!(help.stdout.contains("Exit codes:"), "{help:?}");
+    let _ = home.run(&["--version"]).ok();
+    let mut child = home.command(&["next", "--cron", "* * * * * *", "--count", "100000"]);
+    let mut child = child.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success(), "a broken pipe is quiet");
+}

@@ -1,0 +1,139 @@
+//! `start`, `stop`, `serve`, `status`: the service as a process.
+
+use std::fs;
+use std::process::Stdio;
+
+use crate::environment::{Running, TestHome};
+
+/// Content that takes a while to pack at the highest level.
+fn large_source(home: &TestHome, megabytes: usize) {
+    fs::create_dir_all(home.path("large")).unwrap();
+    let mut seed = 1_u64;
+    for file in 0..megabytes {
+        let mut bytes = Vec::with_capacity(1 << 20);
+        while bytes.len() < 1 << 20 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            bytes.extend_from_slice(format!("{:x} some words to pack {}\n", seed >> 40, seed % 100).as_bytes());
+        }
+        fs::write(home.path("large").join(format!("{file:04}")), bytes).unwrap();
+    }
+}
+
+#[test]
+fn start_serves_in_the_background_and_stop_ends_it() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a", "--name", "often", "--cron", "* * * * * *"]).ok();
+    let started = home.run(&["--json", "start"]).ok().json();
+    let pid = started["pid"].as_u64().unwrap();
+    let again = home.run(&["start"]).ok();
+    assert!(again.stdout.contains(&format!("already runs as process {pid}")), "{again:?}");
+    let _ = home.run(&["serve"]).fails(11, &[&pid.to_string(), "--join"]);
+    home.wait_until("run", 10, || {
+        home.run(&["--json", "history"]).json().as_array().unwrap().iter().any(|run| run["state"] == "succeeded")
+    });
+    let _ = home.run(&["status"]).ok();
+    let _ = home.run(&["status", "--service"]).ok();
+    let _ = home.run(&["stop"]).ok();
+    assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "the process is gone");
+    assert_eq!(fs::read_dir(home.path("backup.db.workers")).unwrap().count(), 0, "no worker file stays");
+    let stopped = home.run(&["stop"]).ok();
+    assert!(stopped.stdout.contains("not running"), "{stopped:?}");
+    assert_eq!(home.run(&["status", "--service"]).code, 1);
+    let log = home.log("backup_service.log");
+    assert!(log.contains("Info --> Instruction serve") && log.contains("Info stopped"), "{log}");
+}
+
+#[test]
+fn start_warns_when_nothing_is_scheduled() {
+    let home = TestHome::new();
+    let started = home.run(&["start"]).ok();
+    assert!(started.stderr.contains("nothing is scheduled"), "{started:?}");
+    let _ = home.run(&["stop"]).ok();
+}
+
+#[test]
+fn a_stop_request_lets_running_work_finish_and_now_cancels_it() {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let create = ["create", "large", "--name", "large", "--cron", "* * * * * *", "--compress", "zstd:19"];
+    let _ = home.run(&create).ok();
+    let running = || home.number("SELECT count(*) FROM run WHERE state = 'running'") == 1;
+    let _ = home.run(&["start", "--threads", "1", "--nice", "0"]).ok();
+    home.wait_until("running run", 10, running);
+    let _ = home.run(&["stop", "--now"]).ok();
+    assert!(home.archive_files().is_empty(), "{:?}", home.archive_files());
+    let waiting = home.query("SELECT tries, attempt FROM run WHERE state = 'queued'");
+    assert_eq!(waiting.len(), 1, "it waits again");
+    assert_eq!(format!("{:?}", waiting[0][0]), "Integer(0)", "and the try does not count");
+    // Once more, and now it may finish.
+    let _ = home.run(&["edit", "large", "--compress", "none"]).ok();
+    let _ = home.run(&["start"]).ok();
+    home.wait_until("finished run", 30, || home.number("SELECT count(*) FROM run WHERE state = 'succeeded'") > 0);
+    let _ = home.run(&["stop"]).ok();
+    assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'running'"), 0);
+}
+
+#[test]
+fn a_service_killed_in_the_middle_is_put_right_at_the_next_start() {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let _ = home.run(&["create", "large", "--name", "large", "--cron", "* * * * * *", "--compress", "zstd:19"]).ok();
+    let mut command = home.command(&["serve", "--threads", "1", "--nice", "0"]);
+    let mut service = Running(command.stderr(Stdio::null()).spawn().unwrap());
+    home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.ends_with(".part")));
+    service.0.kill().unwrap();
+    service.0.wait().unwrap();
+    assert!(home.archive_files().iter().any(|name| name.ends_with(".part")), "killed in the middle");
+    let _ = home.run(&["edit", "large", "--compress", "none"]).ok();
+    let _ = home.run(&["start"]).ok();
+    home.wait_until("success", 30, || home.number("SELECT count(*) FROM run WHERE state = 'succeeded'") > 0);
+    let _ = home.run(&["stop"]).ok();
+    assert!(home.number("SELECT count(*) FROM attempt WHERE outcome = 'interrupted'") > 0);
+    assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")), "{:?}", home.archive_files());
+}
+
+#[test]
+fn several_services_and_commands_share_the_work_exactly_once() {
+    let home = TestHome::with_sources(&["a", "b", "c"]);
+    for name in ["a", "b", "c"] {
+        let _ = home.run(&["create", name, "--name", name, "--cron", "* * * * * *", "--no-verify"]).ok();
+    }
+    let serve = |join: bool| {
+        let args: &[&str] = if join { &["serve", "--join", "-q"] } else { &["serve", "-q"] };
+        Running(home.command(args).stderr(Stdio::null()).spawn().unwrap())
+    };
+    let mut services = vec![serve(false)];
+    home.wait_until("service", 10, || home.run(&["status", "--service"]).code == 0);
+    services.extend([serve(true), serve(true)]);
+    let seconds: u64 = std::env::var("BACKUP_TEST_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    while std::time::Instant::now() < until {
+        let commands: Vec<_> = ["a", "b", "c", "a"]
+            .iter()
+            .map(|name| home.command(&["run", name, "-q"]).stderr(Stdio::piped()).spawn().unwrap())
+            .collect();
+        for command in commands {
+            let output = command.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    let _ = home.run(&["stop"]).ok();
+    drop(services);
+    // Every second of each schedule up to its watermark is one run or counted in exactly one.
+    let rows = home.query(
+        "SELECT name, (handled_until_ms - (SELECT min(scheduled_for_ms) FROM run WHERE schedule_id = schedule.id \
+             AND coalesced = 0)) / 1000 AS span, \
+         (SELECT sum(1 + coalesced) FROM run WHERE schedule_id = schedule.id AND trigger = 'schedule' \
+             AND superseded_by IS NULL) AS counted, \
+         (handled_until_ms / 1000) - (created_at_ms / 1000) AS expected FROM schedule",
+    );
+    for row in &rows {
+        assert_eq!(row[2], row[3], "{row:?}: every second since it was made, once");
+    }
+    assert_eq!(home.number("SELECT count(*) FROM run WHERE state IN ('running', 'failed')"), 0);
+    assert_eq!(
+        home.number("SELECT count(*) FROM (SELECT 1 FROM run WHERE trigger = 'schedule' GROUP BY schedule_id, scheduled_for_ms HAVING count(*) > 1)"),
+        0
+    );
+    assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")));
+}

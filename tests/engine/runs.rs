@@ -1,0 +1,405 @@
+//! Runs from claim to end, and what recovery makes of those that were cut off.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use backup_manager::archive_folder;
+use backup_manager::clock::Clock;
+use backup_manager::error::ErrorKind;
+use backup_manager::report::{Observer, Problem, Progress};
+use backup_manager::runner::{Cancel, Conduct, Ended, Recovered, Runner, recover};
+use backup_manager::store::{ClaimNow, Health, Role, RunRequest, RunState, ScheduleRow, Sealed, Trigger};
+
+use crate::world::{DAY, HOUR, MINUTE, World};
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Recording {
+    problems: Mutex<Vec<Problem>>,
+    notes: Mutex<Vec<String>>,
+}
+
+impl Observer for Recording {
+    fn progress(&self, _: &Progress) {}
+
+    fn problem(&self, problem: &Problem) {
+        self.problems.lock().unwrap().push(problem.clone());
+    }
+
+    fn note(&self, text: &str) {
+        self.notes.lock().unwrap().push(text.to_owned());
+    }
+}
+
+fn run_now(world: &World, runner: &Runner, row: &ScheduleRow) -> Ended {
+    run_with(world, runner, row, &Cancel::default(), &Recording::default())
+}
+
+fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &Cancel, observer: &Recording) -> Ended {
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    runner.execute(claim, &intent.unwrap(), &Conduct { cancel, observer, foreground: true }).unwrap()
+}
+
+fn recovered(runner: &Runner) -> Recovered {
+    let (cancel, observer) = (Cancel::default(), Recording::default());
+    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
+    recover(runner, &|_| false, &conduct).unwrap()
+}
+
+fn tar_lists(path: &Path) -> Vec<String> {
+    let listed = Command::new("tar").arg("-tf").arg(path).output().unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    String::from_utf8(listed.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_run_makes_a_proved_archive_that_tar_opens_and_a_stable_name_for_it() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.error);
+    let archive = world.store.newest_good(row.id).unwrap().expect("a good archive");
+    assert_eq!(archive.health, Health::Good);
+    assert_eq!(archive.verified_at, Some(world.clock.now()));
+    assert_eq!(archive.file_name, format!("docs/docs-20261123T000000Z-{}.tar", ended.run));
+    let path = world.home.backups().join(&archive.file_name);
+    assert_eq!(tar_lists(&path), ["docs/", "docs/file.txt"]);
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!((metadata.permissions().mode() & 0o777, metadata.len()), (0o400, archive.size));
+    assert_eq!(fs::read_link(world.path("backups/docs.tar")).unwrap(), Path::new(&archive.file_name));
+    assert_eq!(world.archive_files(), [archive.file_name]);
+}
+
+#[test]
+fn each_format_has_its_name_and_an_old_stable_name_goes() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    for (compression, link) in [("gzip", "docs.tar.gz"), ("zstd", "docs.tar.zst"), ("none", "docs.tar")] {
+        let mut schedule = row.schedule.clone();
+        schedule.compression = compression.parse().unwrap();
+        world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+        world.clock.advance(MINUTE);
+        assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
+        let links: Vec<String> = fs::read_dir(world.home.backups())
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.file_type().unwrap().is_symlink())
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(links, [link]);
+        assert_eq!(tar_lists(&world.home.backups().join(link)), ["docs/", "docs/file.txt"]);
+    }
+}
+
+#[test]
+fn a_missing_source_fails_the_run_and_leaves_nothing() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    fs::remove_dir_all(world.path("docs")).unwrap();
+    let runner = world.process(Role::Command);
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!(ended.state, RunState::Failed);
+    assert!(ended.error.unwrap().to_string().contains("docs"));
+    assert!(world.archive_files().is_empty());
+    assert!(world.store.unfinished(ended.run).unwrap().is_none());
+}
+
+#[test]
+fn a_source_emptied_since_fails_until_it_is_accepted_once() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
+    fs::remove_file(world.path("docs/file.txt")).unwrap();
+    world.clock.advance(DAY);
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!(ended.state, RunState::Failed);
+    assert!(ended.error.unwrap().next_step().unwrap().contains("accept docs"));
+    assert_eq!(world.archive_files().len(), 1, "nothing of the failed run stays");
+    world.store.accept_source(row.id, world.clock.now()).unwrap();
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
+    assert!(!world.store.schedule(row.id).unwrap().accepted, "once");
+}
+
+#[test]
+fn unreadable_files_make_a_run_incomplete_and_are_told() {
+    if rustix::process::geteuid().is_root() {
+        // Root reads everything; a name that vanishes between listing and opening needs no permissions, but a race.
+        eprintln!("skipped: root can read every file");
+        return;
+    }
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    fs::write(world.path("docs/secret"), "x").unwrap();
+    fs::set_permissions(world.path("docs/secret"), fs::Permissions::from_mode(0)).unwrap();
+    let observer = Recording::default();
+    let ended = run_with(&world, &world.process(Role::Command), &row, &Cancel::default(), &observer);
+    assert_eq!(ended.state, RunState::Incomplete);
+    assert_eq!(observer.problems.lock().unwrap().len(), 1);
+    let run = world.store.run(ended.run).unwrap();
+    assert_eq!((run.counts.problems, run.counts.losses), (1, 1));
+    assert_eq!(world.store.new_problems(&run).unwrap(), 1);
+    world.clock.advance(DAY);
+    let again = run_now(&world, &world.process(Role::Command), &row);
+    let run = world.store.run(again.run).unwrap();
+    assert_eq!(world.store.new_problems(&run).unwrap(), 0, "the same problem is not new the second time");
+}
+
+#[test]
+fn a_folder_of_another_database_or_one_not_mounted_fails_runs_before_anything_is_written() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
+    let files = world.archive_files();
+    let identity = world.path("backups/.backup-manager");
+    let ours = fs::read(&identity).unwrap();
+    fs::write(&identity, r#"{"database":"5d3f1a52-6b1f-4b0a-9f3a-0c7f4b3a9e11"}"#).unwrap();
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!(ended.state, RunState::Failed);
+    assert!(ended.error.unwrap().to_string().contains("belongs to another database"));
+    fs::remove_file(&identity).unwrap();
+    let ended = run_now(&world, &runner, &row);
+    assert!(ended.error.unwrap().to_string().contains("is not the one that holds the archives"));
+    assert!(!identity.exists());
+    assert_eq!(world.archive_files(), files);
+    fs::write(&identity, ours).unwrap();
+    world.clock.advance(MINUTE);
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
+}
+
+#[test]
+fn a_cancelled_run_leaves_nothing_and_a_drained_one_waits_again() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let cancel = Cancel::default();
+    cancel.cancel();
+    let ended = run_with(&world, &runner, &row, &cancel, &Recording::default());
+    assert_eq!(ended.state, RunState::Cancelled);
+    assert!(world.archive_files().is_empty());
+
+    let mut service = world.service(false);
+    world.clock.advance(HOUR);
+    service.tick().unwrap();
+    let (claim, intent) = world.claim(&runner);
+    let cancel = Cancel::default();
+    cancel.drain();
+    let observer = Recording::default();
+    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
+    let ended = runner.execute(claim, &intent, &conduct).unwrap();
+    assert_eq!(ended.state, RunState::Queued);
+    assert!(world.archive_files().is_empty());
+    let (claim, _) = world.claim(&runner);
+    assert_eq!(claim.attempt(), 2);
+    world.store.end_without_archive(claim, RunState::Failed, "over", world.clock.now()).unwrap();
+}
+
+#[test]
+fn the_old_systems_archive_is_moved_aside_and_pinned_and_nothing_of_it_is_lost() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    fs::create_dir_all(world.home.backups()).unwrap();
+    let old = world.path("backups/docs.tar");
+    let made = Command::new("tar").arg("-C").arg(world.dir.path()).arg("-cf").arg(&old).arg("docs").status().unwrap();
+    assert!(made.success());
+    let bytes = fs::read(&old).unwrap();
+    let runner = world.process(Role::Command);
+    let observer = Recording::default();
+    let ended = run_with(&world, &runner, &row, &Cancel::default(), &observer);
+    assert_eq!(ended.state, RunState::Succeeded);
+    let archives = world.store.archives(Some(row.id)).unwrap();
+    let legacy = archives.iter().find(|a| a.file_name.contains("-legacy.tar")).expect("the old archive in the catalog");
+    assert!(legacy.pinned && legacy.good);
+    assert_eq!(fs::read(world.home.backups().join(&legacy.file_name)).unwrap(), bytes);
+    assert_eq!(world.store.run(legacy.run).unwrap().trigger, Trigger::Rescan);
+    assert!(observer.notes.lock().unwrap().iter().any(|note| note.contains("legacy")));
+    let newest = archives.iter().find(|a| a.run == ended.run).unwrap();
+    assert_eq!(fs::read_link(&old).unwrap(), Path::new(&newest.file_name));
+}
+
+#[test]
+fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
+    let world = World::new();
+    world.schedule("docs", "01:00");
+    let mut service = world.service(false);
+    world.clock.advance(HOUR);
+    service.tick().unwrap();
+    let dead = world.process(Role::Command);
+    let (claim, intent) = world.claim(&dead);
+    archive_folder::check(&world.home, &world.store).unwrap();
+    let temporary = world.home.backups().join(&intent.temporary_name);
+    fs::create_dir_all(temporary.parent().unwrap()).unwrap();
+    fs::write(&temporary, "half an arch").unwrap();
+    let run = claim.run();
+    drop((claim, dead));
+
+    let living = world.process(Role::Command);
+    assert_eq!(recovered(&living).requeued, 1);
+    assert!(!temporary.exists());
+    assert!(world.store.unfinished(run).unwrap().is_none());
+    assert_eq!(world.store.attempts(run).unwrap()[0].outcome, "interrupted");
+    assert_eq!(recovered(&living), Recovered::default(), "a second recovery changes nothing");
+    assert!(world.store.claim_next(&living.row, world.clock.now()).unwrap().is_none(), "a pause first");
+    world.clock.advance(MINUTE);
+    let (claim, intent) = world.claim(&living);
+    let (cancel, observer) = (Cancel::default(), Recording::default());
+    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
+    assert_eq!(living.execute(claim, &intent, &conduct).unwrap().state, RunState::Succeeded);
+}
+
+#[test]
+fn the_run_of_a_living_worker_is_left_alone() {
+    let world = World::new();
+    world.schedule("docs", "01:00");
+    let mut service = world.service(false);
+    world.clock.advance(HOUR);
+    service.tick().unwrap();
+    let slow = world.process(Role::Command);
+    let (claim, _) = world.claim(&slow);
+    world.clock.advance(DAY * 30);
+    assert_eq!(recovered(&world.process(Role::Command)), Recovered::default());
+    world.store.check_claim(&claim).unwrap();
+    world.store.end_without_archive(claim, RunState::Failed, "over", world.clock.now()).unwrap();
+}
+
+/// A run whose process died right after `sealed`, with the file under `names` (temporary, final).
+fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
+    let row = world.schedule("docs", "01:00");
+    let good = run_now(world, &world.process(Role::Command), &row);
+    let good = world.store.archive(good.run).unwrap().unwrap();
+    let chunks = world.store.chunks(good.run, 0, 1000).unwrap();
+    let mut service = world.service(false);
+    world.clock.advance(HOUR);
+    service.tick().unwrap();
+    let dead = world.process(Role::Command);
+    let (claim, intent) = world.claim(&dead);
+    let records: Vec<_> = chunks
+        .iter()
+        .map(|chunk| backup_manager::member::ChunkRecord {
+            sequence: chunk.sequence,
+            offset: chunk.offset,
+            stored_length: chunk.stored_length,
+            stored_digest: chunk.stored_digest,
+            content_length: chunk.content_length,
+            content_digest: chunk.content_digest,
+            read_started: world.clock.now(),
+            members: Vec::new(),
+        })
+        .collect();
+    world.store.add_chunks(&claim, &records).unwrap();
+    let bytes = fs::read(world.home.backups().join(&good.file_name)).unwrap();
+    let (temporary, last) =
+        (world.home.backups().join(&intent.temporary_name), world.home.backups().join(&intent.file_name));
+    if names.0 {
+        fs::write(&temporary, &bytes).unwrap();
+    }
+    if names.1 {
+        fs::write(&last, &bytes).unwrap();
+    }
+    let metadata = fs::metadata(world.home.backups().join(&good.file_name)).unwrap();
+    let sealed = Sealed {
+        size: good.size,
+        digest: good.digest.unwrap().try_into().unwrap(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        source_root: b"docs".to_vec(),
+        scan_started: world.clock.now(),
+        members: 2,
+        files: 1,
+        content_bytes: 10,
+        incomplete: false,
+    };
+    world.store.seal(&claim, &sealed).unwrap();
+    service.sign_off().unwrap();
+    claim.run()
+}
+
+#[test]
+fn a_sealed_archive_is_finished_under_whichever_name_it_lies() {
+    for names in [(true, false), (false, true), (true, true)] {
+        let world = World::new();
+        let run = die_sealed(&world, names);
+        let living = world.process(Role::Command);
+        assert_eq!(recovered(&living).finished, 1, "{names:?}");
+        let archive = world.store.archive(run).unwrap().expect("a complete archive");
+        assert_eq!(archive.health, Health::Good);
+        assert_eq!(tar_lists(&world.home.backups().join(&archive.file_name)), ["docs/", "docs/file.txt"]);
+        assert_eq!(world.archive_files().len(), 2, "{names:?}: no temporary stays");
+        assert_eq!(world.store.attempts(run).unwrap().last().unwrap().outcome, "recovered");
+        assert_eq!(recovered(&living), Recovered::default());
+    }
+}
+
+#[test]
+fn a_sealed_archive_under_neither_name_is_lost_and_made_again() {
+    let world = World::new();
+    let run = die_sealed(&world, (false, false));
+    let living = world.process(Role::Command);
+    assert_eq!(recovered(&living).requeued, 1);
+    let run = world.store.run(run).unwrap();
+    assert_eq!(run.state, RunState::Queued);
+    assert!(run.error.unwrap().contains("lost"));
+}
+
+#[test]
+fn a_sealed_archive_that_does_not_read_back_is_damaged_and_the_run_failed() {
+    let world = World::new();
+    let run = die_sealed(&world, (false, true));
+    let file = world.archive_files().into_iter().find(|name| name.contains("T010000Z")).unwrap();
+    let path = world.home.backups().join(file);
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    recovered(&world.process(Role::Command));
+    let archive = world.store.archive(run).unwrap().unwrap();
+    assert_eq!((archive.health, archive.good), (Health::Damaged, false));
+    let run = world.store.run(run).unwrap();
+    assert_eq!(run.state, RunState::Failed);
+    assert!(run.error.unwrap().contains("did not read back"));
+}
+
+#[test]
+fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let first = run_now(&world, &runner, &row).run;
+    world.clock.advance(DAY);
+    let second = run_now(&world, &runner, &row).run;
+    archive_folder::delete_archives(&world.home, &world.store, &[first]).unwrap();
+    assert_eq!(world.archive_files().len(), 1);
+    assert!(world.store.archive(first).unwrap().is_none());
+    assert!(world.store.chunks(first, 0, 10).unwrap().is_empty());
+    // Killed between the mark and the unlink.
+    world.store.mark_deleting(&[second]).unwrap();
+    assert!(world.store.archive(second).unwrap().is_none(), "invisible at once");
+    recovered(&runner);
+    assert!(world.archive_files().is_empty());
+    assert!(world.store.deleting().unwrap().is_empty());
+}
+
+#[test]
+fn a_target_that_is_there_already_is_never_overwritten() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let first = run_now(&world, &runner, &row);
+    assert_eq!(first.state, RunState::Succeeded);
+    // What the next run would be called, made by somebody else.
+    let foreign = world.home.backups().join(format!("docs/docs-20261123T000000Z-{}.tar", first.run + 1));
+    fs::write(&foreign, "not ours").unwrap();
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!(ended.state, RunState::Failed);
+    assert_ne!(ended.error.unwrap().kind(), ErrorKind::Fenced);
+    assert_eq!(fs::read(&foreign).unwrap(), b"not ours");
+    assert_eq!(world.archive_files().len(), 2);
+}

@@ -1,0 +1,9 @@
+//! What `source` promises, on real files: order and kinds, exclusions, reading, races, size.
+
+mod exclusions;
+mod order;
+mod own_files;
+mod races;
+mod reading;
+mod size;
+mod support;

@@ -1,0 +1,85 @@
+//! Archives made by the pipeline, with what it said of them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::AtomicBool;
+
+use backup_manager::archive::place::PendingFile;
+use backup_manager::archive::proof::{self, ExpectedChunk};
+use backup_manager::clock::SystemClock;
+use backup_manager::error::Result;
+use backup_manager::member::{ChunkRecord, MemberPath};
+use backup_manager::report::{Observer, Problem, Progress};
+use backup_manager::runner::pipeline::{self, Job, Written};
+use backup_manager::schedule::{Compression, Excludes};
+
+/// An archive and what the pipeline said of it.
+pub struct Made {
+    pub path: PathBuf,
+    pub written: Written,
+    /// As the catalog got them.
+    pub records: Vec<ChunkRecord>,
+}
+
+/// Hears everything and says nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn progress(&self, _: &Progress) {}
+    fn problem(&self, _: &Problem) {}
+    fn note(&self, _: &str) {}
+}
+
+/// Makes an archive of `source` in `folder` and proves that the records fit together.
+pub fn make(source: &Path, folder: &Path, compression: Compression) -> Made {
+    try_make(source, folder, compression, &Excludes::default()).unwrap()
+}
+
+/// Makes an archive of `source` in `folder`, replacing one of the same format.
+pub fn try_make(source: &Path, folder: &Path, compression: Compression, excludes: &Excludes) -> Result<Made> {
+    let path = folder.join(format!("archive.{}", compression.extension()));
+    let root_name = MemberPath::parse(source.file_name().unwrap().as_encoded_bytes()).unwrap();
+    let clock = SystemClock::new();
+    let job = Job {
+        source,
+        root_name: &root_name,
+        excludes,
+        patterns: &[],
+        never: &[],
+        compression,
+        threads: 3,
+        comment: "{\"schedule\":\"test\"}",
+        run: 17,
+        clock: &clock,
+        observer: &Silent,
+        cancel: &AtomicBool::new(false),
+    };
+    let mut file = PendingFile::create(&path, 0o400)?;
+    let mut records = Vec::new();
+    let written = pipeline::write(&job, &mut file, &mut |batch| {
+        records.extend_from_slice(batch);
+        Ok(())
+    })?;
+    let sealed = file.seal()?;
+    assert_eq!(sealed.size(), written.size);
+    sealed.place(&path, true)?;
+    records.sort_by_key(|record| record.sequence);
+    Ok(Made { path, written, records })
+}
+
+impl Made {
+    /// Reads it back from disk and compares it with the records.
+    pub fn prove(&self) -> Result<()> {
+        let mut expected = self.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
+        let (digest, size) = (self.written.digest, self.written.size);
+        proof::prove(&self.path, &mut expected, &digest, size, 2, &AtomicBool::new(false))
+    }
+}
+
+/// Runs a tool that must succeed and print nothing on stderr.
+pub fn run_tool(command: &mut Command) -> Output {
+    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && errors.is_empty(), "{command:?}: {}\n{errors}", out.status);
+    out
+}

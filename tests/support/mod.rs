@@ -1,0 +1,3 @@
+//! What the test programmes share.
+
+pub mod archive;
