@@ -11,7 +11,6 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{Observer, Problem, Progress};
@@ -326,12 +325,6 @@ impl Service {
     /// Ends the registration; nothing of the service is left behind.
     pub fn sign_off(&mut self) -> Result<()> {
         self.runner.store.remove_worker(self.runner.row.uuid)
-    }
-
-    /// Renews all stable names, as after another program moved files about.
-    pub fn refresh_stable_names(&self) -> Result<()> {
-        let (runner, now) = (&self.runner, self.runner.clock.now());
-        archive_folder::refresh_stable_names(&runner.home, &runner.store, &runner.store.schedules()?, now).map(drop)
     }
 }
 

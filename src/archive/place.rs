@@ -12,6 +12,10 @@ use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// What random temporary names begin and end with.
+const TEMP_PREFIX: &str = ".backup-manager-";
+const TEMP_SUFFIX: &str = ".part";
+
 /// A file being written under a temporary name beside its final one; removed when dropped unless it is sealed.
 #[derive(Debug)]
 #[must_use = "an unsealed file is removed when dropped"]
@@ -290,7 +294,22 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 fn random_name() -> Result<String> {
     let random = getrandom::u64()
         .map_err(|e| Error::failed("the system gives no random numbers").because(io::Error::other(e.to_string())))?;
-    Ok(format!(".backup-manager-{random:016x}.part"))
+    Ok(format!("{TEMP_PREFIX}{random:016x}{TEMP_SUFFIX}"))
+}
+
+/// Removes what a killed process left in a folder under names that only this module makes. The caller holds the lock
+/// that everybody who places something there holds, so that nobody is using one of them.
+pub fn remove_abandoned(folder: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let random = name.strip_prefix(TEMP_PREFIX).and_then(|rest| rest.strip_suffix(TEMP_SUFFIX));
+        if random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit())) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn folder_of(path: &Path) -> &Path {

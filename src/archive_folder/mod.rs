@@ -3,10 +3,11 @@
 mod deletion;
 mod stable_names;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::archive::place;
@@ -19,6 +20,7 @@ pub use stable_names::refresh_stable_names;
 
 /// Name of the file that says whose the folder is.
 const IDENTITY: &str = ".backup-manager";
+
 #[derive(Serialize, Deserialize)]
 struct Identity {
     /// The database whose archives lie here.
@@ -30,32 +32,65 @@ struct Identity {
 /// The identity is written while the catalog holds no archives. Once it does, a folder without it is one whose disk
 /// is not mounted.
 pub fn check(home: &Home, store: &Store) -> Result<()> {
+    match read_identity(home, store)? {
+        Some(()) => writable(home.backups()),
+        None => {
+            place::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
+            let _lock = FolderLock::take(home.backups())?;
+            write_identity(home, store)
+        }
+    }
+}
+
+/// Reads whose the folder is; `None` where it is nobody's yet, and may be.
+fn read_identity(home: &Home, store: &Store) -> Result<Option<()>> {
     let folder = home.backups();
     let identity = folder.join(IDENTITY);
     match fs::read(&identity) {
         Ok(text) => match serde_json::from_slice::<Identity>(&text) {
-            Ok(found) if found.database == store.identity() => writable(folder),
+            Ok(found) if found.database == store.identity() => Ok(Some(())),
             _ => Err(Error::failed(format!("the archive folder {} belongs to another database", folder.display()))
                 .hint(format!(
-                    "name another folder with --backups or BACKUP_DIR, or name its database with --db; if that database \
-                     is gone for good, remove {} and keep the archives",
+                    "name another folder with --backups or BACKUP_DIR, or name its database with --db; if that \
+                     database is gone for good, remove {} and keep the archives",
                     identity.display()
                 ))),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => {
-            Err(Error::failed(format!(
-                "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
-                folder.display()
-            ))
-            .hint("mount its disk, or name the right folder with --backups or BACKUP_DIR"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            place::make_folder(folder, home.folder_mode()).map_err(|e| unwritable(folder, e))?;
-            let text = serde_json::to_vec(&Identity { database: store.identity() })
-                .map_err(|e| Error::failed("cannot write the identity").because(e))?;
-            place::put(&identity, &text, 0o644, false).map(drop).map_err(|e| unwritable(folder, e))
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => Err(Error::failed(format!(
+            "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
+            folder.display()
+        ))
+        .hint("mount its disk, or name the right folder with --backups or BACKUP_DIR")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", &identity)(error)),
+    }
+}
+
+fn write_identity(home: &Home, store: &Store) -> Result<()> {
+    // Another process may have been first.
+    if read_identity(home, store)?.is_some() {
+        return Ok(());
+    }
+    let folder = home.backups();
+    let text = serde_json::to_vec(&Identity { database: store.identity() })
+        .map_err(|e| Error::failed("cannot write the identity").because(e))?;
+    place::put(&folder.join(IDENTITY), &text, 0o644, false).map(drop).map_err(|e| unwritable(folder, e))
+}
+
+/// Held by who places something in the archive folder itself; archives lie in folders below it and need no lock.
+struct FolderLock {
+    _locked: File,
+}
+
+impl FolderLock {
+    /// Waits for the lock, and removes what others left half placed. A file system without locks is used without.
+    fn take(folder: &Path) -> Result<FolderLock> {
+        let handle = File::open(folder).map_err(Error::io("open", folder))?;
+        match flock(&handle, FlockOperation::LockExclusive) {
+            Ok(()) => place::remove_abandoned(folder)?,
+            Err(error) => log::debug!("{} cannot be locked: {error}", folder.display()),
+        }
+        Ok(FolderLock { _locked: handle })
     }
 }
 

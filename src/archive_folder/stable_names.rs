@@ -1,18 +1,17 @@
 //! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a
 //! name is moved aside.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::FolderLock;
 use crate::archive::{foreign, place};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{LegacyArchive, ScheduleRow, Store};
-use rustix::fs::{FlockOperation, flock};
 
 /// Extensions under which a stable name may stand.
 const EXTENSIONS: [(&str, &str); 3] = [("tar", "none"), ("tar.gz", "gzip"), ("tar.zst", "zstd")];
@@ -28,8 +27,10 @@ pub fn refresh_stable_names(
     now: Timestamp,
 ) -> Result<Vec<String>> {
     let folder = home.backups();
-    let Ok(lock) = File::open(folder) else { return Ok(Vec::new()) };
-    flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(Error::io("lock", folder))?;
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let _lock = FolderLock::take(folder)?;
     let mut notes = Vec::new();
     for row in schedules {
         notes.extend(take_legacy_in(home, store, row, now)?);

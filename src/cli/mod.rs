@@ -47,7 +47,8 @@ the path in /etc/backup-manager/home, the current folder.";
 
 /// Scheduled backups into plain tar archives, with a history and proof in SQLite.
 #[derive(Parser)]
-#[command(name = "backup-manager", version, after_help = AFTER_HELP, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "backup-manager", version, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,

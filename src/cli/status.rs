@@ -261,7 +261,10 @@ fn document(
     let services: Vec<Value> = service
         .workers
         .iter()
-        .map(|(row, _)| json!({ "pid": row.pid, "host": row.host, "started": output::json_time(Some(row.started_at), &zone) }))
+        .map(|(row, _)| {
+            let started = output::json_time(Some(row.started_at), &zone);
+            json!({ "pid": row.pid, "host": row.host, "started": started })
+        })
         .collect();
     let states: Vec<Value> =
         schedules.iter().enumerate().map(|(index, state)| schedule_document(context, service, index, state)).collect();

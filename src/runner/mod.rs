@@ -23,7 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::member::MemberPath;
 use crate::report::{Observer, Problem, Progress};
-use crate::store::{Claim, Completed, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, WorkerRow};
+use crate::store::{
+    Claim, Completed, Ending, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, Unended, WorkerRow,
+};
 use crate::worker::Worker;
 use pipeline::Written;
 pub use preview::{Listing, free_bytes, list_source, measure};
@@ -159,7 +161,6 @@ impl Runner {
             }
             Err(failure) => self.end_without(claim, intent, failure, conduct),
         };
-        drop(monitor);
         let _ = self.worker.forget_run(run);
         ended
     }
@@ -333,7 +334,7 @@ impl Runner {
         let reason = failure.error.to_string();
         self.write_end(claim, conduct, |claim| {
             if let Err(error) = self.store.discard_chunks(&claim) {
-                return Err((claim, error));
+                return Err(Box::new(Unended { claim, error }));
             }
             let now = self.clock.now();
             if drained && !conduct.foreground {
@@ -351,23 +352,18 @@ impl Runner {
     }
 
     /// Writes a run's end again and again until the database takes it, or a stop is asked for; recovery ends it then.
-    fn write_end<T>(
-        &self,
-        claim: Claim,
-        conduct: &Conduct<'_>,
-        write: impl Fn(Claim) -> std::result::Result<T, (Claim, Error)>,
-    ) -> Result<T> {
+    fn write_end<T>(&self, claim: Claim, conduct: &Conduct<'_>, write: impl Fn(Claim) -> Ending<T>) -> Result<T> {
         let mut claim = claim;
         let mut waited = false;
         loop {
-            let (back, error) = match write(claim) {
+            let Unended { claim: back, error } = match write(claim) {
                 Ok(done) => {
                     if waited {
                         let _ = self.worker.update(|activity| activity.trouble = None);
                     }
                     return Ok(done);
                 }
-                Err(refused) => refused,
+                Err(unended) => *unended,
             };
             if error.kind() == ErrorKind::Fenced || (waited && conduct.cancel.is_requested()) {
                 return Err(error);

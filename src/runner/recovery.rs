@@ -110,7 +110,7 @@ fn queue_again(runner: &Runner, claim: Claim, reason: &str) -> Result<RunState> 
     match runner.store.requeue(claim, Requeue::Retry, reason, runner.clock.now()) {
         Ok(_) => runner.store.run(run).map(|run| run.state),
         // Somebody else put it right meanwhile.
-        Err((_, error)) if error.kind() == ErrorKind::Fenced => runner.store.run(run).map(|run| run.state),
-        Err((_, error)) => Err(error),
+        Err(unended) if unended.error.kind() == ErrorKind::Fenced => runner.store.run(run).map(|run| run.state),
+        Err(unended) => Err(unended.error),
     }
 }

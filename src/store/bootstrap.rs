@@ -54,7 +54,8 @@ impl Bootstrap {
         if missing && self.access == Access::Existing {
             let folder = path.parent().unwrap_or(path).display();
             return Err(Error::not_found(format!("there is no database in {folder}")).hint(
-                "make one with `backup-manager create`, go to the folder that has it, or name it with --home or BACKUP_HOME",
+                "make one with `backup-manager create`, go to the folder that has it, or name that folder with --home \
+                 or BACKUP_HOME",
             ));
         }
         if missing {
@@ -209,7 +210,7 @@ impl Bootstrap {
 
 /// Returns the newest schema version that the embedded migrations make.
 fn newest() -> i32 {
-    let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version() as i32).max();
+    let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version()).max();
     versions.unwrap_or(0)
 }
 

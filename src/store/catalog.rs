@@ -180,8 +180,8 @@ fn insert_member(
     transaction
         .prepare_cached(
             "INSERT INTO member (chunk_id, ordinal, path, kind, size, mode, uid, gid, user_name, group_name, \
-                 modified_s, modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, link_target, \
-                 xattr_digest, content_digest, content_offset, changed_while_read) \
+                 modified_s, modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, \
+                 link_target, xattr_digest, content_digest, content_offset, changed_while_read) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
                  ?22, ?23)",
         )?

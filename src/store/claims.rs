@@ -120,6 +120,18 @@ pub enum Requeued {
     Ended,
 }
 
+/// A claim whose end could not be written, and why: it is still to be ended.
+#[derive(Debug)]
+pub struct Unended {
+    /// The claim, given back.
+    pub claim: Claim,
+    /// What kept its end from being written.
+    pub error: Error,
+}
+
+/// The result of ending a claim, which gives the claim back if that fails.
+pub type Ending<T> = std::result::Result<T, Box<Unended>>;
+
 const RETURNING: &str = "RETURNING id, schedule_id, attempt, tries, trigger, verify, reread, scheduled_for_ms";
 
 impl Store {
@@ -240,12 +252,7 @@ impl Store {
     }
 
     /// Ends a run whose sealed archive is in place: archive visible, run finished, in one transaction.
-    pub fn complete(
-        &self,
-        claim: Claim,
-        completed: &Completed,
-        now: Timestamp,
-    ) -> std::result::Result<RunState, (Claim, Error)> {
+    pub fn complete(&self, claim: Claim, completed: &Completed, now: Timestamp) -> Ending<RunState> {
         let state = match (&completed.damaged, completed.incomplete) {
             (Some(_), _) => RunState::Failed,
             (None, true) => RunState::Incomplete,
@@ -258,39 +265,27 @@ impl Store {
         });
         match done {
             Ok(()) => Ok(state),
-            Err(error) => Err((claim, error)),
+            Err(error) => Err(Box::new(Unended { claim, error })),
         }
     }
 
     /// Ends a run without an archive: `failed` or `cancelled`. The catalog rows it wrote must be discarded before.
-    pub fn end_without_archive(
-        &self,
-        claim: Claim,
-        state: RunState,
-        reason: &str,
-        now: Timestamp,
-    ) -> std::result::Result<(), (Claim, Error)> {
+    pub fn end_without_archive(&self, claim: Claim, state: RunState, reason: &str, now: Timestamp) -> Ending<()> {
         let done = self.write_fenced(&claim, |transaction| {
             archives::forget_intent(transaction, claim.run)?;
             end(transaction, &claim, state, Some(reason), now)
         });
-        done.map_err(|error| (claim, error))
+        done.map_err(|error| Box::new(Unended { claim, error }))
     }
 
     /// Puts a run back into the queue, or ends it where that cannot be: asked for by hand, budget used up, schedule
     /// gone, or another one queued, which then stands for it. The catalog rows it wrote must be discarded before.
-    pub fn requeue(
-        &self,
-        claim: Claim,
-        how: Requeue,
-        reason: &str,
-        now: Timestamp,
-    ) -> std::result::Result<Requeued, (Claim, Error)> {
+    pub fn requeue(&self, claim: Claim, how: Requeue, reason: &str, now: Timestamp) -> Ending<Requeued> {
         let done = self.write_fenced(&claim, |transaction| {
             archives::forget_intent(transaction, claim.run)?;
             requeue(transaction, &claim, how, reason, now)
         });
-        done.map_err(|error| (claim, error))
+        done.map_err(|error| Box::new(Unended { claim, error }))
     }
 
     /// Records what the run read and met, before it ends.
@@ -460,7 +455,8 @@ pub(super) fn cancel_queued(
     now: Timestamp,
 ) -> rusqlite::Result<usize> {
     transaction.execute(
-        "UPDATE run SET state = 'cancelled', finished_at_ms = ?3, error = ?2 WHERE schedule_id = ?1 AND state = 'queued'",
+        "UPDATE run SET state = 'cancelled', finished_at_ms = ?3, error = ?2 \
+         WHERE schedule_id = ?1 AND state = 'queued'",
         params![schedule, reason, now.millis()],
     )
 }

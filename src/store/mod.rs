@@ -46,7 +46,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished};
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
-pub use claims::{Claim, ClaimNow, Completed, Requeue, Requeued, RunRequest};
+pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
 pub use occurrences::{Due, Materialised};
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedules::{Revived, ScheduleRow, Watermark};

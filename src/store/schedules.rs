@@ -184,7 +184,7 @@ impl Store {
         let rows: Vec<rusqlite::Result<Result<ScheduleRow>>> = self.read(|connection| {
             let mut statement =
                 connection.prepare_cached(&format!("SELECT {COLUMNS} FROM schedule WHERE {condition}"))?;
-            Ok(statement.query_map(parameters, |row| schedule_row(row))?.collect())
+            Ok(statement.query_map(parameters, schedule_row)?.collect())
         })?;
         rows.into_iter().map(|row| row.map_err(|e| self.fault(e))?).collect()
     }

@@ -76,7 +76,8 @@ impl Store {
         self.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT uuid, role, pid, host, started_at_ms, stop_requested FROM worker ORDER BY started_at_ms, uuid",
+                    "SELECT uuid, role, pid, host, started_at_ms, stop_requested FROM worker \
+                     ORDER BY started_at_ms, uuid",
                 )?
                 .query_map([], worker_row)?
                 .collect()

@@ -48,9 +48,8 @@ fn create_says_index_zone_next_run_and_size() {
 fn create_takes_several_times_cron_and_a_zone() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a", "--name", "twice", "--at", "18:30,9:00"]).ok();
-    let _ = home
-        .run(&["create", "b", "--name", "often", "--cron", "*/15 8-18 * * mon-fri", "--timezone", "Europe/Paris"])
-        .ok();
+    let cron = ["--cron", "*/15 8-18 * * mon-fri", "--timezone", "Europe/Paris"];
+    let _ = home.run(&[&["create", "b", "--name", "often"][..], &cron].concat()).ok();
     assert_eq!(home.run(&["list"]).ok().stdout, "0: a;09:00,18:30;twice\n1: b;cron */15 8-18 * * mon-fri;often\n");
     let shown = home.run(&["--json", "show", "often"]).ok().json();
     assert_eq!(shown["timezone"], "Europe/Paris");
@@ -63,7 +62,8 @@ fn pause_shows_in_the_list_and_resume_takes_it_back() {
     let _ = home.run(&["pause", "0", "code_nightly"]).ok();
     assert_eq!(
         home.run(&["list"]).ok().stdout,
-        "0: documents;09:00;docs_morning (paused)\n1: photos;18:30;photos_evening\n2: code;23:59;code_nightly (paused)\n"
+        "0: documents;09:00;docs_morning (paused)\n1: photos;18:30;photos_evening\n\
+         2: code;23:59;code_nightly (paused)\n"
     );
     let _ = home.run(&["resume", "--all"]).ok();
     assert!(!home.run(&["list"]).ok().stdout.contains("paused"));

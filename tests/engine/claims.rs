@@ -59,13 +59,14 @@ fn a_worker_whose_run_was_taken_over_can_write_nothing_more() {
     assert_eq!(world.store.check_claim(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     assert_eq!(world.store.discard_chunks(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     let completed = Completed { incomplete: false, verified_at: None, suspect: false, damaged: None };
-    let (claim, error) = world.store.complete(claim, &completed, world.clock.now()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Fenced);
+    let unended = world.store.complete(claim, &completed, world.clock.now()).unwrap_err();
+    assert_eq!(unended.error.kind(), ErrorKind::Fenced);
+    let claim = unended.claim;
     // Nor can anybody take it from the one who is no longer its worker.
     let again = world.store.take_over(claim.run(), slow.row.uuid, claim.attempt(), &slow.row, world.clock.now());
     assert!(again.unwrap().is_none());
-    let (_, error) = world.store.requeue(claim, Requeue::Retry, "late", world.clock.now()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Fenced);
+    let unended = world.store.requeue(claim, Requeue::Retry, "late", world.clock.now()).unwrap_err();
+    assert_eq!(unended.error.kind(), ErrorKind::Fenced);
 }
 
 #[test]

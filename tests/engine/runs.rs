@@ -138,7 +138,7 @@ fn unreadable_files_make_a_run_incomplete_and_are_told() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     fs::write(world.path("docs/secret"), "x").unwrap();
-    fs::set_permissions(world.path("docs/secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(world.path("docs/secret"), fs::Permissions::from_mode(0o000)).unwrap();
     let observer = Recording::default();
     let ended = run_with(&world, &world.process(Role::Command), &row, &Cancel::default(), &observer);
     assert_eq!(ended.state, RunState::Incomplete);

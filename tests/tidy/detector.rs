@@ -25,15 +25,15 @@ fn the_detector_sees_bad_imports() {
     assert_found("src/store/runs.rs", "use crate::archive::x;\n", 1, "sideways");
     assert_found("src/store/runs.rs", "use crate::{\n    error::Error,\n    source::{walk, x},\n};\n", 3, "sideways");
     assert_found("src/store/mod.rs", "fn f() { let _ = crate::runner::run(); }\n", 1, "goes up");
-    assert_found("src/runner.rs", "use super::recovery::x;\n", 1, "sideways");
-    assert_found("src/runner/part.rs", "use super::super::recovery::x;\n", 1, "two modules");
+    assert_found("src/transfer.rs", "use super::archive_folder::x;\n", 1, "sideways");
+    assert_found("src/runner/part.rs", "use super::super::service::x;\n", 1, "two modules");
     assert_found("src/runner.rs", "use crate::*;\n", 1, "everything");
     assert_found("src/surprise.rs", "fn f() {}\n", 1, "say on which floor");
     assert_found("src/cli/list.rs", "use crate::surprise::x;\n", 1, "say on which floor");
     assert_tidy("src/store/runs.rs", "use crate::{error::{Error, Result}, clock::Timestamp};\nuse crate::store::x;\n");
     assert_tidy("src/store/runs.rs", "// use crate::archive\nconst X: &str = \"crate::archive\";\n");
     assert_tidy("src/runner/mod.rs", "use crate::archive_folder::x;\n");
-    assert_tidy("src/service.rs", "use crate::runner::x;\nuse crate::prune;\n");
+    assert_tidy("src/service.rs", "use crate::runner::x;\nuse crate::transfer;\n");
     assert_tidy("src/runner.rs", "mod tests {\n    use super::*;\n}\n");
     assert_tidy("src/main.rs", "use backup_manager::cli;\n");
 }
