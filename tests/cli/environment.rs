@@ -77,7 +77,8 @@ impl TestHome {
         said(self.command(args).env(variable.0, variable.1))
     }
 
-    /// Runs the program as somebody who may not read and write everything. As root that is nobody, who is given the home.
+    /// Runs the program as somebody who may not read and write everything. As root that is nobody, who is given the
+    /// home.
     pub fn run_unprivileged(&self, args: &[&str]) -> Said {
         if !rustix::process::geteuid().is_root() {
             return self.run(args);

@@ -45,7 +45,7 @@ fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &Cancel, 
 fn recovered(runner: &Runner) -> Recovered {
     let (cancel, observer) = (Cancel::default(), Recording::default());
     let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
-    recover(runner, &|_| false, &conduct).unwrap()
+    recover(runner, &conduct).unwrap()
 }
 
 fn tar_lists(path: &Path) -> Vec<String> {
@@ -226,6 +226,37 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     let (cancel, observer) = (Cancel::default(), Recording::default());
     let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
     assert_eq!(living.execute(claim, &intent, &conduct).unwrap().state, RunState::Succeeded);
+}
+
+#[test]
+fn what_cannot_be_put_right_yet_waits_and_is_put_right_later() {
+    let world = World::new();
+    let run = die_sealed(&world, (true, false));
+    let identity = world.path("backups/.backup-manager");
+    let ours = fs::read(&identity).unwrap();
+    fs::remove_file(&identity).unwrap();
+    let mut service = world.service(false);
+    for _ in 0..10 {
+        service.tick().unwrap();
+    }
+    let stuck = world.store.run(run).unwrap();
+    assert_eq!((stuck.state, stuck.attempt), (RunState::Running, 2), "taken over once, not ten times");
+    fs::write(&identity, ours).unwrap();
+    world.clock.advance(MINUTE);
+    service.tick().unwrap();
+    assert_eq!(world.store.run(run).unwrap().state, RunState::Succeeded);
+    assert!(world.store.archive(run).unwrap().is_some());
+}
+
+#[test]
+fn a_stable_name_that_a_dead_process_did_not_renew_is_renewed_at_the_next_start() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let ended = run_now(&world, &world.process(Role::Command), &row);
+    fs::remove_file(world.path("backups/docs.tar")).unwrap();
+    world.service(false).tick().unwrap();
+    let archive = world.store.archive(ended.run).unwrap().unwrap();
+    assert_eq!(fs::read_link(world.path("backups/docs.tar")).unwrap(), Path::new(&archive.file_name));
 }
 
 #[test]
