@@ -327,6 +327,7 @@ impl Service {
                 Ok(Event::RunEnded(_)) => {}
                 Err(_) if pause.is_zero() => {}
                 Err(_) if self.last_tick.is_some_and(|last| self.runner.clock.now() < last) => return,
+                Err(_) if self.text_file.as_ref().is_some_and(transfer::TextFileState::has_changed) => {}
                 Err(_) => match self.watch.changed() {
                     Ok(false) => continue,
                     Ok(true) => return,

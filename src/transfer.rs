@@ -180,6 +180,11 @@ impl TextFileState {
     pub fn new(path: PathBuf) -> Self {
         TextFileState { path, seen: None }
     }
+
+    /// Says whether the file is another than the one last read.
+    pub fn has_changed(&self) -> bool {
+        look(&self.path).is_ok_and(|seen| self.seen.as_ref() != Some(&seen))
+    }
 }
 
 /// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an
