@@ -29,6 +29,8 @@ const POLL: Duration = Duration::from_millis(400);
 const LATE: Duration = Duration::from_secs(120);
 /// Allowance for a clock that was set back, beyond one period.
 const BACKWARD: Duration = Duration::from_secs(3 * 3600);
+/// How long a text file must look the same before a change of it is applied.
+const SETTLING: Duration = Duration::from_secs(1);
 /// Due schedules taken in one round.
 const DUE_BATCH: u32 = 500;
 /// Missed occurrences counted one by one.
@@ -134,9 +136,10 @@ impl Service {
         if self.stop.is_some() {
             return Ok(Tick::default());
         }
-        if let Some(state) = &mut self.text_file {
-            transfer::follow_text_file(state, &self.runner.store, self.options.zone, now)?;
-        }
+        let look_again = match &mut self.text_file {
+            Some(state) => transfer::follow_text_file(state, &self.runner.store, self.options.zone, now)?,
+            None => false,
+        };
         if self.last_tick.is_none() {
             self.renew_stable_names();
         }
@@ -154,7 +157,11 @@ impl Service {
                 break;
             }
         }
-        let waiting = [self.runner.store.next_due()?, self.runner.store.next_not_before()?.filter(|at| *at > now)];
+        let waiting = [
+            self.runner.store.next_due()?,
+            self.runner.store.next_not_before()?.filter(|at| *at > now),
+            look_again.then(|| now.plus(SETTLING)),
+        ];
         Ok(Tick { materialised, next: waiting.into_iter().flatten().min() })
     }
 
