@@ -231,10 +231,9 @@ fn page(
 
 fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
     let schedule = &state.row.schedule;
-    let last = state
-        .last
-        .as_ref()
-        .map_or("never ran".to_owned(), |run| format!("last run {}", super::list::last_result(run, &state.zone)));
+    let last = state.last.as_ref().map_or("no run has ended yet".to_owned(), |run| {
+        format!("last run {}", super::list::last_result(run, &state.zone))
+    });
     let newest = state.newest.as_ref().map_or("no good archive".to_owned(), |archive| {
         let age = output::age(context.now().since(archive.created_at));
         match archive.verified_at {
