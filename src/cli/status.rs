@@ -46,8 +46,8 @@ struct ScheduleState {
 }
 
 pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
-    // Asked every few seconds by health checks: it leaves no line in the log.
-    let store = context.open_store(Access::Existing)?;
+    // Health checks ask every few seconds and leave no line in the log.
+    let store = if args.service { context.open_store(Access::Existing)? } else { context.open("status")? };
     let service = service_state(context, &store)?;
     if args.service {
         return tell_service(context, &service);
