@@ -207,7 +207,7 @@ impl MembersByChunk {
 }
 
 fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     while count > 0 {
         let now = count.min(ZEROS.len() as u64);
         hasher.update(&ZEROS[..now as usize]);

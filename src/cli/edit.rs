@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use clap::Args;
 
 use super::schedule_options::ScheduleOptions;
-use super::{Context, select};
+use super::{Context, output, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
@@ -119,11 +119,14 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
         let runs: Vec<i64> = archives.iter().map(|archive| archive.run).collect();
         archive_folder::delete_archives(&context.home, store, &runs)?;
         archive_folder::refresh_stable_names(&context.home, store, std::slice::from_ref(row), context.now())?;
-        context.say(&format!("deleted {name} and {} of its archives", runs.len()));
+        context.say(&format!("deleted {name} and {}", output::count(runs.len() as u64, "archive")));
     } else {
         let kept = match archives.len() {
             0 => "its history stays".to_owned(),
-            n => format!("its history and {n} archives stay in {}", context.home.backups().display()),
+            n => {
+                let archives = output::count(n as u64, "archive");
+                format!("its history and {archives} stay in {}", context.home.backups().display())
+            }
         };
         context.say(&format!("deleted {name}; {kept}"));
     }

@@ -8,7 +8,7 @@ use super::output::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::report::Problem;
-use crate::schedule::parse_when;
+use crate::schedule::parse_since;
 use crate::store::{HistoryFilter, Run, RunState, Store};
 
 /// Problems of a run that are shown; the count is always whole.
@@ -31,7 +31,7 @@ pub struct HistoryArgs {
 
 pub fn cmd_history(context: &Context, args: &HistoryArgs) -> Result<u8> {
     let states = args.status.iter().map(|word| parse_state(word)).collect::<Result<Vec<_>>>()?;
-    let since = args.since.as_deref().map(|text| parse_when(text, context.zone, context.now())).transpose()?;
+    let since = args.since.as_deref().map(|text| parse_since(text, context.zone, context.now())).transpose()?;
     let store = context.open("history")?;
     if let Some(number) = args.what.as_deref().and_then(select::run_number) {
         return show_run(context, &store, number);

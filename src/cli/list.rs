@@ -132,7 +132,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         ("source", context.home.source_path(&schedule.source).display().to_string()),
         ("at", format!("{}{}", when(&row), if schedule.enabled { "" } else { " (paused)" })),
         ("time zone", format!("{} ({origin})", own_zone.name())),
-        ("next", if coming.is_empty() { "never".to_owned() } else { coming.join(", ") }),
+        ("next", if coming.is_empty() { "never".to_owned() } else { coming.join("\n              ") }),
         ("missed times", schedule.catch_up.describe().to_owned()),
         ("compression", schedule.compression.to_string()),
         ("proof", if schedule.verify { "every archive is read back" } else { "archives are not read back" }.to_owned()),

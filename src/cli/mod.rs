@@ -5,6 +5,7 @@ mod config;
 mod create;
 mod drill;
 mod edit;
+mod help;
 mod history;
 mod io_class;
 mod list;
@@ -30,7 +31,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use chrono_tz::Tz;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
@@ -257,7 +258,10 @@ impl Context {
 
 /// Runs the command line of this process; prints errors; returns the exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(expand_aliases(std::env::args_os())) {
+    let parsed = help::grouped(Cli::command())
+        .try_get_matches_from(expand_aliases(std::env::args_os()))
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to stdout and is success; a reader that went away is neither.
@@ -336,7 +340,6 @@ fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

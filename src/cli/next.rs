@@ -1,5 +1,7 @@
 //! `next`: the next instants of a schedule, of all, or of a cadence on the line.
 
+use std::time::Duration;
+
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -7,7 +9,7 @@ use super::output::{self, Format};
 use super::{Context, select};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, parse_when, parse_zone};
+use crate::schedule::{Cadence, parse_since, parse_zone};
 
 #[derive(Args)]
 pub struct NextArgs {
@@ -23,7 +25,7 @@ pub struct NextArgs {
     /// Time zone [default: the schedule's, else the service's]
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
-    /// Start after this time [default: now]
+    /// From this time on [default: now]
     #[arg(long, value_name = "TIME")]
     from: Option<String>,
     /// How many
@@ -49,7 +51,8 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
         _ => return Err(Error::usage("name a schedule, or a cadence with --at or --cron")),
     };
     let from = match &args.from {
-        Some(text) => parse_when(text, zone, context.now())?,
+        // What falls on that very instant counts.
+        Some(text) => parse_since(text, zone, context.now())?.minus(Duration::from_millis(1)),
         None => first.map_or(context.now(), |handled| handled.max(context.now())),
     };
     let instants: Vec<String> =

@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
+/// Columns below which a table is not fitted to the terminal.
+const NARROWEST: u16 = 40;
+
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -63,7 +66,11 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
         return print_line(empty);
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::NOTHING);
+    // A terminal that does not know its width says 0.
+    if table.width().is_some_and(|width| width >= NARROWEST) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
     table.set_header(headings.iter().map(|heading| {
         let cell = Cell::new(heading);
         if colour { cell.add_attribute(Attribute::Bold) } else { cell }

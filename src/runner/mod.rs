@@ -5,15 +5,18 @@
 //! row what is on disk.
 
 mod aftermath;
+mod monitor;
 pub mod pipeline;
 mod preview;
 mod recovery;
+mod source_root;
+mod space;
 
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::archive::place::{self, PendingFile, SealedFile};
@@ -22,58 +25,21 @@ use crate::archive_folder;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
-use crate::member::MemberPath;
-use crate::report::{Observer, Problem, Progress};
 use crate::store::{
     Claim, Completed, Ending, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, Unended, WorkerRow,
 };
 use crate::worker::Worker;
+use monitor::Monitor;
+pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
 pub use preview::{Listing, free_bytes, list_source, measure};
-pub use recovery::{Recovered, recover};
+pub use recovery::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
+pub(crate) use source_root::SourceRoot;
 
 /// Pause before writing a run's end again, where the database could not take it.
 const END_RETRY: Duration = Duration::from_secs(30);
-/// Least time between two looks at a request to cancel, and between two writes of progress.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Chunks read from the catalog at a time for the proof.
 const PAGE: u32 = 1_000;
-
-/// Asks running work to stop. Shared by who asks and who works.
-#[derive(Debug, Default)]
-pub struct Cancel {
-    requested: AtomicBool,
-    draining: AtomicBool,
-    wake: (Mutex<()>, Condvar),
-}
-
-impl Cancel {
-    /// Asks for the run to end `cancelled`.
-    pub fn cancel(&self) {
-        self.requested.store(true, Ordering::SeqCst);
-        self.wake.1.notify_all();
-    }
-
-    /// Asks for the run to go back into the queue, since the process stops (I10).
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
-        self.cancel();
-    }
-
-    /// Says whether anything was asked.
-    pub fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::SeqCst)
-    }
-
-    /// Waits for `pause` or until something is asked.
-    fn wait(&self, pause: Duration) {
-        let guard = self.wake.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !self.is_requested() {
-            // The guard only serves the condition variable; what it protects is the flag.
-            drop(self.wake.1.wait_timeout(guard, pause));
-        }
-    }
-}
 
 /// Who carries runs out: one process, with all it needs. Clones share everything.
 #[derive(Clone)]
@@ -90,16 +56,6 @@ pub struct Runner {
     pub row: Arc<WorkerRow>,
     /// Encoders a run.
     pub threads: usize,
-}
-
-/// How one run is carried out.
-pub struct Conduct<'a> {
-    /// Where a stop is asked for.
-    pub cancel: &'a Cancel,
-    /// Who is told.
-    pub observer: &'a dyn Observer,
-    /// Somebody waits for it at a terminal: no retries.
-    pub foreground: bool,
 }
 
 /// How a run ended.
@@ -155,8 +111,11 @@ impl Runner {
                     digest: made.written.digest,
                     incomplete: made.written.losses > 0,
                 };
+                let sealed = (made.file.device(), made.file.inode());
                 match self.put_in_place(&claim, made.file, &placing) {
                     Ok(()) => self.finish_sealed(claim, &placing, &schedule, conduct),
+                    // Renamed, but the folder was not synced: the file is there, and recovery goes on from it.
+                    Err(error) if self.is_in_place(intent, sealed) => Err(error),
                     Err(error) => self.end_without(claim, intent, Failure::own(error), conduct),
                 }
             }
@@ -175,17 +134,20 @@ impl Runner {
     ) -> std::result::Result<(ScheduleRow, Made), Failure> {
         let row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
         archive_folder::check(&self.home, &self.store).map_err(Failure::source)?;
-        let source = Source::find(&self.home, &row).map_err(Failure::source)?;
+        let source = SourceRoot::find(&self.home, &row).map_err(Failure::source)?;
         let scan_started = self.clock.now();
         let comment = self.comment(claim, &row, scan_started).map_err(Failure::source)?;
         let folder = self.home.backups().join(row.schedule.name.as_str());
         place::make_folder(&folder, self.home.folder_mode()).map_err(Failure::own)?;
+        monitor.phase("scanning");
+        monitor.expect(self.expect(&row, &source).map_err(Failure::own)?);
+        monitor.phase("writing");
         let temporary = self.home.backups().join(&intent.temporary_name);
         let mut pending = PendingFile::create_named(&temporary, self.home.archive_mode()).map_err(Failure::own)?;
         let never = self.home.never_archived();
         let job = pipeline::Job {
-            source: &source.root,
-            root_name: &source.root_name,
+            source: &source.path,
+            root_name: &source.name,
             excludes: &row.schedule.excludes,
             patterns: &source.patterns,
             never: &never,
@@ -195,7 +157,7 @@ impl Runner {
             run: claim.run(),
             clock: &*self.clock,
             observer: monitor,
-            cancel: &conduct.cancel.requested,
+            cancel: conduct.cancel.flag(),
         };
         let written = pipeline::write(&job, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks)).map_err(
             |error| match error.kind() {
@@ -204,14 +166,14 @@ impl Runner {
             },
         )?;
         self.record(claim, &written).map_err(Failure::own)?;
-        self.refuse_emptied(&row, &source.root, &written).map_err(Failure::source)?;
+        self.refuse_emptied(&row, &source.path, &written).map_err(Failure::source)?;
         let file = pending.seal().map_err(Failure::own)?;
         let sealed = Sealed {
             size: written.size,
             digest: written.digest,
             device: file.device(),
             inode: file.inode(),
-            source_root: source.root.as_os_str().as_bytes().to_owned(),
+            source_root: source.path.as_os_str().as_bytes().to_owned(),
             scan_started,
             members: written.members,
             files: written.files,
@@ -255,6 +217,12 @@ impl Runner {
         // The temporary goes with `file` if the claim is lost; the final name is never touched without it (I4).
         self.store.check_claim(claim)?;
         file.place(&self.home.backups().join(placing.file_name), false).map(drop)
+    }
+
+    /// Says whether the final name is that of the very file that was sealed.
+    fn is_in_place(&self, intent: &Intent, (device, inode): (u64, u64)) -> bool {
+        let found = self.home.backups().join(&intent.file_name).symlink_metadata();
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
     }
 
     /// Proves a sealed archive that is in place, makes it visible and ends the run. What is sealed always finishes
@@ -327,7 +295,7 @@ impl Runner {
             log::warn!("run @{run}: its temporary file stays behind: {error}");
         }
         let interrupted = failure.error.kind() == ErrorKind::Interrupted;
-        let drained = interrupted && conduct.cancel.draining.load(Ordering::SeqCst);
+        let drained = interrupted && conduct.cancel.is_draining();
         let reason = failure.error.to_string();
         self.write_end(claim, conduct, |claim| {
             if let Err(error) = self.store.discard_chunks(&claim) {
@@ -392,101 +360,4 @@ impl Runner {
 struct Made {
     file: SealedFile,
     written: Written,
-}
-
-/// A schedule's source, resolved.
-pub(crate) struct Source {
-    pub root: PathBuf,
-    pub root_name: MemberPath,
-    pub patterns: Vec<String>,
-}
-
-impl Source {
-    /// Resolves the source of a schedule and reads its exclude files.
-    ///
-    /// Errors: `Failed` where the source is missing, `Usage` where an exclude file cannot be read.
-    pub(crate) fn find(home: &Home, row: &ScheduleRow) -> Result<Source> {
-        let path = home.source_path(&row.schedule.source);
-        let root = fs::canonicalize(&path).map_err(|e| {
-            Error::failed(format!("the source {} cannot be opened", path.display()))
-                .because(e)
-                .hint(format!("mount it, or name another with `backup-manager edit {} --path PATH`", row.schedule.name))
-        })?;
-        // The name as it was written, even where that is a link; `/` and `..` have none.
-        let name = path.file_name().or(root.file_name()).map_or(&b"root"[..], |name| name.as_bytes());
-        let root_name = MemberPath::parse(name)?;
-        let mut patterns = Vec::new();
-        for file in &row.schedule.excludes.files {
-            let path = home.source_path(file.as_bytes());
-            let text = fs::read_to_string(&path)
-                .map_err(|e| Error::usage(format!("the exclude file {} cannot be read", path.display())).because(e))?;
-            patterns.extend(
-                text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).map(String::from),
-            );
-        }
-        Ok(Source { root, root_name, patterns })
-    }
-}
-
-/// Passes progress on to the worker file and the observer, and looks for requests to cancel, both now and then.
-struct Monitor<'a> {
-    runner: &'a Runner,
-    run: i64,
-    conduct: &'a Conduct<'a>,
-    last: Mutex<Option<Duration>>,
-}
-
-impl<'a> Monitor<'a> {
-    fn new(runner: &'a Runner, run: i64, conduct: &'a Conduct<'a>) -> Self {
-        let now = runner.clock.now().millis();
-        let _ = runner.worker.update_run(run, |line| {
-            line.started_at_ms = now;
-            line.moved_at_ms = now;
-        });
-        let monitor = Monitor { runner, run, conduct, last: Mutex::new(None) };
-        monitor.phase("writing");
-        monitor
-    }
-
-    fn phase(&self, phase: &str) {
-        let _ = self.runner.worker.update_run(self.run, |line| line.phase = phase.to_owned());
-    }
-
-    fn is_time(&self) -> bool {
-        let now = self.runner.clock.monotonic();
-        let mut last = self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let due = last.is_none_or(|at| now.saturating_sub(at) >= PROGRESS_EVERY);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
-}
-
-impl Observer for Monitor<'_> {
-    fn progress(&self, progress: &Progress) {
-        self.conduct.observer.progress(progress);
-        if !self.is_time() {
-            return;
-        }
-        let now = self.runner.clock.now().millis();
-        let _ = self.runner.worker.update_run(self.run, |line| {
-            if (line.members, line.bytes) != (progress.members, progress.bytes) {
-                line.moved_at_ms = now;
-            }
-            (line.members, line.bytes) = (progress.members, progress.bytes);
-            (line.members_total, line.bytes_total) = (progress.members_total, progress.bytes_total);
-        });
-        if self.runner.store.cancel_requested(self.run).unwrap_or(false) {
-            self.conduct.cancel.cancel();
-        }
-    }
-
-    fn problem(&self, problem: &Problem) {
-        self.conduct.observer.problem(problem);
-    }
-
-    fn note(&self, text: &str) {
-        self.conduct.observer.note(text);
-    }
 }

@@ -6,13 +6,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Source;
+use super::SourceRoot;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::MemberKind;
 use crate::report::Problem;
-use crate::source::{self, WalkOptions};
+use crate::source;
 use crate::store::ScheduleRow;
 
 /// How much a source holds, as far as it was looked at.
@@ -54,20 +54,13 @@ pub fn measure(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duratio
 }
 
 fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>) -> Result<Listing> {
-    let source = Source::find(home, row)?;
+    let source = SourceRoot::find(home, row)?;
     let never = home.never_archived();
-    let options = WalkOptions {
-        root: &source.root,
-        root_name: &source.root_name,
-        excludes: &row.schedule.excludes,
-        patterns: &source.patterns,
-        never: &never,
-    };
     let mut listing = Listing { complete: true, ..Listing::default() };
     let mut problems = Vec::new();
     let mut linked = HashSet::new();
     source::walk(
-        &options,
+        &source.walk_options(row, &never),
         &mut |found| {
             let first_name = found.stat.links < 2 || linked.insert((found.stat.device, found.stat.inode));
             let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };

@@ -27,7 +27,7 @@ pub use excludes::Excludes;
 pub use name::ScheduleName;
 pub use retention::Retention;
 pub use spec::Spec;
-pub use when::{format_age, parse_age, parse_when};
+pub use when::{format_age, parse_age, parse_since, parse_when};
 pub use zone::{ServiceZone, ZoneOrigin, parse_zone, service_zone};
 
 use crate::clock::Timestamp;

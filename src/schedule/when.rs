@@ -16,17 +16,26 @@ use crate::error::{Error, Result};
 /// - `2026-11-20`, `yesterday`: the last millisecond of that day;
 /// - an age such as `3d`: so long before `now`.
 pub fn parse_when(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
+    parse(text, zone, now, end_of_day)
+}
+
+/// Like [`parse_when`], for where a span begins: a day means its first millisecond.
+pub fn parse_since(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
+    parse(text, zone, now, |zone, day| Timestamp::from_millis(wall::first_showing(zone, day * DAY) * 1_000))
+}
+
+fn parse(text: &str, zone: Tz, now: Timestamp, of_day: fn(Tz, i64) -> Timestamp) -> Result<Timestamp> {
     let text = text.trim();
     if text == "yesterday" {
         let now = now.millis().div_euclid(1_000).clamp(FIRST, LAST);
         let today = (now + wall::offset(zone, now)).div_euclid(DAY);
-        return Ok(end_of_day(zone, today - 1));
+        return Ok(of_day(zone, today - 1));
     }
     if let Some(age) = age_of(text) {
         return Ok(now.minus(age));
     }
     if let Some(day) = date_of(text) {
-        return Ok(end_of_day(zone, day));
+        return Ok(of_day(zone, day));
     }
     if let Some(local) = date_and_time_of(text) {
         return Ok(Timestamp::from_millis(wall::first_showing(zone, local) * 1_000));
@@ -107,6 +116,18 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         Timestamp::parse_rfc3339(text).unwrap()
+    }
+
+    #[test]
+    fn a_span_begins_with_the_day_that_is_named() {
+        let now = Timestamp::parse_rfc3339("2026-11-23T12:00:00Z").unwrap();
+        for (text, expected) in [
+            ("2026-11-20", "2026-11-20T00:00:00+01:00"),
+            ("yesterday", "2026-11-22T00:00:00+01:00"),
+            ("3d", "2026-11-20T13:00:00+01:00"),
+        ] {
+            assert_eq!(parse_since(text, Tz::Europe__Paris, now).unwrap().rfc3339(&Tz::Europe__Paris), expected);
+        }
     }
 
     #[test]

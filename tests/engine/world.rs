@@ -92,10 +92,17 @@ impl World {
         self.service_in(Tz::UTC, join)
     }
 
+    pub fn service_following(&self, file: PathBuf) -> Service {
+        let options = Options { import: Some(file), ..self.options(Tz::UTC) };
+        Service::register(self.process(Role::Service), options, false).unwrap()
+    }
+
     pub fn service_in(&self, zone: Tz, join: bool) -> Service {
-        let options =
-            Options { workers: 1, grace: MINUTE, zone, import: None, upkeep: Default::default(), scratch: None };
-        Service::register(self.process(Role::Service), options, join).unwrap()
+        Service::register(self.process(Role::Service), self.options(zone), join).unwrap()
+    }
+
+    fn options(&self, zone: Tz) -> Options {
+        Options { workers: 1, grace: MINUTE, zone, import: None, upkeep: Default::default(), scratch: None }
     }
 
     pub fn claim(&self, runner: &Runner) -> (Claim, Intent) {

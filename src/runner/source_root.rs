@@ -1,0 +1,56 @@
+//! Where the source of a schedule is, and what it is called in its archives.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::home::Home;
+use crate::member::MemberPath;
+use crate::source::WalkOptions;
+use crate::store::ScheduleRow;
+
+/// A schedule's source, resolved.
+pub(crate) struct SourceRoot {
+    pub path: PathBuf,
+    pub name: MemberPath,
+    pub patterns: Vec<String>,
+}
+
+impl SourceRoot {
+    /// Resolves the source of a schedule and reads its exclude files.
+    ///
+    /// Errors: `Failed` where the source is missing, `Usage` where an exclude file cannot be read.
+    pub(crate) fn find(home: &Home, row: &ScheduleRow) -> Result<SourceRoot> {
+        let path = home.source_path(&row.schedule.source);
+        let root = fs::canonicalize(&path).map_err(|e| {
+            Error::failed(format!("the source {} cannot be opened", path.display()))
+                .because(e)
+                .hint(format!("mount it, or name another with `backup-manager edit {} --path PATH`", row.schedule.name))
+        })?;
+        // The name as it was written, even where that is a link; `/` and `..` have none.
+        let name = path.file_name().or(root.file_name()).map_or(&b"root"[..], |name| name.as_bytes());
+        let root_name = MemberPath::parse(name)?;
+        let mut patterns = Vec::new();
+        for file in &row.schedule.excludes.files {
+            let path = home.source_path(file.as_bytes());
+            let text = fs::read_to_string(&path)
+                .map_err(|e| Error::usage(format!("the exclude file {} cannot be read", path.display())).because(e))?;
+            patterns.extend(
+                text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')).map(String::from),
+            );
+        }
+        Ok(SourceRoot { path: root, name: root_name, patterns })
+    }
+
+    /// Returns what a walk over it takes in, without what is `never` archived.
+    pub(crate) fn walk_options<'a>(&'a self, row: &'a ScheduleRow, never: &'a [PathBuf]) -> WalkOptions<'a> {
+        WalkOptions {
+            root: &self.path,
+            root_name: &self.name,
+            excludes: &row.schedule.excludes,
+            patterns: &self.patterns,
+            never,
+        }
+    }
+}
