@@ -3,10 +3,12 @@
 use clap::Command;
 
 /// The verbs in the order in which they are shown.
-const GROUPS: [(&str, &[&str]); 4] = [
-    ("Most used", &["run", "status"]),
+const GROUPS: [(&str, &[&str]); 6] = [
+    ("Most used", &["restore", "run", "status"]),
     ("Schedules", &["create", "list", "show", "edit", "pause", "resume", "delete", "next"]),
     ("Runs and archives", &["history", "backups", "cancel", "accept"]),
+    ("Looking into archives", &["ls", "cat"]),
+    ("Trust", &["verify", "drill", "prune", "pin", "forget", "rescan"]),
     ("Service and settings", &["start", "stop", "serve", "import", "export", "config"]),
 ];
 

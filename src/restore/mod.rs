@@ -6,6 +6,7 @@
 
 mod decide;
 mod opened;
+mod read_file;
 mod report;
 mod selection;
 mod shared;
@@ -30,6 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 use crate::report::{Observer, Progress};
 pub use opened::Opened;
+pub use read_file::read_file;
 pub use report::{Paths, Report};
 pub use selection::{Globs, Selection};
 
@@ -161,6 +163,9 @@ pub fn restore(
             told_at: started,
         };
         let result = restorer.run(selection);
+        if result.is_err() {
+            shared.abandon();
+        }
         let Restorer { tree, jobs, .. } = restorer;
         drop(jobs);
         result.map(|()| tree)

@@ -25,6 +25,8 @@ struct State {
     placed: HashSet<Key>,
     under_way: HashSet<Key>,
     fatal: Option<Error>,
+    /// The restore ends early: folders stay unfinished, so that the next one knows them.
+    abandoned: bool,
 }
 
 impl Shared {
@@ -111,6 +113,17 @@ impl Shared {
     /// Takes what ends the whole restore.
     pub fn take_fatal(&self) -> Option<Error> {
         self.state().fatal.take()
+    }
+
+    /// Leaves the folders that are being worked in unfinished.
+    pub fn abandon(&self) {
+        self.state().abandoned = true;
+    }
+
+    /// Says whether the restore ends early.
+    pub fn is_abandoned(&self) -> bool {
+        let state = self.state();
+        state.abandoned || state.fatal.is_some()
     }
 
     pub fn has_fatal(&self) -> bool {

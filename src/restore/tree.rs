@@ -34,6 +34,7 @@ impl Drop for Folder {
         let Some(path) = &self.path else { return };
         let result = match &self.finish {
             Finish::Nothing => return,
+            Finish::Member(_) if self.shared.is_abandoned() => return,
             Finish::Member(member) => extract::finish(&*self.handle, member, self.powers),
             Finish::Again(stat) => extract::leave_as_was(&*self.handle, stat).map(|()| extract::Shortfall::default()),
         };
