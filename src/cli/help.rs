@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn every_verb_stands_in_one_group() {
-        let command = super::super::Cli::command();
+        let command = crate::cli::Cli::command();
         let visible = command.get_subcommands().filter(|verb| !verb.is_hide_set()).map(Command::get_name);
         let mut visible: Vec<&str> = visible.collect();
         let mut shown: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
