@@ -50,15 +50,27 @@ pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<
             }
         }
     }
-    archive_folder::finish_deletions(&runner.home, &runner.store)?;
+    // Trouble with the archive folder, as while its disk is not mounted, must not keep the rest from going on.
+    let deleted = archive_folder::finish_deletions(&runner.home, &runner.store).unwrap_or_else(|error| {
+        log::error!("deleted archives stay until later: {error}");
+        0
+    });
+    let mut dead = Vec::new();
     for row in runner.store.workers()? {
         if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
-            runner.store.remove_worker(row.uuid)?;
+            dead.push(row.uuid);
         }
     }
-    if !recovered.is_nothing() {
+    // A dead worker may have fallen between a run's end and its stable name, and left nothing else to put right.
+    if !recovered.is_nothing() || deleted > 0 || !dead.is_empty() {
         let rows = runner.store.schedules()?;
-        archive_folder::refresh_stable_names(&runner.home, &runner.store, &rows, runner.clock.now())?;
+        match archive_folder::refresh_stable_names(&runner.home, &runner.store, &rows, runner.clock.now()) {
+            Ok(notes) => notes.iter().for_each(|note| conduct.observer.note(note)),
+            Err(error) => log::warn!("the stable names were not renewed: {error}"),
+        }
+    }
+    for uuid in dead {
+        runner.store.remove_worker(uuid)?;
     }
     Ok(recovered)
 }
