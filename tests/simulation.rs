@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use steps::Simulation;
 
-const QUICK: u64 = 150;
+const QUICK: u64 = 80;
 const FULL: u64 = 10_000;
 const STEPS: usize = 70;
 

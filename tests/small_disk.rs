@@ -82,6 +82,8 @@ fn fill_up(which: &str, home: &Path, backups: &Path, small: &Small) -> u64 {
     while enough < 3 {
         small.leave(pages);
         let (code, said) = run(home, backups, &["run", "docs"]);
+        // The questions need some room themselves.
+        small.empty();
         match code {
             Some(0) => enough += 1,
             Some(code) => {
@@ -94,7 +96,6 @@ fn fill_up(which: &str, home: &Path, backups: &Path, small: &Small) -> u64 {
             }
             None => (enough, waited) = (0, waited + 1),
         }
-        small.empty();
         let (code, said) = run(home, backups, &["run", "docs"]);
         assert_eq!(code, Some(0), "{which}: with room again after {pages} pages: {said}");
         let broken = promises.broken(home, When::Settled);

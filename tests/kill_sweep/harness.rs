@@ -144,11 +144,10 @@ impl Templates {
                 let home = self.path(&format!("left-{call}-{n}"));
                 copy(&scenario.template, &home);
                 strike(&home, &scenario.command, &call, n, Inject::Kill);
-                let known = match state(&home) {
-                    Some(state) if !kinds.contains_key(&state) => kinds.insert(state, home).is_none(),
-                    _ => fs::remove_dir_all(&home).is_err(),
-                };
-                drop(known);
+                match state(&home) {
+                    Some(state) if !kinds.contains_key(&state) => drop(kinds.insert(state, home)),
+                    _ => fs::remove_dir_all(&home).unwrap(),
+                }
             }
         }
         self.left_behind = kinds.into_values().map(|home| home.display().to_string()).collect();
