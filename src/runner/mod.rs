@@ -131,7 +131,8 @@ impl Runner {
         conduct: &Conduct<'_>,
         monitor: &Monitor<'_>,
     ) -> std::result::Result<(ScheduleRow, Made), Failure> {
-        let row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
+        let mut row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
+        row.schedule.compression = intent.compression;
         archive_folder::check(&self.home, &self.store).map_err(Failure::source)?;
         let source = SourceRoot::find(&self.home, &row).map_err(Failure::source)?;
         let scan_started = self.clock.now();
