@@ -83,3 +83,17 @@ pub fn run_tool(command: &mut Command) -> Output {
     assert!(out.status.success() && errors.is_empty(), "{command:?}: {}\n{errors}", out.status);
     out
 }
+
+/// Says whether a tool is installed; if not, says what is skipped.
+pub fn has_tool(tool: &str) -> bool {
+    let is_there = Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    if !is_there {
+        eprintln!("skipped: {tool} is not installed");
+    }
+    is_there
+}
+
+/// Says whether the long form of the test programmes was asked for.
+pub fn is_long_run() -> bool {
+    std::env::var_os("BACKUP_MANAGER_LONG_TESTS").is_some_and(|value| value != "0")
+}
