@@ -10,6 +10,7 @@ pub mod error;
 pub mod home;
 pub mod member;
 pub mod report;
+pub mod restore;
 pub mod runner;
 pub mod schedule;
 pub mod service;

@@ -33,6 +33,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("transfer", 2, &[]),
     // Floor 3: acts.
     ("runner", 3, &[]),
+    ("restore", 3, &[]),
     ("service", 3, ANY),
     // Floor 4: the edge.
     ("cli", 4, ANY),

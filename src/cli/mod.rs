@@ -1,6 +1,7 @@
 //! The edge: arguments in, text and exit codes out. One file for each verb or family of verbs.
 
 mod archives;
+mod cat;
 mod config;
 mod create;
 mod edit;
@@ -9,12 +10,15 @@ mod history;
 mod io_class;
 mod list;
 mod logging;
+mod ls;
 mod next;
 mod output;
+mod restore;
 mod run;
 mod schedule_options;
 mod select;
 mod serve;
+mod signals;
 mod start;
 mod status;
 mod terminal;
@@ -40,7 +44,7 @@ use output::Format;
 const AFTER_HELP: &str = "\
 Exit codes:
   0 done               1 failed             2 usage
-  3 done, incomplete   4 damage found       10 no such database, schedule, run or archive
+  3 done, incomplete   4 damage found       10 no such database, schedule, run, archive or member
   11 busy              130/143 interrupted  any other: failed
 
 The home is the first of: --home, BACKUP_HOME, the current folder if it holds a database,
@@ -90,6 +94,9 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Get files back: from the newest good archive, one of an earlier day, or any tar file
+    #[command(alias = "extract")]
+    Restore(restore::RestoreArgs),
     /// Back up schedules now, in this process
     Run(run::RunArgs),
     /// Show the service, what runs, what is next, and how each schedule stands
@@ -120,6 +127,11 @@ enum Command {
     Backups(archives::BackupsArgs),
     /// List runs, or show one in full: history @17
     History(history::HistoryArgs),
+    /// List what is in an archive
+    Ls(ls::LsArgs),
+    /// Write members of an archive to standard output
+    #[command(alias = "dump")]
+    Cat(cat::CatArgs),
 
     /// Start the service in the background
     Start(start::StartArgs),
@@ -264,6 +276,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(context: &Context, command: Command) -> Result<u8> {
     match command {
+        Command::Restore(args) => restore::cmd_restore(context, &args),
         Command::Run(args) => run::cmd_run(context, &args),
         Command::Status(args) => status::cmd_status(context, &args),
         Command::Create(args) => create::cmd_create(context, &args),
@@ -278,6 +291,8 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Accept(args) => run::cmd_accept(context, &args),
         Command::Backups(args) => archives::cmd_backups(context, &args),
         Command::History(args) => history::cmd_history(context, &args),
+        Command::Ls(args) => ls::cmd_ls(context, &args),
+        Command::Cat(args) => cat::cmd_cat(context, &args),
         Command::Start(args) => start::cmd_start(context, &args),
         Command::Stop(args) => start::cmd_stop(context, &args),
         Command::Serve(args) => serve::cmd_serve(context, &args),

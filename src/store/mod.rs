@@ -28,6 +28,7 @@ mod archives;
 mod bootstrap;
 mod catalog;
 mod claims;
+mod members;
 mod occurrences;
 mod runs;
 mod schedules;
@@ -47,6 +48,7 @@ pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed,
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
+pub use members::{Listed, Sighting};
 pub use occurrences::{Due, Materialised};
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedules::{Revived, ScheduleRow, Watermark};
