@@ -1,7 +1,8 @@
 //! Archives side by side with GNU tar, pigz and zstd, on the same files, both ending with the file synced.
 //!
-//! `cargo bench --bench side_by_side [FOLDER]` measures FOLDER, or else a tree made for the purpose. Each pair runs in turns;
-//! the table shows the best time of each, and ratios. Peak memory is that of this process, archives in all formats included.
+//! `cargo bench --bench side_by_side [FOLDER]` measures FOLDER, or else a tree made for the purpose. Each pair runs
+//! in turns; the table shows the best time of each, and ratios. Peak memory is that of this process, archives in all
+//! formats included.
 
 use std::fs;
 use std::path::{Path, PathBuf};

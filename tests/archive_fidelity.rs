@@ -1,4 +1,5 @@
-//! Everything a Linux file system says of a tree comes back through GNU tar, bsdtar and Python's tarfile, in all formats.
+//! Everything a Linux file system says of a tree comes back through GNU tar, bsdtar and Python's tarfile, in all
+//! formats.
 //!
 //! A few random trees in the usual run; `BACKUP_MANAGER_LONG_TESTS=1` takes 1,000.
 

@@ -15,3 +15,5 @@ mod schedules;
 mod service;
 #[path = "cli/text_file.rs"]
 mod text_file;
+#[path = "cli/trust.rs"]
+mod trust;

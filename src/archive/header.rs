@@ -118,8 +118,8 @@ fn append_data(out: &mut Buffer, mut header: Header, data: &[u8]) {
     out.extend_zeros(data.len().next_multiple_of(BLOCK) - data.len());
 }
 
-/// Keeps a path that does not fit its field: text in a record; bytes that are no text, which bsdtar would take amiss there,
-/// in a header of their own as GNU tar writes it, before all others of the member.
+/// Keeps a path that does not fit its field: text in a record; bytes that are no text, which bsdtar would take amiss
+/// there, in a header of their own as GNU tar writes it, before all others of the member.
 fn append_long(out: &mut Buffer, records: &mut Vec<u8>, type_flag: u8, key: &[u8], path: &[u8]) {
     if is_text(path) {
         return append_record(records, key, path);

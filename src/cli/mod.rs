@@ -4,6 +4,7 @@ mod archives;
 mod cat;
 mod config;
 mod create;
+mod drill;
 mod edit;
 mod help;
 mod history;
@@ -13,6 +14,8 @@ mod logging;
 mod ls;
 mod next;
 mod output;
+mod prune;
+mod rescan;
 mod restore;
 mod run;
 mod schedule_options;
@@ -23,6 +26,7 @@ mod start;
 mod status;
 mod terminal;
 mod text_file;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -125,6 +129,16 @@ enum Command {
     Accept(run::AcceptArgs),
     /// List archives
     Backups(archives::BackupsArgs),
+    /// Read archives back from disk and name what is damaged
+    Verify(verify::VerifyArgs),
+    /// Restore the newest archives for trial, compare, and remove what was restored
+    Drill(drill::DrillArgs),
+    /// Let archives go that no rule keeps
+    Prune(prune::PruneArgs),
+    /// Keep an archive whatever the rules say: pin @17
+    Pin(prune::PinArgs),
+    /// Remove one archive now: forget @17
+    Forget(prune::ForgetArgs),
     /// List runs, or show one in full: history @17
     History(history::HistoryArgs),
     /// List what is in an archive
@@ -144,6 +158,8 @@ enum Command {
     Import(text_file::ImportArgs),
     /// Write schedules as a text file or as JSON
     Export(text_file::ExportArgs),
+    /// Make the catalog anew from the archive files, or put back a copy of the database
+    Rescan(rescan::RescanArgs),
     /// Show or change service settings
     Config(config::ConfigArgs),
 }
@@ -290,6 +306,11 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Cancel(args) => run::cmd_cancel(context, &args),
         Command::Accept(args) => run::cmd_accept(context, &args),
         Command::Backups(args) => archives::cmd_backups(context, &args),
+        Command::Verify(args) => verify::cmd_verify(context, &args),
+        Command::Drill(args) => drill::cmd_drill(context, &args),
+        Command::Prune(args) => prune::cmd_prune(context, &args),
+        Command::Pin(args) => prune::cmd_pin(context, &args),
+        Command::Forget(args) => prune::cmd_forget(context, &args),
         Command::History(args) => history::cmd_history(context, &args),
         Command::Ls(args) => ls::cmd_ls(context, &args),
         Command::Cat(args) => cat::cmd_cat(context, &args),
@@ -298,6 +319,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Serve(args) => serve::cmd_serve(context, &args),
         Command::Import(args) => text_file::cmd_import(context, &args),
         Command::Export(args) => text_file::cmd_export(context, &args),
+        Command::Rescan(args) => rescan::cmd_rescan(context, &args),
         Command::Config(args) => config::cmd_config(context, &args),
     }
 }
@@ -316,13 +338,16 @@ pub(crate) fn report(error: &Error) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// The verbs that people bring from other tools.
+/// The verbs that people bring from other tools, and ours.
+const ALIASES: [(&str, &str); 2] = [("snapshots", "backups"), ("check", "verify")];
+
+/// Puts our verb in the place of one from another tool.
 fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
     if let Some(verb) = args.iter_mut().skip(1).find(|arg| !arg.to_string_lossy().starts_with('-'))
-        && verb == "snapshots"
+        && let Some((_, ours)) = ALIASES.iter().find(|(theirs, _)| verb == *theirs)
     {
-        *verb = OsString::from("backups");
+        *verb = OsString::from(ours);
     }
     args
 }

@@ -293,6 +293,12 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
     Ok(document)
 }
 
+/// Puts right what dead workers left, for a command that carries out no run of its own.
+pub fn recover_as_command(context: &Context, store: &Store) -> Result<()> {
+    let runner = command_runner(context, store)?;
+    store.remove_worker(runner.row.uuid)
+}
+
 /// Registers this command as a worker, and puts right what dead ones left.
 fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     let runner = make_runner(context, store, super::config::threads(store, None)?, Role::Command)?;
@@ -367,6 +373,10 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         if let Some(run) = store.last_ended(row.id)? {
             store.acknowledge(run.id, context.now())?;
         }
+        // An archive that fell may be the newest good one by now.
+        let names = std::slice::from_ref(&row);
+        let notes = crate::archive_folder::refresh_stable_names(&context.home, &store, names, context.now())?;
+        notes.iter().for_each(|note| context.say(note));
         let name = &row.schedule.name;
         context.say(&format!("the next run of {name} may find its source emptied, and known problems raise no alarm"));
     }

@@ -4,23 +4,28 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{Context, config, logging, output, run};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
+use crate::upkeep;
 
 /// What a detached service says on stdout when it serves.
 pub const READY: &str = "ready";
 
+/// Pause before a database that was damaged is looked at again.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
+
 /// Names in the environment that are not ours although they begin like it: what orchestrators inject for services.
 const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
 /// Every setting that the environment can hold.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 16] = [
     "BACKUP_HOME",
     "BACKUP_DB",
     "BACKUP_DIR",
@@ -31,6 +36,10 @@ const KNOWN: [&str; 12] = [
     "BACKUP_THREADS",
     "BACKUP_GRACE",
     "BACKUP_NICE",
+    "BACKUP_REVERIFY_DAYS",
+    "BACKUP_DRILL_DAYS",
+    "BACKUP_HISTORY_DAYS",
+    "BACKUP_SCRATCH",
     "BACKUP_UID",
     "BACKUP_GID",
 ];
@@ -50,6 +59,18 @@ pub struct ServiceOptions {
     /// Niceness, 0 to 19; above 0 the idle I/O class, too [default: 10]
     #[arg(long, value_name = "N", env = "BACKUP_NICE")]
     nice: Option<u8>,
+    /// Read every archive back at least once in so many days; 0 = never [default: 30]
+    #[arg(long, value_name = "DAYS", env = "BACKUP_REVERIFY_DAYS")]
+    reverify_days: Option<u32>,
+    /// Restore the newest archive of each schedule for trial every so many days; 0 = never [default: 7]
+    #[arg(long, value_name = "DAYS", env = "BACKUP_DRILL_DAYS")]
+    drill_days: Option<u32>,
+    /// Keep runs without an archive in the history for so many days; 0 = for ever [default: 400]
+    #[arg(long, value_name = "DAYS", env = "BACKUP_HISTORY_DAYS")]
+    history_days: Option<u32>,
+    /// Folder that restore drills write to [default: BACKUPS/.scratch]
+    #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
+    scratch: Option<PathBuf>,
     /// Read this text file at start and whenever it changes
     #[arg(long, value_name = "FILE")]
     import: Option<PathBuf>,
@@ -77,13 +98,18 @@ impl ServiceOptions {
             ("--threads", self.threads.map(|n| n.to_string())),
             ("--grace", self.grace.map(|n| n.to_string())),
             ("--nice", self.nice.map(|n| n.to_string())),
+            ("--reverify-days", self.reverify_days.map(|n| n.to_string())),
+            ("--drill-days", self.drill_days.map(|n| n.to_string())),
+            ("--history-days", self.history_days.map(|n| n.to_string())),
         ];
         let mut args: Vec<OsString> = Vec::new();
         for (flag, value) in numbers {
             args.extend(value.into_iter().flat_map(|value| [OsString::from(flag), OsString::from(value)]));
         }
-        if let Some(file) = &self.import {
-            args.extend([OsString::from("--import"), std::path::absolute(file).unwrap_or(file.clone()).into()]);
+        for (flag, path) in [("--import", &self.import), ("--scratch", &self.scratch)] {
+            if let Some(path) = path {
+                args.extend([OsString::from(flag), std::path::absolute(path).unwrap_or(path.clone()).into()]);
+            }
         }
         args
     }
@@ -107,11 +133,29 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         rustix::process::setsid()
             .map_err(|e| Error::failed("cannot leave the terminal").because(std::io::Error::from(e)))?;
     }
-    let missing = !context.home.db().exists();
-    let store = context.open_store(Access::Create)?;
     let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
     logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
     log::info!("--> Instruction serve");
+    let (sender, events) = crossbeam_channel::unbounded();
+    watch_signals(sender.clone())?;
+    loop {
+        match serve(context, args, &events, &sender) {
+            // Ending now would have the service started again and again, to the same end.
+            Err(error) if error.kind() == ErrorKind::Damage && !args.detached => {
+                super::report(&error);
+                log::error!("waiting for the database to be put right: {}", error.next_step().unwrap_or_default());
+                if matches!(events.recv_timeout(DAMAGED_PAUSE), Ok(Event::Stop)) {
+                    return Err(error);
+                }
+            }
+            ended => return ended.map(|()| 0),
+        }
+    }
+}
+
+fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
+    let missing = !context.home.db().exists();
+    let store = context.open_store(Access::Create)?;
     if missing {
         log::info!("made the database {}", context.home.db().display());
     }
@@ -122,11 +166,15 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         grace: config::grace(&store, args.options.grace)?,
         zone: context.zone,
         import: args.options.import.clone(),
+        scratch: args.options.scratch.clone(),
+        upkeep: upkeep::Intervals {
+            reverify_days: config::days(&store, "reverify_days", args.options.reverify_days)?,
+            drill_days: config::days(&store, "drill_days", args.options.drill_days)?,
+            history_days: config::days(&store, "history_days", args.options.history_days)?,
+        },
     };
     let runner = run::make_runner(context, &store, threads, Role::Service)?;
     let mut service = Service::register(runner, options, args.join)?;
-    let (sender, events) = crossbeam_channel::unbounded();
-    watch_signals(sender.clone())?;
     log::info!(
         "serving {} as process {}, time zone {} ({})",
         context.home.db().display(),
@@ -138,9 +186,9 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         output::print_line(READY)?;
         leave_standard_streams()?;
     }
-    service.serve(&events, &sender)?;
+    service.serve(events, sender)?;
     log::info!("stopped");
-    Ok(0)
+    Ok(())
 }
 
 /// A misspelt setting must not be ignored.

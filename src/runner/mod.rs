@@ -4,6 +4,7 @@
 //! folder's sync before the proof, the proof before `complete`. Whatever stops in between, recovery knows from the
 //! row what is on disk.
 
+mod aftermath;
 mod monitor;
 pub mod pipeline;
 mod preview;
@@ -245,15 +246,11 @@ impl Runner {
         let completed = Completed {
             incomplete: placing.incomplete,
             verified_at,
-            suspect: false,
+            suspect: self.looks_suspicious(run, row, conduct)?,
             damaged: damaged.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
         let state = self.write_end(claim, conduct, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
-        let names = std::slice::from_ref(row);
-        match archive_folder::refresh_stable_names(&self.home, &self.store, names, self.clock.now()) {
-            Ok(notes) => notes.iter().for_each(|note| conduct.observer.note(note)),
-            Err(error) => log::warn!("run @{run}: the stable name was not renewed: {error}"),
-        }
+        self.tidy_up_after(run, row, conduct);
         Ok(Ended { run, state, error: damaged })
     }
 

@@ -154,7 +154,7 @@ pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rus
     Ok(chunks.len())
 }
 
-fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {
+pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
             "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \

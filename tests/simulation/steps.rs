@@ -142,7 +142,14 @@ impl Simulation {
             self.zone = *self.random.pick(&[Tz::UTC, Tz::Asia__Kolkata]);
         }
         let runner = Runner { threads: 1, ..self.world.process(Role::Service) };
-        let options = Options { workers: 1, grace: MINUTE, zone: self.zone, import: None };
+        let options = Options {
+            workers: 1,
+            grace: MINUTE,
+            zone: self.zone,
+            import: None,
+            upkeep: Default::default(),
+            scratch: None,
+        };
         let service = Service::register(runner.clone(), options, true).unwrap();
         self.processes.push(Process { runner, service: Some(service), last_tick: None, held: None });
         self.note(format!("a service starts, in {}", self.zone));
