@@ -15,5 +15,6 @@ pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod store;
+pub mod supervisor;
 pub mod transfer;
 pub mod worker;

@@ -4,6 +4,7 @@ mod archives;
 mod config;
 mod create;
 mod edit;
+mod environment;
 mod history;
 mod io_class;
 mod list;
@@ -241,6 +242,10 @@ impl Context {
 
 /// Runs the command line of this process; prints errors; returns the exit code.
 pub fn main() -> ExitCode {
+    if let Err(error) = environment::adopt_files() {
+        report(&error);
+        return ExitCode::from(error.kind().exit_code());
+    }
     let cli = match Cli::try_parse_from(expand_aliases(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
