@@ -11,10 +11,11 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use crossbeam_channel::{Receiver, Sender};
 
+use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{Observer, Problem, Progress};
-use crate::runner::{self, Cancel, Conduct, Ended, Runner};
+use crate::runner::{self, Cancel, Conduct, Ended, Runner, TakenOver};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, RunState, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::supervisor::Supervisor;
@@ -29,6 +30,8 @@ const POLL: Duration = Duration::from_millis(400);
 const LATE: Duration = Duration::from_secs(120);
 /// Allowance for a clock that was set back, beyond one period.
 const BACKWARD: Duration = Duration::from_secs(3 * 3600);
+/// How long a text file must look the same before a change of it is applied.
+const SETTLING: Duration = Duration::from_secs(1);
 /// Due schedules taken in one round.
 const DUE_BATCH: u32 = 500;
 /// Missed occurrences counted one by one.
@@ -70,6 +73,10 @@ pub struct Service {
     runner: Runner,
     options: Options,
     active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
+    /// Runs of dead workers that could not be put right, and since when: not looked at again at once.
+    stuck: Arc<Mutex<HashMap<i64, Duration>>>,
+    /// While serving: where threads tell that they are done.
+    background: Option<Sender<Event>>,
     watch: Watch,
     last_tick: Option<Timestamp>,
     text_file: Option<transfer::TextFileState>,
@@ -95,6 +102,8 @@ impl Service {
             runner,
             options,
             active: Arc::default(),
+            stuck: Arc::default(),
+            background: None,
             watch,
             last_tick: None,
             stop: None,
@@ -128,8 +137,12 @@ impl Service {
         if self.stop.is_some() {
             return Ok(Tick::default());
         }
-        if let Some(state) = &mut self.text_file {
-            transfer::follow_text_file(state, &self.runner.store, self.options.zone, now)?;
+        let look_again = match &mut self.text_file {
+            Some(state) => transfer::follow_text_file(state, &self.runner.store, self.options.zone, now)?,
+            None => false,
+        };
+        if self.last_tick.is_none() {
+            self.renew_stable_names();
         }
         if self.last_tick.is_none_or(|last| now < last) {
             self.mend_watermarks(now)?;
@@ -145,16 +158,49 @@ impl Service {
                 break;
             }
         }
-        let waiting = [self.runner.store.next_due()?, self.runner.store.next_not_before()?.filter(|at| *at > now)];
+        let waiting = [
+            self.runner.store.next_due()?,
+            self.runner.store.next_not_before()?.filter(|at| *at > now),
+            look_again.then(|| now.plus(SETTLING)),
+        ];
         Ok(Tick { materialised, next: waiting.into_iter().flatten().min() })
     }
 
-    fn recover(&self) -> Result<()> {
-        let cancel = Cancel::default();
-        let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
-        let active = Arc::clone(&self.active);
-        let knows = move |run| lock(&active).contains_key(&run);
-        runner::recover(&self.runner, &knows, &conduct).map(drop)
+    /// Puts right what dead workers left. While serving, each run on a thread of its own: reading a large archive back
+    /// takes long, and the loop must go on.
+    fn recover(&mut self) -> Result<()> {
+        let now = self.runner.clock.monotonic();
+        lock(&self.stuck).retain(|_, since| now.saturating_sub(*since) < NAP);
+        let taken = {
+            let (active, stuck) = (lock(&self.active), lock(&self.stuck));
+            let is_ours = |run| active.contains_key(&run) || stuck.contains_key(&run);
+            runner::take_over_dead(&self.runner, &is_ours)?
+        };
+        for taken in taken {
+            let run = taken.run();
+            lock(&self.active).insert(run, Arc::default());
+            let ends = EndsRun { run, active: Arc::clone(&self.active), sender: self.background.clone() };
+            let (runner, stuck) = (self.runner.clone(), Arc::clone(&self.stuck));
+            let work = move || {
+                let _ends = ends;
+                put_right(&runner, taken, &stuck);
+            };
+            match &self.background {
+                Some(_) => drop(spawn(run, work)),
+                None => work(),
+            }
+        }
+        runner::forget_dead(&self.runner)
+    }
+
+    /// A process may have died between the end of a run and its stable name.
+    fn renew_stable_names(&self) {
+        let (home, store) = (&self.runner.home, &self.runner.store);
+        let renewed = store.schedules().and_then(|rows| archive_folder::renew_links(home, store, &rows));
+        match renewed {
+            Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
+            Err(error) => log::warn!("the stable names were not renewed: {error}"),
+        }
     }
 
     /// After a clock that was far ahead: starts again from now, else nothing would run until that false date.
@@ -234,6 +280,7 @@ impl Service {
     ///
     /// `supervisor` is told of the first round, of each further one, and of the drain.
     pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>, supervisor: &Supervisor) -> Result<()> {
+        self.background = Some(sender.clone());
         let mut next;
         let mut failing = false;
         // A stop may have come while the database was brought up.
@@ -280,15 +327,14 @@ impl Service {
             let run = claim.run();
             let (runner, active, sender) = (self.runner.clone(), Arc::clone(&self.active), sender.clone());
             let cancel = lock(&self.active).get(&run).cloned().unwrap_or_default();
-            let thread = std::thread::Builder::new().name(format!("run {run}")).spawn(move || {
+            let ends = EndsRun { run, active: Arc::clone(&active), sender: Some(sender) };
+            let spawned = spawn(run, move || {
                 // A panic ends the thread, not the run: it is no longer active then, and the next round takes it over
                 // (I6).
-                let _ended = EndsRun { run, active: Arc::clone(&active), sender };
+                let _ends = ends;
                 let _ = carry_out(&runner, &active, claim, &intent, &cancel);
             });
-            if let Err(error) = thread {
-                log::error!("run @{run}: no thread could be started: {error}");
-                lock(&self.active).remove(&run);
+            if !spawned {
                 return;
             }
         }
@@ -307,6 +353,7 @@ impl Service {
                 Ok(Event::RunEnded(_)) => {}
                 Err(_) if pause.is_zero() => {}
                 Err(_) if self.last_tick.is_some_and(|last| self.runner.clock.now() < last) => return,
+                Err(_) if self.text_file.as_ref().is_some_and(transfer::TextFileState::has_changed) => {}
                 Err(_) => match self.watch.changed() {
                     Ok(false) => continue,
                     Ok(true) => return,
@@ -379,17 +426,42 @@ fn carry_out(
     ended
 }
 
+fn put_right(runner: &Runner, taken: TakenOver, stuck: &Mutex<HashMap<i64, Duration>>) {
+    let run = taken.run();
+    let cancel = Cancel::default();
+    let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
+    match runner::put_right(runner, taken, &conduct) {
+        Ok(state) => log::info!("run @{run}: put right, now {}", state.as_str()),
+        Err(error) => {
+            log::error!("run @{run}: cannot be put right yet: {error}");
+            lock(stuck).insert(run, runner.clock.monotonic());
+        }
+    }
+}
+
+/// Starts a thread for a run. Without one the work is dropped, and with it the run is no longer active: the next round
+/// takes it over.
+fn spawn(run: i64, work: impl FnOnce() + Send + 'static) -> bool {
+    let spawned = std::thread::Builder::new().name(format!("run {run}")).spawn(work);
+    if let Err(error) = &spawned {
+        log::error!("run @{run}: no thread could be started: {error}");
+    }
+    spawned.is_ok()
+}
+
 /// Tells that a run's thread is over, however it ended.
 struct EndsRun {
     run: i64,
     active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
-    sender: Sender<Event>,
+    sender: Option<Sender<Event>>,
 }
 
 impl Drop for EndsRun {
     fn drop(&mut self) {
         lock(&self.active).remove(&self.run);
-        let _ = self.sender.send(Event::RunEnded(self.run));
+        if let Some(sender) = &self.sender {
+            let _ = sender.send(Event::RunEnded(self.run));
+        }
     }
 }
 

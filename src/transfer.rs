@@ -166,6 +166,8 @@ pub fn export_json(rows: &[ScheduleRow]) -> Result<Vec<u8>> {
 pub struct TextFileState {
     path: PathBuf,
     seen: Option<Seen>,
+    /// A newer state, looked at once: an editor may be in the middle of writing it.
+    newer: Option<Seen>,
 }
 
 /// What tells one state of the file from another without reading it.
@@ -178,23 +180,36 @@ enum Seen {
 impl TextFileState {
     /// Makes the state of a file that has not been read.
     pub fn new(path: PathBuf) -> Self {
-        TextFileState { path, seen: None }
+        TextFileState { path, seen: None, newer: None }
+    }
+
+    /// Says whether the file is another than the one last read.
+    pub fn has_changed(&self) -> bool {
+        look(&self.path).is_ok_and(|now| ![&self.seen, &self.newer].contains(&&Some(now)))
     }
 }
 
 /// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an
 /// error in the log and in `status`, and nothing is applied; a missing file, or a folder in its place, is a warning.
-pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now: Timestamp) -> Result<()> {
+///
+/// A change is applied when the file looks the same the next time, since it may be half written. Returns whether it
+/// wants to look again soon.
+pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now: Timestamp) -> Result<bool> {
     let seen = look(&state.path)?;
     if state.seen.as_ref() == Some(&seen) {
-        return Ok(());
+        state.newer = None;
+        return Ok(false);
+    }
+    if state.seen.is_some() && state.newer.as_ref() != Some(&seen) {
+        state.newer = Some(seen);
+        return Ok(true);
     }
     let name = state.path.display().to_string();
     if seen == Seen::Missing {
         log::warn!("{name} is not a file; the schedules stay as they are");
         store.set_import_error(None)?;
         state.seen = Some(seen);
-        return Ok(());
+        return Ok(false);
     }
     let bytes = fs::read(&state.path).map_err(Error::io("read", &state.path))?;
     match parse_text(&bytes, &name) {
@@ -213,7 +228,7 @@ pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now:
         }
     }
     state.seen = Some(seen);
-    Ok(())
+    Ok(false)
 }
 
 fn look(path: &Path) -> Result<Seen> {

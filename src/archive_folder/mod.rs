@@ -16,7 +16,7 @@ use crate::home::{self, Home};
 use crate::store::Store;
 
 pub use deletion::{delete_archives, finish_deletions};
-pub use stable_names::refresh_stable_names;
+pub use stable_names::{refresh_stable_names, renew_links};
 
 /// Name of the file that says whose the folder is.
 const IDENTITY: &str = ".backup-manager";

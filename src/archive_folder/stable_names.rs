@@ -26,19 +26,32 @@ pub fn refresh_stable_names(
     schedules: &[ScheduleRow],
     now: Timestamp,
 ) -> Result<Vec<String>> {
-    let folder = home.backups();
-    if !folder.exists() {
+    if !home.backups().exists() {
         return Ok(Vec::new());
     }
-    let _lock = FolderLock::take(folder)?;
+    super::check(home, store)?;
+    let _lock = FolderLock::take(home.backups())?;
     let mut notes = Vec::new();
     for row in schedules {
         notes.extend(take_legacy_in(home, store, row, now)?);
-        if let Err(error) = refresh(folder, store, row) {
-            notes.push(format!("no stable name for {}: {error}", row.schedule.name));
-        }
+        notes.extend(refresh(home.backups(), store, row).err().map(|error| unmade(row, &error)));
     }
     Ok(notes)
+}
+
+/// Like [`refresh_stable_names`], but leaves what the old system left where it is: reading that through takes long.
+pub fn renew_links(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Result<Vec<String>> {
+    if !home.backups().exists() {
+        return Ok(Vec::new());
+    }
+    super::check(home, store)?;
+    let _lock = FolderLock::take(home.backups())?;
+    let notes = schedules.iter().filter_map(|row| refresh(home.backups(), store, row).err().map(|e| unmade(row, &e)));
+    Ok(notes.collect())
+}
+
+fn unmade(row: &ScheduleRow, error: &Error) -> String {
+    format!("no stable name for {}: {error}", row.schedule.name)
 }
 
 fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {

@@ -78,6 +78,10 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
                 Error::usage("--name goes with exactly one path").hint("give one path, or specs without --name")
             );
         }
+        (None, _) if args.options.at.is_some() || args.options.cron.is_some() => {
+            return Err(Error::usage("--at and --cron go with a path and --name; a spec has its time in it")
+                .hint("write PATH --name NAME --at HH:MM, or \"PATH;HH:MM;NAME\" alone"));
+        }
         (None, specs) => specs
             .iter()
             .map(|spec| {

@@ -5,6 +5,7 @@ mod config;
 mod create;
 mod edit;
 mod environment;
+mod help;
 mod history;
 mod io_class;
 mod list;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use chrono_tz::Tz;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
@@ -246,7 +247,10 @@ pub fn main() -> ExitCode {
         report(&error);
         return ExitCode::from(error.kind().exit_code());
     }
-    let cli = match Cli::try_parse_from(expand_aliases(std::env::args_os())) {
+    let parsed = help::grouped(Cli::command())
+        .try_get_matches_from(expand_aliases(std::env::args_os()))
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to stdout and is success; a reader that went away is neither.
@@ -316,7 +320,6 @@ fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

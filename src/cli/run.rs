@@ -198,7 +198,6 @@ fn join(context: &Context, runner: &Runner, row: &ScheduleRow, run: i64, cancel:
     context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
     let workers = runner.home.workers();
-    let nothing_active = |_| false;
     let conduct = Conduct { cancel, observer: &observer, foreground: true };
     loop {
         let current = store.run(run)?;
@@ -218,7 +217,7 @@ fn join(context: &Context, runner: &Runner, row: &ScheduleRow, run: i64, cancel:
                 }
             }
             // Its process died, and there may be no service to put it right.
-            Some(_) => runner::recover(runner, &nothing_active, &conduct).map(drop)?,
+            Some(_) => runner::recover(runner, &conduct).map(drop)?,
             None => {}
         }
         std::thread::sleep(JOIN_EVERY);
@@ -290,7 +289,7 @@ fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
     let (cancel, observer) = (Cancel::default(), TerminalObserver::new("recovery", context.quiet));
     let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: true };
-    runner::recover(&runner, &|_| false, &conduct)?;
+    runner::recover(&runner, &conduct)?;
     Ok(runner)
 }
 

@@ -47,8 +47,8 @@ struct ScheduleState {
 }
 
 pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
-    // Asked every few seconds by health checks: it leaves no line in the log.
-    let store = context.open_store(Access::Existing)?;
+    // Health checks ask every few seconds and leave no line in the log.
+    let store = if args.service { context.open_store(Access::Existing)? } else { context.open("status")? };
     let service = service_state(context, &store)?;
     if args.service {
         return tell_service(context, &service);
@@ -235,10 +235,9 @@ fn page(
 
 fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
     let schedule = &state.row.schedule;
-    let last = state
-        .last
-        .as_ref()
-        .map_or("never ran".to_owned(), |run| format!("last run {}", super::list::last_result(run, &state.zone)));
+    let last = state.last.as_ref().map_or("no run has ended yet".to_owned(), |run| {
+        format!("last run {}", super::list::last_result(run, &state.zone))
+    });
     let newest = state.newest.as_ref().map_or("no good archive".to_owned(), |archive| {
         let age = output::age(context.now().since(archive.created_at));
         match archive.verified_at {

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Context;
 use super::output::{self, Format};
-use crate::archive::place;
+use crate::archive::place::{self, Placement};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transfer::{self, Imported};
 
@@ -121,8 +121,11 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
         }
         Some(file) => {
             let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
-            place::put(&absolute, &bytes, context.home.file_mode(), args.force)?;
-            context.say(&format!("wrote {}", file.display()));
+            let how = match place::put(&absolute, &bytes, context.home.file_mode(), args.force)? {
+                Placement::Renamed => "",
+                Placement::WrittenInPlace => ", in place, since it is a mount point",
+            };
+            context.say(&format!("wrote {}{how}", file.display()));
         }
     }
     for (name, reason) in &left_out {

@@ -32,7 +32,7 @@ use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
 pub use preview::{Listing, free_bytes, list_source, measure};
-pub use recovery::{Recovered, recover};
+pub use recovery::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
 pub(crate) use source_root::SourceRoot;
 
 /// Pause before writing a run's end again, where the database could not take it.

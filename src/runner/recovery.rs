@@ -19,20 +19,43 @@ pub struct Recovered {
     pub ended: u32,
 }
 
-impl Recovered {
-    /// Says whether there was anything to put right.
-    pub fn is_nothing(&self) -> bool {
-        *self == Recovered::default()
+/// The run of a dead worker, taken over and still to be put right.
+#[must_use = "a run that was taken over must be put right"]
+pub struct TakenOver {
+    claim: Claim,
+    run: Run,
+}
+
+impl TakenOver {
+    /// Returns the number of the run.
+    pub fn run(&self) -> i64 {
+        self.run.id
     }
 }
 
 /// Takes over the runs of dead workers and puts each right; finishes deletions; forgets dead workers.
+pub fn recover(runner: &Runner, conduct: &Conduct<'_>) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    for taken in take_over_dead(runner, &|_| false)? {
+        let run = taken.run();
+        match put_right(runner, taken, conduct) {
+            Ok(RunState::Queued) => recovered.requeued += 1,
+            Ok(RunState::Failed | RunState::Cancelled) => recovered.ended += 1,
+            Ok(_) => recovered.finished += 1,
+            Err(error) => log::error!("run @{run}: cannot be put right yet: {error}"),
+        }
+    }
+    forget_dead(runner)?;
+    Ok(recovered)
+}
+
+/// Takes over the runs of dead workers.
 ///
 /// Runs of this very worker count as dead where `active` does not know them: a thread that panicked, or an earlier
 /// take-over that could not be put right.
-pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<'_>) -> Result<Recovered> {
-    let mut recovered = Recovered::default();
+pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<TakenOver>> {
     let workers = runner.home.workers();
+    let mut taken = Vec::new();
     for run in runner.store.running()? {
         let Some(dead) = run.worker else { continue };
         let alive = if dead == runner.row.uuid { active(run.id) } else { worker::is_alive(&workers, &dead) };
@@ -42,28 +65,27 @@ pub fn recover(runner: &Runner, active: &dyn Fn(i64) -> bool, conduct: &Conduct<
         let now = runner.clock.now();
         if let Some(claim) = runner.store.take_over(run.id, dead, run.attempt, &runner.row, now)? {
             log::warn!("run @{} of {}: its process ended; taking over", run.id, run.schedule_name);
-            match put_right(runner, claim, &run, conduct) {
-                Ok(RunState::Queued) => recovered.requeued += 1,
-                Ok(state) if state == RunState::Failed || state == RunState::Cancelled => recovered.ended += 1,
-                Ok(_) => recovered.finished += 1,
-                Err(error) => log::error!("run @{}: cannot be put right yet: {error}", run.id),
-            }
+            taken.push(TakenOver { claim, run });
         }
     }
+    Ok(taken)
+}
+
+/// Finishes the deletions that dead processes began, and takes the rows of dead workers away.
+pub fn forget_dead(runner: &Runner) -> Result<()> {
     archive_folder::finish_deletions(&runner.home, &runner.store)?;
+    let workers = runner.home.workers();
     for row in runner.store.workers()? {
         if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
             runner.store.remove_worker(row.uuid)?;
         }
     }
-    if !recovered.is_nothing() {
-        let rows = runner.store.schedules()?;
-        archive_folder::refresh_stable_names(&runner.home, &runner.store, &rows, runner.clock.now())?;
-    }
-    Ok(recovered)
+    Ok(())
 }
 
-fn put_right(runner: &Runner, claim: Claim, run: &Run, conduct: &Conduct<'_>) -> Result<RunState> {
+/// Brings a run that was taken over to its end, or back into the queue, by what its row says is on disk.
+pub fn put_right(runner: &Runner, taken: TakenOver, conduct: &Conduct<'_>) -> Result<RunState> {
+    let TakenOver { claim, run } = taken;
     const REASON: &str = "its process ended";
     let Some(archive) = runner.store.unfinished(run.id)? else { return queue_again(runner, claim, REASON) };
     // On a disk that is not mounted there is nothing to see, and nothing may be concluded from it.

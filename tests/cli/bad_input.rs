@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 
-use crate::environment::{TestHome, said};
+use crate::environment::TestHome;
 
 #[test]
 fn a_malformed_spec_names_what_is_wrong_and_makes_nothing() {
@@ -119,22 +118,11 @@ fn a_database_that_is_not_ours_newer_or_damaged_is_refused_and_left_alone() {
 fn a_home_that_is_not_writable_names_the_folder_and_the_uid() {
     let home = TestHome::new();
     fs::create_dir(home.path("closed")).unwrap();
+    let _ = home.run_unprivileged(&["--version"]).ok();
     fs::set_permissions(home.path("closed"), fs::Permissions::from_mode(0o555)).unwrap();
-    fs::set_permissions(home.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut command = home.command(&["create", "/etc;09:00;docs", "--home"]);
-    command.arg(home.path("closed"));
-    if rustix::process::geteuid().is_root() {
-        command.uid(65534).gid(65534);
-    }
-    // The program itself may lie where nobody else can go.
-    let copy = home.path("program");
-    fs::copy(env!("CARGO_BIN_EXE_backup-manager"), &copy).unwrap();
-    let mut from_copy = std::process::Command::new(copy);
-    from_copy.args(command.get_args()).env_clear().env("TZ", "UTC").current_dir(home.path("closed"));
-    if rustix::process::geteuid().is_root() {
-        from_copy.uid(65534).gid(65534);
-    }
-    let refused = said(&mut from_copy).fails(1, &["closed", "not writable", "next:"]);
+    let closed = home.path("closed");
+    let create = ["create", "/etc;09:00;docs", "--home", closed.to_str().unwrap()];
+    let refused = home.run_unprivileged(&create).fails(1, &["closed", "not writable", "next:"]);
     assert!(refused.stderr.contains("--home"), "{refused:?}");
     assert_eq!(fs::read_dir(home.path("closed")).unwrap().count(), 0);
 }

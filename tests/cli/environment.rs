@@ -1,6 +1,7 @@
 //! A home of its own for each test, and a program that sees nothing of the machine's settings.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -74,6 +75,25 @@ impl TestHome {
 
     pub fn run_with(&self, variable: (&str, &str), args: &[&str]) -> Said {
         said(self.command(args).env(variable.0, variable.1))
+    }
+
+    /// Runs the program as somebody who may not read and write everything. As root that is nobody, who is given the
+    /// home.
+    pub fn run_unprivileged(&self, args: &[&str]) -> Said {
+        if !rustix::process::geteuid().is_root() {
+            return self.run(args);
+        }
+        const NOBODY: u32 = 65_534;
+        let copy = self.path(".program");
+        if !copy.exists() {
+            // The program itself may lie where nobody else can go.
+            fs::copy(env!("CARGO_BIN_EXE_backup-manager"), &copy).unwrap();
+            let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(self.dir.path()).status();
+            assert!(owned.unwrap().success());
+        }
+        let mut command = Command::new(copy);
+        command.args(args).env_clear().env("TZ", "UTC").current_dir(self.dir.path()).stdin(Stdio::null());
+        said(command.uid(NOBODY).gid(NOBODY))
     }
 
     pub fn log(&self, name: &str) -> String {

@@ -1,6 +1,7 @@
 //! `run`, `cancel`, `accept`, `backups`, `history`: runs by hand.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::environment::{TestHome, tar_lists};
 
@@ -85,6 +86,26 @@ fn excludes_links_and_own_files_stay_out() {
         assert!(!listed.contains(own), "{own} in {listed}");
     }
     assert!(listed.contains("tree/keep/f"));
+}
+
+#[test]
+fn unreadable_files_are_told_once_and_then_known() {
+    let home = TestHome::with_sources(&["a"]);
+    for name in ["a/secret", "a/line\nbreak"] {
+        fs::write(home.path(name), "x").unwrap();
+        fs::set_permissions(home.path(name), fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let _ = home.run_unprivileged(&["create", "a;09:00;docs"]).ok();
+    let said = home.run_unprivileged(&["run", "docs"]).fails(3, &["secret", "Permission denied"]);
+    assert!(said.stdout.contains("incomplete") && said.stdout.contains("2 paths"), "{said:?}");
+    let run = home.run_unprivileged(&["--json", "history", "@1"]).ok().json();
+    assert_eq!((run["state"].as_str(), run["losses"].as_u64()), (Some("incomplete"), Some(2)));
+    assert_eq!(run["problem_list"][0]["kind"], "unreadable");
+    let new_paths = || home.run_unprivileged(&["--json", "status"]).json()["schedules"][0]["new_problems"].clone();
+    assert_eq!(new_paths(), 2);
+    let _ = home.run_unprivileged(&["run", "docs"]).fails(3, &["secret"]);
+    assert_eq!(new_paths(), 0, "the same as last time is not new");
+    assert_eq!(tar_lists(&home.path("backups/docs.tar")), ["a/", "a/file.txt"]);
 }
 
 #[test]

@@ -92,6 +92,11 @@ impl World {
         self.service_in(Tz::UTC, join)
     }
 
+    pub fn service_following(&self, file: PathBuf) -> Service {
+        let options = Options { workers: 1, grace: MINUTE, zone: Tz::UTC, import: Some(file) };
+        Service::register(self.process(Role::Service), options, false).unwrap()
+    }
+
     pub fn service_in(&self, zone: Tz, join: bool) -> Service {
         let options = Options { workers: 1, grace: MINUTE, zone, import: None };
         Service::register(self.process(Role::Service), options, join).unwrap()
