@@ -5,6 +5,8 @@
 mod bad_input;
 #[path = "cli/environment.rs"]
 mod environment;
+#[path = "cli/file_systems.rs"]
+mod file_systems;
 #[path = "cli/full_disk.rs"]
 mod full_disk;
 #[path = "cli/runs.rs"]

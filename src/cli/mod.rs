@@ -6,6 +6,7 @@ mod config;
 mod create;
 mod drill;
 mod edit;
+mod environment;
 mod help;
 mod history;
 mod io_class;
@@ -270,6 +271,10 @@ impl Context {
 
 /// Runs the command line of this process; prints errors; returns the exit code.
 pub fn main() -> ExitCode {
+    if let Err(error) = environment::adopt_files() {
+        report(&error);
+        return ExitCode::from(error.kind().exit_code());
+    }
     let parsed = help::grouped(Cli::command())
         .try_get_matches_from(expand_aliases(std::env::args_os()))
         .and_then(|matches| Cli::from_arg_matches(&matches));

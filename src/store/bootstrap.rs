@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{configure, fault};
 use crate::error::{Error, Result};
-use crate::home::beside;
+use crate::home::{self, beside};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -79,11 +79,11 @@ impl Bootstrap {
 
     fn make_folder(&self, path: &Path) -> Result<()> {
         let Some(folder) = path.parent() else { return Ok(()) };
-        fs::DirBuilder::new().recursive(true).mode(self.folder_mode).create(folder).map_err(|e| {
-            Error::failed(format!("cannot make the home {}", folder.display()))
-                .because(e)
-                .hint("name another folder with --home or BACKUP_HOME, or make this one writable")
-        })
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(self.folder_mode)
+            .create(folder)
+            .map_err(|e| unwritable(path, Error::io("make", folder)(e)))
     }
 
     fn open_lock(&self, path: &Path) -> Result<File> {
@@ -97,13 +97,7 @@ impl Bootstrap {
             .mode(0o644)
             .open(&lock)
             .or_else(|error| File::open(&lock).map_err(|_| error))
-            .map_err(|e| {
-                let folder = path.parent().unwrap_or(path).display();
-                let uid = rustix::process::getuid().as_raw();
-                Error::failed(format!("the home {folder} is not writable for uid {uid}")).because(e).hint(format!(
-                    "run `chown {uid} {folder}`, run as its owner, or name another folder with --home or BACKUP_HOME"
-                ))
-            })
+            .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
 
     /// Returns the identity if the database is ours and at the newest schema, `None` if it has to be made or migrated.
@@ -111,6 +105,7 @@ impl Bootstrap {
         if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {
             return Ok(None);
         }
+        self.refuse_foreign_owner(path)?;
         let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
         configure(&mut connection).map_err(|e| opening_fault(path, e))?;
         let pragma = |name: &str| -> Result<i32> {
@@ -141,6 +136,20 @@ impl Bootstrap {
             .optional()
             .map_err(|e| opening_fault(path, e))?;
         uuid.and_then(|text| Uuid::from_str(&text).ok()).map(Some).ok_or_else(|| foreign(path))
+    }
+
+    /// SQLite tells of a database that belongs to somebody else only that it cannot open it.
+    fn refuse_foreign_owner(&self, path: &Path) -> Result<()> {
+        let wanted = match self.access {
+            Access::Existing => rustix::fs::Access::READ_OK,
+            Access::Create => rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+        };
+        match rustix::fs::access(path, wanted) {
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS) => {
+                Err(unwritable(path, Error::failed("no permission for the database itself")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes or migrates the database with nobody else at it.
@@ -209,6 +218,11 @@ impl Bootstrap {
             .and_then(|()| file.sync_all())
             .map_err(Error::io("sync", &copy))
     }
+}
+
+fn unwritable(path: &Path, cause: Error) -> Error {
+    let folder = path.parent().unwrap_or(path);
+    home::unwritable("the folder of the database", folder, "--home, BACKUP_HOME, --db or BACKUP_DB", cause)
 }
 
 /// Returns the newest schema version that the embedded migrations make.
