@@ -5,6 +5,8 @@
 mod bad_input;
 #[path = "cli/environment.rs"]
 mod environment;
+#[path = "cli/restore.rs"]
+mod restore;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/schedules.rs"]

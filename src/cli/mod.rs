@@ -4,7 +4,9 @@ mod archives;
 mod cat;
 mod config;
 mod create;
+mod diff;
 mod edit;
+mod find;
 mod history;
 mod io_class;
 mod list;
@@ -131,6 +133,10 @@ enum Command {
     /// Write members of an archive to standard output
     #[command(alias = "dump")]
     Cat(cat::CatArgs),
+    /// Find files over all archives, by glob, or the versions of one path
+    Find(find::FindArgs),
+    /// Show what changed between two archives, or an archive and its source
+    Diff(diff::DiffArgs),
 
     /// Start the service in the background
     Start(start::StartArgs),
@@ -289,6 +295,8 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::History(args) => history::cmd_history(context, &args),
         Command::Ls(args) => ls::cmd_ls(context, &args),
         Command::Cat(args) => cat::cmd_cat(context, &args),
+        Command::Find(args) => find::cmd_find(context, &args),
+        Command::Diff(args) => diff::cmd_diff(context, &args),
         Command::Start(args) => start::cmd_start(context, &args),
         Command::Stop(args) => start::cmd_stop(context, &args),
         Command::Serve(args) => serve::cmd_serve(context, &args),
@@ -315,10 +323,15 @@ pub(crate) fn report(error: &Error) {
 /// The verbs that people bring from other tools.
 fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
-    if let Some(verb) = args.iter_mut().skip(1).find(|arg| !arg.to_string_lossy().starts_with('-'))
-        && verb == "snapshots"
-    {
-        *verb = OsString::from("backups");
+    let Some(at) = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-')) else { return args };
+    let verb = at + 1;
+    match args[verb].to_str() {
+        Some("snapshots") => args[verb] = OsString::from("backups"),
+        Some("versions") => {
+            args[verb] = OsString::from("find");
+            args.insert(verb + 1, OsString::from("--versions"));
+        }
+        _ => {}
     }
     args
 }

@@ -28,7 +28,7 @@ use crate::store::{
 };
 use crate::worker::Worker;
 use pipeline::Written;
-pub use preview::{Listing, free_bytes, list_source, measure};
+pub use preview::{Listing, free_bytes, list_source, measure, visit_source};
 pub use recovery::{Recovered, recover};
 
 /// Pause before writing a run's end again, where the database could not take it.
