@@ -32,7 +32,7 @@ use crate::worker::Worker;
 use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
-pub use preview::{Listing, free_bytes, list_source, measure};
+pub use preview::{Listing, free_bytes, list_source, measure, visit_source};
 pub use recovery::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
 pub(crate) use source_root::SourceRoot;
 
