@@ -105,14 +105,14 @@ pub fn write(
     file: &mut PendingFile,
     catalog: &mut dyn FnMut(&[ChunkRecord]) -> Result<()>,
 ) -> Result<Written> {
-    let flow = Flow::new(job.cancel, job.observer);
+    let threads = thread_count(job);
+    let flow = Flow::new(threads, job.cancel, job.observer);
     let names = Names::new();
     let path = file.temp_path().to_owned();
     let writer = ArchiveWriter::new(file.file(), &path, job.compression)?;
-    let threads = thread_count(job);
     let (plan_sender, plans) = bounded(2 * threads);
     let (done_sender, done) = unbounded();
-    let (record_sender, records) = bounded(4);
+    let (record_sender, records) = bounded(2);
     let finished = thread::scope(|scope| {
         let (flow, names) = (&flow, &names);
         let walker = scope.spawn(move || guarded(flow, || walk_source(job, flow, names, plan_sender)));
