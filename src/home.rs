@@ -3,7 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::StatVfsMountFlags;
 
 use crate::error::{Error, Result};
 
@@ -136,6 +139,64 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Says that the folder `what` cannot be written: who we are, whose it is, and the command that helps. `another` names
+/// how to choose another folder ("--logs or BACKUP_LOGS").
+pub fn unwritable(what: &str, folder: &Path, another: &str, cause: Error) -> Error {
+    let exists = folder.is_dir();
+    let nearest = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
+    let refusal = Refusal {
+        uid: rustix::process::geteuid().as_raw(),
+        owner: fs::metadata(nearest).map(|metadata| metadata.uid()).ok(),
+        missing: !exists,
+        read_only: rustix::fs::statvfs(nearest).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY)),
+        contained: ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()),
+    };
+    Error::new(cause.kind(), refusal.message(what, folder)).because(cause).hint(refusal.way_out(folder, another))
+}
+
+/// Why a folder cannot be written.
+struct Refusal {
+    uid: u32,
+    owner: Option<u32>,
+    missing: bool,
+    read_only: bool,
+    contained: bool,
+}
+
+impl Refusal {
+    fn message(&self, what: &str, folder: &Path) -> String {
+        let (folder, uid) = (folder.display(), self.uid);
+        match (self.read_only, self.missing, self.owner.filter(|owner| *owner != uid)) {
+            (true, _, _) => format!("{what} {folder} is on a read-only file system"),
+            (false, true, _) => format!("{what} {folder} is missing, and uid {uid} cannot make it"),
+            (false, false, Some(owner)) => {
+                format!("{what} {folder} is not writable for uid {uid}: it belongs to uid {owner}")
+            }
+            (false, false, None) => format!("{what} {folder} is not writable for uid {uid}"),
+        }
+    }
+
+    fn way_out(&self, folder: &Path, another: &str) -> String {
+        let (folder, uid) = (folder.display(), self.uid);
+        // Running as root only because a folder is root's is no advice.
+        let owner = self.owner.filter(|owner| *owner != uid && *owner != 0 && !self.missing);
+        match (self.contained, self.read_only) {
+            (true, true) => format!("mount a folder or a volume at {folder} that can be written (without `:ro`)"),
+            (true, false) => {
+                let chown = "docker-compose run --rm --user 0 --entrypoint chown backup-system";
+                let or = owner.map(|o| format!(", or run as its owner: BACKUP_UID={o} in .env")).unwrap_or_default();
+                format!("run `{chown} -R {uid} {folder}`{or}, or name another folder with {another}")
+            }
+            (false, true) => format!("mount it writable, or name another folder with {another}"),
+            (false, false) => {
+                let or = owner.map(|owner| format!(" run as uid {owner},")).unwrap_or_default();
+                let make = if self.missing { format!("mkdir -p {folder}; sudo ") } else { String::new() };
+                format!("run `sudo {make}chown -R {uid} {folder}`,{or} or name another folder with {another}")
+            }
+        }
+    }
+}
+
 /// Resolves the symbolic links of what exists of `path`, and keeps the rest as it stands.
 fn resolved(path: &Path) -> PathBuf {
     if let Ok(whole) = fs::canonicalize(path) {
@@ -172,5 +233,25 @@ mod tests {
         let places = Places { db: Some(dir.path().join("link/my.db")), ..Places::default() };
         let home = Home::locate(&places, dir.path()).unwrap();
         assert_eq!(home.db(), fs::canonicalize(&real).unwrap().join("my.db"));
+    }
+
+    #[test]
+    fn who_may_not_write_is_told_whose_the_folder_is_and_what_to_run() {
+        let folder = Path::new("/app/backups");
+        let other = Refusal { uid: 1000, owner: Some(501), missing: false, read_only: false, contained: false };
+        assert_eq!(
+            other.message("the archive folder", folder),
+            "the archive folder /app/backups is not writable for uid 1000: it belongs to uid 501"
+        );
+        let way = other.way_out(folder, "BACKUP_DIR");
+        assert!(way.contains("`sudo chown -R 1000 /app/backups`") && way.contains("uid 501"), "{way}");
+        let contained = Refusal { contained: true, ..other };
+        let way = contained.way_out(folder, "BACKUP_DIR");
+        assert!(way.contains("chown backup-system -R 1000 /app/backups`") && way.contains("BACKUP_UID=501"), "{way}");
+        let of_root = Refusal { owner: Some(0), ..contained };
+        assert!(!of_root.way_out(folder, "BACKUP_DIR").contains("BACKUP_UID"), "nobody is sent to run as root");
+        let read_only = Refusal { read_only: true, ..of_root };
+        assert!(read_only.message("the archive folder", folder).contains("read-only file system"));
+        assert!(read_only.way_out(folder, "BACKUP_DIR").contains(":ro"));
     }
 }

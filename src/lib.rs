@@ -19,6 +19,7 @@ pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod store;
+pub mod supervisor;
 pub mod transfer;
 pub mod upkeep;
 pub mod verify;

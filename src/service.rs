@@ -19,6 +19,7 @@ use crate::report::{Observer, Problem, Progress};
 use crate::runner::{self, Cancel, Conduct, Ended, Runner, TakenOver};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, RunState, ScheduleRow, StopRequest, Watch, Watermark};
+use crate::supervisor::Supervisor;
 use crate::transfer;
 use crate::upkeep;
 use crate::worker::{self, Registration};
@@ -294,23 +295,41 @@ impl Service {
 
     /// Serves until a stop is asked for and everything has drained. `events` also carries what this service's own
     /// threads tell, through `sender`.
-    pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
+    ///
+    /// `supervisor` is told of the first round, of each further one, and of the drain.
+    pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>, supervisor: &Supervisor) -> Result<()> {
         self.background = Some(sender.clone());
         let mut next;
+        let mut failing = false;
+        // A stop may have come while the database was brought up.
+        if let Ok(Event::Stop) = events.try_recv() {
+            self.stop = Some(StopRequest::Drain);
+        }
+        supervisor.ready();
         while self.stop.is_none() {
             match self.tick() {
-                Ok(tick) => next = tick.next,
+                Ok(tick) => {
+                    next = tick.next;
+                    if std::mem::take(&mut failing) {
+                        self.runner.worker.update(|activity| activity.trouble = None)?;
+                    }
+                }
                 Err(error) => {
                     log::error!("this round failed and is tried again: {error}");
+                    failing = true;
+                    let why = format!("its last round failed: {error}");
+                    self.runner.worker.update(|activity| activity.trouble = Some(why))?;
                     next = None;
                 }
             }
+            supervisor.alive();
             self.start_runs(sender);
             self.start_upkeep();
             if self.stop.is_none() {
                 self.wait(events, next);
             }
         }
+        supervisor.stopping();
         self.drain(events)
     }
 

@@ -5,8 +5,12 @@
 mod bad_input;
 #[path = "cli/environment.rs"]
 mod environment;
+#[path = "cli/file_systems.rs"]
+mod file_systems;
 #[path = "cli/full_disk.rs"]
 mod full_disk;
+#[path = "cli/restore.rs"]
+mod restore;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/schedules.rs"]

@@ -28,6 +28,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("source", 1, &[]),
     ("archive", 1, &[]),
     ("worker", 1, &[]),
+    ("supervisor", 1, &[]),
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),
     ("transfer", 2, &[]),

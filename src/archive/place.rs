@@ -45,7 +45,7 @@ impl PendingFile {
     }
 
     fn create_exclusive(temp: &Path, mode: u32) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).mode(0o000).open(temp)?;
+        let file = File::options().read(true).write(true).create_new(true).mode(mode).open(temp)?;
         let pending = PendingFile { file, temp: TempName { path: temp.to_owned(), armed: true } };
         set_mode(&pending.file, mode)?;
         Ok(pending)
@@ -181,8 +181,20 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
 /// Renames without clobbering where rename cannot: a link never replaces. A crash between leaves both names, of one
 /// file.
 fn rename_by_link(from: &Path, to: &Path) -> Result<()> {
-    rustix::fs::link(from, to).map_err(|e| naming_error(to)(e.into()))?;
-    std::fs::remove_file(from).map_err(Error::io("remove", from))
+    match rustix::fs::link(from, to) {
+        Ok(()) => std::fs::remove_file(from).map_err(Error::io("remove", from)),
+        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => rename_unlinkable(from, to),
+        Err(e) => Err(naming_error(to)(e.into())),
+    }
+}
+
+/// Renames where there are no links either, as on FAT through FUSE. Looking first is all that can be done; names that
+/// matter hold the number of their run, which nobody else has.
+fn rename_unlinkable(from: &Path, to: &Path) -> Result<()> {
+    if std::fs::symlink_metadata(to).is_ok() {
+        return Err(naming_error(to)(io::ErrorKind::AlreadyExists.into()));
+    }
+    rustix::fs::rename(from, to).map_err(|e| naming_error(to)(e.into()))
 }
 
 /// Makes a folder with exactly the permission bits `mode`, and its missing parents likewise, and syncs the parent of

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::place;
 use crate::error::{Error, Result};
-use crate::home::Home;
+use crate::home::{self, Home};
 use crate::store::Store;
 
 pub use deletion::{delete_archives, finish_deletions};
@@ -39,6 +39,14 @@ pub fn check(home: &Home, store: &Store) -> Result<()> {
             let _lock = FolderLock::take(home.backups())?;
             write_identity(home, store)
         }
+    }
+}
+
+/// Says what is wrong with the archive folder, and changes nothing: with it, no run could succeed.
+pub fn look(home: &Home, store: &Store) -> Result<()> {
+    match read_identity(home, store)? {
+        None if !home.backups().exists() => Ok(()),
+        _ => writable(home.backups()),
     }
 }
 
@@ -138,8 +146,5 @@ fn writable(folder: &Path) -> Result<()> {
 }
 
 fn unwritable(folder: &Path, cause: Error) -> Error {
-    let uid = rustix::process::geteuid().as_raw();
-    Error::new(cause.kind(), format!("the archive folder {} is not writable for uid {uid}", folder.display()))
-        .because(cause)
-        .hint(format!("run `chown -R {uid} {}`, or name another folder with --backups or BACKUP_DIR", folder.display()))
+    home::unwritable("the archive folder", folder, "--backups or BACKUP_DIR", cause)
 }

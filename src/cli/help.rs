@@ -3,11 +3,10 @@
 use clap::Command;
 
 /// The verbs in the order in which they are shown.
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     ("Most used", &["restore", "run", "status"]),
     ("Schedules", &["create", "list", "show", "edit", "pause", "resume", "delete", "next"]),
-    ("Runs and archives", &["history", "backups", "cancel", "accept"]),
-    ("Looking into archives", &["ls", "cat"]),
+    ("Runs and archives", &["history", "backups", "ls", "cat", "find", "diff", "cancel", "accept"]),
     ("Trust", &["verify", "drill", "prune", "pin", "forget", "rescan"]),
     ("Service and settings", &["start", "stop", "serve", "import", "export", "config"]),
 ];

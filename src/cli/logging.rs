@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::home::Home;
+use crate::home::{self, Home};
 
 /// A log file is set aside when it is longer than this.
 const ROTATE_AT: u64 = 5 * 1024 * 1024;
@@ -39,11 +39,11 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
         Log::Manager => "backup_manager",
         Log::Service { .. } => "backup_service",
     };
-    fs::DirBuilder::new().recursive(true).mode(home.folder_mode()).create(home.logs()).map_err(|e| {
-        Error::failed(format!("cannot make the log folder {}", home.logs().display()))
-            .because(e)
-            .hint("name another with --logs or BACKUP_LOGS, or make its parent writable")
-    })?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(home.folder_mode())
+        .create(home.logs())
+        .map_err(|e| unwritable(home.logs(), Error::io("make", home.logs())(e)))?;
     let file = LogFile::open(home.logs(), stem, home.file_mode())?;
     let mut dispatch = fern::Dispatch::new()
         .level(if verbose { LevelFilter::Debug } else { LevelFilter::Info })
@@ -74,11 +74,7 @@ struct LogFile {
 impl LogFile {
     fn open(folder: &Path, stem: &'static str, mode: u32) -> Result<LogFile> {
         let path = folder.join(format!("{stem}.log"));
-        let file = append(&path, mode).map_err(|e| {
-            Error::failed(format!("cannot write the log {}", path.display()))
-                .because(e)
-                .hint("name another folder with --logs or BACKUP_LOGS, or make this one writable")
-        })?;
+        let file = append(&path, mode).map_err(|e| unwritable(folder, Error::io("write", &path)(e)))?;
         Ok(LogFile { folder: folder.to_owned(), stem, mode, file })
     }
 
@@ -115,8 +111,21 @@ impl LogFile {
     }
 }
 
+/// What root makes goes to the owner of the folder: one command by root must not lock the service out of its log.
 fn append(path: &Path, mode: u32) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(mode).open(path)
+    let file = OpenOptions::new().append(true).create(true).mode(mode).open(path)?;
+    if rustix::process::geteuid().is_root()
+        && let Some(folder) = path.parent().and_then(|folder| fs::metadata(folder).ok())
+        && file.metadata()?.uid() != folder.uid()
+    {
+        // Refused where root has not the right to give files away, and no reason to lose lines.
+        let _ = std::os::unix::fs::fchown(&file, Some(folder.uid()), Some(folder.gid()));
+    }
+    Ok(file)
+}
+
+fn unwritable(folder: &Path, cause: Error) -> Error {
+    home::unwritable("the log folder", folder, "--logs or BACKUP_LOGS", cause)
 }
 
 impl Write for LogFile {

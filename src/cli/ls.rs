@@ -40,7 +40,7 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
     let selection = Selection::new(paths, Globs::parse(&[])?, Globs::parse(&[])?);
     let mut documents = Vec::new();
     let mut lines = Lines::new();
-    let trouble = visit(context, &archive, &selection, &mut |member, digest| {
+    let trouble = visit(context, &archive, &selection, |member, digest| {
         if context.format == Format::Json {
             documents.push(member_json(member, digest, &context.zone));
             return Ok(());
@@ -64,7 +64,7 @@ fn visit(
     context: &Context,
     archive: &Opened,
     selection: &Selection,
-    list: &mut dyn FnMut(&Member, Option<[u8; 32]>) -> Result<()>,
+    mut list: impl FnMut(&Member, Option<[u8; 32]>) -> Result<()>,
 ) -> Result<bool> {
     let known = archive.catalog_members(&mut |_, entry| {
         if selection.wants(&entry.member.path) { list(&entry.member, entry.content_digest) } else { Ok(()) }

@@ -4,8 +4,11 @@ mod archives;
 mod cat;
 mod config;
 mod create;
+mod diff;
 mod drill;
 mod edit;
+mod environment;
+mod find;
 mod help;
 mod history;
 mod io_class;
@@ -146,6 +149,10 @@ enum Command {
     /// Write members of an archive to standard output
     #[command(alias = "dump")]
     Cat(cat::CatArgs),
+    /// Find files over all archives, by glob, or the versions of one path
+    Find(find::FindArgs),
+    /// Show what changed between two archives, or an archive and its source
+    Diff(diff::DiffArgs),
 
     /// Start the service in the background
     Start(start::StartArgs),
@@ -270,6 +277,10 @@ impl Context {
 
 /// Runs the command line of this process; prints errors; returns the exit code.
 pub fn main() -> ExitCode {
+    if let Err(error) = environment::adopt_files() {
+        report(&error);
+        return ExitCode::from(error.kind().exit_code());
+    }
     let parsed = help::grouped(Cli::command())
         .try_get_matches_from(expand_aliases(std::env::args_os()))
         .and_then(|matches| Cli::from_arg_matches(&matches));
@@ -314,6 +325,8 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::History(args) => history::cmd_history(context, &args),
         Command::Ls(args) => ls::cmd_ls(context, &args),
         Command::Cat(args) => cat::cmd_cat(context, &args),
+        Command::Find(args) => find::cmd_find(context, &args),
+        Command::Diff(args) => diff::cmd_diff(context, &args),
         Command::Start(args) => start::cmd_start(context, &args),
         Command::Stop(args) => start::cmd_stop(context, &args),
         Command::Serve(args) => serve::cmd_serve(context, &args),
@@ -344,10 +357,13 @@ const ALIASES: [(&str, &str); 2] = [("snapshots", "backups"), ("check", "verify"
 /// Puts our verb in the place of one from another tool.
 fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
-    if let Some(verb) = args.iter_mut().skip(1).find(|arg| !arg.to_string_lossy().starts_with('-'))
-        && let Some((_, ours)) = ALIASES.iter().find(|(theirs, _)| verb == *theirs)
-    {
-        *verb = OsString::from(ours);
+    let Some(at) = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-')) else { return args };
+    let verb = at + 1;
+    if args[verb] == "versions" {
+        args[verb] = OsString::from("find");
+        args.insert(verb + 1, OsString::from("--versions"));
+    } else if let Some((_, ours)) = ALIASES.iter().find(|(theirs, _)| args[verb] == *theirs) {
+        args[verb] = OsString::from(ours);
     }
     args
 }

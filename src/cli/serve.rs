@@ -10,10 +10,12 @@ use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Context, config, logging, output, run};
+use super::{Context, config, environment, logging, output, run};
+use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
+use crate::supervisor::Supervisor;
 use crate::upkeep;
 
 /// What a detached service says on stdout when it serves.
@@ -21,28 +23,6 @@ pub const READY: &str = "ready";
 
 /// Pause before a database that was damaged is looked at again.
 const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
-
-/// Names in the environment that are not ours although they begin like it: what orchestrators inject for services.
-const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
-/// Every setting that the environment can hold.
-const KNOWN: [&str; 16] = [
-    "BACKUP_HOME",
-    "BACKUP_DB",
-    "BACKUP_DIR",
-    "BACKUP_LOGS",
-    "BACKUP_GROUP_READ",
-    "BACKUP_COMPRESS",
-    "BACKUP_WORKERS",
-    "BACKUP_THREADS",
-    "BACKUP_GRACE",
-    "BACKUP_NICE",
-    "BACKUP_REVERIFY_DAYS",
-    "BACKUP_DRILL_DAYS",
-    "BACKUP_HISTORY_DAYS",
-    "BACKUP_SCRATCH",
-    "BACKUP_UID",
-    "BACKUP_GID",
-];
 
 /// Options of a service, as `serve` and `start` take them.
 #[derive(Args, Debug, Default)]
@@ -72,14 +52,14 @@ pub struct ServiceOptions {
     #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
     scratch: Option<PathBuf>,
     /// Read this text file at start and whenever it changes
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "BACKUP_IMPORT")]
     import: Option<PathBuf>,
 }
 
 impl ServiceOptions {
     /// Refuses what no service could start with.
     pub fn check(&self, _context: &Context) -> Result<()> {
-        refuse_unknown_settings(std::env::vars_os().map(|(name, _)| name))?;
+        environment::refuse_unknown_settings(std::env::vars_os().map(|(name, _)| name))?;
         for (flag, value) in [("--workers", self.workers), ("--threads", self.threads)] {
             if value.is_some_and(|n| !(1..=256).contains(&n)) {
                 return Err(Error::usage(format!("{flag} takes a number from 1 to 256")));
@@ -133,11 +113,12 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         rustix::process::setsid()
             .map_err(|e| Error::failed("cannot leave the terminal").because(std::io::Error::from(e)))?;
     }
+    // From here on, for a main process of a container is deaf to signals that it has no handler for.
+    let (sender, events) = crossbeam_channel::unbounded();
+    watch_signals(sender.clone())?;
     let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
     logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
     log::info!("--> Instruction serve");
-    let (sender, events) = crossbeam_channel::unbounded();
-    watch_signals(sender.clone())?;
     loop {
         match serve(context, args, &events, &sender) {
             // Ending now would have the service started again and again, to the same end.
@@ -154,6 +135,9 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
 }
 
 fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
+    // What `start` has detached is nobody's service.
+    let notify = std::env::var_os("NOTIFY_SOCKET").filter(|_| !args.detached);
+    let supervisor = Supervisor::connect(notify.as_deref())?;
     let missing = !context.home.db().exists();
     let store = context.open_store(Access::Create)?;
     if missing {
@@ -174,6 +158,10 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         },
     };
     let runner = run::make_runner(context, &store, threads, Role::Service)?;
+    if let Err(error) = archive_folder::check(&context.home, &store) {
+        // Its disk may be mounted later; until then each run says so, and `status` is not healthy.
+        log::error!("{error}; {}", error.next_step().unwrap_or_default());
+    }
     let mut service = Service::register(runner, options, args.join)?;
     log::info!(
         "serving {} as process {}, time zone {} ({})",
@@ -186,22 +174,8 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         output::print_line(READY)?;
         leave_standard_streams()?;
     }
-    service.serve(events, sender)?;
+    service.serve(events, sender, &supervisor)?;
     log::info!("stopped");
-    Ok(())
-}
-
-/// A misspelt setting must not be ignored.
-fn refuse_unknown_settings(names: impl Iterator<Item = OsString>) -> Result<()> {
-    for name in names {
-        let name = name.to_string_lossy();
-        let ours = name.starts_with("BACKUP_") && !INJECTED.iter().any(|part| name.contains(part));
-        if ours && !KNOWN.contains(&&*name) {
-            let known = KNOWN.join(", ");
-            return Err(Error::usage(format!("{name} is set, and there is no such setting"))
-                .hint(format!("unset it or correct its name; there are: {known}")));
-        }
-    }
     Ok(())
 }
 
@@ -240,18 +214,4 @@ fn leave_standard_streams() -> Result<()> {
         .and_then(|()| rustix::stdio::dup2_stderr(&null))
         .and_then(|()| rustix::stdio::dup2_stdin(&null))
         .map_err(|e| Error::failed("cannot let go of the terminal").because(std::io::Error::from(e)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_misspelt_setting_is_refused_and_injected_ones_are_not() {
-        let check = |name: &str| refuse_unknown_settings([OsString::from(name)].into_iter());
-        assert!(check("BACKUP_COMPRES").is_err());
-        for fine in ["BACKUP_COMPRESS", "BACKUP_SYSTEM_SERVICE_HOST", "BACKUP_SYSTEM_PORT_80_TCP", "PATH"] {
-            assert!(check(fine).is_ok(), "{fine}");
-        }
-    }
 }

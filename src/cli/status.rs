@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::output::{self, Format};
 use super::{Context, start, terminal};
+use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::report::Progress;
@@ -24,7 +25,7 @@ const TICK_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Args)]
 pub struct StatusArgs {
-    /// Only whether the service lives, ticks and can write: for health checks
+    /// Only whether the service lives, ticks and can write where it must: for health checks
     #[arg(long)]
     service: bool,
 }
@@ -104,6 +105,8 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
             context.home.db().display(),
             context.home.backups().display()
         ));
+    } else if let Err(error) = archive_folder::look(&context.home, store) {
+        trouble.push(error.to_string());
     }
     Ok(ServiceState { workers, trouble })
 }
@@ -114,7 +117,7 @@ fn tell_service(context: &Context, service: &ServiceState) -> Result<u8> {
         let pids: Vec<u32> = service.workers.iter().map(|(row, _)| row.pid).collect();
         output::print_json(&json!({ "healthy": healthy, "pids": pids, "trouble": service.trouble }))?;
     } else if healthy {
-        output::print_line("the service is alive, ticks, and can write its store")?;
+        output::print_line("the service is alive, ticks, and can write its store and its archive folder")?;
     } else {
         output::print_line(&service.trouble.join("\n"))?;
     }

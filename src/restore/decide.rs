@@ -316,13 +316,21 @@ impl Restorer<'_, '_> {
             report.files += 1;
         };
         let folder = self.tree.folder_of(path)?;
-        let Some(folder) = folder.filter(|_| !self.options.dry_run) else {
+        let carrier_folder: Option<Arc<_>> = match self.tree.look_up_folder_of(carrier) {
+            Err(_) if self.options.dry_run => None,
+            found => Some(found?),
+        };
+        let there = match &carrier_folder {
+            Some(carrier_folder) => extract::look(&**carrier_folder, carrier.file_name())?,
+            None => None,
+        };
+        let (Some(folder), Some(carrier_folder), true) =
+            (folder, carrier_folder, there.is_some() || !self.options.dry_run)
+        else {
             (self.conduct.told)(Action::Create, path);
             self.shared.placed(path, count);
             return Ok(());
         };
-        let carrier_folder: Arc<_> = self.tree.look_up_folder_of(carrier)?;
-        let there = extract::look(&*carrier_folder, carrier.file_name())?;
         let there = there.filter(|stat| extract::kind_of(stat) != Some(MemberKind::Folder));
         let Some(there) = there else {
             self.refuse(path.as_bytes(), &format!("it is a hard link to {carrier}, which is no file"));
@@ -345,6 +353,10 @@ impl Restorer<'_, '_> {
             }
             Action::Create | Action::Replace => {
                 (self.conduct.told)(action, path);
+                if self.options.dry_run {
+                    self.shared.placed(path, count);
+                    return Ok(());
+                }
                 let made = Made::hard_link(&folder.handle, &*carrier_folder, carrier.file_name())?;
                 made.place(path.file_name(), replace)?;
                 self.shared.placed(path, count);

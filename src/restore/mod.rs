@@ -4,6 +4,7 @@
 //! write small files. Folders get their mode and times last. A restore that was cut off is finished by running it
 //! again: whatever stands at its place with the right size and time is whole.
 
+mod compare;
 mod decide;
 mod opened;
 mod read_file;
@@ -30,6 +31,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 use crate::report::{Observer, Progress};
+pub use compare::{Brief, Change, Contents, compare, contents};
 pub use opened::Opened;
 pub use read_file::read_file;
 pub use report::{Paths, Report};
@@ -275,7 +277,7 @@ impl Digests {
 
 impl Restorer<'_, '_> {
     fn run(&mut self, selection: &Selection) -> Result<()> {
-        self.pass(selection, &mut |restorer, members, entry| restorer.member(members, entry))?;
+        self.pass(selection, |restorer, members, entry| restorer.member(members, entry))?;
         let missing = selection.missing();
         if !missing.is_empty() {
             return Err(self.archive.not_found(&missing));
@@ -287,7 +289,7 @@ impl Restorer<'_, '_> {
     fn pass(
         &mut self,
         selection: &Selection,
-        restore: &mut dyn FnMut(&mut Self, &mut Members, Box<Entry>) -> Result<()>,
+        mut restore: impl FnMut(&mut Self, &mut Members, Box<Entry>) -> Result<()>,
     ) -> Result<()> {
         let mut members = self.archive.members(selection, self.options.threads)?;
         while let Some(event) = members.next()? {
@@ -364,7 +366,7 @@ impl Restorer<'_, '_> {
             return Ok(());
         }
         let selection = Selection::exactly(waiting.keys().cloned().collect())?;
-        self.pass(&selection, &mut |restorer, members, mut entry| {
+        self.pass(&selection, |restorer, members, mut entry| {
             if entry.member.kind == MemberKind::HardLink {
                 return Ok(());
             }

@@ -104,7 +104,7 @@ pub(super) fn read_content(
 }
 
 fn put_zeros(mut count: u64, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    const ZEROS: [u8; 65536] = [0; 65536];
+    static ZEROS: [u8; 65536] = [0; 65536];
     while count > 0 {
         let now = count.min(ZEROS.len() as u64);
         put(&ZEROS[..now as usize])?;

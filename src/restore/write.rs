@@ -139,7 +139,7 @@ impl Writer<'_> {
     }
 
     fn hash_zeros(&mut self, end: u64) {
-        const ZEROS: [u8; 65536] = [0; 65536];
+        static ZEROS: [u8; 65536] = [0; 65536];
         let Some(hasher) = &mut self.hasher else { return };
         while self.hashed < end {
             let count = (end - self.hashed).min(ZEROS.len() as u64);

@@ -32,7 +32,7 @@ use crate::worker::Worker;
 use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
-pub use preview::{Listing, free_bytes, list_source, measure};
+pub use preview::{Listing, free_bytes, list_source, measure, visit_source};
 pub use recovery::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
 pub(crate) use source_root::SourceRoot;
 
@@ -132,7 +132,8 @@ impl Runner {
         conduct: &Conduct<'_>,
         monitor: &Monitor<'_>,
     ) -> std::result::Result<(ScheduleRow, Made), Failure> {
-        let row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
+        let mut row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
+        row.schedule.compression = intent.compression;
         archive_folder::check(&self.home, &self.store).map_err(Failure::source)?;
         let source = SourceRoot::find(&self.home, &row).map_err(Failure::source)?;
         let scan_started = self.clock.now();

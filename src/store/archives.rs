@@ -15,6 +15,8 @@ pub struct Intent {
     pub file_name: String,
     /// Temporary name in the same folder.
     pub temporary_name: String,
+    /// What the names promise, whatever the schedule is changed to meanwhile.
+    pub compression: Compression,
 }
 
 /// How far an archive has come.
@@ -366,6 +368,7 @@ pub(super) fn write_intent(
     let intent = Intent {
         file_name: format!("{name}/{stem}"),
         temporary_name: format!("{name}/.{stem}.{attempt}-{}.part", &random[..8]),
+        compression,
     };
     transaction.execute(
         "INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')",

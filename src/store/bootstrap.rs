@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{WAYS_OUT, configure, fault};
 use crate::error::{Error, ErrorKind, Result};
-use crate::home::beside;
+use crate::home::{self, beside};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -23,6 +23,8 @@ mod embedded {
 
 /// "BKMG": what `PRAGMA application_id` of our databases says.
 const APPLICATION_ID: i32 = 0x424B_4D47;
+/// Where refinery keeps which migrations were applied.
+const HISTORY: &str = "refinery_schema_history";
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
 const SQLITE_OLDEST: i32 = 3_051_003;
 
@@ -77,11 +79,11 @@ impl Bootstrap {
 
     fn make_folder(&self, path: &Path) -> Result<()> {
         let Some(folder) = path.parent() else { return Ok(()) };
-        fs::DirBuilder::new().recursive(true).mode(self.folder_mode).create(folder).map_err(|e| {
-            Error::failed(format!("cannot make the home {}", folder.display()))
-                .because(e)
-                .hint("name another folder with --home or BACKUP_HOME, or make this one writable")
-        })
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(self.folder_mode)
+            .create(folder)
+            .map_err(|e| unwritable(path, Error::io("make", folder)(e)))
     }
 
     fn open_lock(&self, path: &Path) -> Result<File> {
@@ -95,13 +97,7 @@ impl Bootstrap {
             .mode(0o644)
             .open(&lock)
             .or_else(|error| File::open(&lock).map_err(|_| error))
-            .map_err(|e| {
-                let folder = path.parent().unwrap_or(path).display();
-                let uid = rustix::process::getuid().as_raw();
-                Error::failed(format!("the home {folder} is not writable for uid {uid}")).because(e).hint(format!(
-                    "run `chown {uid} {folder}`, run as its owner, or name another folder with --home or BACKUP_HOME"
-                ))
-            })
+            .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
 
     /// Returns the identity if the database is ours and at the newest schema, `None` if it has to be made or migrated.
@@ -109,6 +105,7 @@ impl Bootstrap {
         if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {
             return Ok(None);
         }
+        self.refuse_foreign_owner(path)?;
         let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
         configure(&mut connection).map_err(|e| opening_fault(path, e))?;
         let pragma = |name: &str| -> Result<i32> {
@@ -117,9 +114,10 @@ impl Bootstrap {
         let (application, version) = (pragma("application_id")?, pragma("user_version")?);
         if application != APPLICATION_ID {
             let tables: i64 = connection
-                .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+                .query_row("SELECT count(*) FROM sqlite_schema WHERE tbl_name <> ?1", [HISTORY], |row| row.get(0))
                 .map_err(|e| opening_fault(path, e))?;
-            // An empty one is left behind by a process that died while it made it.
+            // An empty one is left behind by a process that died while it made it; refinery commits its own table
+            // before the migrations.
             return if tables == 0 { Ok(None) } else { Err(foreign(path)) };
         }
         if version > newest() {
@@ -138,6 +136,20 @@ impl Bootstrap {
             .optional()
             .map_err(|e| opening_fault(path, e))?;
         uuid.and_then(|text| Uuid::from_str(&text).ok()).map(Some).ok_or_else(|| foreign(path))
+    }
+
+    /// SQLite tells of a database that belongs to somebody else only that it cannot open it.
+    fn refuse_foreign_owner(&self, path: &Path) -> Result<()> {
+        let wanted = match self.access {
+            Access::Existing => rustix::fs::Access::READ_OK,
+            Access::Create => rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
+        };
+        match rustix::fs::access(path, wanted) {
+            Err(rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS) => {
+                Err(unwritable(path, Error::failed("no permission for the database itself")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes or migrates the database with nobody else at it.
@@ -206,6 +218,11 @@ impl Bootstrap {
             .and_then(|()| file.sync_all())
             .map_err(Error::io("sync", &copy))
     }
+}
+
+fn unwritable(path: &Path, cause: Error) -> Error {
+    let folder = path.parent().unwrap_or(path);
+    home::unwritable("the folder of the database", folder, "--home, BACKUP_HOME, --db or BACKUP_DB", cause)
 }
 
 /// Returns the newest schema version that the embedded migrations make.
@@ -297,6 +314,19 @@ mod tests {
 
     const CREATE: Bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
     const EXISTING: Bootstrap = Bootstrap { access: Access::Existing, ..CREATE };
+
+    #[test]
+    fn a_creation_that_was_cut_off_at_any_step_is_finished_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = "CREATE TABLE refinery_schema_history (version INT4 PRIMARY KEY, name VARCHAR(255), \
+                       applied_on VARCHAR(255), checksum VARCHAR(255))";
+        for (at, left) in ["", "PRAGMA journal_mode = WAL", history].into_iter().enumerate() {
+            let path = dir.path().join(format!("{at}.db"));
+            fs::write(&path, "").unwrap();
+            Connection::open(&path).unwrap().execute_batch(left).unwrap();
+            Store::open(&path, &CREATE).unwrap();
+        }
+    }
 
     #[test]
     fn a_new_database_is_private_and_keeps_its_identity() {

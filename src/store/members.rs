@@ -128,6 +128,16 @@ impl Store {
         })
     }
 
+    /// Returns the sources that archives were made of, each once.
+    pub fn source_roots(&self) -> Result<Vec<Vec<u8>>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT DISTINCT source_root FROM archive")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
     /// Returns the source of an archive as it was resolved when it was made.
     pub fn source_root(&self, run: i64) -> Result<Vec<u8>> {
         self.read(|connection| {

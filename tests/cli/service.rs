@@ -138,3 +138,49 @@ fn several_services_and_commands_share_the_work_exactly_once() {
     assert_eq!(home.number(twice), 0);
     assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")));
 }
+
+#[test]
+fn a_service_manager_hears_that_it_serves_lives_and_stops() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let socket = std::os::unix::net::UnixDatagram::bind(home.path("notify")).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    let heard = || {
+        let mut bytes = [0; 200];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    let mut command = home.command(&["serve", "-q"]);
+    let service = Running(command.env("NOTIFY_SOCKET", home.path("notify")).spawn().unwrap());
+    assert!(heard().starts_with("READY=1\n"));
+    assert_eq!(heard(), "WATCHDOG=1\n");
+    let _ = home.run(&["stop"]).ok();
+    let told = std::iter::repeat_with(heard).find(|told| told != "WATCHDOG=1\n").unwrap();
+    assert!(told.starts_with("STOPPING=1\n"), "{told}");
+    drop(service);
+}
+
+#[test]
+fn a_setting_in_a_file_counts_as_if_it_were_set() {
+    let home = TestHome::with_sources(&["a"]);
+    fs::write(home.path("compress"), "gzip:3\n").unwrap();
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let file = home.path("compress");
+    let shown = home.run_with(("BACKUP_COMPRESS_FILE", file.to_str().unwrap()), &["config", "compress"]).ok();
+    assert!(shown.stdout.contains("gzip:3"), "{shown:?}");
+    let _ = home.run_with(("BACKUP_COMPRESS_FILE", "/nowhere/x"), &["list"]).fails(2, &["/nowhere/x", "next:"]);
+}
+
+#[test]
+fn a_foreign_archive_folder_makes_the_service_unhealthy() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    for beside in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(home.path(&format!("backup.db{beside}")));
+    }
+    let _ = home.run(&["start"]).ok();
+    let status = home.run(&["status", "--service"]);
+    assert_eq!(status.code, 1, "{status:?}");
+    assert!(status.stdout.contains("another database"), "{status:?}");
+    assert!(home.log("backup_service.log").contains("Error the archive folder"));
+}

@@ -32,7 +32,10 @@ pub struct World {
 
 impl World {
     pub fn new() -> World {
-        let dir = tempfile::tempdir().expect("a temporary folder");
+        World::within(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    pub fn within(dir: tempfile::TempDir) -> World {
         let places = Places { home: Some(dir.path().to_owned()), ..Places::default() };
         let home = Arc::new(Home::locate(&places, dir.path()).expect("a home"));
         let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };

@@ -30,8 +30,8 @@ impl Block {
             rest + 8 * i64::from(b' ')
         };
         // Some old tars added up signed bytes.
-        let is_right = [sum(|b| i64::from(b)), sum(|b| i64::from(b.cast_signed()))].contains(&told.cast_signed());
-        is_right.then(|| Block(*bytes))
+        let is_right = [sum(i64::from), sum(|b| i64::from(b.cast_signed()))].contains(&told.cast_signed());
+        is_right.then_some(Block(*bytes))
     }
 
     pub fn family(&self) -> Family {

@@ -165,9 +165,13 @@ impl Builder<'_, '_> {
         };
         let xattrs = match found.xattrs() {
             Ok(xattrs) => xattrs,
-            // A folder stays: what it holds has been found, or will be.
-            Err(problem) if found.kind == MemberKind::Folder || problem.kind == ProblemKind::Unreadable => {
+            Err(problem) if problem.kind == ProblemKind::Unreadable => {
                 self.flow.problem(read::attributes_lost(problem));
+                Xattrs::new()
+            }
+            // A folder stays, for what it held when it was listed follows, if it can still be read.
+            Err(problem) if found.kind == MemberKind::Folder => {
+                self.flow.problem(problem);
                 Xattrs::new()
             }
             Err(problem) => return Err(problem),

@@ -1,0 +1,37 @@
+# backup-manager in a container: built in one stage, run in another that holds nothing but Debian and the program.
+# Plain Dockerfile syntax: the old builder and BuildKit make the same image.
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /build
+
+# What the program depends on takes most of the time and changes seldom: it is built around an empty program, in a layer
+# of its own that stays as long as these two files do.
+COPY Cargo.toml Cargo.lock ./
+RUN mkdir src \
+    && echo 'fn main() {}' >src/main.rs \
+    && : >src/lib.rs \
+    && cargo build --release --locked \
+    && rm -r src
+
+COPY migrations migrations
+COPY src src
+# A clone's files may be older than the empty program, and cargo goes by the time of change.
+RUN touch src/main.rs src/lib.rs \
+    && cargo build --release --locked --bin backup-manager \
+    && strip target/release/backup-manager
+
+FROM debian:bookworm-slim
+RUN useradd --uid 1000 --user-group --home-dir /app --no-create-home --shell /usr/sbin/nologin backupuser \
+    && mkdir -p /app/data /app/backups /app/logs /app/restore /app/db \
+    && chown -R backupuser:backupuser /app \
+    # A new volume takes over this mode. It lets BACKUP_UID be any user; what the program writes there is private.
+    && chmod 0777 /app/db
+COPY --from=build /build/target/release/backup-manager /usr/local/bin/backup-manager
+
+WORKDIR /app
+ENV BACKUP_HOME=/app BACKUP_DB=/app/db/backup.db
+USER backupuser
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["backup-manager", "status", "--service"]
+ENTRYPOINT ["backup-manager"]
+CMD ["serve"]

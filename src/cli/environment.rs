@@ -1,0 +1,122 @@
+//! Settings in the environment: which there are, and those whose value lies in a file (`NAME_FILE`).
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::error::{Error, Result};
+
+/// Names in the environment that are not ours although they begin like it: what orchestrators inject for services.
+const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
+/// Every setting that the environment can hold.
+const KNOWN: [&str; 15] = [
+    "BACKUP_HOME",
+    "BACKUP_DB",
+    "BACKUP_DIR",
+    "BACKUP_LOGS",
+    "BACKUP_GROUP_READ",
+    "BACKUP_COMPRESS",
+    "BACKUP_WORKERS",
+    "BACKUP_THREADS",
+    "BACKUP_GRACE",
+    "BACKUP_NICE",
+    "BACKUP_IMPORT",
+    "BACKUP_REVERIFY_DAYS",
+    "BACKUP_DRILL_DAYS",
+    "BACKUP_HISTORY_DAYS",
+    "BACKUP_SCRATCH",
+];
+/// What docker-compose.yml reads, and the program does not.
+const OF_COMPOSE: [&str; 2] = ["BACKUP_UID", "BACKUP_GID"];
+/// Behind a name: the value lies in the file that the variable names, as secrets and configurations are mounted.
+const IN_FILE: &str = "_FILE";
+
+/// Takes the settings given as `NAME_FILE` for `NAME`, and starts this program over with them, in the same process.
+///
+/// Errors: `Usage` for a file that cannot be read, and for a setting given both ways.
+pub fn adopt_files() -> Result<()> {
+    let given = std::env::vars_os().collect();
+    let values = read_files(&given)?;
+    if values.is_empty() {
+        return Ok(());
+    }
+    // A process cannot safely change its own environment while it may have threads.
+    let program = std::env::current_exe().map_err(|e| Error::failed("cannot find this program").because(e))?;
+    let mut command = Command::new(program);
+    for (name, value) in values {
+        command.env_remove(format!("{name}{IN_FILE}")).env(name, value);
+    }
+    Err(Error::failed("cannot start this program over").because(command.args(std::env::args_os().skip(1)).exec()))
+}
+
+fn read_files(given: &BTreeMap<OsString, OsString>) -> Result<Vec<(&'static str, OsString)>> {
+    let mut values = Vec::new();
+    for name in KNOWN {
+        let in_file = format!("{name}{IN_FILE}");
+        let Some(file) = given.get(OsStr::new(&in_file)).filter(|file| !file.is_empty()) else { continue };
+        if given.get(OsStr::new(name)).is_some_and(|value| !value.is_empty()) {
+            return Err(Error::usage(format!("{name} and {in_file} are both set")).hint("unset one of them"));
+        }
+        let text = fs::read(Path::new(file)).map_err(|e| {
+            Error::usage(format!("{in_file} names {}, which cannot be read", file.to_string_lossy()))
+                .because(e)
+                .hint(format!("mount that file, or set {name} itself"))
+        })?;
+        values.push((name, OsStr::from_bytes(text.trim_ascii()).to_owned()));
+    }
+    Ok(values)
+}
+
+/// Refuses a misspelt setting: it must not be ignored.
+pub fn refuse_unknown_settings(names: impl Iterator<Item = OsString>) -> Result<()> {
+    for name in names {
+        let name = name.to_string_lossy();
+        let ours = name.starts_with("BACKUP_") && !INJECTED.iter().any(|part| name.contains(part));
+        // A setting whose file is named is known, too: where the name of the file is empty, it counts as not set.
+        let setting = name.strip_suffix(IN_FILE).unwrap_or(&name);
+        if ours && !KNOWN.contains(&setting) && !OF_COMPOSE.contains(&&*name) {
+            return Err(Error::usage(format!("{name} is set, and there is no such setting")).hint(format!(
+                "unset it or correct its name; there are: {}, each also as NAME{IN_FILE}",
+                KNOWN.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_setting_is_refused_and_injected_ones_are_not() {
+        let check = |name: &str| refuse_unknown_settings([OsString::from(name)].into_iter());
+        for wrong in ["BACKUP_COMPRES", "BACKUP_COMPRES_FILE", "BACKUP_UID_FILE"] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
+        let fine = ["BACKUP_COMPRESS", "BACKUP_SYSTEM_SERVICE_HOST", "BACKUP_SYSTEM_PORT_80_TCP", "BACKUP_UID", "PATH"];
+        for fine in fine {
+            assert!(check(fine).is_ok(), "{fine}");
+        }
+        assert!(check("BACKUP_DB_FILE").is_ok());
+    }
+
+    #[test]
+    fn a_setting_may_lie_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        fs::write(&file, "zstd:7\n").unwrap();
+        let mut given = BTreeMap::from([("BACKUP_COMPRESS_FILE".into(), file.clone().into_os_string())]);
+        assert_eq!(read_files(&given).unwrap(), [("BACKUP_COMPRESS", OsString::from("zstd:7"))]);
+        given.insert("BACKUP_COMPRESS".into(), "gzip".into());
+        assert!(read_files(&given).unwrap_err().to_string().contains("both set"));
+        given.remove(OsStr::new("BACKUP_COMPRESS"));
+        fs::remove_file(&file).unwrap();
+        let error = read_files(&given).unwrap_err().to_string();
+        assert!(error.contains("BACKUP_COMPRESS_FILE") && error.contains("secret"), "{error}");
+    }
+}
