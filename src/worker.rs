@@ -242,7 +242,8 @@ mod tests {
         let mut left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         let mut wanted = vec![living.uuid().to_string(), second.uuid().to_string(), "notes".to_owned()];
-        (left.sort(), wanted.sort());
+        left.sort();
+        wanted.sort();
         assert_eq!(left, wanted);
     }
 

@@ -23,7 +23,7 @@ use crate::prove::promises::{Promises, When, column, difference, picture};
 const CALLS: &str = "write,pwrite64,fsync,fdatasync,rename,renameat,renameat2,link,linkat,unlink,unlinkat,openat,\
                      mkdir,ftruncate,symlink,symlinkat,fchmod";
 /// After that a command is taken to wait for better times, as it does where the database cannot be written.
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Returns why nothing can be injected here, if so.
 pub fn cannot() -> Option<String> {

@@ -1,14 +1,15 @@
 //! The steps, and what must hold after each.
 
+#[path = "changes.rs"]
+mod changes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use backup_manager::archive_folder;
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::error::ErrorKind;
 use backup_manager::runner::{Cancel, Conduct, Recovered, Runner, recover};
-use backup_manager::schedule::{CatchUp, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{
     Claim, ClaimNow, Completed, Due, Intent, Materialised, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
@@ -17,7 +18,7 @@ use chrono_tz::Tz;
 use uuid::Uuid;
 
 use crate::accident::{STAGES, Silent, Stage, carry_to};
-use crate::model::{Expected, Rule};
+use crate::model::Expected;
 use crate::prove::promises::{Promises, When, difference, picture};
 use crate::prove::random::Random;
 use crate::prove::{fast_folder, say};
@@ -177,12 +178,18 @@ impl Simulation {
         }
         process.last_tick = Some(now);
         process.service.as_mut().expect("a service").tick().unwrap();
-        let after = self.known();
+        let runs = self.world.runs();
         for schedule in &mut self.schedules {
             let id = schedule.id;
-            if let Some(newest) = schedule.come_round(zone, now, |instant| known.contains(&(id, instant))) {
-                assert!(after.contains(&(id, newest)), "{}: due at {newest}, and no run says so", schedule.name);
-            }
+            let Some(newest) = schedule.come_round(zone, now, |instant| known.contains(&(id, instant))) else {
+                continue;
+            };
+            let instant = Some(Timestamp::from_millis(newest));
+            let run = runs.iter().find(|run| run.schedule_id == id && run.scheduled_for == instant);
+            let run = run.unwrap_or_else(|| panic!("{}: due at {newest}, and no run says so", schedule.name));
+            let missed = schedule.skip && now.millis() - newest > 120_000;
+            let as_told = known.contains(&(id, newest)) || (run.state == RunState::Missed) == missed;
+            assert!(as_told, "{}: due at {newest}, {:?} at {now:?}", schedule.name, run.state);
         }
         let living: BTreeSet<Uuid> = self.processes.iter().map(|process| process.runner.row.uuid).collect();
         for run in self.world.store.running().unwrap() {
@@ -387,127 +394,6 @@ impl Simulation {
         self.processes.remove(at);
     }
 
-    fn rule(&mut self) -> Rule {
-        match self.random.below(4) {
-            0 => Rule::Quarters,
-            1 => Rule::Hourly(self.random.between(0, 59) as i64),
-            2 => Rule::Daily(vec![self.random.between(0, 1_439) as i64]),
-            _ => {
-                let first = self.random.between(0, 700) as i64;
-                Rule::Daily(vec![first, first + 1 + self.random.between(0, 700) as i64])
-            }
-        }
-    }
-
-    /// A schedule as the program has it, with chance options.
-    fn form(&mut self, name: &str, rule: &Rule) -> Schedule {
-        let source = name.as_bytes().to_owned();
-        let mut schedule = Schedule::new(ScheduleName::parse(name).unwrap(), source, rule.cadence());
-        schedule.compression = self.random.pick(&["none", "gzip", "zstd"]).parse().unwrap();
-        schedule.zone =
-            if self.random.one_in(3) { Some(*self.random.pick(&[Tz::UTC, Tz::Asia__Kolkata])) } else { None };
-        schedule.catch_up = if self.random.one_in(4) { CatchUp::Skip } else { CatchUp::Latest };
-        schedule
-    }
-
-    fn watermark(&self, schedule: &Schedule) -> Watermark {
-        let now = self.now();
-        Watermark { handled_until: now, next_due: schedule.next_after(self.zone, now).filter(|_| schedule.enabled) }
-    }
-
-    fn create(&mut self, name: &str) {
-        let rule = self.rule();
-        let form = self.form(name, &rule);
-        self.fill_source(name);
-        let made = self.world.store.create_schedules(&[(form.clone(), self.watermark(&form))], self.now()).unwrap();
-        self.note(format!("{name} is made: {rule:?} in {:?}", form.zone));
-        let accounted = self.schedules.iter().find(|known| known.name == name).map_or(0, |known| known.accounted);
-        self.schedules.retain(|known| known.name != name);
-        self.schedules.push(Expected {
-            id: made[0].0,
-            name: name.to_owned(),
-            rule,
-            offset: form.zone.map(|zone| if zone == Tz::UTC { 0 } else { 330 }),
-            enabled: true,
-            deleted: false,
-            skip: form.catch_up == CatchUp::Skip,
-            handled: self.now().millis(),
-            accounted,
-        });
-    }
-
-    fn edit(&mut self) {
-        let at = self.random.below(self.schedules.len());
-        if self.schedules[at].deleted {
-            return;
-        }
-        let (name, id) = (self.schedules[at].name.clone(), self.schedules[at].id);
-        let rule = if self.random.one_in(2) { self.rule() } else { self.schedules[at].rule.clone() };
-        let mut form = self.form(&name, &rule);
-        form.enabled = !self.random.one_in(3);
-        let watermark = self.watermark(&form);
-        self.world.store.edit_schedules(&[(id, form.clone(), watermark)], self.now()).unwrap();
-        self.note(format!("{name} is edited: {rule:?} in {:?}, enabled: {}", form.zone, form.enabled));
-        let handled = self.now().millis();
-        let schedule = &mut self.schedules[at];
-        schedule.rule = rule;
-        schedule.offset = form.zone.map(|zone| if zone == Tz::UTC { 0 } else { 330 });
-        schedule.enabled = form.enabled;
-        schedule.skip = form.catch_up == CatchUp::Skip;
-        schedule.handled = handled;
-    }
-
-    fn delete_or_create(&mut self) {
-        let name = *self.random.pick(&NAMES);
-        let Some(at) = self.schedules.iter().position(|schedule| schedule.name == name && !schedule.deleted) else {
-            return self.create(name);
-        };
-        self.world.store.delete_schedule(self.schedules[at].id, self.now()).unwrap();
-        self.schedules[at].deleted = true;
-        self.note(format!("{name} is deleted"));
-    }
-
-    fn fill_source(&mut self, name: &str) {
-        let folder = self.world.path(name);
-        fs::create_dir_all(&folder).unwrap();
-        for file in 0..self.random.between(1, 4) {
-            let length = self.random.below(5_000);
-            fs::write(folder.join(format!("file {file}")), vec![self.random.next() as u8; length]).unwrap();
-        }
-    }
-
-    fn change_source(&mut self) {
-        let name = *self.random.pick(&NAMES);
-        let folder = self.world.path(name);
-        match self.random.below(4) {
-            0 if folder.exists() => fs::remove_dir_all(&folder).unwrap(),
-            1 if folder.exists() => {
-                fs::remove_dir_all(&folder).unwrap();
-                fs::create_dir(&folder).unwrap();
-            }
-            _ => self.fill_source(name),
-        }
-        self.note(format!("the source of {name} changes"));
-    }
-
-    /// Archives on their way out, left at one of the steps.
-    fn delete_archive(&mut self) {
-        let archives = self.world.store.archives(None).unwrap();
-        if archives.is_empty() || !self.mounted {
-            return;
-        }
-        let archive = self.random.pick(&archives).clone();
-        self.note(format!("the archive @{} is being deleted", archive.run));
-        match self.random.below(3) {
-            0 => archive_folder::delete_archives(&self.world.home, &self.world.store, &[archive.run]).unwrap(),
-            1 => self.world.store.mark_deleting(&[archive.run]).unwrap(),
-            _ => {
-                self.world.store.mark_deleting(&[archive.run]).unwrap();
-                fs::remove_file(self.world.home.backups().join(&archive.file_name)).unwrap();
-            }
-        }
-    }
-
     /// A service that reckoned long ago what is due, and acts on it now.
     fn be_stale(&mut self) {
         let now = self.now();
@@ -535,21 +421,6 @@ impl Simulation {
             schedule.accounted += if known { 0 } else { due.count };
         }
         self.note(format!("a stale service acts: {done:?}"));
-    }
-
-    fn mount(&mut self) {
-        let (here, away) = (self.world.path("backups"), self.world.path("away"));
-        if self.mounted && self.world.store.archives(None).unwrap().is_empty() {
-            return;
-        }
-        if self.mounted {
-            fs::rename(&here, &away).unwrap();
-        } else {
-            assert!(!here.exists(), "something was written where the disk was not mounted (I9)");
-            fs::rename(&away, &here).unwrap();
-        }
-        self.mounted = !self.mounted;
-        self.note(format!("the archive folder is mounted: {}", self.mounted));
     }
 
     fn cancel(&mut self) {

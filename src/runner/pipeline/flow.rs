@@ -7,8 +7,8 @@ use crate::archive::buffer::Buffer;
 use crate::error::{Error, ErrorKind};
 use crate::report::{Observer, Problem};
 
-/// Bytes of chunks that may be under way at once for each thread, raw and encoded together, and in all. With the codecs and
-/// what the members take in memory this keeps the pipeline below 48 MiB.
+/// Bytes of chunks that may be under way at once for each thread, raw and encoded together, and in all. With the
+/// codecs and what the members take in memory this keeps the pipeline below 48 MiB.
 const THREAD_BYTES: u64 = 8 << 20;
 const LEAST_BYTES: u64 = 16 << 20;
 const MOST_BYTES: u64 = 32 << 20;
