@@ -77,6 +77,8 @@ pub struct Options {
     pub devices: bool,
     /// Opens folders component by component, as on systems without `openat2`.
     pub by_steps: bool,
+    /// Waits in the end until everything is on disk.
+    pub sync: bool,
     /// Threads that decode, and as many that write.
     pub threads: usize,
 }
@@ -93,6 +95,7 @@ impl Options {
             setuid: false,
             devices: false,
             by_steps: false,
+            sync: true,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -177,6 +180,7 @@ pub fn restore(
         return Err(fatal);
     }
     if let Some(target) = result?.leave()
+        && options.sync
         && !options.dry_run
     {
         target.sync()?;

@@ -36,7 +36,7 @@ impl Scene {
     fn restore(&self, name: &str, bytes: &[u8], by_steps: bool, overwrite: Overwrite) -> Result<Report, ErrorKind> {
         let file = self.folder.path().join("archive");
         fs::write(&file, bytes).unwrap();
-        let options = Options { by_steps, overwrite, threads: 2, ..Options::to(&self.target()) };
+        let options = Options { by_steps, overwrite, sync: false, threads: 2, ..Options::to(&self.target()) };
         let report = restore_all(&file, &options).map_err(|error| error.kind());
         self.check(name);
         report
@@ -189,7 +189,7 @@ fn headers() -> Vec<Case> {
             good(tar().block(Block::new(b"l", b'L', 15)).bytes(b"../canary/file\0").file("x", b"e")),
             Want::Refused(1),
         ),
-        ("a giant long name", tar().file("good", b"good").block(Block::new(b"l", b'L', 1 << 33)).end(), Want::Damaged),
+        ("a giant long name", tar().file("good", b"good").block(Block::new(b"l", b'L', 1 << 32)).end(), Want::Damaged),
         ("very deep", good(tar().pax(&[("path", deep.as_bytes())]).file("x", b"evil")), Want::Refused(1)),
         ("a negative size", good(tar().block(base_256(0xff))), Want::Refused(1)),
         (
