@@ -194,7 +194,7 @@ fn headers() -> Vec<Case> {
         ("a negative size", good(tar().block(base_256(0xff))), Want::Refused(1)),
         (
             "a size beyond all",
-            tar().file("good", b"good").block(base_256(0x80).with(|b| b[125..128].fill(0))).end(),
+            tar().file("good", b"good").block(base_256(0x80).with(|b| b[125..129].fill(0))).end(),
             Want::Damaged,
         ),
         (
