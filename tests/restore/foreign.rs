@@ -127,7 +127,10 @@ fn bsdtar_and_python() {
         for format in ["USTAR_FORMAT", "GNU_FORMAT", "PAX_FORMAT"] {
             let file = folder.path().join("python.tar");
             let script = format!(
-                "import tarfile,sys\nt=tarfile.open(sys.argv[1],'w',format=tarfile.{format})\nt.add(sys.argv[2],'source')\nt.close()"
+                "import tarfile, sys\n\
+                 t = tarfile.open(sys.argv[1], 'w', format=tarfile.{format})\n\
+                 t.add(sys.argv[2], 'source')\n\
+                 t.close()"
             );
             run_tool(Command::new("python3").args(["-c", &script]).arg(&file).arg(&source));
             check(&source, &file, parts, &format!("python {format}"));
