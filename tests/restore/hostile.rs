@@ -304,6 +304,25 @@ fn setuid_is_not_given_and_a_link_that_stands_there_is_not_followed() {
 }
 
 #[test]
+fn a_target_opens_no_folder_through_a_link_even_if_nobody_looked_before() {
+    use backup_manager::archive::extract::Target;
+    use backup_manager::member::MemberPath;
+    let scene = Scene::new();
+    fs::create_dir_all(scene.target().join("real/sub")).unwrap();
+    symlink("../canary", scene.target().join("out")).unwrap();
+    symlink("real", scene.target().join("in")).unwrap();
+    for by_steps in [false, true] {
+        let target = Target::open(&scene.target()).unwrap();
+        let target = if by_steps { target.by_steps() } else { target };
+        let open = |path: &str| target.folder(&MemberPath::parse(path.as_bytes()).unwrap());
+        open("real/sub").unwrap();
+        for path in ["out", "out/sub", "in", "in/sub"] {
+            assert!(open(path).is_err(), "{path} {by_steps}");
+        }
+    }
+}
+
+#[test]
 fn folders_that_become_links_during_the_restore_lead_nowhere() {
     for by_steps in [false, true] {
         let scene = Scene::new();
