@@ -155,6 +155,19 @@ pub struct Member {
     pub xattrs: Xattrs,
 }
 
+impl Member {
+    /// Returns the digest of its extended attributes as the catalog keeps it: BLAKE3 over length (`u32`,
+    /// little-endian) and bytes of each name and value.
+    pub fn xattr_digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for bytes in self.xattrs.iter().flat_map(|(name, value)| [name, value]) {
+            hasher.update(&(bytes.len() as u32).to_le_bytes());
+            hasher.update(bytes);
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
 /// One member as the catalog keeps it: what its header says, where it lies, and what it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogMember {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, RunState, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::supervisor::Supervisor;
 use crate::transfer;
+use crate::upkeep;
 use crate::worker::{self, Registration};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
@@ -30,6 +32,8 @@ const POLL: Duration = Duration::from_millis(400);
 const LATE: Duration = Duration::from_secs(120);
 /// Allowance for a clock that was set back, beyond one period.
 const BACKWARD: Duration = Duration::from_secs(3 * 3600);
+/// How often the service looks whether some of the daily work is due.
+const UPKEEP_EVERY: Duration = Duration::from_secs(3600);
 /// How long a text file must look the same before a change of it is applied.
 const SETTLING: Duration = Duration::from_secs(1);
 /// Due schedules taken in one round.
@@ -57,6 +61,10 @@ pub struct Options {
     pub zone: Tz,
     /// A text file that is read at start and whenever it changes (§4).
     pub import: Option<PathBuf>,
+    /// What is looked after, and how often.
+    pub upkeep: upkeep::Intervals,
+    /// Where restore drills write; without it, below the archive folder.
+    pub scratch: Option<PathBuf>,
 }
 
 /// What one round did.
@@ -81,6 +89,14 @@ pub struct Service {
     last_tick: Option<Timestamp>,
     text_file: Option<transfer::TextFileState>,
     stop: Option<StopRequest>,
+    upkeep: Option<UpkeepThread>,
+    upkeep_begun: Option<Duration>,
+}
+
+/// The daily work under way beside the runs.
+struct UpkeepThread {
+    cancel: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 impl Service {
@@ -107,6 +123,8 @@ impl Service {
             watch,
             last_tick: None,
             stop: None,
+            upkeep: None,
+            upkeep_begun: None,
         };
         service.adopt_zone()?;
         Ok(service)
@@ -306,6 +324,7 @@ impl Service {
             }
             supervisor.alive();
             self.start_runs(sender);
+            self.start_upkeep();
             if self.stop.is_none() {
                 self.wait(events, next);
             }
@@ -340,6 +359,33 @@ impl Service {
         }
     }
 
+    /// Does what is due of the daily work on this thread: see [`upkeep::look_after`].
+    pub fn look_after(&self, cancel: &AtomicBool) -> Result<upkeep::Round> {
+        look_after(&self.runner, &self.options, cancel)
+    }
+
+    /// Looks every hour whether some of the daily work is due, and does it beside the runs, one thing at a time.
+    fn start_upkeep(&mut self) {
+        let now = self.runner.clock.monotonic();
+        let is_time = self.upkeep_begun.is_none_or(|begun| now.saturating_sub(begun) >= UPKEEP_EVERY);
+        let is_busy = self.upkeep.as_ref().is_some_and(|upkeep| !upkeep.thread.is_finished());
+        if self.stop.is_some() || !is_time || is_busy {
+            return;
+        }
+        self.upkeep_begun = Some(now);
+        let (runner, options, cancel) = (self.runner.clone(), self.options.clone(), Arc::new(AtomicBool::new(false)));
+        let stop = Arc::clone(&cancel);
+        let thread = std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || {
+            if let Err(error) = look_after(&runner, &options, &stop) {
+                log::warn!("the daily work was not done: {error}");
+            }
+        });
+        match thread {
+            Ok(thread) => self.upkeep = Some(UpkeepThread { cancel, thread }),
+            Err(error) => log::error!("the daily work could not be started: {error}"),
+        }
+    }
+
     /// Naps until the next instant, an event, or somebody else's commit.
     fn wait(&mut self, events: &Receiver<Event>, next: Option<Timestamp>) {
         let until = self.runner.clock.monotonic() + NAP;
@@ -369,6 +415,10 @@ impl Service {
 
     /// Lets running work finish within the grace, then cancels it; it goes back into the queue (I10).
     fn drain(&mut self, events: &Receiver<Event>) -> Result<()> {
+        let upkeep = self.upkeep.take();
+        if let Some(upkeep) = &upkeep {
+            upkeep.cancel.store(true, Ordering::Relaxed);
+        }
         let started = self.runner.clock.monotonic();
         let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };
         let mut cancelled = false;
@@ -385,6 +435,10 @@ impl Service {
                 lock(&self.active).values().for_each(|cancel| cancel.drain());
             }
         }
+        // It notices at the next chunk.
+        if upkeep.is_some_and(|upkeep| upkeep.thread.join().is_err()) {
+            log::error!("the daily work panicked");
+        }
         self.sign_off()
     }
 
@@ -399,6 +453,20 @@ pub fn serving(runner: &Runner) -> Result<Option<u32>> {
     let workers = runner.home.workers();
     let rows = runner.store.workers()?;
     Ok(rows.iter().find(|row| row.role == Role::Service && worker::is_alive(&workers, &row.uuid)).map(|row| row.pid))
+}
+
+/// The work of a day takes one thread: runs come first.
+fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool) -> Result<upkeep::Round> {
+    let means = upkeep::Means {
+        home: &runner.home,
+        store: &runner.store,
+        clock: &*runner.clock,
+        observer: &LogObserver,
+        threads: 1,
+        scratch: options.scratch.as_deref(),
+        cancel,
+    };
+    upkeep::look_after(&means, options.upkeep)
 }
 
 fn carry_out(

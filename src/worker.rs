@@ -64,7 +64,9 @@ pub struct Worker {
 impl Worker {
     /// Makes and locks a worker file in `folder`, which is made if need be with `folder_mode`.
     pub fn register(folder: &Path, folder_mode: u32, now: Timestamp) -> Result<Worker> {
-        make_private_folder(folder, folder_mode)?;
+        // Not while somebody sweeps: until it is locked, the new file looks like that of a dead worker.
+        let _registration = Registration::lock(folder, folder_mode)?;
+        sweep(folder)?;
         let uuid = Uuid::new_v4();
         let path = folder.join(uuid.to_string());
         let temporary = folder.join(format!(".{uuid}"));
@@ -151,6 +153,23 @@ pub fn is_alive(folder: &Path, uuid: &Uuid) -> bool {
     }
 }
 
+/// Removes the files of dead workers, also of those that died before anything but the file told of them. The caller
+/// holds the registration.
+fn sweep(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))?.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.strip_prefix('.').unwrap_or(&name).parse::<Uuid>().is_err() {
+            continue;
+        }
+        let Ok(file) = File::open(entry.path()) else { continue };
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
 /// Reads what a worker says of itself; `None` if it is gone or was just writing.
 pub fn activity(folder: &Path, uuid: &Uuid) -> Option<Activity> {
     let text = fs::read(folder.join(uuid.to_string())).ok()?;
@@ -209,6 +228,23 @@ mod tests {
         fs::write(dir.path().join(uuid.to_string()), "").unwrap();
         assert!(!is_alive(dir.path(), &uuid));
         assert!(!dir.path().join(uuid.to_string()).exists(), "a dead worker's file is removed");
+    }
+
+    #[test]
+    fn who_registers_sweeps_away_what_dead_workers_left_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let living = Worker::register(dir.path(), 0o700, NOW).unwrap();
+        let (whole, half) = (Uuid::new_v4().to_string(), format!(".{}", Uuid::new_v4()));
+        for name in [whole.as_str(), half.as_str(), "notes"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let second = Worker::register(dir.path(), 0o700, NOW).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut wanted = vec![living.uuid().to_string(), second.uuid().to_string(), "notes".to_owned()];
+        left.sort();
+        wanted.sort();
+        assert_eq!(left, wanted);
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod environment;
 mod file_systems;
 #[path = "cli/full_disk.rs"]
 mod full_disk;
+#[path = "cli/restore.rs"]
+mod restore;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/schedules.rs"]
@@ -17,3 +19,5 @@ mod schedules;
 mod service;
 #[path = "cli/text_file.rs"]
 mod text_file;
+#[path = "cli/trust.rs"]
+mod trust;

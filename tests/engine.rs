@@ -6,5 +6,7 @@ mod claims;
 mod runs;
 #[path = "engine/time.rs"]
 mod time;
+#[path = "engine/trust.rs"]
+mod trust;
 #[path = "engine/world.rs"]
 mod world;

@@ -33,7 +33,13 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("archive_folder", 2, &[]),
     ("transfer", 2, &[]),
     // Floor 3: acts.
-    ("runner", 3, &[]),
+    ("prune", 3, &[]),
+    ("runner", 3, &["prune"]),
+    ("verify", 3, &[]),
+    ("rescan", 3, &[]),
+    ("drill", 3, &["restore", "verify"]),
+    ("upkeep", 3, &["verify", "drill"]),
+    ("restore", 3, &[]),
     ("service", 3, ANY),
     // Floor 4: the edge.
     ("cli", 4, ANY),

@@ -2,6 +2,9 @@
 
 use std::ops::Deref;
 
+/// Room of a buffer that holds anything at all.
+const SMALLEST_ROOM: usize = 64 << 10;
+
 /// A growing run of bytes whose room stays initialised, so that reading into it again costs no zeroing.
 #[derive(Debug, Default)]
 pub struct Buffer {
@@ -47,6 +50,11 @@ impl Buffer {
     pub fn spare(&mut self, count: usize) -> &mut [u8] {
         let end = self.length + count;
         if self.bytes.len() < end {
+            if self.bytes.capacity() < end {
+                // Few sizes, so that what one buffer leaves in memory serves the next: sizes at will would leave holes.
+                let room = end.next_power_of_two().max(SMALLEST_ROOM);
+                self.bytes.reserve_exact(room - self.bytes.len());
+            }
             self.bytes.resize(end, 0);
         }
         &mut self.bytes[self.length..end]

@@ -36,19 +36,23 @@ pub fn append(out: &mut Buffer, member: &Member, spans: Option<&[Span]>) {
     if map.is_some() {
         append_record(&mut records, b"GNU.sparse.major", b"1");
         append_record(&mut records, b"GNU.sparse.minor", b"0");
-        append_record(&mut records, b"GNU.sparse.name", &name);
         append_record(&mut records, b"GNU.sparse.realsize", member.size.to_string().as_bytes());
-        // A reader that knows no sparse files finds the map and the spans under this name, and not a wrong file.
-        name = [b"GNUSparseFile.0/", member.path.file_name()].concat();
-        name.truncate(NAME.len());
+        if is_text(&name) {
+            append_record(&mut records, b"GNU.sparse.name", &name);
+            // A reader that knows no sparse files finds the map and the spans under this name, and not a wrong file.
+            name = [b"GNUSparseFile.0/", member.path.file_name()].concat();
+            while name.len() > NAME.len() || !is_text(&name) {
+                name.pop();
+            }
+        }
     }
     if !header.set_name(&name) {
-        append_record(&mut records, b"path", &name);
+        append_long(out, &mut records, b'L', b"path", &name);
     }
     if let Some(target) = &member.link_target
         && !header.set_text(LINK_NAME, target)
     {
-        append_record(&mut records, b"linkpath", target);
+        append_long(out, &mut records, b'K', b"linkpath", target);
     }
     let data_bytes = match (&map, spans) {
         (Some(map), Some(spans)) => map.len() as u64 + spans.iter().map(|span| span.length).sum::<u64>(),
@@ -76,7 +80,7 @@ pub fn append(out: &mut Buffer, member: &Member, spans: Option<&[Span]>) {
         let mut name = [b"PaxHeaders/", member.path.file_name()].concat();
         name.truncate(NAME.len());
         pax.set_text(NAME, &name);
-        append_pax(out, pax, &records);
+        append_data(out, pax, &records);
     }
     out.extend(&header.finished());
     out.extend(map.as_deref().unwrap_or_default());
@@ -89,7 +93,7 @@ pub fn append_global(out: &mut Buffer, comment: &str) {
     append_record(&mut records, b"comment", comment.as_bytes());
     let mut header = Header::new(b'g');
     header.set_text(NAME, b"pax_global_header");
-    append_pax(out, header, &records);
+    append_data(out, header, &records);
 }
 
 /// Returns how many bytes a member probably takes in the archive: for cutting chunks and for counting memory, so it
@@ -102,15 +106,31 @@ pub fn entry_bytes(kind: MemberKind, size: u64) -> u64 {
     }
 }
 
-fn append_pax(out: &mut Buffer, mut header: Header, records: &[u8]) {
+/// Appends a header that only serves the next one, with its data.
+fn append_data(out: &mut Buffer, mut header: Header, data: &[u8]) {
     header.set_octal(100..108, 0o644);
     header.set_octal(108..116, 0);
     header.set_octal(116..124, 0);
-    header.set_octal(124..136, records.len() as u64);
+    header.set_octal(124..136, data.len() as u64);
     header.set_octal(136..148, 0);
     out.extend(&header.finished());
-    out.extend(records);
-    out.extend_zeros(records.len().next_multiple_of(BLOCK) - records.len());
+    out.extend(data);
+    out.extend_zeros(data.len().next_multiple_of(BLOCK) - data.len());
+}
+
+/// Keeps a path that does not fit its field: text in a record; bytes that are no text, which bsdtar would take amiss
+/// there, in a header of their own as GNU tar writes it, before all others of the member.
+fn append_long(out: &mut Buffer, records: &mut Vec<u8>, type_flag: u8, key: &[u8], path: &[u8]) {
+    if is_text(path) {
+        return append_record(records, key, path);
+    }
+    let mut header = Header::new(type_flag);
+    header.set_text(NAME, b"././@LongLink");
+    append_data(out, header, &[path, b"\0"].concat());
+}
+
+fn is_text(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok()
 }
 
 fn append_number(

@@ -303,7 +303,8 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     }
 }
 
-fn random_name() -> Result<String> {
+/// Returns a name for something that is about to be renamed.
+pub(super) fn random_name() -> Result<String> {
     let random = getrandom::u64()
         .map_err(|e| Error::failed("the system gives no random numbers").because(io::Error::other(e.to_string())))?;
     Ok(format!("{TEMP_PREFIX}{random:016x}{TEMP_SUFFIX}"))
@@ -314,14 +315,17 @@ fn random_name() -> Result<String> {
 pub fn remove_abandoned(folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let random = name.strip_prefix(TEMP_PREFIX).and_then(|rest| rest.strip_suffix(TEMP_SUFFIX));
-        if random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit())) {
+        if is_temporary_name(&entry.file_name().to_string_lossy()) {
             remove(&entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Says whether only this module makes such names.
+pub(super) fn is_temporary_name(name: &str) -> bool {
+    let random = name.strip_prefix(TEMP_PREFIX).and_then(|rest| rest.strip_suffix(TEMP_SUFFIX));
+    random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -10,6 +10,7 @@
 //! stands in the extra fields of empty members, the footer in the last one. In zstd it is a skippable frame before
 //! the standard seek table, which lists it as a frame without content.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -254,7 +255,7 @@ impl Trailer {
     }
 
     /// Returns the chunks in order, read from the same `file` as they are asked for.
-    pub fn entries<'f>(&self, file: &'f File) -> Entries<'f> {
+    pub fn entries<F: Borrow<File>>(&self, file: F) -> Entries<F> {
         Entries { file, place: self.place, chunks: self.chunks, sequence: 0, offset: 0, page: Vec::new() }
     }
 
@@ -276,8 +277,8 @@ impl Trailer {
 
 /// The chunks of an archive file in order, as its trailer tells them.
 #[derive(Debug)]
-pub struct Entries<'f> {
-    file: &'f File,
+pub struct Entries<F> {
+    file: F,
     place: BodyPlace,
     chunks: u64,
     sequence: u64,
@@ -285,17 +286,17 @@ pub struct Entries<'f> {
     page: Vec<u8>,
 }
 
-impl Entries<'_> {
+impl<F: Borrow<File>> Entries<F> {
     const PAGE_ENTRIES: u64 = 1024;
 
     fn read_page(&mut self) -> io::Result<()> {
         let entries = (self.chunks - self.sequence).min(Self::PAGE_ENTRIES);
         self.page.resize(entries as usize * ENTRY_BYTES, 0);
-        self.place.read(self.file, self.sequence * ENTRY_BYTES as u64, &mut self.page)
+        self.place.read(self.file.borrow(), self.sequence * ENTRY_BYTES as u64, &mut self.page)
     }
 }
 
-impl Iterator for Entries<'_> {
+impl<F: Borrow<File>> Iterator for Entries<F> {
     type Item = io::Result<StoredChunk>;
 
     fn next(&mut self) -> Option<Self::Item> {

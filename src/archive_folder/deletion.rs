@@ -13,19 +13,19 @@ pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
     }
     super::check(home, store)?;
     store.mark_deleting(runs)?;
-    finish_deletions(home, store)
+    finish_deletions(home, store).map(drop)
 }
 
-/// Finishes what was marked `deleting`, by this process or one that died.
-pub fn finish_deletions(home: &Home, store: &Store) -> Result<()> {
+/// Finishes what was marked `deleting`, by this process or one that died, and returns how many archives that were.
+pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let deleting = store.deleting()?;
     if deleting.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     super::check(home, store)?;
-    for archive in deleting {
+    for archive in &deleting {
         place::remove(&home.backups().join(&archive.file_name))?;
         store.remove_deleted(archive.run)?;
     }
-    Ok(())
+    Ok(deleting.len())
 }

@@ -59,19 +59,53 @@ fn read_identity(home: &Home, store: &Store) -> Result<Option<()>> {
             Ok(found) if found.database == store.identity() => Ok(Some(())),
             _ => Err(Error::failed(format!("the archive folder {} belongs to another database", folder.display()))
                 .hint(format!(
-                    "name another folder with --backups or BACKUP_DIR, or name its database with --db; if that \
-                     database is gone for good, remove {} and keep the archives",
-                    identity.display()
+                    "name another folder with --backups or BACKUP_DIR, or its database with --db; if that database \
+                     is gone for good, take the folder on with `backup-manager rescan{}`",
+                    if store.has_archives()? { " --adopt" } else { "" }
                 ))),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => Err(Error::failed(format!(
             "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
             folder.display()
         ))
-        .hint("mount its disk, or name the right folder with --backups or BACKUP_DIR")),
+        .hint(
+            "mount its disk, or name the right folder with --backups or BACKUP_DIR; if this is the right one, take it \
+             on with `backup-manager rescan --adopt`",
+        )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", &identity)(error)),
     }
+}
+
+/// Makes the folder and the database belong to each other, for a rescan: a database that holds no archives takes over
+/// whatever identity the folder carries, and then has to be opened anew; one that holds some makes the folder its own,
+/// if `adopt`. Returns whether the database took over an identity.
+///
+/// Errors: what [`check`] says, where neither may be done.
+pub fn take_on(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
+    place::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
+    let _lock = FolderLock::take(home.backups())?;
+    let path = home.backups().join(IDENTITY);
+    let found = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+    match found {
+        Some(found) if found.database != store.identity() && !store.has_archives()? => {
+            store.take_identity(found.database)?;
+            Ok(true)
+        }
+        Some(found) if found.database == store.identity() => Ok(false),
+        _ if adopt => {
+            put_identity(home, store, true)?;
+            Ok(false)
+        }
+        _ => write_identity(home, store).map(|()| false),
+    }
+}
+
+/// Says whether the archive folder carries the identity of another database.
+pub fn is_anothers(home: &Home, store: &Store) -> bool {
+    let found = fs::read(home.backups().join(IDENTITY)).ok();
+    let identity = found.and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
+    identity.is_some_and(|identity| identity.database != store.identity())
 }
 
 fn write_identity(home: &Home, store: &Store) -> Result<()> {
@@ -79,10 +113,14 @@ fn write_identity(home: &Home, store: &Store) -> Result<()> {
     if read_identity(home, store)?.is_some() {
         return Ok(());
     }
+    put_identity(home, store, false)
+}
+
+fn put_identity(home: &Home, store: &Store, replace: bool) -> Result<()> {
     let folder = home.backups();
     let text = serde_json::to_vec(&Identity { database: store.identity() })
         .map_err(|e| Error::failed("cannot write the identity").because(e))?;
-    place::put(&folder.join(IDENTITY), &text, 0o644, false).map(drop).map_err(|e| unwritable(folder, e))
+    place::put(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
 }
 
 /// Held by who places something in the archive folder itself; archives lie in folders below it and need no lock.

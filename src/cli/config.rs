@@ -20,7 +20,7 @@ struct Setting {
     check: fn(&str) -> Result<()>,
 }
 
-const SETTINGS: [Setting; 5] = [
+const SETTINGS: [Setting; 8] = [
     Setting {
         name: "workers",
         variable: "BACKUP_WORKERS",
@@ -55,6 +55,27 @@ const SETTINGS: [Setting; 5] = [
         default: "none",
         about: "compression of schedules made without --compress",
         check: |value| value.parse::<Compression>().map(drop),
+    },
+    Setting {
+        name: "reverify_days",
+        variable: "BACKUP_REVERIFY_DAYS",
+        default: "30",
+        about: "days in which every archive is read back at least once; 0 = never",
+        check: |value| number(value, 0, 3650).map(drop),
+    },
+    Setting {
+        name: "drill_days",
+        variable: "BACKUP_DRILL_DAYS",
+        default: "7",
+        about: "days between two restore drills of a schedule; 0 = none",
+        check: |value| number(value, 0, 3650).map(drop),
+    },
+    Setting {
+        name: "history_days",
+        variable: "BACKUP_HISTORY_DAYS",
+        default: "400",
+        about: "days that runs without an archive stay in the history; 0 = for ever",
+        check: |value| number(value, 0, 36_500).map(drop),
     },
 ];
 
@@ -165,6 +186,14 @@ pub fn grace(store: &Store, flag: Option<u64>) -> Result<Duration> {
     match flag {
         Some(seconds) => Ok(Duration::from_secs(seconds)),
         None => number(&value(store, "grace")?, 0, 86_400).map(Duration::from_secs),
+    }
+}
+
+/// Returns a number of days: the flag's, else what is set under `name`.
+pub fn days(store: &Store, name: &str, flag: Option<u32>) -> Result<u32> {
+    match flag {
+        Some(days) => Ok(days),
+        None => number(&value(store, name)?, 0, 36_500).map(|days| days as u32),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// Names in the environment that are not ours although they begin like it: what orchestrators inject for services.
 const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
 /// Every setting that the environment can hold.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 15] = [
     "BACKUP_HOME",
     "BACKUP_DB",
     "BACKUP_DIR",
@@ -25,6 +25,10 @@ const KNOWN: [&str; 11] = [
     "BACKUP_GRACE",
     "BACKUP_NICE",
     "BACKUP_IMPORT",
+    "BACKUP_REVERIFY_DAYS",
+    "BACKUP_DRILL_DAYS",
+    "BACKUP_HISTORY_DAYS",
+    "BACKUP_SCRATCH",
 ];
 /// What docker-compose.yml reads, and the program does not.
 const OF_COMPOSE: [&str; 2] = ["BACKUP_UID", "BACKUP_GID"];

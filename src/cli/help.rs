@@ -3,10 +3,11 @@
 use clap::Command;
 
 /// The verbs in the order in which they are shown.
-const GROUPS: [(&str, &[&str]); 4] = [
-    ("Most used", &["run", "status"]),
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Most used", &["restore", "run", "status"]),
     ("Schedules", &["create", "list", "show", "edit", "pause", "resume", "delete", "next"]),
-    ("Runs and archives", &["history", "backups", "cancel", "accept"]),
+    ("Runs and archives", &["history", "backups", "ls", "cat", "find", "diff", "cancel", "accept"]),
+    ("Trust", &["verify", "drill", "prune", "pin", "forget", "rescan"]),
     ("Service and settings", &["start", "stop", "serve", "import", "export", "config"]),
 ];
 
@@ -33,7 +34,7 @@ mod tests {
 
     #[test]
     fn every_verb_stands_in_one_group() {
-        let command = super::super::Cli::command();
+        let command = crate::cli::Cli::command();
         let visible = command.get_subcommands().filter(|verb| !verb.is_hide_set()).map(Command::get_name);
         let mut visible: Vec<&str> = visible.collect();
         let mut shown: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();

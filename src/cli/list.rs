@@ -8,7 +8,7 @@ use super::output::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::schedule::Cadence;
-use crate::store::{Run, ScheduleRow, Store};
+use crate::store::{Drill, Run, ScheduleRow, Store};
 
 /// Instants that `show` looks ahead.
 const LOOK_AHEAD: usize = 5;
@@ -77,6 +77,27 @@ fn when(row: &ScheduleRow) -> String {
     row.schedule.cadence.as_ref().map_or("no time".to_owned(), ToString::to_string)
 }
 
+/// Returns how a restore drill went, for people.
+pub fn last_drill(drill: &Drill, zone: &Tz) -> String {
+    let outcome = if drill.passed { "passed" } else { "failed" };
+    format!("drill {outcome} {}", output::short_time(drill.started_at, zone))
+}
+
+/// Returns how a restore drill went, for JSON.
+pub fn drill_json(drill: Option<&Drill>, zone: &Tz) -> Value {
+    drill.map_or(Value::Null, |drill| {
+        json!({
+            "run": drill.run,
+            "started": output::json_time(Some(drill.started_at), zone),
+            "finished": output::json_time(drill.finished_at, zone),
+            "passed": drill.passed,
+            "files": drill.files,
+            "content_bytes": drill.content_bytes,
+            "error": drill.error,
+        })
+    })
+}
+
 pub fn last_result(run: &Run, zone: &Tz) -> String {
     let at = run.finished_at.or(run.scheduled_for);
     format!("{} {}", run.state.as_str(), output::short_time_or_dash(at, zone))
@@ -89,6 +110,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
     let index = store.schedules()?.iter().position(|other| other.id == row.id).unwrap_or_default();
     let last = store.last_ended(row.id)?;
     let newest = store.newest_good(row.id)?;
+    let drill = store.last_drill(row.id)?;
     let coming = coming(&row, zone, context);
     if context.format == Format::Json {
         let mut document = schedule_json(context, index, &row, zone);
@@ -98,6 +120,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         document["last_run"] = last.as_ref().map_or(Value::Null, |run| super::history::run_json(run, &zone));
         document["newest_good"] =
             newest.as_ref().map_or(Value::Null, |archive| super::archives::archive_json(context, archive));
+        document["last_drill"] = drill_json(drill.as_ref(), &zone);
         output::print_json(&document)?;
         return Ok(0);
     }
@@ -124,9 +147,11 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         "newest good",
         newest.map_or("none".to_owned(), |archive| {
             let path = context.home.backups().join(&archive.file_name);
-            format!("{} ({})", path.display(), output::bytes(archive.size))
+            let verified = output::short_time_or_dash(archive.verified_at, &zone);
+            format!("{} ({}, last verified {verified})", path.display(), output::bytes(archive.size))
         }),
     ));
+    lines.push(("last drill", drill.map_or("none yet".to_owned(), |drill| last_drill(&drill, &zone))));
     let text: String = lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect();
     output::print(&text)?;
     Ok(0)

@@ -1,25 +1,35 @@
 //! The edge: arguments in, text and exit codes out. One file for each verb or family of verbs.
 
 mod archives;
+mod cat;
 mod config;
 mod create;
+mod diff;
+mod drill;
 mod edit;
 mod environment;
+mod find;
 mod help;
 mod history;
 mod io_class;
 mod list;
 mod logging;
+mod ls;
 mod next;
 mod output;
+mod prune;
+mod rescan;
+mod restore;
 mod run;
 mod schedule_options;
 mod select;
 mod serve;
+mod signals;
 mod start;
 mod status;
 mod terminal;
 mod text_file;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -41,7 +51,7 @@ use output::Format;
 const AFTER_HELP: &str = "\
 Exit codes:
   0 done               1 failed             2 usage
-  3 done, incomplete   4 damage found       10 no such database, schedule, run or archive
+  3 done, incomplete   4 damage found       10 no such database, schedule, run, archive or member
   11 busy              130/143 interrupted  any other: failed
 
 The home is the first of: --home, BACKUP_HOME, the current folder if it holds a database,
@@ -91,6 +101,9 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Get files back: from the newest good archive, one of an earlier day, or any tar file
+    #[command(alias = "extract")]
+    Restore(restore::RestoreArgs),
     /// Back up schedules now, in this process
     Run(run::RunArgs),
     /// Show the service, what runs, what is next, and how each schedule stands
@@ -119,8 +132,27 @@ enum Command {
     Accept(run::AcceptArgs),
     /// List archives
     Backups(archives::BackupsArgs),
+    /// Read archives back from disk and name what is damaged
+    Verify(verify::VerifyArgs),
+    /// Restore the newest archives for trial, compare, and remove what was restored
+    Drill(drill::DrillArgs),
+    /// Let archives go that no rule keeps
+    Prune(prune::PruneArgs),
+    /// Keep an archive whatever the rules say: pin @17
+    Pin(prune::PinArgs),
+    /// Remove one archive now: forget @17
+    Forget(prune::ForgetArgs),
     /// List runs, or show one in full: history @17
     History(history::HistoryArgs),
+    /// List what is in an archive
+    Ls(ls::LsArgs),
+    /// Write members of an archive to standard output
+    #[command(alias = "dump")]
+    Cat(cat::CatArgs),
+    /// Find files over all archives, by glob, or the versions of one path
+    Find(find::FindArgs),
+    /// Show what changed between two archives, or an archive and its source
+    Diff(diff::DiffArgs),
 
     /// Start the service in the background
     Start(start::StartArgs),
@@ -133,6 +165,8 @@ enum Command {
     Import(text_file::ImportArgs),
     /// Write schedules as a text file or as JSON
     Export(text_file::ExportArgs),
+    /// Make the catalog anew from the archive files, or put back a copy of the database
+    Rescan(rescan::RescanArgs),
     /// Show or change service settings
     Config(config::ConfigArgs),
 }
@@ -269,6 +303,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(context: &Context, command: Command) -> Result<u8> {
     match command {
+        Command::Restore(args) => restore::cmd_restore(context, &args),
         Command::Run(args) => run::cmd_run(context, &args),
         Command::Status(args) => status::cmd_status(context, &args),
         Command::Create(args) => create::cmd_create(context, &args),
@@ -282,12 +317,22 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Cancel(args) => run::cmd_cancel(context, &args),
         Command::Accept(args) => run::cmd_accept(context, &args),
         Command::Backups(args) => archives::cmd_backups(context, &args),
+        Command::Verify(args) => verify::cmd_verify(context, &args),
+        Command::Drill(args) => drill::cmd_drill(context, &args),
+        Command::Prune(args) => prune::cmd_prune(context, &args),
+        Command::Pin(args) => prune::cmd_pin(context, &args),
+        Command::Forget(args) => prune::cmd_forget(context, &args),
         Command::History(args) => history::cmd_history(context, &args),
+        Command::Ls(args) => ls::cmd_ls(context, &args),
+        Command::Cat(args) => cat::cmd_cat(context, &args),
+        Command::Find(args) => find::cmd_find(context, &args),
+        Command::Diff(args) => diff::cmd_diff(context, &args),
         Command::Start(args) => start::cmd_start(context, &args),
         Command::Stop(args) => start::cmd_stop(context, &args),
         Command::Serve(args) => serve::cmd_serve(context, &args),
         Command::Import(args) => text_file::cmd_import(context, &args),
         Command::Export(args) => text_file::cmd_export(context, &args),
+        Command::Rescan(args) => rescan::cmd_rescan(context, &args),
         Command::Config(args) => config::cmd_config(context, &args),
     }
 }
@@ -306,13 +351,19 @@ pub(crate) fn report(error: &Error) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// The verbs that people bring from other tools.
+/// The verbs that people bring from other tools, and ours.
+const ALIASES: [(&str, &str); 2] = [("snapshots", "backups"), ("check", "verify")];
+
+/// Puts our verb in the place of one from another tool.
 fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
-    if let Some(verb) = args.iter_mut().skip(1).find(|arg| !arg.to_string_lossy().starts_with('-'))
-        && verb == "snapshots"
-    {
-        *verb = OsString::from("backups");
+    let Some(at) = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-')) else { return args };
+    let verb = at + 1;
+    if args[verb] == "versions" {
+        args[verb] = OsString::from("find");
+        args.insert(verb + 1, OsString::from("--versions"));
+    } else if let Some((_, ours)) = ALIASES.iter().find(|(theirs, _)| args[verb] == *theirs) {
+        args[verb] = OsString::from(ours);
     }
     args
 }

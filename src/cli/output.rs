@@ -80,6 +80,27 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
     print_line(&lines.join("\n"))
 }
 
+/// Returns bytes of a name with what a terminal might obey, and backslashes, written out as `tar -t` does.
+pub fn printable_bytes(name: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(name.len());
+    for &byte in name {
+        match byte {
+            b'\n' => text.extend(b"\\n"),
+            b'\t' => text.extend(b"\\t"),
+            b'\r' => text.extend(b"\\r"),
+            b'\\' => text.extend(b"\\\\"),
+            0..0x20 | 0x7f => text.extend(format!("\\{byte:03o}").bytes()),
+            _ => text.push(byte),
+        }
+    }
+    text
+}
+
+/// Returns a name as text that is safe to print.
+pub fn printable(name: &[u8]) -> String {
+    String::from_utf8_lossy(&printable_bytes(name)).into_owned()
+}
+
 /// Puts a path into a JSON object; `KEY_b64` stands beside it where it is not UTF-8.
 pub fn put_path(object: &mut Map<String, Value>, key: &str, path: &[u8]) {
     object.insert(key.to_owned(), Value::from(String::from_utf8_lossy(path)));

@@ -165,7 +165,7 @@ fn run_one(
             Err(Error::busy(format!("run @{run} of {} is under way", row.schedule.name))
                 .hint("leave --no-wait out to wait for it"))
         }
-        (ClaimNow::Running(run), _) => join(context, runner, row, run, cancel),
+        (ClaimNow::Running(run), _) => join(context, runner, row, run, wishes, cancel),
         (ClaimNow::Claimed(_), None) => Err(Error::failed("a claim came without the names of its archive")),
     }
 }
@@ -193,7 +193,14 @@ fn carry_out(
 }
 
 /// Waits for a run of another process and takes its result for this command's own.
-fn join(context: &Context, runner: &Runner, row: &ScheduleRow, run: i64, cancel: &Cancel) -> Result<(Run, u8)> {
+fn join(
+    context: &Context,
+    runner: &Runner,
+    row: &ScheduleRow,
+    run: i64,
+    wishes: &Wishes,
+    cancel: &Cancel,
+) -> Result<(Run, u8)> {
     let store = &runner.store;
     context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
@@ -218,7 +225,11 @@ fn join(context: &Context, runner: &Runner, row: &ScheduleRow, run: i64, cancel:
             }
             // Its process died, and there may be no service to put it right.
             Some(_) => runner::recover(runner, &conduct).map(drop)?,
-            None => {}
+            // It was cut off and waits for another try: that is this command's now, as any run that waits.
+            None => {
+                observer.finish();
+                return run_one(context, runner, row, wishes, cancel);
+            }
         }
         std::thread::sleep(JOIN_EVERY);
     }
@@ -280,6 +291,12 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
     let mut document = super::history::run_json(run, &context.zone);
     document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
     Ok(document)
+}
+
+/// Puts right what dead workers left, for a command that carries out no run of its own.
+pub fn recover_as_command(context: &Context, store: &Store) -> Result<()> {
+    let runner = command_runner(context, store)?;
+    store.remove_worker(runner.row.uuid)
 }
 
 /// Registers this command as a worker, and puts right what dead ones left.
@@ -356,6 +373,10 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         if let Some(run) = store.last_ended(row.id)? {
             store.acknowledge(run.id, context.now())?;
         }
+        // An archive that fell may be the newest good one by now.
+        let names = std::slice::from_ref(&row);
+        let notes = crate::archive_folder::refresh_stable_names(&context.home, &store, names, context.now())?;
+        notes.iter().for_each(|note| context.say(note));
         let name = &row.schedule.name;
         context.say(&format!("the next run of {name} may find its source emptied, and known problems raise no alarm"));
     }

@@ -1,7 +1,12 @@
 //! How schedules, runs and times are named on the command line.
 
-use crate::error::{Error, Result};
-use crate::store::{ScheduleRow, Store};
+use std::path::Path;
+
+use super::Context;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::restore::Opened;
+use crate::store::{Archive, ScheduleRow, Store};
 
 /// Returns the schedule that `word` names: an index in `list` if it is all digits, else a name.
 ///
@@ -49,6 +54,123 @@ pub fn schedule_or_history(store: &Store, word: &str) -> Result<ScheduleRow> {
 /// Returns the number in `@17`.
 pub fn run_number(word: &str) -> Option<i64> {
     word.strip_prefix('@')?.parse().ok()
+}
+
+/// Opens the archive that `what` names: `@17`, the path of a file, or a schedule, of which it is the newest good one,
+/// or the newest made by `at`, or the one that `archive` names.
+///
+/// Errors: `NotFound`, with the nearest names or times.
+pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<Timestamp>) -> Result<Opened> {
+    let chosen = archive.is_some() || at.is_some();
+    if names_a_file(context, what) {
+        if chosen {
+            return Err(Error::usage(
+                "--archive and --at choose among the archives of a schedule, and a file was named",
+            ));
+        }
+        let opened = Opened::file(Path::new(what))?;
+        if let Some(note) = opened.note() {
+            context.warn(note);
+        }
+        return Ok(opened);
+    }
+    let store = context.open("restore")?;
+    let found = match run_number(what) {
+        Some(_) if chosen => {
+            return Err(Error::usage(format!("{what} names one archive, so --archive and --at choose nothing")));
+        }
+        Some(run) => archive_of_run(&store, run)?,
+        None => {
+            let row = schedule_or_history(&store, what)?;
+            match (archive, at) {
+                (Some(word), _) => archive_named(&store, &row, word)?,
+                (None, Some(at)) => archive_by(context, &store, &row, at)?,
+                (None, None) => newest_archive(context, &store, &row)?,
+            }
+        }
+    };
+    Opened::of_run(&context.home, &store, found)
+}
+
+/// Says whether a word means a file rather than a schedule.
+pub fn names_a_file(context: &Context, what: &str) -> bool {
+    let looks_like_one = what.contains('/') || [".tar", ".gz", ".zst", ".tgz"].iter().any(|end| what.ends_with(end));
+    if run_number(what).is_some() || !(looks_like_one || Path::new(what).is_file()) {
+        return false;
+    }
+    let is_schedule = || {
+        let store = context.open_store(crate::store::Access::Existing).ok();
+        store.is_some_and(|store| schedule_or_history(&store, what).is_ok())
+    };
+    looks_like_one || !context.home.db().exists() || !is_schedule()
+}
+
+fn archive_of_run(store: &Store, run: i64) -> Result<Archive> {
+    if let Some(archive) = store.archive(run)? {
+        return Ok(archive);
+    }
+    let mut runs: Vec<i64> = store.archives(None)?.iter().map(|archive| archive.run).collect();
+    runs.sort_by_key(|other| other.abs_diff(run));
+    let near: Vec<String> = runs.iter().take(3).map(|run| format!("@{run}")).collect();
+    let error = Error::not_found(format!("there is no archive @{run}"));
+    Err(if near.is_empty() {
+        error.hint("there are no archives yet: make one with `backup-manager run NAME`")
+    } else {
+        error.hint(format!("the nearest are {}; `backup-manager backups --all` lists all", near.join(", ")))
+    })
+}
+
+fn archive_named(store: &Store, row: &ScheduleRow, word: &str) -> Result<Archive> {
+    let number = run_number(word).or_else(|| word.parse().ok());
+    let run = number.ok_or_else(|| {
+        Error::usage(format!("\"{word}\" names no archive")).hint("write @ and the number in its file name: @17")
+    })?;
+    let archive = archive_of_run(store, run)?;
+    if archive.schedule_id != row.id {
+        let name = &row.schedule.name;
+        return Err(Error::not_found(format!("@{run} is an archive of {}, not of {name}", archive.schedule_name))
+            .hint(format!("see `backup-manager backups {name}`")));
+    }
+    Ok(archive)
+}
+
+fn archive_by(context: &Context, store: &Store, row: &ScheduleRow, at: Timestamp) -> Result<Archive> {
+    let archives = store.archives(Some(row.id))?;
+    let zone = &context.zone;
+    let oldest = archives.iter().min_by_key(|archive| archive.created_at).map(|archive| archive.created_at);
+    let by_then = |good: bool| {
+        let made = archives.iter().filter(move |archive| archive.created_at <= at && (archive.good || !good));
+        made.max_by_key(|archive| (archive.created_at, archive.run)).cloned()
+    };
+    if let Some(archive) = by_then(true) {
+        return Ok(archive);
+    }
+    let name = &row.schedule.name;
+    if let Some(archive) = by_then(false) {
+        context.warn(&format!("@{} is the newest archive of {name} by then, and it is not good", archive.run));
+        return Ok(archive);
+    }
+    let error = Error::not_found(format!("{name} has no archive made by {}", at.rfc3339(zone)));
+    Err(match oldest {
+        Some(oldest) => error.hint(format!("its oldest was made at {}", oldest.rfc3339(zone))),
+        None => error.hint(format!("it has none at all: make one with `backup-manager run {name}`")),
+    })
+}
+
+/// Returns the newest good archive of a schedule; where none is good the newest, with a warning.
+pub fn newest_archive(context: &Context, store: &Store, row: &ScheduleRow) -> Result<Archive> {
+    if let Some(archive) = store.newest_good(row.id)? {
+        return Ok(archive);
+    }
+    let name = &row.schedule.name;
+    match store.archives(Some(row.id))?.pop() {
+        Some(archive) => {
+            context.warn(&format!("{name} has no good archive; this is @{}, the newest", archive.run));
+            Ok(archive)
+        }
+        None => Err(Error::new(ErrorKind::NotFound, format!("{name} has no archives"))
+            .hint(format!("make one with `backup-manager run {name}`"))),
+    }
 }
 
 fn unknown_name(thing: &str, word: &str, names: &[&str]) -> Error {

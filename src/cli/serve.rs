@@ -4,20 +4,25 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{Context, config, environment, logging, output, run};
 use crate::archive_folder;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
 use crate::supervisor::Supervisor;
+use crate::upkeep;
 
 /// What a detached service says on stdout when it serves.
 pub const READY: &str = "ready";
+
+/// Pause before a database that was damaged is looked at again.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
 
 /// Options of a service, as `serve` and `start` take them.
 #[derive(Args, Debug, Default)]
@@ -34,6 +39,18 @@ pub struct ServiceOptions {
     /// Niceness, 0 to 19; above 0 the idle I/O class, too [default: 10]
     #[arg(long, value_name = "N", env = "BACKUP_NICE")]
     nice: Option<u8>,
+    /// Read every archive back at least once in so many days; 0 = never [default: 30]
+    #[arg(long, value_name = "DAYS", env = "BACKUP_REVERIFY_DAYS")]
+    reverify_days: Option<u32>,
+    /// Restore the newest archive of each schedule for trial every so many days; 0 = never [default: 7]
+    #[arg(long, value_name = "DAYS", env = "BACKUP_DRILL_DAYS")]
+    drill_days: Option<u32>,
+    /// Keep runs without an archive in the history for so many days; 0 = for ever [default: 400]
+    #[arg(long, value_name = "DAYS", env = "BACKUP_HISTORY_DAYS")]
+    history_days: Option<u32>,
+    /// Folder that restore drills write to [default: BACKUPS/.scratch]
+    #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
+    scratch: Option<PathBuf>,
     /// Read this text file at start and whenever it changes
     #[arg(long, value_name = "FILE", env = "BACKUP_IMPORT")]
     import: Option<PathBuf>,
@@ -61,13 +78,18 @@ impl ServiceOptions {
             ("--threads", self.threads.map(|n| n.to_string())),
             ("--grace", self.grace.map(|n| n.to_string())),
             ("--nice", self.nice.map(|n| n.to_string())),
+            ("--reverify-days", self.reverify_days.map(|n| n.to_string())),
+            ("--drill-days", self.drill_days.map(|n| n.to_string())),
+            ("--history-days", self.history_days.map(|n| n.to_string())),
         ];
         let mut args: Vec<OsString> = Vec::new();
         for (flag, value) in numbers {
             args.extend(value.into_iter().flat_map(|value| [OsString::from(flag), OsString::from(value)]));
         }
-        if let Some(file) = &self.import {
-            args.extend([OsString::from("--import"), std::path::absolute(file).unwrap_or(file.clone()).into()]);
+        for (flag, path) in [("--import", &self.import), ("--scratch", &self.scratch)] {
+            if let Some(path) = path {
+                args.extend([OsString::from(flag), std::path::absolute(path).unwrap_or(path.clone()).into()]);
+            }
         }
         args
     }
@@ -94,14 +116,30 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     // From here on, for a main process of a container is deaf to signals that it has no handler for.
     let (sender, events) = crossbeam_channel::unbounded();
     watch_signals(sender.clone())?;
+    let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
+    logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
+    log::info!("--> Instruction serve");
+    loop {
+        match serve(context, args, &events, &sender) {
+            // Ending now would have the service started again and again, to the same end.
+            Err(error) if error.kind() == ErrorKind::Damage && !args.detached => {
+                super::report(&error);
+                log::error!("waiting for the database to be put right: {}", error.next_step().unwrap_or_default());
+                if matches!(events.recv_timeout(DAMAGED_PAUSE), Ok(Event::Stop)) {
+                    return Err(error);
+                }
+            }
+            ended => return ended.map(|()| 0),
+        }
+    }
+}
+
+fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
     // What `start` has detached is nobody's service.
     let notify = std::env::var_os("NOTIFY_SOCKET").filter(|_| !args.detached);
     let supervisor = Supervisor::connect(notify.as_deref())?;
     let missing = !context.home.db().exists();
     let store = context.open_store(Access::Create)?;
-    let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
-    logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
-    log::info!("--> Instruction serve");
     if missing {
         log::info!("made the database {}", context.home.db().display());
     }
@@ -112,6 +150,12 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         grace: config::grace(&store, args.options.grace)?,
         zone: context.zone,
         import: args.options.import.clone(),
+        scratch: args.options.scratch.clone(),
+        upkeep: upkeep::Intervals {
+            reverify_days: config::days(&store, "reverify_days", args.options.reverify_days)?,
+            drill_days: config::days(&store, "drill_days", args.options.drill_days)?,
+            history_days: config::days(&store, "history_days", args.options.history_days)?,
+        },
     };
     let runner = run::make_runner(context, &store, threads, Role::Service)?;
     if let Err(error) = archive_folder::check(&context.home, &store) {
@@ -130,9 +174,9 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         output::print_line(READY)?;
         leave_standard_streams()?;
     }
-    service.serve(&events, &sender, &supervisor)?;
+    service.serve(events, sender, &supervisor)?;
     log::info!("stopped");
-    Ok(0)
+    Ok(())
 }
 
 /// Gives way to everything else on the machine. What the system refuses is no reason not to serve.

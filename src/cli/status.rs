@@ -12,7 +12,8 @@ use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::report::Progress;
-use crate::store::{Access, Archive, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
+use crate::rescan;
+use crate::store::{Access, Archive, Drill, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
 use crate::worker::{self, Activity, RunActivity};
 
 /// Beyond one period, how old the newest good archive may be.
@@ -41,6 +42,7 @@ struct ScheduleState {
     zone: Tz,
     last: Option<Run>,
     newest: Option<Archive>,
+    drill: Option<Drill>,
     running: Option<Run>,
     new_problems: u64,
     trouble: Vec<String>,
@@ -96,7 +98,14 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     if let Err(error) = store.check_writable() {
         trouble.push(error.to_string());
     }
-    if let Err(error) = archive_folder::look(&context.home, store) {
+    if !store.has_archives()? && rescan::anything_to_find(&context.home, store)? {
+        trouble.push(format!(
+            "the database {} knows no archives, and {} is another's or holds some: put back the newest copy of the \
+             database with `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",
+            context.home.db().display(),
+            context.home.backups().display()
+        ));
+    } else if let Err(error) = archive_folder::look(&context.home, store) {
         trouble.push(error.to_string());
     }
     Ok(ServiceState { workers, trouble })
@@ -139,6 +148,22 @@ fn schedule_state(
             trouble.push(format!("{what} could not be read whole: see `history @{}`", run.id));
         }
     }
+    if let Some(archive) = last.as_ref().map(|run| store.archive(run.id)).transpose()?.flatten().filter(|a| a.suspect) {
+        trouble.push(format!(
+            "@{} holds less than half of what the archive before it held, and does not count as good: look, then \
+             `backup-manager accept {}`",
+            archive.run, row.schedule.name
+        ));
+    }
+    let unhealthy = store.unhealthy_archives(row.id)?;
+    if unhealthy > 0 {
+        let what = output::count(unhealthy, "archive");
+        trouble.push(format!("{what} damaged or missing: see `backups {} --all`, then `forget`", row.schedule.name));
+    }
+    let drill = store.last_drill(row.id)?;
+    if let Some(error) = drill.as_ref().and_then(|drill| drill.error.as_deref()) {
+        trouble.push(format!("the last restore drill failed: {error}"));
+    }
     if let Some(why) = overdue(context, &row, newest.as_ref(), running.as_ref(), zone) {
         trouble.push(why);
     }
@@ -148,7 +173,7 @@ fn schedule_state(
             trouble.push(format!("run @{} has not moved for {}", line.run, output::age(still)));
         }
     }
-    Ok(ScheduleState { row, zone, last, newest, running, new_problems, trouble })
+    Ok(ScheduleState { row, zone, last, newest, drill, running, new_problems, trouble })
 }
 
 /// No good archive for one period and three hours; a first run in progress is exempt, and so is a schedule too young.
@@ -246,7 +271,9 @@ fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
         }
     });
     let paused = if schedule.enabled { "" } else { " (paused)" };
-    let mut text = format!("{}{paused}: {last}; {newest}\n", schedule.name);
+    let drill =
+        state.drill.as_ref().map_or(String::new(), |d| format!("; {}", super::list::last_drill(d, &state.zone)));
+    let mut text = format!("{}{paused}: {last}; {newest}{drill}\n", schedule.name);
     for line in &state.trouble {
         text += &format!("  ! {line}\n");
     }
@@ -286,6 +313,7 @@ fn schedule_document(context: &Context, service: &ServiceState, index: usize, st
     document["last_run"] = state.last.as_ref().map_or(Value::Null, |run| super::history::run_json(run, &state.zone));
     document["newest_good"] =
         state.newest.as_ref().map_or(Value::Null, |archive| super::archives::archive_json(context, archive));
+    document["last_drill"] = super::list::drill_json(state.drill.as_ref(), &state.zone);
     document["new_problems"] = json!(state.new_problems);
     document["trouble"] = json!(state.trouble);
     document["running"] = state.running.as_ref().map_or(Value::Null, |run| {

@@ -4,6 +4,7 @@
 //! folder's sync before the proof, the proof before `complete`. Whatever stops in between, recovery knows from the
 //! row what is on disk.
 
+mod aftermath;
 mod monitor;
 pub mod pipeline;
 mod preview;
@@ -31,7 +32,7 @@ use crate::worker::Worker;
 use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
-pub use preview::{Listing, free_bytes, list_source, measure};
+pub use preview::{Listing, free_bytes, list_source, measure, visit_source};
 pub use recovery::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
 pub(crate) use source_root::SourceRoot;
 
@@ -131,7 +132,8 @@ impl Runner {
         conduct: &Conduct<'_>,
         monitor: &Monitor<'_>,
     ) -> std::result::Result<(ScheduleRow, Made), Failure> {
-        let row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
+        let mut row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
+        row.schedule.compression = intent.compression;
         archive_folder::check(&self.home, &self.store).map_err(Failure::source)?;
         let source = SourceRoot::find(&self.home, &row).map_err(Failure::source)?;
         let scan_started = self.clock.now();
@@ -244,15 +246,11 @@ impl Runner {
         let completed = Completed {
             incomplete: placing.incomplete,
             verified_at,
-            suspect: false,
+            suspect: self.looks_suspicious(run, row, conduct)?,
             damaged: damaged.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
         let state = self.write_end(claim, conduct, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
-        let names = std::slice::from_ref(row);
-        match archive_folder::refresh_stable_names(&self.home, &self.store, names, self.clock.now()) {
-            Ok(notes) => notes.iter().for_each(|note| conduct.observer.note(note)),
-            Err(error) => log::warn!("run @{run}: the stable name was not renewed: {error}"),
-        }
+        self.tidy_up_after(run, row, conduct);
         Ok(Ended { run, state, error: damaged })
     }
 

@@ -11,9 +11,10 @@ mod plan;
 mod read;
 mod work;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
@@ -21,6 +22,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use self::assemble::{Assembler, Counts};
 use self::flow::Flow;
 use self::plan::{Plan, Planner};
+use self::work::Done;
 use crate::archive::codec::Encoder;
 use crate::archive::place::PendingFile;
 use crate::archive::trailer::Facts;
@@ -105,35 +107,26 @@ pub fn write(
     file: &mut PendingFile,
     catalog: &mut dyn FnMut(&[ChunkRecord]) -> Result<()>,
 ) -> Result<Written> {
-    let flow = Flow::new(job.cancel, job.observer);
+    let threads = thread_count(job);
+    let flow = Flow::new(threads, job.cancel, job.observer);
     let names = Names::new();
     let path = file.temp_path().to_owned();
     let writer = ArchiveWriter::new(file.file(), &path, job.compression)?;
-    let threads = thread_count(job);
     let (plan_sender, plans) = bounded(2 * threads);
     let (done_sender, done) = unbounded();
-    let (record_sender, records) = bounded(4);
+    let (record_sender, records) = bounded(2);
     let finished = thread::scope(|scope| {
         let (flow, names) = (&flow, &names);
-        let walker = scope.spawn(move || guarded(flow, || walk_source(job, flow, names, plan_sender)));
+        let walker = spawn(scope, flow, "walk", move || walk_source(job, flow, names, plan_sender));
         for _ in 0..threads {
             let (plans, done) = (plans.clone(), done_sender.clone());
-            scope.spawn(move || guarded(flow, || work::work(flow, names, job.compression, &plans, &done)));
+            spawn(scope, flow, "encode", move || work::work(flow, names, job.compression, &plans, &done));
         }
         // Only the threads hold these ends, so that each side notices when the other is gone.
         drop((plans, done_sender));
-        let assembler = scope.spawn(move || {
-            guarded(flow, || {
-                let mut assembler = Assembler::start(flow, writer, record_sender, job.comment, job.clock.now())?;
-                assembler.assemble(&done)?;
-                if flow.is_stopped() {
-                    return Err(Error::new(ErrorKind::Interrupted, "the backup was ended early"));
-                }
-                assembler.finish(job.clock.now())
-            })
-        });
+        let assembler = spawn(scope, flow, "write", move || assemble(job, flow, writer, &done, record_sender));
         hand_over(job, flow, records, catalog);
-        (walker.join().ok().flatten(), assembler.join().ok().flatten())
+        (walker.and_then(join), assembler.and_then(join))
     });
     if let Some(error) = flow.failure() {
         return Err(error);
@@ -149,9 +142,14 @@ fn thread_count(job: &Job<'_>) -> usize {
     job.threads.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1)
 }
 
-/// Runs one thread's part. Its error, or its panic, ends the pipeline.
-fn guarded<T>(flow: &Flow<'_>, part: impl FnOnce() -> Result<T>) -> Option<T> {
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(part)) {
+/// Starts a thread for one part of the work. Its error, or its panic, ends the pipeline.
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    flow: &'scope Flow<'_>,
+    name: &str,
+    part: impl FnOnce() -> Result<T> + Send + 'scope,
+) -> Option<ScopedJoinHandle<'scope, Option<T>>> {
+    let guarded = move || match catch_unwind(AssertUnwindSafe(part)) {
         Ok(Ok(value)) => Some(value),
         Ok(Err(error)) => {
             flow.stop(error);
@@ -162,7 +160,34 @@ fn guarded<T>(flow: &Flow<'_>, part: impl FnOnce() -> Result<T>) -> Option<T> {
             flow.stop(Error::failed("a thread of the backup panicked").hint("this is a bug: please report it"));
             None
         }
+    };
+    match thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, guarded) {
+        Ok(handle) => Some(handle),
+        Err(e) => {
+            flow.stop(Error::failed("cannot start a thread").because(e).hint("raise the limit of processes"));
+            None
+        }
     }
+}
+
+fn join<T>(handle: ScopedJoinHandle<'_, Option<T>>) -> Option<T> {
+    handle.join().ok().flatten()
+}
+
+/// Puts chunks into the file until the workers are done.
+fn assemble<'f>(
+    job: &Job<'_>,
+    flow: &Flow<'_>,
+    writer: ArchiveWriter<'f>,
+    done: &Receiver<Done>,
+    records: Sender<Vec<ChunkRecord>>,
+) -> Result<(ArchiveWriter<'f>, Counts)> {
+    let mut assembler = Assembler::start(flow, writer, records, job.comment, job.clock.now())?;
+    assembler.assemble(done)?;
+    if flow.is_stopped() {
+        return Err(Error::new(ErrorKind::Interrupted, "the backup was ended early"));
+    }
+    assembler.finish(job.clock.now())
 }
 
 fn walk_source(job: &Job<'_>, flow: &Flow<'_>, names: &Names, plans: Sender<Plan>) -> Result<WalkSummary> {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::MemberKind;
 use crate::report::Problem;
-use crate::source;
+use crate::source::{self, Found};
 use crate::store::ScheduleRow;
 
 /// How much a source holds, as far as it was looked at.
@@ -53,7 +53,24 @@ pub fn measure(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duratio
     })
 }
 
+/// Tells `visit` every member that a run of the schedule would archive, as it is found; returns what cannot be read.
+pub fn visit_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&Found)) -> Result<Vec<Problem>> {
+    let listing = walk_found(home, row, &mut |found, _| {
+        visit(found);
+        ControlFlow::Continue(())
+    })?;
+    Ok(listing.problems)
+}
+
 fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>) -> Result<Listing> {
+    walk_found(home, row, &mut |found, size| visit(found.path.as_bytes(), size))
+}
+
+fn walk_found(
+    home: &Home,
+    row: &ScheduleRow,
+    visit: &mut dyn FnMut(&Found, u64) -> ControlFlow<()>,
+) -> Result<Listing> {
     let source = SourceRoot::find(home, row)?;
     let never = home.never_archived();
     let mut listing = Listing { complete: true, ..Listing::default() };
@@ -66,7 +83,7 @@ fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> Con
             let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };
             listing.members += 1;
             listing.bytes += size;
-            let flow = visit(found.path.as_bytes(), size);
+            let flow = visit(&found, size);
             listing.complete = flow.is_continue();
             flow
         },

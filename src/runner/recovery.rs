@@ -55,6 +55,11 @@ pub fn recover(runner: &Runner, conduct: &Conduct<'_>) -> Result<Recovered> {
 /// take-over that could not be put right.
 pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<TakenOver>> {
     let workers = runner.home.workers();
+    let is_dead = |uuid: &uuid::Uuid| *uuid != runner.row.uuid && !worker::is_alive(&workers, uuid);
+    // After an end that was none, a look at the database comes before anything is built on it.
+    if runner.store.workers()?.iter().any(|row| is_dead(&row.uuid)) {
+        runner.store.quick_check()?;
+    }
     let mut taken = Vec::new();
     for run in runner.store.running()? {
         let Some(dead) = run.worker else { continue };
@@ -73,12 +78,28 @@ pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<V
 
 /// Finishes the deletions that dead processes began, and takes the rows of dead workers away.
 pub fn forget_dead(runner: &Runner) -> Result<()> {
-    archive_folder::finish_deletions(&runner.home, &runner.store)?;
+    // Trouble with the archive folder, as while its disk is not mounted, must not keep the rest from going on.
+    let deleted = archive_folder::finish_deletions(&runner.home, &runner.store).unwrap_or_else(|error| {
+        log::error!("deleted archives stay until later: {error}");
+        0
+    });
     let workers = runner.home.workers();
+    let mut dead = Vec::new();
     for row in runner.store.workers()? {
         if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
-            runner.store.remove_worker(row.uuid)?;
+            dead.push(row.uuid);
         }
+    }
+    // A dead worker may have fallen between a run's end and its stable name, and left nothing else to put right.
+    if deleted > 0 || !dead.is_empty() {
+        let rows = runner.store.schedules()?;
+        match archive_folder::renew_links(&runner.home, &runner.store, &rows) {
+            Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
+            Err(error) => log::warn!("the stable names were not renewed: {error}"),
+        }
+    }
+    for uuid in dead {
+        runner.store.remove_worker(uuid)?;
     }
     Ok(())
 }

@@ -15,6 +15,8 @@ pub struct Intent {
     pub file_name: String,
     /// Temporary name in the same folder.
     pub temporary_name: String,
+    /// What the names promise, whatever the schedule is changed to meanwhile.
+    pub compression: Compression,
 }
 
 /// How far an archive has come.
@@ -75,6 +77,8 @@ pub struct Archive {
     pub suspect: bool,
     /// Never pruned.
     pub pinned: bool,
+    /// Made by a run that was asked for by hand.
+    pub manual: bool,
     /// Good in the sense of I8.
     pub good: bool,
     /// Members in it.
@@ -159,10 +163,10 @@ pub struct LegacyArchive {
 }
 
 /// Complete, not damaged, not a sudden change, and proven unless the schedule says no-verify (I8).
-const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect = 0 OR archive.acknowledged = 1) \
+pub(super) const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect = 0 OR archive.acknowledged = 1) \
      AND (archive_file.health = 'good' OR (archive_file.health = 'unproven' AND schedule.verify = 0)))";
 
-const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
+pub(super) const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
      JOIN schedule ON schedule.id = archive.schedule_id";
 
 impl Store {
@@ -330,11 +334,12 @@ impl Store {
         }
     }
 
-    fn select_archives(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<Archive>> {
+    pub(super) fn select_archives(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<Archive>> {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
                     "SELECT archive.*, schedule.name AS schedule_name, size, digest, health, verified_at_ms, \
+                     (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'manual' AS manual, \
                      {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
                 ))?
                 .query_map(parameters, archive_row)?
@@ -363,6 +368,7 @@ pub(super) fn write_intent(
     let intent = Intent {
         file_name: format!("{name}/{stem}"),
         temporary_name: format!("{name}/.{stem}.{attempt}-{}.part", &random[..8]),
+        compression,
     };
     transaction.execute(
         "INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')",
@@ -429,6 +435,7 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
         incomplete: row.get("incomplete")?,
         suspect: row.get::<_, bool>("suspect")? && !acknowledged,
         pinned: row.get("pinned")?,
+        manual: row.get("manual")?,
         good: row.get("good")?,
         members: row.get("members")?,
         files: row.get("files")?,

@@ -23,6 +23,8 @@ mod embedded {
 
 /// "BKMG": what `PRAGMA application_id` of our databases says.
 const APPLICATION_ID: i32 = 0x424B_4D47;
+/// Where refinery keeps which migrations were applied.
+const HISTORY: &str = "refinery_schema_history";
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
 const SQLITE_OLDEST: i32 = 3_051_003;
 
@@ -112,9 +114,10 @@ impl Bootstrap {
         let (application, version) = (pragma("application_id")?, pragma("user_version")?);
         if application != APPLICATION_ID {
             let tables: i64 = connection
-                .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+                .query_row("SELECT count(*) FROM sqlite_schema WHERE tbl_name <> ?1", [HISTORY], |row| row.get(0))
                 .map_err(|e| opening_fault(path, e))?;
-            // An empty one is left behind by a process that died while it made it.
+            // An empty one is left behind by a process that died while it made it; refinery commits its own table
+            // before the migrations.
             return if tables == 0 { Ok(None) } else { Err(foreign(path)) };
         }
         if version > newest() {
@@ -307,6 +310,19 @@ mod tests {
 
     const CREATE: Bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
     const EXISTING: Bootstrap = Bootstrap { access: Access::Existing, ..CREATE };
+
+    #[test]
+    fn a_creation_that_was_cut_off_at_any_step_is_finished_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = "CREATE TABLE refinery_schema_history (version INT4 PRIMARY KEY, name VARCHAR(255), \
+                       applied_on VARCHAR(255), checksum VARCHAR(255))";
+        for (at, left) in ["", "PRAGMA journal_mode = WAL", history].into_iter().enumerate() {
+            let path = dir.path().join(format!("{at}.db"));
+            fs::write(&path, "").unwrap();
+            Connection::open(&path).unwrap().execute_batch(left).unwrap();
+            Store::open(&path, &CREATE).unwrap();
+        }
+    }
 
     #[test]
     fn a_new_database_is_private_and_keeps_its_identity() {

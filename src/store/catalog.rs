@@ -1,6 +1,7 @@
 //! What is in the archives: chunks and members. Written in batches behind the fence, read page by page (I5).
 
-use rusqlite::{Transaction, params};
+use rusqlite::types::FromSqlError;
+use rusqlite::{Row, Transaction, params};
 
 use super::Store;
 use super::claims::Claim;
@@ -91,25 +92,30 @@ impl Store {
     pub fn chunks(&self, run: i64, sequence: u64, limit: u32) -> Result<Vec<StoredChunk>> {
         self.read(|connection| {
             connection
-                .prepare_cached(
-                    "SELECT sequence, stored_offset, stored_length, stored_digest, content_length, content_digest \
-                     FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
+                .prepare_cached(&format!(
+                    "SELECT {STORED_CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
                      WHERE archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1) \
-                     AND sequence >= ?2 ORDER BY sequence LIMIT ?3",
-                )?
-                .query_map(params![run, sequence, limit], |row| {
-                    Ok(StoredChunk {
-                        sequence: row.get(0)?,
-                        offset: row.get(1)?,
-                        stored_length: row.get(2)?,
-                        stored_digest: row.get(3)?,
-                        content_length: row.get(4)?,
-                        content_digest: row.get(5)?,
-                    })
-                })?
+                     AND sequence >= ?2 ORDER BY sequence LIMIT ?3"
+                ))?
+                .query_map(params![run, sequence, limit], stored_chunk_row)?
                 .collect()
         })
     }
+}
+
+/// The columns of a [`StoredChunk`].
+pub(super) const STORED_CHUNK: &str =
+    "sequence, stored_offset, stored_length, stored_digest, content_length, content_digest";
+
+pub(super) fn stored_chunk_row(row: &Row<'_>) -> rusqlite::Result<StoredChunk> {
+    Ok(StoredChunk {
+        sequence: row.get(0)?,
+        offset: row.get(1)?,
+        stored_length: row.get(2)?,
+        stored_digest: row.get(3)?,
+        content_length: row.get(4)?,
+        content_digest: row.get(5)?,
+    })
 }
 
 fn archive_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<i64> {
@@ -148,7 +154,7 @@ pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rus
     Ok(chunks.len())
 }
 
-fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {
+pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
             "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \
@@ -213,14 +219,21 @@ fn insert_member(
         .map(drop)
 }
 
+const KIND_WORDS: [(MemberKind, &str); 7] = [
+    (MemberKind::File, "file"),
+    (MemberKind::Folder, "folder"),
+    (MemberKind::Symlink, "symlink"),
+    (MemberKind::HardLink, "hardlink"),
+    (MemberKind::Fifo, "fifo"),
+    (MemberKind::CharDevice, "char"),
+    (MemberKind::BlockDevice, "block"),
+];
+
 fn kind_word(kind: MemberKind) -> &'static str {
-    match kind {
-        MemberKind::File => "file",
-        MemberKind::Folder => "folder",
-        MemberKind::Symlink => "symlink",
-        MemberKind::HardLink => "hardlink",
-        MemberKind::Fifo => "fifo",
-        MemberKind::CharDevice => "char",
-        MemberKind::BlockDevice => "block",
-    }
+    KIND_WORDS.iter().find(|(other, _)| *other == kind).map_or("file", |(_, word)| word)
+}
+
+pub(super) fn kind_of_word(word: &str) -> rusqlite::Result<MemberKind> {
+    let found = KIND_WORDS.iter().find(|(_, other)| *other == word);
+    found.map(|(kind, _)| *kind).ok_or_else(|| FromSqlError::InvalidType.into())
 }

@@ -27,11 +27,16 @@ macro_rules! words {
 mod archives;
 mod bootstrap;
 mod catalog;
+mod chunk_members;
 mod claims;
+mod members;
 mod occurrences;
+mod rescan;
+mod retention;
 mod runs;
 mod schedules;
 mod settings;
+mod upkeep;
 mod workers;
 
 use std::path::{Path, PathBuf};
@@ -47,14 +52,21 @@ pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed,
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
+pub use members::{Listed, Sighting};
 pub use occurrences::{Due, Materialised};
+pub use rescan::FoundArchive;
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedules::{Revived, ScheduleRow, Watermark};
 pub use settings::Imported;
+pub use upkeep::{Drill, Task, check_copy};
 pub use workers::{Role, StopRequest, WorkerRow};
 
 /// How long a connection waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What to do about a database that is damaged or gone.
+pub const WAYS_OUT: &str = "archives are plain tar files and stay whole; put back the newest copy of the database \
+     with `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and make it anew from the \
+     archives with `backup-manager rescan`";
 /// Connections at once: one a run, one for the loop, one for what watches.
 const POOL_SIZE: u32 = 8;
 
@@ -203,11 +215,9 @@ fn fault(path: &Path, error: rusqlite::Error) -> Error {
             format!("the database {name} cannot be written"),
             "run as the user that owns it, or make its folder writable",
         ),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => (
-            ErrorKind::Failed,
-            format!("the database {name} is damaged"),
-            "move it aside with its -wal and -shm; archives are plain tar files and stay whole",
-        ),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            (ErrorKind::Damage, format!("the database {name} is damaged"), WAYS_OUT)
+        }
         _ => return Error::failed(format!("the database {name}")).because(error),
     };
     Error::new(kind, message).because(error).hint(hint)

@@ -100,13 +100,14 @@ impl TestHome {
         fs::read_to_string(self.path("logs").join(name)).unwrap_or_default()
     }
 
-    /// Files below `backups` that are no links, the identity left out.
+    /// Files below `backups` that are no links, the identity and copies of the database left out.
     pub fn archive_files(&self) -> Vec<String> {
         let mut names = Vec::new();
         let mut folders = vec![self.path("backups")];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 match entry.file_type().unwrap() {
+                    kind if kind.is_dir() && entry.file_name() == ".database" => {}
                     kind if kind.is_dir() => folders.push(entry.path()),
                     kind if kind.is_file() => names.push(entry.file_name().into_string().unwrap()),
                     _ => {}

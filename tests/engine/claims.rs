@@ -37,8 +37,14 @@ fn only_one_service_gets_the_run() {
 fn a_second_service_is_refused_with_the_process_of_the_first() {
     let world = World::new();
     let _one = world.service(false);
-    let options =
-        backup_manager::service::Options { workers: 1, grace: MINUTE, zone: chrono_tz::Tz::UTC, import: None };
+    let options = backup_manager::service::Options {
+        workers: 1,
+        grace: MINUTE,
+        zone: chrono_tz::Tz::UTC,
+        import: None,
+        upkeep: Default::default(),
+        scratch: None,
+    };
     let refused = backup_manager::service::Service::register(world.process(Role::Service), options, false);
     let error = refused.err().expect("a refusal");
     assert_eq!(error.kind(), ErrorKind::Busy);

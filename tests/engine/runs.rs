@@ -31,7 +31,7 @@ impl Observer for Recording {
     }
 }
 
-fn run_now(world: &World, runner: &Runner, row: &ScheduleRow) -> Ended {
+pub fn run_now(world: &World, runner: &Runner, row: &ScheduleRow) -> Ended {
     run_with(world, runner, row, &Cancel::default(), &Recording::default())
 }
 

@@ -32,7 +32,10 @@ pub struct World {
 
 impl World {
     pub fn new() -> World {
-        let dir = tempfile::tempdir().expect("a temporary folder");
+        World::within(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    pub fn within(dir: tempfile::TempDir) -> World {
         let places = Places { home: Some(dir.path().to_owned()), ..Places::default() };
         let home = Arc::new(Home::locate(&places, dir.path()).expect("a home"));
         let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
@@ -93,13 +96,16 @@ impl World {
     }
 
     pub fn service_following(&self, file: PathBuf) -> Service {
-        let options = Options { workers: 1, grace: MINUTE, zone: Tz::UTC, import: Some(file) };
+        let options = Options { import: Some(file), ..self.options(Tz::UTC) };
         Service::register(self.process(Role::Service), options, false).unwrap()
     }
 
     pub fn service_in(&self, zone: Tz, join: bool) -> Service {
-        let options = Options { workers: 1, grace: MINUTE, zone, import: None };
-        Service::register(self.process(Role::Service), options, join).unwrap()
+        Service::register(self.process(Role::Service), self.options(zone), join).unwrap()
+    }
+
+    fn options(&self, zone: Tz) -> Options {
+        Options { workers: 1, grace: MINUTE, zone, import: None, upkeep: Default::default(), scratch: None }
     }
 
     pub fn claim(&self, runner: &Runner) -> (Claim, Intent) {
@@ -113,13 +119,16 @@ impl World {
         runs
     }
 
-    /// Names of the files below the archive folder that are no links, sorted.
+    /// Names of the files below the archive folder that are no links, sorted; copies of the database left out.
     pub fn archive_files(&self) -> Vec<String> {
         let mut names = Vec::new();
         let mut folders = vec![self.home.backups().to_owned()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let kind = entry.file_type().unwrap();
+                if entry.file_name() == ".database" {
+                    continue;
+                }
                 if kind.is_dir() {
                     folders.push(entry.path());
                 } else if kind.is_file() {

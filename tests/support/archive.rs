@@ -11,7 +11,7 @@ use backup_manager::error::Result;
 use backup_manager::member::{ChunkRecord, MemberPath};
 use backup_manager::report::{Observer, Problem, Progress};
 use backup_manager::runner::pipeline::{self, Job, Written};
-use backup_manager::schedule::{Compression, Excludes};
+use backup_manager::schedule::Compression;
 
 /// An archive and what the pipeline said of it.
 pub struct Made {
@@ -30,19 +30,39 @@ impl Observer for Silent {
     fn note(&self, _: &str) {}
 }
 
-/// Makes an archive of `source` in `folder` and proves that the records fit together.
+/// Makes an archive of `source` in `folder`, replacing one of the same format.
 pub fn make(source: &Path, folder: &Path, compression: Compression) -> Made {
-    try_make(source, folder, compression, &Excludes::default()).unwrap()
+    make_with(source, folder, compression, |_| {})
 }
 
-/// Makes an archive of `source` in `folder`, replacing one of the same format.
-pub fn try_make(source: &Path, folder: &Path, compression: Compression, excludes: &Excludes) -> Result<Made> {
+/// The same with a job that is not the usual one.
+pub fn make_with<'a>(
+    source: &'a Path,
+    folder: &Path,
+    compression: Compression,
+    change: impl FnOnce(&mut Job<'a>),
+) -> Made {
+    try_make(source, folder, compression, change, &mut |_| Ok(())).unwrap()
+}
+
+/// The same, and `catalog` may fail.
+pub fn try_make<'a>(
+    source: &'a Path,
+    folder: &Path,
+    compression: Compression,
+    change: impl FnOnce(&mut Job<'a>),
+    catalog: &mut dyn FnMut(&[ChunkRecord]) -> Result<()>,
+) -> Result<Made> {
     let path = folder.join(format!("archive.{}", compression.extension()));
     let root_name = MemberPath::parse(source.file_name().unwrap().as_encoded_bytes()).unwrap();
-    let clock = SystemClock::new();
-    let job = Job {
+    // Leaked, so that a test may put its own in their place.
+    let root_name = Box::leak(Box::new(root_name));
+    let clock = Box::leak(Box::new(SystemClock::new()));
+    let excludes = Box::leak(Box::default());
+    let cancel = Box::leak(Box::default());
+    let mut job = Job {
         source,
-        root_name: &root_name,
+        root_name,
         excludes,
         patterns: &[],
         never: &[],
@@ -50,20 +70,23 @@ pub fn try_make(source: &Path, folder: &Path, compression: Compression, excludes
         threads: 3,
         comment: "{\"schedule\":\"test\"}",
         run: 17,
-        clock: &clock,
+        clock,
         observer: &Silent,
-        cancel: &AtomicBool::new(false),
+        cancel,
     };
+    change(&mut job);
     let mut file = PendingFile::create(&path, 0o400)?;
     let mut records = Vec::new();
     let written = pipeline::write(&job, &mut file, &mut |batch| {
         records.extend_from_slice(batch);
-        Ok(())
+        catalog(batch)
     })?;
     let sealed = file.seal()?;
     assert_eq!(sealed.size(), written.size);
     sealed.place(&path, true)?;
     records.sort_by_key(|record| record.sequence);
+    let sequences: Vec<_> = records.iter().map(|record| record.sequence).collect();
+    assert_eq!(sequences, (0..written.chunks).collect::<Vec<_>>(), "every chunk is told once");
     Ok(Made { path, written, records })
 }
 
@@ -82,4 +105,18 @@ pub fn run_tool(command: &mut Command) -> Output {
     let errors = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success() && errors.is_empty(), "{command:?}: {}\n{errors}", out.status);
     out
+}
+
+/// Says whether a tool is installed; if not, says what is skipped.
+pub fn has_tool(tool: &str) -> bool {
+    let is_there = Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    if !is_there {
+        eprintln!("skipped: {tool} is not installed");
+    }
+    is_there
+}
+
+/// Says whether the long form of the test programmes was asked for.
+pub fn is_long_run() -> bool {
+    std::env::var_os("BACKUP_MANAGER_LONG_TESTS").is_some_and(|value| value != "0")
 }

@@ -1,3 +1,5 @@
-//! What the test programmes share.
+//! What the test programmes share. Each of them uses a part of it.
+#![allow(dead_code)]
 
 pub mod archive;
+pub mod tree;

@@ -15,7 +15,7 @@ use crate::member::{CatalogMember, ChunkRecord, MemberKind};
 use std::sync::Arc;
 
 /// A batch of records goes to the catalog when it has so many rows.
-const BATCH_ROWS: usize = 4_000;
+const BATCH_ROWS: usize = 2_000;
 
 /// Counts over the members written.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,9 +7,11 @@ use crate::archive::buffer::Buffer;
 use crate::error::{Error, ErrorKind};
 use crate::report::{Observer, Problem};
 
-/// Bytes of chunks that may be under way at once, raw and encoded together. With the codecs and what the members take
-/// in memory this keeps the pipeline below 48 MiB.
-const BUDGET_BYTES: u64 = 32 << 20;
+/// Bytes of chunks that may be under way at once for each thread, raw and encoded together, and in all. With the
+/// codecs and what the members take in memory this keeps the pipeline below 48 MiB.
+const THREAD_BYTES: u64 = 8 << 20;
+const LEAST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: u64 = 32 << 20;
 
 /// Room kept for later chunks.
 const POOL_BYTES: usize = 8 << 20;
@@ -24,6 +26,7 @@ const MOST_PROBLEMS: usize = 10_000;
 pub(super) struct Flow<'a> {
     cancel: &'a AtomicBool,
     observer: &'a dyn Observer,
+    budget: u64,
     stopped: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -54,8 +57,9 @@ pub(super) struct Problems {
 }
 
 impl<'a> Flow<'a> {
-    pub(super) fn new(cancel: &'a AtomicBool, observer: &'a dyn Observer) -> Self {
+    pub(super) fn new(threads: usize, cancel: &'a AtomicBool, observer: &'a dyn Observer) -> Self {
         Flow {
+            budget: (threads as u64).saturating_mul(THREAD_BYTES).clamp(LEAST_BYTES, MOST_BYTES),
             cancel,
             observer,
             stopped: AtomicBool::new(false),
@@ -96,7 +100,7 @@ impl<'a> Flow<'a> {
     /// Waits until `bytes` more may be under way. What is larger than the whole budget goes alone.
     pub(super) fn acquire(&self, bytes: u64) {
         let mut state = self.state();
-        while state.under_way > 0 && state.under_way + bytes > BUDGET_BYTES && !self.stopped.load(Ordering::Relaxed) {
+        while state.under_way > 0 && state.under_way + bytes > self.budget && !self.stopped.load(Ordering::Relaxed) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.under_way += bytes;

@@ -175,18 +175,19 @@ fn dense(file: &OpenFile, range: &Range<u64>, content: &mut Buffer, hasher: &mut
     reading
 }
 
-/// Reads from the beginning until the file ends, at most `most` bytes; also says whether it ended.
+/// Reads from the beginning until the file ends, at most `most` bytes; also says whether it ended. In small steps: some
+/// files of the system refuse large ones.
 pub(super) fn to_its_end(file: &OpenFile, most: usize) -> io::Result<(Vec<u8>, bool)> {
-    let mut bytes = vec![0; most + 1];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], filled as u64)? {
-            0 => break,
-            count => filled += count,
+    let mut bytes = Vec::new();
+    let mut step = [0; 64 << 10];
+    while bytes.len() <= most {
+        match file.read_at(&mut step, bytes.len() as u64)? {
+            0 => return Ok((bytes, true)),
+            count => bytes.extend_from_slice(&step[..count]),
         }
     }
-    bytes.truncate(filled.min(most));
-    Ok((bytes, filled <= most))
+    bytes.truncate(most);
+    Ok((bytes, false))
 }
 
 fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {

@@ -165,9 +165,13 @@ impl Builder<'_, '_> {
         };
         let xattrs = match found.xattrs() {
             Ok(xattrs) => xattrs,
-            // A folder stays: what it holds has been found, or will be.
-            Err(problem) if found.kind == MemberKind::Folder || problem.kind == ProblemKind::Unreadable => {
+            Err(problem) if problem.kind == ProblemKind::Unreadable => {
                 self.flow.problem(read::attributes_lost(problem));
+                Xattrs::new()
+            }
+            // A folder stays, for what it held when it was listed follows, if it can still be read.
+            Err(problem) if found.kind == MemberKind::Folder => {
+                self.flow.problem(problem);
                 Xattrs::new()
             }
             Err(problem) => return Err(problem),
@@ -358,7 +362,7 @@ impl Builder<'_, '_> {
         content_digest: Option<[u8; 32]>,
         changed_while_read: bool,
     ) {
-        let xattr_digest = (!member.xattrs.is_empty()).then(|| xattr_digest(&member.xattrs));
+        let xattr_digest = (!member.xattrs.is_empty()).then(|| member.xattr_digest());
         self.members.push(CatalogMember {
             member,
             offset: offset as u64,
@@ -414,15 +418,4 @@ fn trouble(found: &Found, error: Option<String>, stability: Result<Stability, Pr
         }
         (None, Err(problem)) => Some(problem),
     }
-}
-
-/// Returns the digest of extended attributes: BLAKE3 over length (`u32`, little-endian) and bytes of each name and
-/// value.
-fn xattr_digest(xattrs: &Xattrs) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for bytes in xattrs.iter().flat_map(|(name, value)| [name, value]) {
-        hasher.update(&(bytes.len() as u32).to_le_bytes());
-        hasher.update(bytes);
-    }
-    *hasher.finalize().as_bytes()
 }

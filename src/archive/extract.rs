@@ -1,0 +1,390 @@
+//! Making files beneath a target folder, and never outside it, whatever an archive or another process does (I11).
+//!
+//! Folders are only ever opened relative to an open folder and never through a symbolic link: by `openat2` where the
+//! kernel has it, else component by component. Everything is made under a random name in its own folder and renamed,
+//! so that nothing that stands there is ever written into.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags,
+};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+
+use super::place::{is_temporary_name, random_name};
+use crate::error::{Error, Result};
+use crate::member::{FileTime, Member, MemberKind, MemberPath};
+
+/// Mode of a folder that is being filled. Nobody else gets in, and a restore that is run again knows it by this.
+const UNFINISHED: u32 = 0o1700;
+
+/// The longest path that is given to the kernel in one piece.
+const LONGEST_AT_ONCE: usize = 3000;
+
+/// The folder that everything is restored into.
+#[derive(Debug)]
+pub struct Target {
+    root: Arc<OwnedFd>,
+    path: PathBuf,
+    by_steps: AtomicBool,
+}
+
+impl Target {
+    /// Opens the folder at `path`, which must be there.
+    pub fn open(path: &Path) -> Result<Target> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, path, flags, Mode::empty())
+            .map_err(|e| Error::io("open the target", path)(e.into()))?;
+        Ok(Target { root: Arc::new(root), path: path.to_owned(), by_steps: AtomicBool::new(false) })
+    }
+
+    /// Opens folders component by component, as on kernels without `openat2`.
+    #[must_use]
+    pub fn by_steps(self) -> Target {
+        self.by_steps.store(true, Ordering::Relaxed);
+        self
+    }
+
+    /// Returns the target folder itself.
+    pub fn root(&self) -> Arc<OwnedFd> {
+        self.root.clone()
+    }
+
+    /// Returns the path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a folder beneath the target. Errors: `ELOOP` or `ENOTDIR` where something else stands in the way.
+    pub fn folder(&self, path: &MemberPath) -> io::Result<OwnedFd> {
+        Ok(self.folder_in(self.root.as_fd(), path.as_bytes())?)
+    }
+
+    /// Opens the folder at `path`, relative and without `..`, in an open folder beneath the target.
+    pub fn folder_in(&self, folder: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if !self.by_steps.load(Ordering::Relaxed) && path.len() <= LONGEST_AT_ONCE {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+            match rustix::fs::openat2(folder, OsStr::from_bytes(path), flags, Mode::empty(), resolve) {
+                // Old kernels and strict sandboxes do not have it; `EAGAIN` is a rename somewhere at this moment.
+                Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => self.by_steps.store(true, Ordering::Relaxed),
+                Err(Errno::AGAIN) => {}
+                result => return result,
+            }
+        }
+        let mut components = path.split(|&b| b == b'/');
+        let open = |folder: BorrowedFd<'_>, name: &[u8]| {
+            rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())
+        };
+        let mut current = open(folder, components.next().unwrap_or_default())?;
+        for name in components {
+            current = open(current.as_fd(), name)?;
+        }
+        Ok(current)
+    }
+
+    /// Waits until everything written to the target's file system is on disk.
+    pub fn sync(&self) -> Result<()> {
+        match rustix::fs::syncfs(&*self.root) {
+            Err(Errno::NOSYS) => Ok(()),
+            result => result.map_err(|e| Error::io("sync", &self.path)(e.into())),
+        }
+    }
+}
+
+/// Returns what stands under a name, a link itself and not what it leads to; nothing if the name is free.
+pub fn look(folder: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(folder, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Returns the kind of member that such a file would be; none for a socket.
+pub fn kind_of(stat: &Stat) -> Option<MemberKind> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Some(MemberKind::File),
+        FileType::Directory => Some(MemberKind::Folder),
+        FileType::Symlink => Some(MemberKind::Symlink),
+        FileType::Fifo => Some(MemberKind::Fifo),
+        FileType::CharacterDevice => Some(MemberKind::CharDevice),
+        FileType::BlockDevice => Some(MemberKind::BlockDevice),
+        _ => None,
+    }
+}
+
+/// Returns when a file changed last.
+pub fn modified_of(stat: &Stat) -> FileTime {
+    FileTime { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}
+
+/// Makes a folder that nobody else gets into until it is finished. Errors: `AlreadyExists`.
+pub fn make_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(folder, OsStr::from_bytes(name), Mode::from_raw_mode(UNFINISHED))?)
+}
+
+/// Says whether a folder was left by a restore that was cut off.
+pub fn is_unfinished(stat: &Stat) -> bool {
+    stat.st_mode & 0o7777 == UNFINISHED && stat.st_uid == rustix::process::geteuid().as_raw()
+}
+
+/// Removes what a restore that was cut off left in a folder under temporary names.
+pub fn remove_left_behind(folder: &OwnedFd) -> io::Result<()> {
+    let mut left = Vec::new();
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        let entry = entry?;
+        if is_temporary_name(&entry.file_name().to_string_lossy()) {
+            left.push(entry.file_name().to_owned());
+        }
+    }
+    left.iter().try_for_each(|name| Ok(rustix::fs::unlinkat(folder, name.as_c_str(), AtFlags::empty())?))
+}
+
+/// Removes what stands under a name; of folders only empty ones.
+pub fn remove(folder: impl AsFd, name: &[u8], is_folder: bool) -> io::Result<()> {
+    let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+    Ok(rustix::fs::unlinkat(folder, OsStr::from_bytes(name), flags)?)
+}
+
+/// Something made under a temporary name; removed when dropped unless placed.
+#[derive(Debug)]
+#[must_use = "what is not placed is removed when dropped"]
+pub struct Made {
+    folder: Arc<OwnedFd>,
+    temporary: Option<String>,
+}
+
+impl Made {
+    fn under_free_name(
+        folder: &Arc<OwnedFd>,
+        mut make: impl FnMut(&str) -> rustix::io::Result<()>,
+    ) -> io::Result<Made> {
+        loop {
+            let name = random_name().map_err(|e| io::Error::other(e.to_string()))?;
+            match make(&name) {
+                Ok(()) => return Ok(Made { folder: folder.clone(), temporary: Some(name) }),
+                Err(Errno::EXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Makes an empty file and opens it for writing.
+    pub fn file(folder: &Arc<OwnedFd>) -> io::Result<(Made, File)> {
+        let mut opened = None;
+        let made = Made::under_free_name(folder, |name| {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            opened = Some(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?);
+            Ok(())
+        })?;
+        match opened {
+            Some(file) => Ok((made, File::from(file))),
+            None => Err(io::Error::other("a file was made and not opened")),
+        }
+    }
+
+    /// Makes a symbolic link, a fifo or a device, with its owner, mode and time.
+    pub fn special(folder: &Arc<OwnedFd>, member: &Member, powers: Powers) -> io::Result<(Made, Shortfall)> {
+        let kind = match member.kind {
+            MemberKind::Fifo => FileType::Fifo,
+            MemberKind::CharDevice => FileType::CharacterDevice,
+            MemberKind::BlockDevice => FileType::BlockDevice,
+            _ => FileType::Symlink,
+        };
+        let target = OsStr::from_bytes(member.link_target.as_deref().unwrap_or_default());
+        let (major, minor) = member.device_number.unwrap_or((0, 0));
+        let made = Made::under_free_name(folder, |name| match kind {
+            FileType::Symlink => rustix::fs::symlinkat(target, folder, name),
+            _ => {
+                let mode = Mode::from_raw_mode(member.mode & 0o777);
+                rustix::fs::mknodat(folder, name, kind, mode, rustix::fs::makedev(major, minor))
+            }
+        })?;
+        let name = made.temporary.as_deref().unwrap_or_default();
+        let mut shortfall = Shortfall::default();
+        if powers.is_root || member.gid != rustix::process::getegid().as_raw() || member.uid != powers.uid {
+            let owner = if powers.is_root { valid_uid(member.uid) } else { None };
+            let chown = rustix::fs::chownat(folder, name, owner, valid_gid(member.gid), AtFlags::SYMLINK_NOFOLLOW);
+            shortfall.owner = chown.is_err() || member.uid == u32::MAX || (!powers.is_root && member.uid != powers.uid);
+        }
+        if kind != FileType::Symlink {
+            // The umask may have taken bits away.
+            rustix::fs::chmodat(folder, name, Mode::from_raw_mode(member.mode & 0o777), AtFlags::empty())?;
+        }
+        rustix::fs::utimensat(folder, name, &times(member.modified), AtFlags::SYMLINK_NOFOLLOW)?;
+        shortfall.attributes = kind != FileType::Symlink && !member.xattrs.is_empty();
+        Ok((made, shortfall))
+    }
+
+    /// Makes a further name of what stands at `name` in the folder `of`, a link itself and not what it leads to.
+    pub fn hard_link(folder: &Arc<OwnedFd>, of: impl AsFd, name: &[u8]) -> io::Result<Made> {
+        let name = OsStr::from_bytes(name);
+        Made::under_free_name(folder, |temporary| {
+            rustix::fs::linkat(of.as_fd(), name, folder, temporary, AtFlags::empty())
+        })
+    }
+
+    /// Gives it its name. Without `replace` the name must be free, else the error is `AlreadyExists`.
+    pub fn place(mut self, name: &[u8], replace: bool) -> io::Result<()> {
+        let Some(temporary) = self.temporary.take() else { return Ok(()) };
+        let result = rename(&self.folder, &temporary, OsStr::from_bytes(name), replace);
+        // A rename between two names of one file does nothing and leaves both.
+        let left = result.is_err() || replace && matches!(look(&self.folder, temporary.as_bytes()), Ok(Some(_)));
+        if left {
+            self.temporary = Some(temporary);
+        }
+        Ok(result?)
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(name) = &self.temporary {
+            // Nothing can be done about a failure here; a restore that is run again removes it.
+            let _ = rustix::fs::unlinkat(&*self.folder, name.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+fn rename(folder: &OwnedFd, from: &str, to: &OsStr, replace: bool) -> rustix::io::Result<()> {
+    if replace {
+        return rustix::fs::renameat(folder, from, folder, to);
+    }
+    match rustix::fs::renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
+        // The file system does not know the flag; a link never replaces.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            rustix::fs::linkat(folder, from, folder, to, AtFlags::empty())?;
+            rustix::fs::unlinkat(folder, from, AtFlags::empty())
+        }
+        result => result,
+    }
+}
+
+/// What this process may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Powers {
+    /// It may give files to others.
+    pub is_root: bool,
+    /// Its user.
+    pub uid: u32,
+    /// Files get their setuid and setgid bits and their capabilities back.
+    pub setuid: bool,
+}
+
+impl Powers {
+    /// Asks the system; `setuid` counts for root only.
+    pub fn of_process(setuid: bool) -> Powers {
+        let user = rustix::process::geteuid();
+        Powers { is_root: user.is_root(), uid: user.as_raw(), setuid: setuid && user.is_root() }
+    }
+}
+
+/// What of a member could not be given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortfall {
+    /// Owner or group.
+    pub owner: bool,
+    /// An extended attribute or an ACL.
+    pub attributes: bool,
+    /// Setuid and setgid bits or capabilities, which were not asked for.
+    pub setuid: bool,
+}
+
+/// Gives an open file or folder its owner, mode, attributes and times. Owner before mode, since a change of owner takes
+/// bits away; times last.
+pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Shortfall> {
+    let file = file.as_fd();
+    let is_folder = member.kind == MemberKind::Folder;
+    let mut shortfall = Shortfall::default();
+    if powers.is_root {
+        let set = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
+        shortfall.owner = set.is_err() || member.uid == u32::MAX || member.gid == u32::MAX;
+    } else {
+        let stat = rustix::fs::fstat(file)?;
+        shortfall.owner = stat.st_uid != member.uid;
+        if stat.st_gid != member.gid {
+            shortfall.owner |= rustix::fs::fchown(file, None, valid_gid(member.gid)).is_err() || member.gid == u32::MAX;
+        }
+    }
+    let mut mode = member.mode & 0o7777;
+    if !is_folder && mode & 0o6000 != 0 && (!powers.setuid || shortfall.owner) {
+        mode &= !0o6000;
+        shortfall.setuid = true;
+    }
+    if is_folder && shortfall.owner {
+        mode &= !0o6000;
+    }
+    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    for (name, value) in &member.xattrs {
+        if &**name == b"security.capability" && !powers.setuid {
+            shortfall.setuid = true;
+            continue;
+        }
+        let set = rustix::fs::fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty());
+        shortfall.attributes |= set.is_err();
+    }
+    rustix::fs::futimens(file, &times(member.modified))?;
+    Ok(shortfall)
+}
+
+/// Takes off the rights that a new file got from a folder's default ACL.
+pub fn clear_inherited_acl(file: impl AsFd) {
+    // Most have none; file systems without ACLs say so.
+    let _ = rustix::fs::fremovexattr(file, "system.posix_acl_access");
+}
+
+fn times(modified: FileTime) -> Timestamps {
+    let last_modification = Timespec { tv_sec: modified.seconds, tv_nsec: modified.nanoseconds.into() };
+    Timestamps { last_access: last_modification, last_modification }
+}
+
+fn valid_uid(uid: u32) -> Option<Uid> {
+    (uid != u32::MAX).then(|| Uid::from_raw(uid))
+}
+
+fn valid_gid(gid: u32) -> Option<Gid> {
+    (gid != u32::MAX).then(|| Gid::from_raw(gid))
+}
+
+/// Makes a folder that no member describes, with the mode that the umask leaves.
+pub fn make_plain_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
+    Ok(rustix::fs::mkdirat(folder, OsStr::from_bytes(name), Mode::from_raw_mode(0o777))?)
+}
+
+/// Lets this process into a folder that it owns, until the folder is finished.
+pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(folder.as_fd())?;
+    if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
+        rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700))?;
+    }
+    Ok(())
+}
+
+/// Gives an open folder the mode and times it had.
+pub fn leave_as_was(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
+    let folder = folder.as_fd();
+    if rustix::fs::fstat(folder)?.st_mode != stat.st_mode {
+        rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    }
+    rustix::fs::futimens(folder, &times(modified_of(stat)))?;
+    Ok(())
+}
+
+/// Returns what a symbolic link leads to, as it stands.
+pub fn link_target(folder: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(folder, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+}
+
+/// Returns major and minor number of a device; zeros for anything else.
+pub fn device_of(stat: &Stat) -> (u32, u32) {
+    (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+}

@@ -1,0 +1,196 @@
+//! Pax headers: records of `length key=value`, which say of a member what its own header block has no room for.
+
+use crate::member::{FileTime, Xattrs};
+
+/// What a pax header says of the member behind it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pax {
+    pub path: Option<Vec<u8>>,
+    pub link_path: Option<Vec<u8>>,
+    pub size: Option<u64>,
+    pub uid: Option<u64>,
+    pub gid: Option<u64>,
+    pub user_name: Option<Vec<u8>>,
+    pub group_name: Option<Vec<u8>>,
+    pub modified: Option<FileTime>,
+    pub xattrs: Xattrs,
+    pub comment: Option<Vec<u8>>,
+    pub sparse: Sparse,
+}
+
+/// The records with which GNU tar describes a sparse file, in its three forms.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sparse {
+    pub major: Option<u64>,
+    pub name: Option<Vec<u8>>,
+    pub real_size: Option<u64>,
+    /// Offset and length by turns, of the forms 0.0 and 0.1.
+    pub map: Vec<u64>,
+    pub has_map: bool,
+}
+
+impl Pax {
+    /// Adds the records of a header. Errors: why they cannot be trusted.
+    pub fn add(&mut self, mut records: &[u8], most_spans: usize) -> Result<(), String> {
+        let mut seen = Vec::new();
+        while !records.is_empty() {
+            let (record, rest) = split_record(records).ok_or("its pax header is broken")?;
+            records = rest;
+            let equals = record.iter().position(|&b| b == b'=').ok_or("its pax header has a record without =")?;
+            let (key, value) = (&record[..equals], &record[equals + 1..]);
+            // Readers differ in which of two they believe; who writes two wants them to.
+            if matches!(key, b"path" | b"linkpath" | b"size" | b"GNU.sparse.name") {
+                if seen.contains(&key) {
+                    return Err(format!("its pax header has two records of {}", String::from_utf8_lossy(key)));
+                }
+                seen.push(key);
+            }
+            self.add_record(key, value, most_spans)?;
+        }
+        Ok(())
+    }
+
+    fn add_record(&mut self, key: &[u8], value: &[u8], most_spans: usize) -> Result<(), String> {
+        let number = || decimal(value).ok_or_else(|| format!("its {} is no number", String::from_utf8_lossy(key)));
+        match key {
+            b"path" => self.path = Some(value.to_vec()),
+            b"linkpath" => self.link_path = Some(value.to_vec()),
+            b"size" => self.size = Some(number()?),
+            // An owner that no system knows is one that cannot be set.
+            b"uid" => self.uid = Some(decimal(value).unwrap_or(u64::MAX)),
+            b"gid" => self.gid = Some(decimal(value).unwrap_or(u64::MAX)),
+            b"uname" => self.user_name = Some(value.to_vec()),
+            b"gname" => self.group_name = Some(value.to_vec()),
+            b"mtime" => self.modified = Some(time(value).ok_or("its mtime is no time")?),
+            b"comment" => self.comment = Some(value.to_vec()),
+            b"GNU.sparse.major" => self.sparse.major = Some(number()?),
+            b"GNU.sparse.name" => self.sparse.name = Some(value.to_vec()),
+            b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse.real_size = Some(number()?),
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => self.add_to_map(number()?, most_spans)?,
+            b"GNU.sparse.map" => {
+                for part in value.split(|&b| b == b',').filter(|part| !part.is_empty()) {
+                    self.add_to_map(decimal(part).ok_or("its sparse map is broken")?, most_spans)?;
+                }
+                self.sparse.has_map = true;
+            }
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    let name = unescape(name);
+                    self.xattrs.retain(|(other, _)| **other != *name);
+                    self.xattrs.push((name.into(), value.into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_to_map(&mut self, number: u64, most_spans: usize) -> Result<(), String> {
+        if self.sparse.map.len() >= 2 * most_spans {
+            return Err(format!("it has more than {most_spans} spans"));
+        }
+        self.sparse.map.push(number);
+        self.sparse.has_map = true;
+        Ok(())
+    }
+
+    /// Keeps what may hold for all members that follow: not names and sizes of one.
+    pub fn for_all(mut self) -> Pax {
+        self.path = None;
+        self.link_path = None;
+        self.size = None;
+        self.sparse = Sparse::default();
+        self.xattrs.clear();
+        self
+    }
+}
+
+/// Splits off `key=value` of the first record.
+fn split_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
+    let space = records.iter().take(20).position(|&b| b == b' ')?;
+    let length = usize::try_from(decimal(&records[..space])?).ok()?;
+    let record = records.get(space + 1..length)?;
+    Some((record.strip_suffix(b"\n")?, &records[length..]))
+}
+
+/// Reads a decimal number without sign.
+pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Reads seconds with a decimal fraction; what is finer than a nanosecond is dropped.
+fn time(text: &[u8]) -> Option<FileTime> {
+    let (negative, text) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
+    let point = text.iter().position(|&b| b == b'.');
+    let (whole, fraction) = point.map_or((text, &b""[..]), |at| (&text[..at], &text[at + 1..]));
+    if !fraction.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let whole = i64::try_from(decimal(whole)?).ok()?;
+    let mut nanoseconds = 0;
+    for at in 0..9 {
+        nanoseconds = nanoseconds * 10 + u32::from(fraction.get(at).map_or(0, |digit| digit - b'0'));
+    }
+    Some(match (negative, nanoseconds) {
+        (false, _) => FileTime { seconds: whole, nanoseconds },
+        (true, 0) => FileTime { seconds: -whole, nanoseconds },
+        (true, _) => FileTime { seconds: -whole - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+    })
+}
+
+/// Undoes what a keyword cannot hold: `%3D` is `=`, `%25` is `%`.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((&byte, behind)) = rest.split_first() {
+        (plain, rest) = match rest {
+            [b'%', b'3', b'D', behind @ ..] => ([plain, vec![b'=']].concat(), behind),
+            [b'%', b'2', b'5', behind @ ..] => ([plain, vec![b'%']].concat(), behind),
+            _ => {
+                plain.push(byte);
+                (plain, behind)
+            }
+        };
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_go_below_1970() {
+        for (text, seconds, nanoseconds) in [
+            ("0", 0, 0),
+            ("1.5", 1, 500_000_000),
+            ("-0.5", -1, 500_000_000),
+            ("-1.000000001", -2, 999_999_999),
+            ("-9223372036854775807.999999999", i64::MIN, 1),
+            ("7.1234567899", 7, 123_456_789),
+        ] {
+            assert_eq!(time(text.as_bytes()), Some(FileTime { seconds, nanoseconds }), "{text}");
+        }
+        for bad in ["", "x", "1.x", "--1", "99999999999999999999"] {
+            assert_eq!(time(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn records_that_lie_about_their_length_are_refused() {
+        for bad in ["9 a=b\n", "6 a=b\n7", "0 a=b\n", "x a=b\n", "6 a=bx", "99999999999999999999 a=b\n", "5 ab\n"] {
+            assert!(Pax::default().add(bad.as_bytes(), 9).is_err(), "{bad}");
+        }
+        let mut pax = Pax::default();
+        pax.add(b"22 SCHILY.xattr.u.a%3D=\n21 SCHILY.xattr.u.%25=\n", 9).unwrap_err();
+        pax.add(b"24 SCHILY.xattr.u.a%3D=\n", 9).unwrap();
+        assert_eq!(&*pax.xattrs[0].0, b"u.a=");
+    }
+
+    #[test]
+    fn two_names_in_one_header_are_refused() {
+        assert!(Pax::default().add(b"9 path=a\n9 path=b\n", 9).is_err());
+    }
+}

@@ -1,0 +1,216 @@
+//! Making the catalog anew from an archive file: chunk by chunk and member by member, proven by the trailer (I12).
+
+use std::sync::Arc;
+
+use super::buffer::Buffer;
+use super::codec::{Codec, Decoder};
+use super::content::{Content, Plan, PlannedChunk};
+use super::members::{Entry, Event, Members};
+use super::reader::ArchiveReader;
+use super::trailer::{StoredChunk, Trailer};
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::member::{CatalogMember, ChunkRecord, FileTime, MemberKind};
+
+/// Longest sparse file whose holes are hashed: beyond it, the digest is left out.
+const HASHED_HOLES: u64 = 1 << 32;
+
+/// Reads all chunks of an archive file whose trailer is whole and calls `put` with the records of each, in order.
+///
+/// Errors: `Damage` where a chunk is not what the trailer says, or holds members that cannot be read; what `put`
+/// returns.
+pub fn read_records(
+    archive: Arc<ArchiveReader>,
+    trailer: &Trailer,
+    read_started: Timestamp,
+    threads: usize,
+    put: &mut dyn FnMut(ChunkRecord) -> Result<()>,
+) -> Result<()> {
+    let mut chunks = Vec::new();
+    for chunk in trailer.entries(archive.file()) {
+        chunks.push(chunk.map_err(Error::io("read the trailer of", archive.path()))?);
+    }
+    let digests = content_digests(&archive, &chunks)?;
+    let mut found = MembersByChunk::new(&archive, &chunks, threads);
+    for (chunk, content_digest) in chunks.iter().zip(digests) {
+        let record = ChunkRecord {
+            sequence: chunk.sequence,
+            offset: chunk.offset,
+            stored_length: chunk.stored_length,
+            stored_digest: chunk.stored_digest,
+            content_length: chunk.content_length,
+            content_digest,
+            read_started,
+            members: found.in_chunk(chunk.sequence)?,
+        };
+        put(record)?;
+    }
+    Ok(())
+}
+
+/// Returns the comment of the pax global header at the start of an archive file, if it has one.
+pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option<Vec<u8>>> {
+    let failed = Error::io("read the trailer of", archive.path());
+    let Some(first) = trailer.entries(archive.file()).next().transpose().map_err(failed)? else { return Ok(None) };
+    let (mut stored, mut content) = (Buffer::new(), Buffer::new());
+    let mut decoder = Decoder::new(archive.codec())?;
+    decode(archive, &mut decoder, &first, &mut stored, &mut content)?;
+    let text = if archive.codec() == Codec::Plain { &stored } else { &content };
+    // One block of header, then the records of pax: "LENGTH comment=VALUE\n".
+    let records = text.get(super::header::BLOCK..).unwrap_or_default();
+    let key = b" comment=";
+    let Some(at) = records.windows(key.len()).position(|window| window == key) else { return Ok(None) };
+    let length = std::str::from_utf8(&records[..at]).ok().and_then(|digits| digits.parse::<usize>().ok());
+    let value = length.and_then(|length| records.get(at + key.len()..length.checked_sub(1)?));
+    Ok(value.map(<[u8]>::to_vec))
+}
+
+fn content_digests(archive: &ArchiveReader, chunks: &[StoredChunk]) -> Result<Vec<[u8; 32]>> {
+    if archive.codec() == Codec::Plain {
+        // The bytes are proven with the stored digests, which are the same, when the members are read.
+        return Ok(chunks.iter().map(|chunk| chunk.stored_digest).collect());
+    }
+    let (mut stored, mut content) = (Buffer::new(), Buffer::new());
+    let mut decoder = Decoder::new(archive.codec())?;
+    chunks
+        .iter()
+        .map(|chunk| {
+            decode(archive, &mut decoder, chunk, &mut stored, &mut content)?;
+            Ok(*blake3::hash(&content).as_bytes())
+        })
+        .collect()
+}
+
+fn decode(
+    archive: &ArchiveReader,
+    decoder: &mut Decoder,
+    chunk: &StoredChunk,
+    stored: &mut Buffer,
+    content: &mut Buffer,
+) -> Result<()> {
+    stored.clear();
+    content.clear();
+    archive.read_stored(chunk.offset, chunk.stored_length, stored)?;
+    if blake3::hash(stored) != chunk.stored_digest {
+        let (path, sequence) = (archive.path().display(), chunk.sequence);
+        return Err(Error::new(ErrorKind::Damage, format!("{path} is damaged in chunk {sequence}")));
+    }
+    if archive.codec() == Codec::Plain {
+        return Ok(());
+    }
+    decoder.decode(stored, chunk.content_length, content)
+}
+
+/// The members of an archive, handed out chunk by chunk.
+struct MembersByChunk {
+    members: Members,
+    /// Read already, and of a later chunk than was asked for.
+    ahead: Option<(u64, CatalogMember)>,
+    buffer: Vec<u8>,
+    name: String,
+}
+
+impl MembersByChunk {
+    fn new(archive: &Arc<ArchiveReader>, chunks: &[StoredChunk], threads: usize) -> Self {
+        let planned: Vec<Result<PlannedChunk>> = chunks
+            .iter()
+            .map(|chunk| {
+                Ok(PlannedChunk {
+                    sequence: chunk.sequence,
+                    offset: chunk.offset,
+                    stored_length: chunk.stored_length,
+                    content_length: chunk.content_length,
+                    stored_digest: Some(chunk.stored_digest),
+                    jump: false,
+                })
+            })
+            .collect();
+        let plan: Plan = Box::new(planned.into_iter());
+        let members = Members::new(Content::chunks(Arc::clone(archive), plan, threads));
+        MembersByChunk { members, ahead: None, buffer: vec![0; 1 << 17], name: archive.path().display().to_string() }
+    }
+
+    fn in_chunk(&mut self, sequence: u64) -> Result<Vec<CatalogMember>> {
+        let mut found = Vec::new();
+        loop {
+            let (at, member) = match self.ahead.take() {
+                Some(ahead) => ahead,
+                None => match self.next()? {
+                    Some(next) => next,
+                    None => return Ok(found),
+                },
+            };
+            if at > sequence {
+                self.ahead = Some((at, member));
+                return Ok(found);
+            }
+            found.push(member);
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<(u64, CatalogMember)>> {
+        let damage = |what: String| Error::new(ErrorKind::Damage, format!("{}: {what}", self.name));
+        let entry = match self.members.next()? {
+            None => return Ok(None),
+            Some(Event::Member(entry)) => entry,
+            Some(Event::Refused { name, reason }) => {
+                return Err(damage(format!("the member {} is refused: {reason}", String::from_utf8_lossy(&name))));
+            }
+            Some(Event::Damaged { reason, .. }) => return Err(damage(reason)),
+        };
+        // The global header fills the first chunk, and is met on the way to the first member.
+        let (sequence, offset) = if entry.sequence == 0 { (1, 0) } else { (entry.sequence, entry.offset) };
+        let content_digest = if entry.member.kind == MemberKind::File { self.digest(&entry)? } else { None };
+        let member = CatalogMember {
+            xattr_digest: (!entry.member.xattrs.is_empty()).then(|| entry.member.xattr_digest()),
+            member: entry.member,
+            offset,
+            // What the file was read from is not known any more: no later run takes it for unchanged.
+            device: 0,
+            inode: 0,
+            changed: FileTime::default(),
+            content_digest,
+            changed_while_read: false,
+        };
+        Ok(Some((sequence, member)))
+    }
+
+    /// Hashes the logical content: what stands in the archive, and zeros where the holes are.
+    fn digest(&mut self, entry: &Entry) -> Result<Option<[u8; 32]>> {
+        let size = entry.member.size;
+        let mut hasher = blake3::Hasher::new();
+        let whole = [super::sparse::Span { offset: 0, length: size }];
+        let spans = entry.spans.as_deref().unwrap_or(&whole);
+        if entry.spans.is_some() && size > HASHED_HOLES {
+            return Ok(None);
+        }
+        let mut at = 0;
+        for span in spans {
+            hash_zeros(&mut hasher, span.offset.saturating_sub(at));
+            let mut left = span.length;
+            while left > 0 {
+                let room = usize::try_from(left).map_or(self.buffer.len(), |left| left.min(self.buffer.len()));
+                let damage = |what: String| Error::new(ErrorKind::Damage, format!("{}: {what}", self.name));
+                match self.members.read(&mut self.buffer[..room]).map_err(damage)? {
+                    0 => return Err(Error::new(ErrorKind::Damage, format!("{}: a file ends early", self.name))),
+                    count => {
+                        hasher.update(&self.buffer[..count]);
+                        left -= count as u64;
+                    }
+                }
+            }
+            at = span.end();
+        }
+        hash_zeros(&mut hasher, size.saturating_sub(at));
+        Ok(Some(*hasher.finalize().as_bytes()))
+    }
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    while count > 0 {
+        let now = count.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..now as usize]);
+        count -= now;
+    }
+}

@@ -1,0 +1,54 @@
+//! `cat`: members of an archive to standard output.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Context, select};
+use crate::error::{Error, Result};
+use crate::restore;
+use crate::schedule::parse_when;
+
+#[derive(Args)]
+pub struct CatArgs {
+    /// A schedule (its newest good archive), an archive (@17), or any tar file
+    what: String,
+    /// Files: names in the archive, or original absolute paths
+    #[arg(required = true)]
+    path: Vec<PathBuf>,
+    /// This archive of the schedule: @17
+    #[arg(long, value_name = "@RUN", conflicts_with = "at")]
+    archive: Option<String>,
+    /// The newest archive made by then: 2026-11-20, "2026-11-20 14:00", yesterday, 3d
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+}
+
+pub fn cmd_cat(context: &Context, args: &CatArgs) -> Result<u8> {
+    let at = args.at.as_deref().map(|text| parse_when(text, context.zone, context.now())).transpose()?;
+    let archive = select::archive(context, &args.what, args.archive.as_deref(), at)?;
+    let mut stdout = io::stdout().lock();
+    for path in &args.path {
+        let path = archive.member_path(path)?;
+        let mut gone = false;
+        let written = restore::read_file(&archive, &path, &mut |bytes| {
+            stdout.write_all(bytes).map_err(|e| {
+                gone = e.kind() == io::ErrorKind::BrokenPipe;
+                Error::failed("cannot write to standard output").because(e)
+            })
+        });
+        if gone {
+            // Who has read enough has gone away.
+            return Ok(0);
+        }
+        written?;
+    }
+    let flushed = stdout.flush();
+    match flushed {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::failed("cannot write to standard output").because(e))
+        }
+        _ => Ok(0),
+    }
+}

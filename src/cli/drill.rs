@@ -1,0 +1,88 @@
+//! `drill`: the newest archive is restored for trial.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::output::{self, Format};
+use super::terminal::TerminalObserver;
+use super::{Context, config, select};
+use crate::drill::{self, Conduct};
+use crate::error::{Error, ErrorKind, Result};
+
+#[derive(Args)]
+pub struct DrillArgs {
+    /// Schedules (name, or index in `list`) [default: all]
+    schedule: Vec<String>,
+    /// Folder to restore into [default: BACKUPS/.scratch]
+    #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
+    scratch: Option<PathBuf>,
+    /// Restore at most so many MiB of content
+    #[arg(long, value_name = "MIB", default_value_t = drill::SAMPLE_BYTES >> 20)]
+    size: u64,
+}
+
+pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
+    let store = context.open("drill")?;
+    let mut rows = select::schedules(&store, &args.schedule)?;
+    if args.schedule.is_empty() {
+        // Those without an archive have nothing to restore yet.
+        for row in store.schedules()? {
+            if store.newest_good(row.id)?.is_some() {
+                rows.push(row);
+            }
+        }
+    }
+    if rows.is_empty() {
+        context.say("there is no good archive to restore");
+    }
+    let (mut documents, mut code) = (Vec::new(), 0);
+    for row in &rows {
+        let name = row.schedule.name.as_str();
+        let observer = TerminalObserver::new(name, context.quiet);
+        let conduct = Conduct {
+            clock: &*context.clock,
+            observer: &observer,
+            cancel: &AtomicBool::new(false),
+            threads: config::threads(&store, None)?,
+            sample_bytes: args.size.saturating_mul(1 << 20),
+            scratch: args.scratch.as_deref(),
+        };
+        let result = drill::drill(&context.home, &store, row, &conduct);
+        observer.finish();
+        let outcome = result?;
+        let passed = outcome.differences.is_empty();
+        documents.push(json!({
+            "name": name,
+            "run": outcome.run,
+            "passed": passed,
+            "files": outcome.files,
+            "content_bytes": outcome.content_bytes,
+            "differences": outcome.differences,
+        }));
+        let what = format!(
+            "{name}: @{} restored and compared, {} in {}",
+            outcome.run,
+            output::bytes(outcome.content_bytes),
+            output::count(outcome.files, "file")
+        );
+        if passed {
+            log::info!("{what}");
+            if context.format != Format::Json && !context.quiet {
+                output::print_line(&what)?;
+            }
+        } else {
+            code = ErrorKind::Damage.exit_code();
+            let why = outcome.differences.join("\n  ");
+            let message = format!("the drill of {name} failed: @{} does not come back as it was\n  {why}", outcome.run);
+            let hint = format!("look at it with `backup-manager verify @{}`", outcome.run);
+            super::report(&Error::new(ErrorKind::Damage, message).hint(hint));
+        }
+    }
+    if context.format == Format::Json {
+        output::print_json(&Value::from(documents))?;
+    }
+    Ok(code)
+}

@@ -1,0 +1,222 @@
+//! `find`: where a path is, over all archives of all schedules.
+
+use std::cmp::Reverse;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::ls::{kind_word, timestamp};
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::error::{Error, Result};
+use crate::member::{MemberKind, MemberPath};
+use crate::restore::Globs;
+use crate::store::{Sighting, Store};
+
+#[derive(Args)]
+pub struct FindArgs {
+    /// Without / it matches names, with it whole paths in the archive: '*.odt', 'docs/**/letter*'
+    #[arg(required_unless_present = "versions")]
+    glob: Option<String>,
+    /// The different contents of one path, with the archives that hold each
+    #[arg(long, value_name = "PATH", conflicts_with = "glob")]
+    versions: Option<PathBuf>,
+    /// Only in archives of this schedule
+    #[arg(long, value_name = "NAME")]
+    schedule: Option<String>,
+}
+
+pub fn cmd_find(context: &Context, args: &FindArgs) -> Result<u8> {
+    let store = context.open("find")?;
+    let only = args.schedule.as_deref().map(|word| select::schedule_or_history(&store, word)).transpose()?;
+    let only = only.map(|row| row.id);
+    match (&args.versions, &args.glob) {
+        (Some(path), _) => versions(context, &store, path, only),
+        (None, Some(glob)) => find(context, &store, glob, only),
+        (None, None) => Err(Error::usage("name a glob, or a path with --versions")),
+    }
+}
+
+fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Result<u8> {
+    let mut found: Vec<Sighting> = Vec::new();
+    for path in matching(store, glob)? {
+        found.extend(store.sightings(&path, only)?);
+    }
+    if found.is_empty() {
+        return Err(Error::not_found(format!("no archive holds \"{glob}\""))
+            .hint(format!("a glob without / matches whole names: try '*{}*'", glob.trim_matches('*'))));
+    }
+    found.sort_by(|a, b| (Reverse(a.run), &a.entry.member.path).cmp(&(Reverse(b.run), &b.entry.member.path)));
+    match context.format {
+        Format::Json => {
+            let documents: Vec<Value> = found.iter().map(|sighting| sighting_json(context, sighting)).collect();
+            output::print_json(&Value::from(documents))?;
+        }
+        Format::Plain => {
+            let mut lines = Vec::new();
+            for sighting in &found {
+                let at = sighting.created_at.rfc3339(&context.zone);
+                let size = sighting.entry.member.size;
+                lines.extend(format!("@{}\t{}\t{at}\t{size}\t", sighting.run, sighting.schedule).bytes());
+                lines.extend(output::printable_bytes(sighting.entry.member.path.as_bytes()));
+                lines.push(b'\n');
+            }
+            output::print_bytes(&lines)?;
+        }
+        Format::Table => {
+            let rows = found.iter().map(|sighting| {
+                let member = &sighting.entry.member;
+                vec![
+                    format!("@{}", sighting.run),
+                    sighting.schedule.clone(),
+                    output::short_time(sighting.created_at, &context.zone),
+                    output::bytes(member.size),
+                    output::short_time(timestamp(member.modified), &context.zone),
+                    output::printable(member.path.as_bytes()),
+                ]
+            });
+            let headings = ["ARCHIVE", "NAME", "MADE", "SIZE", "CHANGED", "PATH"];
+            output::print_table(&headings, rows.collect(), context.colour, "")?;
+        }
+    }
+    Ok(0)
+}
+
+/// Returns the paths that a glob matches, of all archives together.
+fn matching(store: &Store, glob: &str) -> Result<Vec<MemberPath>> {
+    let globs = Globs::parse(&[glob.to_owned()])?;
+    let mut paths = Vec::new();
+    store.paths(&mut |path| {
+        if globs.matches(path) {
+            paths.push(path.to_owned());
+        }
+    })?;
+    paths.iter().map(|path| MemberPath::parse(path)).collect()
+}
+
+/// One content of a path and the archives that hold it.
+struct Version {
+    newest: Sighting,
+    oldest: Sighting,
+    archives: u64,
+}
+
+fn versions(context: &Context, store: &Store, written: &Path, only: Option<i64>) -> Result<u8> {
+    let mut found = Vec::new();
+    for path in member_paths(store, written)? {
+        found.extend(store.sightings(&path, only)?);
+    }
+    found.sort_by_key(|sighting| Reverse(sighting.run));
+    let mut versions: Vec<Version> = Vec::new();
+    for sighting in found {
+        match versions.iter_mut().find(|version| has_same_content(&version.newest, &sighting)) {
+            Some(version) => {
+                version.archives += 1;
+                version.oldest = sighting;
+            }
+            None => versions.push(Version { oldest: sighting.clone(), newest: sighting, archives: 1 }),
+        }
+    }
+    if versions.is_empty() {
+        let name = written.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        return Err(Error::not_found(format!("no archive holds {}", written.display()))
+            .hint(format!("look for it by name: backup-manager find '{name}'")));
+    }
+    print_versions(context, &versions)?;
+    Ok(0)
+}
+
+/// Returns the names that a path as a person writes it may have in archives.
+fn member_paths(store: &Store, written: &Path) -> Result<Vec<MemberPath>> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut paths = Vec::new();
+    let mut add = |path: &Path| {
+        let plain: PathBuf = path.components().filter(|c| *c != std::path::Component::CurDir).collect();
+        if let Ok(path) = MemberPath::parse(plain.as_os_str().as_bytes())
+            && !paths.contains(&path)
+        {
+            paths.push(path);
+        }
+    };
+    if !written.is_absolute() {
+        add(written);
+        return Ok(paths);
+    }
+    for source in store.source_roots()? {
+        let source = PathBuf::from(std::ffi::OsStr::from_bytes(&source));
+        if let Some(below) = source.parent().and_then(|parent| written.strip_prefix(parent).ok()) {
+            add(below);
+        }
+    }
+    if let Ok(below) = written.strip_prefix("/") {
+        add(below);
+    }
+    Ok(paths)
+}
+
+fn has_same_content(a: &Sighting, b: &Sighting) -> bool {
+    let (one, other) = (&a.entry.member, &b.entry.member);
+    one.kind == other.kind
+        && match one.kind {
+            MemberKind::File => {
+                let known = a.entry.content_digest.is_some() && b.entry.content_digest.is_some();
+                let same_times = (one.size, one.modified) == (other.size, other.modified);
+                if known { a.entry.content_digest == b.entry.content_digest } else { same_times }
+            }
+            MemberKind::Folder => true,
+            _ => one.link_target == other.link_target && one.device_number == other.device_number,
+        }
+}
+
+fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
+    let zone = &context.zone;
+    if context.format == Format::Json {
+        let documents = versions.iter().map(|version| {
+            let mut document = sighting_json(context, &version.newest);
+            document["oldest_run"] = json!(version.oldest.run);
+            document["oldest_created"] = output::json_time(Some(version.oldest.created_at), zone);
+            document["archives"] = json!(version.archives);
+            document
+        });
+        return output::print_json(&documents.collect());
+    }
+    let rows = versions.iter().map(|version| {
+        let (newest, oldest) = (&version.newest, &version.oldest);
+        let member = &newest.entry.member;
+        let plain = context.format == Format::Plain;
+        let time = |at: crate::clock::Timestamp| if plain { at.rfc3339(zone) } else { output::short_time(at, zone) };
+        vec![
+            format!("@{}", newest.run),
+            newest.schedule.clone(),
+            time(timestamp(member.modified)),
+            if plain { member.size.to_string() } else { output::bytes(member.size) },
+            version.archives.to_string(),
+            format!("@{}", oldest.run),
+            time(oldest.created_at),
+            time(newest.created_at),
+        ]
+    });
+    if context.format == Format::Plain {
+        let lines: String = rows.map(|row| row.join("\t") + "\n").collect();
+        return output::print(&lines);
+    }
+    let headings = ["NEWEST", "NAME", "CHANGED", "SIZE", "ARCHIVES", "OLDEST", "FROM", "TO"];
+    output::print_table(&headings, rows.collect(), context.colour, "")
+}
+
+fn sighting_json(context: &Context, sighting: &Sighting) -> Value {
+    let member = &sighting.entry.member;
+    let mut object = Map::new();
+    object.insert("run".into(), json!(sighting.run));
+    object.insert("name".into(), json!(sighting.schedule));
+    object.insert("created".into(), output::json_time(Some(sighting.created_at), &context.zone));
+    output::put_path(&mut object, "path", member.path.as_bytes());
+    object.insert("kind".into(), json!(kind_word(member.kind)));
+    object.insert("size".into(), json!(member.size));
+    object.insert("modified".into(), output::json_time(Some(timestamp(member.modified)), &context.zone));
+    if let Some(digest) = sighting.entry.content_digest {
+        object.insert("blake3".into(), json!(blake3::Hash::from_bytes(digest).to_hex().as_str()));
+    }
+    Value::Object(object)
+}

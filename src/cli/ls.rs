@@ -1,0 +1,228 @@
+//! `ls`: what is in an archive.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use chrono_tz::Tz;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::archive::members::Event;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::member::{FileTime, Member, MemberKind};
+use crate::restore::{Globs, Opened, Selection};
+use crate::schedule::parse_when;
+
+#[derive(Args)]
+pub struct LsArgs {
+    /// A schedule (its newest good archive), an archive (@17), or any tar file
+    what: String,
+    /// Only these and what lies below
+    path: Vec<PathBuf>,
+    /// With kind, mode, owner, size and time
+    #[arg(short, long)]
+    long: bool,
+    /// This archive of the schedule: @17
+    #[arg(long, value_name = "@RUN", conflicts_with = "at")]
+    archive: Option<String>,
+    /// The newest archive made by then: 2026-11-20, "2026-11-20 14:00", yesterday, 3d
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+}
+
+pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
+    let at = args.at.as_deref().map(|text| parse_when(text, context.zone, context.now())).transpose()?;
+    let archive = select::archive(context, &args.what, args.archive.as_deref(), at)?;
+    let paths = args.path.iter().map(|path| archive.member_path(path)).collect::<Result<Vec<_>>>()?;
+    let selection = Selection::new(paths, Globs::parse(&[])?, Globs::parse(&[])?);
+    let mut documents = Vec::new();
+    let mut lines = Lines::new();
+    let trouble = visit(context, &archive, &selection, |member, digest| {
+        if context.format == Format::Json {
+            documents.push(member_json(member, digest, &context.zone));
+            return Ok(());
+        }
+        if args.long { lines.put(&long_line(member, &context.zone)) } else { lines.put(&short_line(member)) }
+    })?;
+    lines.finish()?;
+    let missing = selection.missing();
+    if !missing.is_empty() {
+        return Err(archive.not_found(&missing));
+    }
+    if context.format == Format::Json {
+        output::print_json(&Value::from(documents))?;
+    }
+    Ok(if trouble { ErrorKind::Damage.exit_code() } else { 0 })
+}
+
+/// Passes the members that are meant to `list`, from the catalog where it knows them, with their digests. Returns
+/// whether the archive is damaged or has members that cannot be trusted.
+fn visit(
+    context: &Context,
+    archive: &Opened,
+    selection: &Selection,
+    mut list: impl FnMut(&Member, Option<[u8; 32]>) -> Result<()>,
+) -> Result<bool> {
+    let known = archive.catalog_members(&mut |_, entry| {
+        if selection.wants(&entry.member.path) { list(&entry.member, entry.content_digest) } else { Ok(()) }
+    })?;
+    if known {
+        return Ok(false);
+    }
+    let mut trouble = false;
+    let mut members = archive.members(selection, 2)?;
+    while let Some(event) = members.next()? {
+        match event {
+            Event::Member(entry) if selection.wants(&entry.member.path) => list(&entry.member, None)?,
+            Event::Member(_) => {}
+            Event::Refused { name, reason } => {
+                trouble = true;
+                context.warn(&format!("{}: refused: {reason}", output::printable(&name)));
+            }
+            Event::Damaged { after, reason, .. } => {
+                trouble = true;
+                let place = after.map_or_else(String::new, |path| format!(" behind {path}"));
+                context.warn(&format!("{} is damaged{place}: {reason}", archive.path().display()));
+            }
+        }
+    }
+    Ok(trouble)
+}
+
+/// Lines to standard output, many at a time.
+struct Lines(Vec<u8>);
+
+impl Lines {
+    fn new() -> Lines {
+        Lines(Vec::new())
+    }
+
+    fn put(&mut self, line: &[u8]) -> Result<()> {
+        self.0.extend_from_slice(line);
+        self.0.push(b'\n');
+        if self.0.len() > 1 << 16 {
+            match io::stdout().lock().write_all(&self.0) {
+                // Who has read enough has gone away.
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+                result => result.map_err(|e| Error::failed("cannot write to standard output").because(e))?,
+            }
+            self.0.clear();
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        output::print_bytes(&std::mem::take(&mut self.0))
+    }
+}
+
+fn short_line(member: &Member) -> Vec<u8> {
+    let mut line = output::printable_bytes(member.path.as_bytes());
+    if member.kind == MemberKind::Folder {
+        line.push(b'/');
+    }
+    line
+}
+
+fn long_line(member: &Member, zone: &Tz) -> Vec<u8> {
+    let owner = |name: &[u8], id: u32| if name.is_empty() { id.to_string() } else { output::printable(name) };
+    let size = match member.device_number {
+        Some((major, minor)) => format!("{major},{minor}"),
+        None => member.size.to_string(),
+    };
+    let start = format!(
+        "{} {}/{} {size:>12} {} ",
+        mode_text(member),
+        owner(&member.user_name, member.uid),
+        owner(&member.group_name, member.gid),
+        output::short_time(timestamp(member.modified), zone)
+    );
+    let mut line = start.into_bytes();
+    line.extend(short_line(member));
+    if let Some(target) = &member.link_target {
+        line.extend(if member.kind == MemberKind::HardLink { &b" link to "[..] } else { b" -> " });
+        line.extend(output::printable_bytes(target));
+    }
+    line
+}
+
+/// Returns the kind and permissions of a member as `ls -l` writes them.
+pub fn mode_text(member: &Member) -> String {
+    let kind = match member.kind {
+        MemberKind::File => '-',
+        MemberKind::Folder => 'd',
+        MemberKind::Symlink => 'l',
+        MemberKind::HardLink => 'h',
+        MemberKind::Fifo => 'p',
+        MemberKind::CharDevice => 'c',
+        MemberKind::BlockDevice => 'b',
+    };
+    let mode = member.mode;
+    let bit = |bit: u32, letter: char| if mode & bit != 0 { letter } else { '-' };
+    let run = |bit: u32, special: u32, both: char, only: char| match (mode & bit != 0, mode & special != 0) {
+        (true, true) => both,
+        (false, true) => only,
+        (true, false) => 'x',
+        (false, false) => '-',
+    };
+    [
+        kind,
+        bit(0o400, 'r'),
+        bit(0o200, 'w'),
+        run(0o100, 0o4000, 's', 'S'),
+        bit(0o040, 'r'),
+        bit(0o020, 'w'),
+        run(0o010, 0o2000, 's', 'S'),
+        bit(0o004, 'r'),
+        bit(0o002, 'w'),
+        run(0o001, 0o1000, 't', 'T'),
+    ]
+    .iter()
+    .collect()
+}
+
+/// Returns the word for a kind of member.
+pub fn kind_word(kind: MemberKind) -> &'static str {
+    match kind {
+        MemberKind::File => "file",
+        MemberKind::Folder => "folder",
+        MemberKind::Symlink => "symlink",
+        MemberKind::HardLink => "hardlink",
+        MemberKind::Fifo => "fifo",
+        MemberKind::CharDevice => "char",
+        MemberKind::BlockDevice => "block",
+    }
+}
+
+/// Returns the time of a file as an instant.
+pub fn timestamp(time: FileTime) -> Timestamp {
+    let millis = time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanoseconds / 1_000_000));
+    Timestamp::from_millis(millis)
+}
+
+/// Returns a member for JSON.
+pub fn member_json(member: &Member, digest: Option<[u8; 32]>, zone: &Tz) -> Value {
+    let mut object = Map::new();
+    output::put_path(&mut object, "path", member.path.as_bytes());
+    object.insert("kind".into(), json!(kind_word(member.kind)));
+    object.insert("size".into(), json!(member.size));
+    object.insert("mode".into(), json!(format!("{:04o}", member.mode)));
+    object.insert("uid".into(), json!(member.uid));
+    object.insert("gid".into(), json!(member.gid));
+    object.insert("user".into(), json!(String::from_utf8_lossy(&member.user_name)));
+    object.insert("group".into(), json!(String::from_utf8_lossy(&member.group_name)));
+    object.insert("modified".into(), output::json_time(Some(timestamp(member.modified)), zone));
+    if let Some(target) = &member.link_target {
+        output::put_path(&mut object, "link_target", target);
+    }
+    if let Some((major, minor)) = member.device_number {
+        object.insert("device".into(), json!([major, minor]));
+    }
+    if let Some(digest) = digest {
+        object.insert("blake3".into(), json!(blake3::Hash::from_bytes(digest).to_hex().as_str()));
+    }
+    Value::Object(object)
+}

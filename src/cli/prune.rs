@@ -1,0 +1,173 @@
+//! `prune`, `pin`, `forget`: which archives stay.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::output::{self, Format};
+use super::{Context, select};
+use crate::archive_folder;
+use crate::error::{Error, Result};
+use crate::prune::{self, Plan, Verdict};
+use crate::store::{Archive, ScheduleRow, Store};
+
+#[derive(Args)]
+pub struct PruneArgs {
+    /// Schedules (name, or index in `list`) [default: all]
+    schedule: Vec<String>,
+    /// Print each archive, kept or going, and which rule says so; remove nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Remove even over half of the good archives at once
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Args)]
+pub struct PinArgs {
+    /// Archives: @17
+    #[arg(required = true, value_name = "@RUN")]
+    archive: Vec<String>,
+    /// Let go of them again
+    #[arg(long)]
+    off: bool,
+}
+
+#[derive(Args)]
+pub struct ForgetArgs {
+    /// Archives: @17
+    #[arg(required = true, value_name = "@RUN")]
+    archive: Vec<String>,
+    /// Even the newest good archive of a schedule
+    #[arg(long)]
+    force: bool,
+}
+
+pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
+    let store = context.open("prune")?;
+    let rows = match args.schedule.is_empty() {
+        true => store.schedules()?,
+        false => {
+            args.schedule.iter().map(|word| select::schedule_or_history(&store, word)).collect::<Result<Vec<_>>>()?
+        }
+    };
+    let mut plans = Vec::new();
+    for row in rows {
+        let plan = Plan::make(&store, &row)?;
+        plans.push((row, plan));
+    }
+    if context.format == Format::Json {
+        let documents: Vec<Value> = plans.iter().map(|(row, plan)| plan_json(context, row, plan)).collect();
+        output::print_json(&Value::from(documents))?;
+    } else if args.dry_run {
+        print_plans(context, &plans)?;
+    }
+    if args.dry_run {
+        return Ok(0);
+    }
+    let held: Vec<&ScheduleRow> =
+        plans.iter().filter(|(_, plan)| plan.is_large() && !args.yes).map(|(row, _)| row).collect();
+    let mut gone = 0;
+    for (row, plan) in plans.iter().filter(|(_, plan)| args.yes || !plan.is_large()) {
+        let count = plan.apply(&context.home, &store)?;
+        if count > 0 {
+            context.say(&format!("{}: removed {}", row.schedule.name, output::count(count as u64, "archive")));
+        }
+        gone += count;
+    }
+    let touched: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
+    refresh(context, &store, &touched)?;
+    if let Some(row) = held.first() {
+        let name = &row.schedule.name;
+        return Err(Error::failed(format!("pruning {name} would remove over half of its good archives"))
+            .hint(format!("look at `backup-manager prune {name} --dry-run`, then add --yes")));
+    }
+    if gone == 0 {
+        context.say("nothing goes: every archive is kept by a rule");
+    }
+    Ok(0)
+}
+
+fn refresh(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
+    let notes = archive_folder::refresh_stable_names(&context.home, store, rows, context.now())?;
+    notes.iter().for_each(|note| context.say(note));
+    Ok(())
+}
+
+fn print_plans(context: &Context, plans: &[(ScheduleRow, Plan)]) -> Result<()> {
+    let lines: Vec<Vec<String>> =
+        plans.iter().flat_map(|(_, plan)| plan.archives.iter().zip(&plan.verdicts)).map(plan_line(context)).collect();
+    if context.format == Format::Plain {
+        return output::print(&lines.iter().map(|line| line.join("\t") + "\n").collect::<String>());
+    }
+    let headings = ["RUN", "NAME", "MADE", "", "BECAUSE", "FILE"];
+    output::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+}
+
+fn plan_line(context: &Context) -> impl Fn((&Archive, &Verdict)) -> Vec<String> {
+    |(archive, verdict)| {
+        let rules = rule_words(verdict);
+        let (fate, because) =
+            if rules.is_empty() { ("goes", "no rule keeps it".to_owned()) } else { ("stays", rules.join(", ")) };
+        vec![
+            format!("@{}", archive.run),
+            archive.schedule_name.clone(),
+            output::short_time(archive.created_at, &context.zone),
+            fate.to_owned(),
+            because,
+            archive.file_name.clone(),
+        ]
+    }
+}
+
+fn rule_words(verdict: &Verdict) -> Vec<&'static str> {
+    verdict.kept_by.iter().map(|rule| rule.as_str()).collect()
+}
+
+fn plan_json(context: &Context, row: &ScheduleRow, plan: &Plan) -> Value {
+    let archives: Vec<Value> = plan
+        .archives
+        .iter()
+        .zip(&plan.verdicts)
+        .map(|(archive, verdict)| {
+            let mut document = super::archives::archive_json(context, archive);
+            document["kept_by"] = json!(rule_words(verdict));
+            document["goes"] = json!(verdict.kept_by.is_empty());
+            document
+        })
+        .collect();
+    json!({
+        "name": row.schedule.name.as_str(),
+        "policy": row.schedule.retention.to_string(),
+        "over_half": plan.is_large(),
+        "archives": archives,
+    })
+}
+
+pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
+    let store = context.open("pin")?;
+    for word in &args.archive {
+        let run = run_of(word)?;
+        if !store.set_pinned(run, !args.off)? {
+            return Err(prune::no_archive(run));
+        }
+        context.say(&format!("@{run} is {}", if args.off { "no longer pinned" } else { "pinned: retention keeps it" }));
+    }
+    Ok(0)
+}
+
+pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
+    let store = context.open("forget")?;
+    for word in &args.archive {
+        let archive = prune::forget(&context.home, &store, run_of(word)?, args.force)?;
+        context.say(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
+        refresh(context, &store, &[store.schedule(archive.schedule_id)?])?;
+    }
+    Ok(0)
+}
+
+fn run_of(word: &str) -> Result<i64> {
+    select::run_number(word).ok_or_else(|| {
+        Error::usage(format!("\"{word}\" is not the number of an archive"))
+            .hint("write it like @17, as in its file name")
+    })
+}

@@ -1,0 +1,78 @@
+//! `rescan`: the catalog made anew from the archive files, or put back from a copy.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::{self, Format};
+use super::terminal::TerminalObserver;
+use super::{Context, config};
+use crate::archive_folder;
+use crate::error::{ErrorKind, Result};
+use crate::rescan::{self, Report};
+use crate::store::Access;
+use crate::upkeep;
+
+#[derive(Args)]
+pub struct RescanArgs {
+    /// Take on an archive folder that carries another database's identity, or none
+    #[arg(long)]
+    adopt: bool,
+    /// First put back a copy of the database: this one, or the newest beside the archives
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    from_copy: Option<Option<PathBuf>>,
+}
+
+pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
+    if let Some(copy) = &args.from_copy {
+        let put_back = upkeep::put_back_copy(&context.home, copy.as_deref(), context.now())?;
+        context.say(&format!("put back {}", put_back.copy.display()));
+        if let Some(aside) = put_back.aside {
+            context.say(&format!("the database that was there is now {}", aside.display()));
+        }
+    }
+    let store = context.open_or_create("rescan")?;
+    let taken = archive_folder::take_on(&context.home, &store, args.adopt)?;
+    // What the folder says whose it is, the database says now, too.
+    let store = if taken { context.open_store(Access::Existing)? } else { store };
+    super::run::recover_as_command(context, &store)?;
+    let observer = TerminalObserver::new("rescan", context.quiet);
+    let threads = config::threads(&store, None)?;
+    let report = rescan::rescan(&context.home, &store, threads, &observer, &AtomicBool::new(false), context.now())?;
+    observer.finish();
+    tell(context, &report)?;
+    Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
+}
+
+fn tell(context: &Context, report: &Report) -> Result<()> {
+    let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let damaged: Vec<(String, &String)> =
+        report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();
+    if context.format == Format::Json {
+        let damaged: Vec<_> = damaged.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect();
+        return output::print_json(&json!({
+            "schedules": report.schedules,
+            "added": report.added,
+            "known": report.known,
+            "missing": report.missing,
+            "foreign": paths(&report.foreign),
+            "damaged": damaged,
+        }));
+    }
+    let mut text = String::new();
+    for name in &report.schedules {
+        text += &format!("made the schedule {name}, paused: `backup-manager resume {name}` lets it run again\n");
+    }
+    report.added.iter().for_each(|name| text += &format!("took in {name}\n"));
+    report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
+    paths(&report.foreign).iter().for_each(|path| text += &format!("not ours, left alone: {path}\n"));
+    damaged.iter().for_each(|(path, why)| text += &format!("damaged, left alone: {path}: {why}\n"));
+    text += &format!(
+        "{} taken in, {} known before\n",
+        output::count(report.added.len() as u64, "archive"),
+        output::count(report.known, "archive")
+    );
+    output::print(&text)
+}

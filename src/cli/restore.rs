@@ -1,0 +1,236 @@
+//! `restore`: files back from an archive.
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value, json};
+
+use super::output::{self, Format};
+use super::signals::Stop;
+use super::terminal::TerminalObserver;
+use super::{Context, select};
+use crate::error::{Error, ErrorKind, Result};
+use crate::restore::{self, Action, Conduct, Globs, Opened, Options, Overwrite, Paths, Report, Selection};
+use crate::schedule::parse_when;
+
+const AFTER_HELP: &str = "\
+Without this program: archives are plain tar files.
+  tar -xpf FILE -C DIR                      everything
+  tar -xpf FILE -C DIR docs/letters         one folder or file
+  tar --xattrs --xattrs-include='*' -xpf FILE -C DIR    with extended attributes and ACLs
+
+Run again after an interruption: it finishes the rest.
+Exit codes: 0 all restored, 3 something was left as it was or without its owner, 4 members are damaged or refused.";
+
+#[derive(Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct RestoreArgs {
+    /// A schedule (its newest good archive), an archive (@17), or any tar file
+    what: String,
+    /// Files and folders: names in the archive, or original absolute paths [default: everything]
+    path: Vec<PathBuf>,
+    /// Restore below this folder
+    #[arg(long, visible_alias = "target", value_name = "DIR", required_unless_present = "in_place")]
+    to: Option<PathBuf>,
+    /// Restore where it came from
+    #[arg(long, conflicts_with_all = ["to", "strip"])]
+    in_place: bool,
+    /// This archive of the schedule: @17
+    #[arg(long, value_name = "@RUN", conflicts_with = "at")]
+    archive: Option<String>,
+    /// The newest archive made by then: 2026-11-20, "2026-11-20 14:00", yesterday, 3d
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// What happens to files that stand there and differ
+    #[arg(long, value_enum, default_value_t = OverwriteArg::Never, value_name = "WHEN")]
+    overwrite: OverwriteArg,
+    /// Say what would happen at each path, and write nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Take so many leading folders off every name
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    strip: usize,
+    /// Only what matches: without / names, with it whole paths
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Not what matches
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Give setuid and setgid bits and capabilities back (root)
+    #[arg(long)]
+    setuid: bool,
+    /// Make devices (root)
+    #[arg(long)]
+    devices: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OverwriteArg {
+    /// They stay, and are listed
+    Never,
+    /// They are replaced unless size and time are the same
+    IfChanged,
+    /// They are replaced
+    Always,
+}
+
+pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
+    let include = Globs::parse(&args.include)?;
+    let exclude = Globs::parse(&args.exclude)?;
+    let at = args.at.as_deref().map(|text| parse_when(text, context.zone, context.now())).transpose()?;
+    let archive = select::archive(context, &args.what, args.archive.as_deref(), at)?;
+    let paths = args.path.iter().map(|path| archive.member_path(path)).collect::<Result<Vec<_>>>()?;
+    let selection = Selection::new(paths, include, exclude);
+    let mut options = place(args, &archive)?;
+    options.overwrite = match args.overwrite {
+        OverwriteArg::Never => Overwrite::Never,
+        OverwriteArg::IfChanged => Overwrite::IfChanged,
+        OverwriteArg::Always => Overwrite::Always,
+    };
+    (options.dry_run, options.setuid, options.devices) = (args.dry_run, args.setuid, args.devices);
+    warn_of_flags(context, args);
+    let stop = Stop::watch()?;
+    let observer = TerminalObserver::new("restoring", context.quiet);
+    let mut plan = Vec::new();
+    let result = {
+        let mut told = |action, path: &crate::member::MemberPath| {
+            if context.format == Format::Json && args.dry_run {
+                plan.push((action, path.as_bytes().to_owned()));
+            } else if args.dry_run {
+                let _ = output::print_bytes(&[word(action).as_bytes(), b"\t", path.as_bytes(), b"\n"].concat());
+            } else if context.verbose {
+                let _ = writeln!(io::stderr(), "{} {path}", word(action));
+            }
+        };
+        let mut conduct =
+            Conduct { clock: &*context.clock, observer: &observer, cancel: &stop.requested, told: &mut told };
+        restore::restore(&archive, &selection, &options, &mut conduct)
+    };
+    observer.finish();
+    let report = result.map_err(|error| stop.classify(error))?;
+    print_report(context, args, &archive, &options.to, &report, &plan)?;
+    Ok(report.outcome().map_or(0, ErrorKind::exit_code))
+}
+
+fn warn_of_flags(context: &Context, args: &RestoreArgs) {
+    if (args.setuid || args.devices) && !rustix::process::geteuid().is_root() {
+        context.warn("--setuid and --devices have an effect for root only");
+    }
+}
+
+/// Decides where members go.
+fn place(args: &RestoreArgs, archive: &Opened) -> Result<Options> {
+    if let Some(to) = &args.to {
+        return Ok(Options { strip: args.strip, ..Options::to(to) });
+    }
+    let source = archive.source()?.filter(|source| source.is_absolute()).ok_or_else(|| {
+        Error::usage(format!("{} does not say where it came from", archive.path().display()))
+            .hint("name a folder with --to")
+    })?;
+    Ok(match (source.parent(), source.file_name()) {
+        (Some(parent), Some(name)) => Options { rename_root: Some(name.as_bytes().to_owned()), ..Options::to(parent) },
+        _ => Options { strip: 1, ..Options::to(Path::new("/")) },
+    })
+}
+
+fn word(action: Action) -> &'static str {
+    match action {
+        Action::Create => "create",
+        Action::Replace => "replace",
+        Action::Keep => "same",
+        Action::Conflict => "conflict",
+    }
+}
+
+/// What a list of paths is called, and what to do about it.
+fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a Paths, String); 7] {
+    let again = "run again with --overwrite always to replace them".to_owned();
+    let other = format!("restore them from another archive: `backup-manager find --versions PATH` ({})", args.what);
+    [
+        ("conflicts", &report.conflicts, again),
+        (
+            "refused",
+            &report.refused,
+            "nothing was written for them; do not trust where this archive comes from".to_owned(),
+        ),
+        ("damaged", &report.damaged, other),
+        ("failed", &report.failed, "the system refused them; put that right and run again".to_owned()),
+        ("devices", &report.devices, "run as root with --devices".to_owned()),
+        ("attributes", &report.attributes, "run as root, on a file system that keeps them".to_owned()),
+        ("setuid", &report.setuid, "run as root with --setuid if you want them".to_owned()),
+    ]
+}
+
+fn print_report(
+    context: &Context,
+    args: &RestoreArgs,
+    archive: &Opened,
+    to: &Path,
+    report: &Report,
+    plan: &[(Action, Vec<u8>)],
+) -> Result<()> {
+    if context.format == Format::Json {
+        return output::print_json(&report_json(args, archive, to, report, plan));
+    }
+    for (name, paths, next) in sections(args, report) {
+        if paths.count == 0 {
+            continue;
+        }
+        let mut text = format!("{name}: {}\n", paths.count);
+        for (path, reason) in paths.list.iter().take(if context.verbose { usize::MAX } else { 20 }) {
+            text += &format!("  {}: {reason}\n", output::printable(path));
+        }
+        let more = paths.count.saturating_sub(20);
+        if more > 0 && !context.verbose {
+            text += &format!("  and {more} more (-v lists them)\n");
+        }
+        text += &format!("  next: {next}\n");
+        log::warn!("restore of {}: {}", archive.path().display(), text.trim_end());
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
+    if report.owners > 0 {
+        context.warn(&format!("{}: the owner could not be set; run as root", output::count(report.owners, "member")));
+    }
+    if report.absolute > 0 {
+        context.warn(&format!("{} absolute: put below the target", output::count(report.absolute, "name")));
+    }
+    let what = format!("{}, {}", output::count(report.members, "member"), output::bytes(report.bytes));
+    let kept = if report.unchanged > 0 { format!(", {} there already", report.unchanged) } else { String::new() };
+    let verb = if args.dry_run { "would restore" } else { "restored" };
+    context.say(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
+    Ok(())
+}
+
+fn report_json(args: &RestoreArgs, archive: &Opened, to: &Path, report: &Report, plan: &[(Action, Vec<u8>)]) -> Value {
+    let mut object = Map::new();
+    output::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
+    output::put_path(&mut object, "to", to.as_os_str().as_bytes());
+    for (key, number) in [
+        ("members", report.members),
+        ("files", report.files),
+        ("bytes", report.bytes),
+        ("unchanged", report.unchanged),
+        ("owners_not_set", report.owners),
+        ("absolute_names", report.absolute),
+    ] {
+        object.insert(key.to_owned(), json!(number));
+    }
+    for (name, paths, _) in sections(args, report) {
+        let list: Vec<Value> = paths.list.iter().map(|(path, reason)| path_json(path, "reason", reason)).collect();
+        object.insert(name.to_owned(), json!({ "count": paths.count, "list": list }));
+    }
+    if args.dry_run {
+        let list = plan.iter().map(|(action, path)| path_json(path, "action", word(*action)));
+        object.insert("plan".to_owned(), list.collect());
+    }
+    Value::Object(object)
+}
+
+fn path_json(path: &[u8], key: &str, value: &str) -> Value {
+    let mut object = Map::new();
+    output::put_path(&mut object, "path", path);
+    object.insert(key.to_owned(), json!(value));
+    Value::Object(object)
+}

@@ -1,0 +1,298 @@
+//! Restore drills: the newest good archive of a schedule is restored into scratch, compared with the catalog from the
+//! disk, and removed. What was not restored once is not known to be restorable.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::archive::place;
+use crate::archive_folder;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::Home;
+use crate::member::{CatalogMember, MemberKind, MemberPath};
+use crate::report::Observer;
+use crate::restore::{self, Opened, Options, Selection};
+use crate::store::{Archive, ScheduleRow, Store};
+use crate::verify;
+
+/// Folder of drills in the archive folder, unless another is named.
+const FOLDER: &str = ".scratch";
+/// Bytes of content that one drill restores at most, by default.
+pub const SAMPLE_BYTES: u64 = 1 << 30;
+/// Files that are picked at most from an archive that is larger.
+const MOST_FILES: u64 = 1_000;
+/// Space that stays free beside what is restored.
+const SPARE_BYTES: u64 = 64 << 20;
+/// Differences that are told.
+const MOST_TOLD: usize = 20;
+
+/// What drills need besides home and store.
+pub struct Conduct<'a> {
+    /// The time.
+    pub clock: &'a dyn Clock,
+    /// Who is told.
+    pub observer: &'a dyn Observer,
+    /// Ends the work when it becomes true.
+    pub cancel: &'a AtomicBool,
+    /// Threads that decode.
+    pub threads: usize,
+    /// Bytes of content restored at most.
+    pub sample_bytes: u64,
+    /// Where to restore; without it, below the archive folder.
+    pub scratch: Option<&'a Path>,
+}
+
+/// How a drill went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Number of the run whose archive was restored.
+    pub run: i64,
+    /// Files restored and compared.
+    pub files: u64,
+    /// Bytes of their content.
+    pub content_bytes: u64,
+    /// What was not as the catalog has it; empty if the drill passed.
+    pub differences: Vec<String>,
+}
+
+/// Restores the newest good archive of a schedule, or a sample of it, compares and removes it, and records how that
+/// went. An archive that does not come back as it was is verified too, which marks it.
+///
+/// Errors: `NotFound` where there is no good archive; `Busy` while another drill goes on; `DiskFull` where the scratch
+/// has no room; `Interrupted` after `cancel`. Nothing is recorded then.
+pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, conduct: &Conduct<'_>) -> Result<Outcome> {
+    archive_folder::check(home, store)?;
+    let archive = store.newest_good(row.id)?.ok_or_else(|| {
+        Error::not_found(format!("{} has no good archive", row.schedule.name))
+            .hint(format!("make one with `backup-manager run {}`", row.schedule.name))
+    })?;
+    let scratch = Scratch::open(home, conduct.scratch)?;
+    let sample = Sample::choose(store, &archive, conduct)?;
+    scratch.check_room(sample.content_bytes)?;
+    let started = conduct.clock.now();
+    let found = restore_and_compare(home, store, &archive, &sample, &scratch, conduct);
+    let outcome = match found {
+        Ok(differences) => {
+            Outcome { run: archive.run, files: sample.files, content_bytes: sample.content_bytes, differences }
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::DiskFull) => return Err(error),
+        Err(error) => Outcome { run: archive.run, files: 0, content_bytes: 0, differences: vec![error.to_string()] },
+    };
+    scratch.clear()?;
+    let error = (!outcome.differences.is_empty()).then(|| outcome.differences.join("; "));
+    let drill = store.begin_drill(row.id, archive.run, started)?;
+    store.end_drill(drill, outcome.files, outcome.content_bytes, error.as_deref(), conduct.clock.now())?;
+    if error.is_some() {
+        let now = conduct.clock.now();
+        verify::verify_archive(home, store, &archive, conduct.threads, conduct.cancel, now)?;
+        archive_folder::refresh_stable_names(home, store, std::slice::from_ref(row), now)?;
+    }
+    Ok(outcome)
+}
+
+fn restore_and_compare(
+    home: &Home,
+    store: &Store,
+    archive: &Archive,
+    sample: &Sample,
+    scratch: &Scratch,
+    conduct: &Conduct<'_>,
+) -> Result<Vec<String>> {
+    let opened = Opened::of_run(home, store, archive.clone())?;
+    let target = scratch.fresh()?;
+    let selection = match &sample.paths {
+        Some(paths) => Selection::exactly(paths.clone())?,
+        None => Selection::everything()?,
+    };
+    let options = Options { threads: conduct.threads, ..Options::to(&target) };
+    let mut conduct_restore = restore::Conduct {
+        clock: conduct.clock,
+        observer: conduct.observer,
+        cancel: conduct.cancel,
+        told: &mut |_, _| {},
+    };
+    let report = restore::restore(&opened, &selection, &options, &mut conduct_restore)?;
+    let mut differences = Vec::new();
+    for paths in [&report.damaged, &report.refused, &report.failed, &report.conflicts] {
+        differences.extend(paths.list.iter().map(|(path, why)| format!("{}: {why}", String::from_utf8_lossy(path))));
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    opened.catalog_members(&mut |_, entry| {
+        if differences.len() < MOST_TOLD
+            && selection.wants(&entry.member.path)
+            && let Some(why) = difference(&target, &entry, is_root)?
+        {
+            differences.push(format!("{}: {why}", entry.member.path));
+        }
+        Ok(())
+    })?;
+    differences.truncate(MOST_TOLD);
+    Ok(differences)
+}
+
+/// Compares what was restored with what the catalog says; returns what differs.
+fn difference(target: &Path, entry: &CatalogMember, is_root: bool) -> Result<Option<String>> {
+    let member = &entry.member;
+    if matches!(member.kind, MemberKind::CharDevice | MemberKind::BlockDevice) {
+        return Ok(None);
+    }
+    let path = target.join(member.path.as_path());
+    let found = match fs::symlink_metadata(&path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some("it was not restored".to_owned())),
+        Err(error) => return Err(Error::io("inspect", &path)(error)),
+    };
+    let kind = found.file_type();
+    let is_kind = match member.kind {
+        MemberKind::File | MemberKind::HardLink => kind.is_file(),
+        MemberKind::Folder => kind.is_dir(),
+        MemberKind::Symlink => kind.is_symlink(),
+        _ => std::os::unix::fs::FileTypeExt::is_fifo(&kind),
+    };
+    if !is_kind {
+        return Ok(Some("it was restored as something else".to_owned()));
+    }
+    if member.kind == MemberKind::Symlink {
+        let leads_to = fs::read_link(&path).map_err(Error::io("read the link", &path))?;
+        let is_same = member.link_target.as_deref() == Some(leads_to.as_os_str().as_bytes());
+        return Ok((!is_same).then(|| "it leads elsewhere".to_owned()));
+    }
+    if found.mode() & 0o777 != member.mode & 0o777 {
+        return Ok(Some(format!("its mode is {:o}, not {:o}", found.mode() & 0o777, member.mode & 0o777)));
+    }
+    let (seconds, nanoseconds) = (found.mtime(), found.mtime_nsec());
+    if (seconds, nanoseconds) != (member.modified.seconds, i64::from(member.modified.nanoseconds)) {
+        return Ok(Some("its time is another".to_owned()));
+    }
+    if is_root && (found.uid(), found.gid()) != (member.uid, member.gid) {
+        return Ok(Some("its owner is another".to_owned()));
+    }
+    if member.kind != MemberKind::File {
+        return Ok(None);
+    }
+    if found.len() != member.size {
+        return Ok(Some(format!("it has {} bytes, not {}", found.len(), member.size)));
+    }
+    let Some(digest) = entry.content_digest else { return Ok(None) };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(&path).map_err(Error::io("open", &path))?).map_err(Error::io("read", &path))?;
+    Ok((*hasher.finalize().as_bytes() != digest).then(|| "its content is another".to_owned()))
+}
+
+/// What of an archive is restored.
+struct Sample {
+    /// Paths of files spread over the archive; without them, all of it.
+    paths: Option<Vec<MemberPath>>,
+    files: u64,
+    content_bytes: u64,
+}
+
+impl Sample {
+    /// All of an archive that is small enough, else files spread over it, others each time.
+    fn choose(store: &Store, archive: &Archive, conduct: &Conduct<'_>) -> Result<Sample> {
+        if archive.content_bytes <= conduct.sample_bytes {
+            return Ok(Sample { paths: None, files: archive.files, content_bytes: archive.content_bytes });
+        }
+        let step = archive.files.div_ceil(MOST_FILES).max(1);
+        let days = conduct.clock.now().millis().div_euclid(86_400_000).unsigned_abs();
+        let mut sample = Sample { paths: None, files: 0, content_bytes: 0 };
+        let (mut paths, mut next, mut position) = (Vec::new(), Some(0), days % step);
+        while let Some(from) = next {
+            let (members, behind) = store.members(archive.run, from, 256)?;
+            for member in members.into_iter().map(|listed| listed.entry.member) {
+                if member.kind != MemberKind::File {
+                    continue;
+                }
+                position += 1;
+                if position % step == 0 && sample.content_bytes.saturating_add(member.size) <= conduct.sample_bytes {
+                    sample.content_bytes += member.size;
+                    sample.files += 1;
+                    paths.push(member.path);
+                }
+            }
+            next = behind;
+        }
+        if paths.is_empty() {
+            return Err(Error::failed(format!("no file of @{} is small enough for a drill", archive.run))
+                .hint("let the drill restore more: --size"));
+        }
+        sample.paths = Some(paths);
+        Ok(sample)
+    }
+}
+
+/// The folder that drills restore into, locked; what a killed drill left in it is removed first.
+struct Scratch {
+    folder: PathBuf,
+    _locked: File,
+}
+
+impl Scratch {
+    fn open(home: &Home, named: Option<&Path>) -> Result<Scratch> {
+        let folder = named.map_or_else(|| home.backups().join(FOLDER), Path::to_owned);
+        place::make_folder(&folder, home.folder_mode())?;
+        let handle = File::open(&folder).map_err(Error::io("open", &folder))?;
+        flock(&handle, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            Error::busy(format!("another drill goes on in {}", folder.display())).hint("wait until it is over")
+        })?;
+        let scratch = Scratch { folder, _locked: handle };
+        scratch.clear()?;
+        Ok(scratch)
+    }
+
+    /// The one name below the folder that drills use: whatever else lies there is not theirs.
+    fn target(&self) -> PathBuf {
+        self.folder.join("backup-manager-drill")
+    }
+
+    fn fresh(&self) -> Result<PathBuf> {
+        let target = self.target();
+        place::make_folder(&target, 0o700)?;
+        Ok(target)
+    }
+
+    fn clear(&self) -> Result<()> {
+        let target = self.target();
+        match fs::remove_dir_all(&target) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(_) => {
+                // Folders without write permission keep what is in them from who is not root.
+                open_up(&target)?;
+                fs::remove_dir_all(&target).map_err(Error::io("remove", &target))
+            }
+        }
+    }
+
+    fn check_room(&self, content_bytes: u64) -> Result<()> {
+        let facts = rustix::fs::statvfs(&self.folder)
+            .map_err(io::Error::from)
+            .map_err(Error::io("look at the file system of", &self.folder))?;
+        let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+        let wanted = content_bytes.saturating_add(content_bytes / 10).saturating_add(SPARE_BYTES);
+        if free >= wanted {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::DiskFull,
+            format!("a drill wants {wanted} bytes in {}, and {free} are free", self.folder.display()),
+        )
+        .hint("name another folder with --scratch or BACKUP_SCRATCH, or restore less with --size"))
+    }
+}
+
+fn open_up(folder: &Path) -> Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(Error::io("set the mode of", folder))?;
+    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}

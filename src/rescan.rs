@@ -1,0 +1,307 @@
+//! The catalog made anew from the archive files (I12): schedules, runs, archives, chunks and members.
+//!
+//! A file is ours if its name, its folder and the comment in its header agree, and its trailer proves it. Everything
+//! else is listed and left alone. What the catalog knows already is not touched, so that a second rescan changes
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use chrono::{NaiveDateTime, TimeZone, Utc};
+use serde::Deserialize;
+
+use crate::archive::codec::Codec;
+use crate::archive::reader::ArchiveReader;
+use crate::archive::trailer::Trailer;
+use crate::archive::{proof, record};
+use crate::archive_folder;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::Home;
+use crate::member::ChunkRecord;
+use crate::report::Observer;
+use crate::schedule::Schedule;
+use crate::store::{FoundArchive, Health, Store, Watermark};
+
+/// Rows that are written in one transaction, roughly.
+const BATCH_ROWS: usize = 5_000;
+
+/// What a rescan found and did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Names of schedules that were made anew, paused.
+    pub schedules: Vec<String>,
+    /// Archives taken in, below the archive folder.
+    pub added: Vec<String>,
+    /// Archives that the catalog knew.
+    pub known: u64,
+    /// Archives of the catalog whose files are gone: marked.
+    pub missing: Vec<String>,
+    /// Files that are not ours, or not where ours lie: left alone.
+    pub foreign: Vec<PathBuf>,
+    /// Files that look like ours and are damaged, and why: left alone.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// What the comment of a pax global header says.
+#[derive(Deserialize)]
+struct Comment {
+    schedule: Schedule,
+    #[serde(default)]
+    source: String,
+}
+
+/// A file that is ours by name, folder and comment.
+struct Candidate {
+    path: PathBuf,
+    file_name: String,
+    run: i64,
+    created_at: Timestamp,
+    schedule: Schedule,
+    source: String,
+    reader: Arc<ArchiveReader>,
+    trailer: Trailer,
+}
+
+/// Makes the catalog anew from the archive folder, which must be this database's by now: see
+/// [`archive_folder::adopt`].
+///
+/// Errors: `Interrupted` after `cancel`; what keeps the folder from being read or the database from being written.
+pub fn rescan(
+    home: &Home,
+    store: &Store,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &AtomicBool,
+    now: Timestamp,
+) -> Result<Report> {
+    archive_folder::check(home, store)?;
+    store.discard_half_found()?;
+    let mut report = Report::default();
+    let mut candidates = find_candidates(home, store, &mut report)?;
+    candidates.sort_by_key(|candidate| (candidate.run, candidate.created_at));
+    make_schedules(store, &candidates, &mut report, now)?;
+    for candidate in &candidates {
+        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Interrupted, "the rescan was ended early").hint("run it again"));
+        }
+        observer.note(&format!("reading {}", candidate.file_name));
+        match take_in(store, candidate, threads, cancel, now) {
+            Ok(()) => report.added.push(candidate.file_name.clone()),
+            Err(error) if error.kind() == ErrorKind::Damage => {
+                store.discard_half_found()?;
+                report.damaged.push((candidate.path.clone(), error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    mark_missing(home, store, &mut report)?;
+    let notes = archive_folder::refresh_stable_names(home, store, &store.schedules()?, now)?;
+    notes.iter().for_each(|note| observer.note(note));
+    Ok(report)
+}
+
+/// Says whether a rescan would have something to find for a database that knows no archives: the folder carries another
+/// database's identity, or holds files with names of ours.
+pub fn anything_to_find(home: &Home, store: &Store) -> Result<bool> {
+    if !home.backups().is_dir() {
+        return Ok(false);
+    }
+    if archive_folder::is_anothers(home, store) {
+        return Ok(true);
+    }
+    for folder in entries_of(home.backups())?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|file| parse_file_name(&file.to_string_lossy(), &name).is_some())
+        };
+        if entries_of(&folder)?.iter().any(is_ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Looks at every file in the folders of schedules.
+fn find_candidates(home: &Home, store: &Store, report: &mut Report) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    for folder in entries_of(home.backups())? {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kind = fs::symlink_metadata(&folder).map_err(Error::io("inspect", &folder))?.file_type();
+        // Our own: the identity, copies of the database, scratch. And stable names, which are links.
+        if name.starts_with('.') || kind.is_symlink() {
+            continue;
+        }
+        if !kind.is_dir() {
+            report.foreign.push(folder);
+            continue;
+        }
+        for path in entries_of(&folder)? {
+            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let file_name = format!("{name}/{file}");
+            if store.knows_file(&file_name)? {
+                report.known += 1;
+                continue;
+            }
+            match candidate(&path, &name, file_name) {
+                Ok(Some(candidate)) => candidates.push(candidate),
+                Ok(None) => report.foreign.push(path),
+                Err(error) => report.damaged.push((path, error.to_string())),
+            }
+        }
+    }
+    Ok(candidates)
+}
+
+fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(Error::io("list", folder))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Returns the file as ours, or nothing where it is not: by its name, its kind, its trailer or its comment.
+///
+/// Errors: it is ours by name, and damaged or unreadable.
+fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Candidate>> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some((created_at, run)) = parse_file_name(&file, folder) else { return Ok(None) };
+    if !fs::symlink_metadata(path).map_err(Error::io("inspect", path))?.is_file() {
+        return Ok(None);
+    }
+    let reader = Arc::new(ArchiveReader::open(path)?);
+    let Some(trailer) = reader.trailer()? else {
+        return Err(Error::new(ErrorKind::Damage, "it does not end as archives of this program do: it was cut off"));
+    };
+    let Some(comment) = record::read_comment(&reader, &trailer)? else { return Ok(None) };
+    let Ok(Comment { schedule, source }) = serde_json::from_slice::<Comment>(&comment) else { return Ok(None) };
+    if schedule.name.as_str() != folder {
+        return Ok(None);
+    }
+    Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source, reader, trailer }))
+}
+
+/// Takes `docs-20261123T023000Z-17.tar` apart: the time and the run.
+fn parse_file_name(file: &str, name: &str) -> Option<(Timestamp, i64)> {
+    let rest = file.strip_prefix(name)?.strip_prefix('-')?;
+    let (stem, extension) = rest.split_once('.')?;
+    if !matches!(extension, "tar" | "tar.gz" | "tar.zst") {
+        return None;
+    }
+    let (stamp, run) = stem.split_once('-')?;
+    let at = NaiveDateTime::parse_from_str(stamp, "%Y%m%dT%H%M%SZ").ok()?;
+    let run = run.parse().ok().filter(|run: &i64| *run > 0)?;
+    Some((Timestamp::from_datetime(&Utc.from_utc_datetime(&at)), run))
+}
+
+/// Makes the schedules that are missing as the newest archive of each has them, paused: what became of them since is
+/// not known.
+fn make_schedules(store: &Store, candidates: &[Candidate], report: &mut Report, now: Timestamp) -> Result<()> {
+    let mut newest: BTreeMap<&str, &Schedule> = BTreeMap::new();
+    for candidate in candidates {
+        newest.insert(candidate.schedule.name.as_str(), &candidate.schedule);
+    }
+    let mut new = Vec::new();
+    for (name, schedule) in newest {
+        if store.schedule_named(name)?.is_none() {
+            let paused = Schedule { enabled: false, ..schedule.clone() };
+            new.push((paused, Watermark { handled_until: now, next_due: None }));
+            report.schedules.push(name.to_owned());
+        }
+    }
+    store.create_schedules(&new, now).map(drop)
+}
+
+fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &AtomicBool, now: Timestamp) -> Result<()> {
+    let name = candidate.schedule.name.as_str();
+    let row = store
+        .schedule_named(name)?
+        .ok_or_else(|| Error::failed(format!("the schedule \"{name}\" was removed while its archives were read")))?;
+    let (_, digest) = proof::prove_by_trailer(&candidate.path, threads, cancel)?;
+    let metadata = candidate.reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
+    let facts = candidate.trailer.facts();
+    let found = FoundArchive {
+        schedule: row.id,
+        run: candidate.run,
+        file_name: candidate.file_name.clone(),
+        created_at: candidate.created_at,
+        size: metadata.len(),
+        digest,
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        codec: match candidate.reader.codec() {
+            Codec::Plain => "none",
+            Codec::Gzip => "gzip",
+            Codec::Zstd => "zstd",
+        },
+        source_root: candidate.source.clone().into_bytes(),
+        incomplete: facts.outcome == "incomplete",
+        members: facts.members,
+        files: facts.files,
+        content_bytes: facts.content_bytes,
+        problems: facts.problems,
+        losses: facts.losses,
+    };
+    if let Some(file) = store.shared_file(&found)? {
+        return store.add_found_link(&found, file, now).map(drop);
+    }
+    let run = store.begin_found(&found, now)?;
+    let (mut batch, mut rows): (Vec<ChunkRecord>, usize) = (Vec::new(), 0);
+    let reader = Arc::clone(&candidate.reader);
+    record::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
+        rows += 2 + chunk.members.len();
+        batch.push(chunk);
+        if rows >= BATCH_ROWS {
+            rows = 0;
+            store.add_found_chunks(run, &std::mem::take(&mut batch))?;
+        }
+        Ok(())
+    })?;
+    store.add_found_chunks(run, &batch)?;
+    store.finish_found(run, now)
+}
+
+/// An older database may know archives that retention has removed since.
+fn mark_missing(home: &Home, store: &Store, report: &mut Report) -> Result<()> {
+    for archive in store.archives(None)? {
+        let path = home.backups().join(&archive.file_name);
+        let is_gone = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_gone {
+            if archive.health != Health::Missing {
+                store.record_health(archive.archive_file, Health::Missing, None)?;
+            }
+            report.missing.push(archive.file_name);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_ours_are_taken_apart() {
+        let found = parse_file_name("a-b-20261123T023000Z-17.tar.gz", "a-b").unwrap();
+        assert_eq!((found.0.compact_utc().as_str(), found.1), ("20261123T023000Z", 17));
+        for foreign in [
+            "b-20261123T023000Z-17.tar",
+            "a-b-20261123T023000Z-legacy.tar",
+            "a-b.tar",
+            "a-b-x-17.tar",
+            "a-b-20261123T023000Z-17.tar.bak",
+            "a-b-20261123T023000Z-0.tar",
+            ".a-b-20261123T023000Z-17.tar.1-x.part",
+        ] {
+            assert!(parse_file_name(foreign, "a-b").is_none(), "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What differs between two archives, or an archive and its source: by content where both sides know it, else by size
+//! and time.
+
+use std::collections::BTreeMap;
+
+use super::read_file::read_content;
+use super::{Opened, Selection};
+use crate::archive::members::Event;
+use crate::error::{Error, ErrorKind, Result};
+use crate::member::{FileTime, Member, MemberKind, MemberPath};
+
+/// What is compared of a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Brief {
+    /// What it is; further names of a file count as files.
+    pub kind: MemberKind,
+    /// Bytes of content.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
+    /// When the content changed last.
+    pub modified: FileTime,
+    /// Target of a symbolic link.
+    pub link_target: Option<Box<[u8]>>,
+    /// Major and minor number of a device.
+    pub device_number: Option<(u32, u32)>,
+    /// BLAKE3 of the content, where it is known.
+    pub digest: Option<[u8; 32]>,
+}
+
+/// Members by path.
+pub type Contents = BTreeMap<MemberPath, Brief>;
+
+/// One difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// Only the newer side has it.
+    Added(&'a Brief),
+    /// Only the older side has it.
+    Removed(&'a Brief),
+    /// Both have it, and it differs.
+    Changed(&'a Brief, &'a Brief),
+}
+
+impl Brief {
+    /// Returns what matters of a member whose content has this digest.
+    pub fn of(member: &Member, digest: Option<[u8; 32]>) -> Brief {
+        Brief {
+            kind: member.kind,
+            size: member.size,
+            mode: member.mode,
+            owner: (member.uid, member.gid),
+            modified: member.modified,
+            link_target: member.link_target.clone(),
+            device_number: member.device_number,
+            digest,
+        }
+    }
+
+    /// Returns in words what differs from an older state. A folder's time is no difference: it only says that something
+    /// in it came or went.
+    pub fn differences(&self, older: &Brief) -> Vec<&'static str> {
+        if self.kind != older.kind {
+            return vec!["kind"];
+        }
+        let content = match (self.digest, older.digest) {
+            (Some(new), Some(old)) => new != old,
+            _ => self.kind == MemberKind::File && (self.size, self.modified) != (older.size, older.modified),
+        };
+        let time = self.kind != MemberKind::Folder && self.modified != older.modified;
+        let all = [
+            (content || self.size != older.size, "content"),
+            (self.link_target != older.link_target, "target"),
+            (self.device_number != older.device_number, "device"),
+            (self.mode != older.mode, "mode"),
+            (self.owner != older.owner, "owner"),
+            (time, "time"),
+        ];
+        all.into_iter().filter(|(differs, _)| *differs).map(|(_, word)| word).collect()
+    }
+}
+
+/// Returns the members of an archive. Where the catalog does not know it, all of it is read.
+///
+/// Errors: `Damage` where it cannot be read whole.
+pub fn contents(archive: &Opened) -> Result<Contents> {
+    let mut all = Contents::new();
+    let known = archive.catalog_members(&mut |_, entry| {
+        all.insert(entry.member.path.clone(), Brief::of(&entry.member, entry.content_digest));
+        Ok(())
+    })?;
+    if !known {
+        read_all(archive, &mut all)?;
+    }
+    let links: Vec<(MemberPath, MemberPath)> = all
+        .iter()
+        .filter(|(_, brief)| brief.kind == MemberKind::HardLink)
+        .filter_map(|(path, brief)| Some((path.clone(), MemberPath::parse(brief.link_target.as_deref()?).ok()?)))
+        .collect();
+    for (link, first) in links {
+        if let Some(brief) = all.get(&first).cloned() {
+            all.insert(link, brief);
+        }
+    }
+    Ok(all)
+}
+
+fn read_all(archive: &Opened, all: &mut Contents) -> Result<()> {
+    let mut members = archive.members(&Selection::everything()?, 2)?;
+    while let Some(event) = members.next()? {
+        let entry = match event {
+            Event::Member(entry) => entry,
+            Event::Refused { name, reason } => {
+                let message = format!("{} cannot be trusted: {reason}", String::from_utf8_lossy(&name));
+                return Err(Error::new(ErrorKind::Damage, message));
+            }
+            Event::Damaged { reason, .. } => {
+                return Err(Error::new(
+                    ErrorKind::Damage,
+                    format!("{} is damaged: {reason}", archive.path().display()),
+                )
+                .hint("`restore` gets back what is whole"));
+            }
+        };
+        let mut digest = None;
+        if entry.member.kind == MemberKind::File {
+            let mut hasher = blake3::Hasher::new();
+            read_content(&mut members, &entry, &mut |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })?;
+            digest = Some(*hasher.finalize().as_bytes());
+        }
+        all.insert(entry.member.path.clone(), Brief::of(&entry.member, digest));
+    }
+    Ok(())
+}
+
+/// Passes what differs to `visit`, in the order of paths.
+pub fn compare(
+    older: &Contents,
+    newer: &Contents,
+    visit: &mut dyn FnMut(&MemberPath, Change<'_>) -> Result<()>,
+) -> Result<()> {
+    let (mut old, mut new) = (older.iter().peekable(), newer.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let was = if order.is_le() { old.next() } else { None };
+        let is = if order.is_ge() { new.next() } else { None };
+        match (was, is) {
+            (Some((path, was)), Some((_, is))) if !is.differences(was).is_empty() => {
+                visit(path, Change::Changed(was, is))?;
+            }
+            (Some((path, was)), None) => visit(path, Change::Removed(was))?,
+            (None, Some((path, is))) => visit(path, Change::Added(is))?,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn brief(size: u64, seconds: i64, digest: Option<u8>) -> Brief {
+        Brief {
+            kind: MemberKind::File,
+            size,
+            mode: 0o644,
+            owner: (0, 0),
+            modified: FileTime { seconds, nanoseconds: 0 },
+            link_target: None,
+            device_number: None,
+            digest: digest.map(|byte| [byte; 32]),
+        }
+    }
+
+    #[test]
+    fn content_counts_and_time_only_where_content_is_unknown() {
+        let differences = |new: Brief, old: Brief| new.differences(&old).join(" ");
+        assert_eq!(differences(brief(1, 1, Some(1)), brief(1, 1, Some(1))), "");
+        assert_eq!(differences(brief(1, 2, Some(1)), brief(1, 1, Some(1))), "time");
+        assert_eq!(differences(brief(1, 1, Some(2)), brief(1, 1, Some(1))), "content");
+        assert_eq!(differences(brief(1, 2, None), brief(1, 1, Some(1))), "content time");
+        assert_eq!(differences(brief(1, 1, None), brief(1, 1, Some(1))), "");
+    }
+
+    #[test]
+    fn two_sides_are_merged_in_order() {
+        let contents = |list: &[(&str, u64)]| -> Contents {
+            list.iter().map(|(p, size)| (MemberPath::parse(p.as_bytes()).unwrap(), brief(*size, 0, None))).collect()
+        };
+        let (old, new) = (contents(&[("a", 1), ("b", 1), ("c", 1)]), contents(&[("a", 1), ("c", 2), ("d", 1)]));
+        let mut said = Vec::new();
+        compare(&old, &new, &mut |path, change| {
+            let word = match change {
+                Change::Added(_) => "+",
+                Change::Removed(_) => "-",
+                Change::Changed(..) => "~",
+            };
+            said.push(format!("{word}{path}"));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(said, ["-b", "~c", "+d"]);
+    }
+}

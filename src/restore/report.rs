@@ -1,0 +1,82 @@
+//! What a restore tells when it is done.
+
+use crate::archive::extract::Shortfall;
+use crate::error::ErrorKind;
+use crate::member::MemberPath;
+
+/// Paths that are kept of each kind of trouble; all are counted.
+const MOST_LISTED: usize = 10_000;
+
+/// Paths with what is to be said of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// How many there are.
+    pub count: u64,
+    /// The first 10,000, as the archive names them, with the reason.
+    pub list: Vec<(Box<[u8]>, String)>,
+}
+
+impl Paths {
+    /// Adds one.
+    pub fn add(&mut self, path: &[u8], reason: String) {
+        self.count += 1;
+        if self.list.len() < MOST_LISTED {
+            self.list.push((path.into(), reason));
+        }
+    }
+}
+
+/// What became of a restore.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Members that stand restored.
+    pub members: u64,
+    /// Files among them, further names of one file counted.
+    pub files: u64,
+    /// Bytes of content in them.
+    pub bytes: u64,
+    /// Members that stood there already as the archive has them.
+    pub unchanged: u64,
+    /// Paths where something else stands, which was left alone.
+    pub conflicts: Paths,
+    /// Members that are hostile or cannot be trusted.
+    pub refused: Paths,
+    /// Members that are damaged in the archive, and places where members may be lost.
+    pub damaged: Paths,
+    /// Paths that the system would not let be made.
+    pub failed: Paths,
+    /// Devices, which were not asked for.
+    pub devices: Paths,
+    /// Members whose owner could not be set.
+    pub owners: u64,
+    /// Members of which an extended attribute or an ACL could not be set.
+    pub attributes: Paths,
+    /// Members whose setuid and setgid bits or capabilities were not asked for.
+    pub setuid: Paths,
+    /// Members that were named from the root of the file system and put beneath the target.
+    pub absolute: u64,
+}
+
+impl Report {
+    /// Returns the class that decides the exit code; nothing if all went well.
+    pub fn outcome(&self) -> Option<ErrorKind> {
+        let left_out = [&self.conflicts, &self.failed, &self.devices, &self.attributes];
+        if self.refused.count + self.damaged.count > 0 {
+            Some(ErrorKind::Damage)
+        } else if self.owners > 0 || left_out.iter().any(|paths| paths.count > 0) {
+            Some(ErrorKind::Incomplete)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn fell_short(&mut self, path: &MemberPath, shortfall: Shortfall) {
+        self.owners += u64::from(shortfall.owner);
+        if shortfall.attributes {
+            self.attributes.add(path.as_bytes(), "an extended attribute or ACL could not be set".to_owned());
+        }
+        if shortfall.setuid {
+            self.setuid.add(path.as_bytes(), "setuid bits or capabilities were left out".to_owned());
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What the catalog knows of members: those of one archive, and where a path is found over all archives.
+
+use rusqlite::{Row, params};
+
+use super::Store;
+use super::catalog::{STORED_CHUNK, StoredChunk, kind_of_word, stored_chunk_row};
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::member::{CatalogMember, FileTime, Member, MemberPath};
+
+/// A member of an archive and the chunk that holds its header.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Position of the chunk in the archive file.
+    pub sequence: u64,
+    /// What the catalog keeps of it; of extended attributes only the digest.
+    pub entry: CatalogMember,
+}
+
+/// A path in one archive.
+#[derive(Clone, Debug)]
+pub struct Sighting {
+    /// Number of the run that made the archive.
+    pub run: i64,
+    /// Name of its schedule.
+    pub schedule: String,
+    /// When the archive was made.
+    pub created_at: Timestamp,
+    /// What the catalog keeps of the member.
+    pub entry: CatalogMember,
+}
+
+const MEMBER: &str = "member.path, kind, size, mode, uid, gid, user_name, group_name, modified_s, modified_ns, \
+     changed_s, changed_ns, device, inode, device_major, device_minor, link_target, xattr_digest, \
+     content_digest, content_offset, changed_while_read";
+
+const OF_FILE: &str = "archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)";
+
+impl Store {
+    /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the first chunk
+    /// behind them, if there are more.
+    pub fn members(&self, run: i64, sequence: u64, limit: u32) -> Result<(Vec<Listed>, Option<u64>)> {
+        let chunks = self.chunks(run, sequence, limit.saturating_add(1))?;
+        let next = chunks.get(limit as usize).map(|chunk| chunk.sequence);
+        let end = next.unwrap_or(i64::MAX as u64);
+        let members = self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT sequence, {MEMBER} FROM archive_chunk JOIN member USING (chunk_id) WHERE {OF_FILE} \
+                     AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence, ordinal"
+                ))?
+                .query_map(params![run, sequence, end], |row| {
+                    Ok(Listed { sequence: row.get(0)?, entry: member_row(row, 1)? })
+                })?
+                .collect()
+        })?;
+        Ok((members, next))
+    }
+
+    /// Returns the chunks of an archive that hold headers of members at or below `path`, in order.
+    pub fn chunks_with(&self, run: i64, path: &MemberPath) -> Result<Vec<u64>> {
+        let below = |last: u8| [path.as_bytes(), &[last]].concat();
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT sequence FROM member JOIN archive_chunk USING (chunk_id) WHERE {OF_FILE} AND path = ?2 \
+                     UNION \
+                     SELECT sequence FROM member JOIN archive_chunk USING (chunk_id) WHERE {OF_FILE} \
+                     AND path >= ?3 AND path < ?4 ORDER BY sequence"
+                ))?
+                .query_map(params![run, path.as_bytes(), below(b'/'), below(b'/' + 1)], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// Returns a chunk of an archive and those behind it in which no member begins: what its last file needs.
+    pub fn chunks_of_unit(&self, run: i64, sequence: u64) -> Result<Vec<StoredChunk>> {
+        self.read(|connection| {
+            let end: Option<u64> = connection
+                .prepare_cached(&format!(
+                    "SELECT min(sequence) FROM archive_chunk WHERE {OF_FILE} AND sequence > ?2 \
+                     AND EXISTS (SELECT 1 FROM member WHERE member.chunk_id = archive_chunk.chunk_id)"
+                ))?
+                .query_row(params![run, sequence], |row| row.get(0))?;
+            connection
+                .prepare_cached(&format!(
+                    "SELECT {STORED_CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id WHERE {OF_FILE} \
+                     AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence"
+                ))?
+                .query_map(params![run, sequence, end.unwrap_or(i64::MAX as u64)], stored_chunk_row)?
+                .collect()
+        })
+    }
+
+    /// Passes every path that any complete archive may hold to `visit`, in byte order.
+    pub fn paths(&self, visit: &mut dyn FnMut(&[u8])) -> Result<()> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT path FROM path")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                visit(row.get_ref(0)?.as_blob()?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns where a path is found in complete archives, of one schedule or of all, newest first.
+    pub fn sightings(&self, path: &MemberPath, schedule: Option<i64>) -> Result<Vec<Sighting>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT archive.run_id, schedule.name, archive.created_at_ms, {MEMBER} FROM member \
+                     JOIN archive_chunk USING (chunk_id) \
+                     JOIN archive ON archive.archive_file_id = archive_chunk.archive_file_id \
+                     JOIN schedule ON schedule.id = archive.schedule_id \
+                     WHERE path = ?1 AND archive.state = 'complete' AND (?2 IS NULL OR archive.schedule_id = ?2) \
+                     ORDER BY archive.run_id DESC"
+                ))?
+                .query_map(params![path.as_bytes(), schedule], |row| {
+                    Ok(Sighting {
+                        run: row.get(0)?,
+                        schedule: row.get(1)?,
+                        created_at: Timestamp::from_millis(row.get(2)?),
+                        entry: member_row(row, 3)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    /// Returns the sources that archives were made of, each once.
+    pub fn source_roots(&self) -> Result<Vec<Vec<u8>>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT DISTINCT source_root FROM archive")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// Returns the source of an archive as it was resolved when it was made.
+    pub fn source_root(&self, run: i64) -> Result<Vec<u8>> {
+        self.read(|connection| {
+            connection.query_row("SELECT source_root FROM archive WHERE run_id = ?1", [run], |row| row.get(0))
+        })
+    }
+}
+
+fn member_row(row: &Row<'_>, first: usize) -> rusqlite::Result<CatalogMember> {
+    let at = |column: usize| first + column;
+    let bytes = |column: usize| -> rusqlite::Result<Box<[u8]>> { Ok(row.get_ref(at(column))?.as_blob()?.into()) };
+    let path = MemberPath::parse(&bytes(0)?)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(first, rusqlite::types::Type::Blob, Box::new(e)))?;
+    let time = |column: usize| -> rusqlite::Result<FileTime> {
+        Ok(FileTime { seconds: row.get(at(column))?, nanoseconds: row.get(at(column + 1))? })
+    };
+    let device: (Option<u32>, Option<u32>) = (row.get(at(14))?, row.get(at(15))?);
+    let member = Member {
+        path,
+        kind: kind_of_word(row.get_ref(at(1))?.as_str()?)?,
+        size: row.get::<_, i64>(at(2))?.cast_unsigned(),
+        mode: row.get(at(3))?,
+        uid: row.get(at(4))?,
+        gid: row.get(at(5))?,
+        user_name: bytes(6)?,
+        group_name: bytes(7)?,
+        modified: time(8)?,
+        link_target: row.get::<_, Option<Vec<u8>>>(at(16))?.map(Vec::into_boxed_slice),
+        device_number: device.0.zip(device.1),
+        xattrs: Vec::new(),
+    };
+    Ok(CatalogMember {
+        member,
+        changed: time(10)?,
+        device: row.get::<_, i64>(at(12))?.cast_unsigned(),
+        inode: row.get::<_, i64>(at(13))?.cast_unsigned(),
+        xattr_digest: row.get(at(17))?,
+        content_digest: row.get(at(18))?,
+        offset: row.get(at(19))?,
+        changed_while_read: row.get(at(20))?,
+    })
+}

@@ -1,0 +1,218 @@
+//! Archives taken into the catalog from their files: outside any claim, and not visible before they are whole.
+
+use rusqlite::{OptionalExtension, params};
+use uuid::Uuid;
+
+use super::{Health, Store, catalog, exactly_one};
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::member::ChunkRecord;
+
+/// What an archive file says of itself.
+#[derive(Clone, Debug)]
+pub struct FoundArchive {
+    /// Row of its schedule.
+    pub schedule: i64,
+    /// Number in its name.
+    pub run: i64,
+    /// Its file, below the archive folder.
+    pub file_name: String,
+    /// The time in its name.
+    pub created_at: Timestamp,
+    /// Bytes of the file.
+    pub size: u64,
+    /// BLAKE3 over its chunks' digests.
+    pub digest: [u8; 32],
+    /// Device it lies on.
+    pub device: u64,
+    /// Which file it is there.
+    pub inode: u64,
+    /// Its compression: none, gzip, zstd.
+    pub codec: &'static str,
+    /// The source as it was resolved.
+    pub source_root: Vec<u8>,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+    /// Members in it.
+    pub members: u64,
+    /// Files among them.
+    pub files: u64,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    /// Problems that its run met.
+    pub problems: u64,
+    /// Those of them that mean missing data.
+    pub losses: u64,
+}
+
+impl Store {
+    /// Takes the place of the database whose archives lie in the folder; only where the catalog holds none yet.
+    /// The database has to be opened anew to go by the new identity.
+    pub fn take_identity(&self, identity: Uuid) -> Result<()> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "UPDATE instance SET uuid = ?1 WHERE NOT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')",
+                [identity.to_string()],
+            )?;
+            exactly_one(changed)
+        })
+    }
+
+    /// Says whether the catalog has an archive with this file name, in whatever state but half taken in.
+    pub fn knows_file(&self, file_name: &str) -> Result<bool> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM archive JOIN run ON run.id = run_id WHERE file_name = ?1 \
+                     AND NOT (archive.state = 'writing' AND trigger = 'rescan'))",
+                )?
+                .query_row([file_name], |row| row.get(0))
+        })
+    }
+
+    /// Returns the physical file that is already in the catalog, whole and of the same bytes.
+    pub fn shared_file(&self, found: &FoundArchive) -> Result<Option<i64>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT archive_file.id FROM archive_file JOIN archive ON archive_file_id = archive_file.id \
+                     WHERE device = ?1 AND inode = ?2 AND digest = ?3 AND archive.state = 'complete' LIMIT 1",
+                )?
+                .query_row(params![found.device.cast_signed(), found.inode.cast_signed(), found.digest], |row| {
+                    row.get(0)
+                })
+                .optional()
+        })
+    }
+
+    /// Begins to take an archive in, under the number in its name where that is free; returns its number. What an
+    /// earlier attempt at the same file left is to be discarded before.
+    pub fn begin_found(&self, found: &FoundArchive, now: Timestamp) -> Result<i64> {
+        self.write(|transaction| {
+            let run = insert_run(transaction, found, now)?;
+            transaction.execute(
+                "INSERT INTO archive_file (device, inode, size, digest, codec, level, health) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 'unproven')",
+                params![found.device.cast_signed(), found.inode.cast_signed(), found.size, found.digest, found.codec],
+            )?;
+            insert_archive(transaction, found, run, transaction.last_insert_rowid(), "writing")?;
+            Ok(run)
+        })
+    }
+
+    /// Adds chunks with their members to an archive that is being taken in.
+    pub fn add_found_chunks(&self, run: i64, chunks: &[ChunkRecord]) -> Result<()> {
+        self.write(|transaction| {
+            let file: i64 = transaction.query_row(
+                "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'writing'",
+                [run],
+                |row| row.get(0),
+            )?;
+            chunks.iter().try_for_each(|chunk| catalog::insert_chunk(transaction, file, chunk))
+        })
+    }
+
+    /// Makes an archive visible that was taken in whole and proven.
+    pub fn finish_found(&self, run: i64, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            let changed = transaction
+                .execute("UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing'", [run])?;
+            exactly_one(changed)?;
+            let changed = transaction.execute(
+                "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
+                 WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
+                params![run, Health::Good.as_str(), now.millis()],
+            )?;
+            exactly_one(changed)
+        })
+    }
+
+    /// Takes in an archive that is a further name of a file in the catalog; returns its number.
+    pub fn add_found_link(&self, found: &FoundArchive, archive_file: i64, now: Timestamp) -> Result<i64> {
+        self.write(|transaction| {
+            let run = insert_run(transaction, found, now)?;
+            insert_archive(transaction, found, run, archive_file, "complete")?;
+            Ok(run)
+        })
+    }
+
+    /// Removes what earlier rescans began to take in and did not finish.
+    pub fn discard_half_found(&self) -> Result<()> {
+        loop {
+            let left = self.write(|transaction| {
+                let half: Option<(i64, i64)> = transaction
+                    .query_row(
+                        "SELECT run_id, archive_file_id FROM archive JOIN run ON run.id = run_id \
+                         WHERE archive.state = 'writing' AND trigger = 'rescan' LIMIT 1",
+                        [],
+                        |row| Ok((row.get(0)?, row.get(1)?)),
+                    )
+                    .optional()?;
+                let Some((run, file)) = half else { return Ok(false) };
+                if catalog::remove_references(transaction, file)? == 0 {
+                    transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
+                    transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
+                    transaction.execute("DELETE FROM run WHERE id = ?1", [run])?;
+                }
+                Ok(true)
+            })?;
+            if !left {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn insert_run(transaction: &rusqlite::Transaction<'_>, found: &FoundArchive, now: Timestamp) -> rusqlite::Result<i64> {
+    let taken: bool =
+        transaction.query_row("SELECT EXISTS (SELECT 1 FROM run WHERE id = ?1)", [found.run], |row| row.get(0))?;
+    let number = (!taken && found.run > 0).then_some(found.run);
+    transaction.execute(
+        "INSERT INTO run (id, schedule_id, trigger, state, not_before_ms, queued_at_ms, started_at_ms, \
+             finished_at_ms, members, files, content_bytes, archive_bytes, problems, losses, notes) \
+         VALUES (?1, ?2, 'rescan', ?3, ?4, ?4, ?4, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        params![
+            number,
+            found.schedule,
+            if found.incomplete { "incomplete" } else { "succeeded" },
+            found.created_at.millis(),
+            found.members,
+            found.files,
+            found.content_bytes,
+            found.size,
+            found.problems,
+            found.losses,
+            format!("found by a rescan at {}", now.rfc3339(&chrono::Utc)),
+        ],
+    )?;
+    Ok(transaction.last_insert_rowid())
+}
+
+fn insert_archive(
+    transaction: &rusqlite::Transaction<'_>,
+    found: &FoundArchive,
+    run: i64,
+    archive_file: i64,
+    state: &str,
+) -> rusqlite::Result<()> {
+    transaction
+        .execute(
+            "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, source_root, \
+                 scan_started_at_ms, created_at_ms, incomplete, members, files, content_bytes) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11)",
+            params![
+                run,
+                found.schedule,
+                archive_file,
+                state,
+                found.file_name,
+                found.source_root,
+                found.created_at.millis(),
+                found.incomplete,
+                found.members,
+                found.files,
+                found.content_bytes,
+            ],
+        )
+        .map(drop)
+}

@@ -1,0 +1,165 @@
+//! What keeps the database itself in order: copies, checks, and a history that does not grow for ever.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use super::{Store, fault};
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+
+/// "BKMG": what `PRAGMA application_id` of our databases says.
+const APPLICATION_ID: i32 = 0x424B_4D47;
+/// Runs that one transaction takes out of the history.
+const HISTORY_BATCH: u32 = 500;
+
+/// What a service does now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Old archives are read back.
+    Reverify,
+    /// The newest archives are restored and compared.
+    Drill,
+    /// The database is copied.
+    Copy,
+    /// Old runs are taken out of the history.
+    History,
+}
+
+words!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history");
+
+/// How a restore drill went.
+#[derive(Clone, Debug)]
+pub struct Drill {
+    /// Number of the run whose archive was restored.
+    pub run: i64,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended; none if it was cut off.
+    pub finished_at: Option<Timestamp>,
+    /// Everything came back as it was.
+    pub passed: bool,
+    /// Files restored.
+    pub files: u64,
+    /// Bytes of their content.
+    pub content_bytes: u64,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+impl Store {
+    /// Writes a whole copy of the database into the file at `path`, which must be empty or not there.
+    pub fn copy_into(&self, path: &Path) -> Result<()> {
+        let target = path
+            .to_str()
+            .ok_or_else(|| Error::failed(format!("the path {} is not UTF-8, as SQLite wants it", path.display())))?;
+        self.read(|connection| connection.execute("VACUUM INTO ?1", [target]).map(drop))
+    }
+
+    /// Says whether the database is whole, as far as a quick look tells.
+    ///
+    /// Errors: `Damage` with the ways out.
+    pub fn quick_check(&self) -> Result<()> {
+        let found: String =
+            self.read(|connection| connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
+        if found == "ok" { Ok(()) } else { Err(damaged(self.path(), &found)) }
+    }
+
+    /// Starts a task if its last start is `every` or longer ago, or lies in a future that cannot be. Of several
+    /// services one does.
+    pub fn begin_task(&self, task: Task, every: std::time::Duration, now: Timestamp) -> Result<bool> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "INSERT INTO upkeep (task, done_at_ms) VALUES (?1, ?2) ON CONFLICT (task) DO UPDATE \
+                 SET done_at_ms = excluded.done_at_ms WHERE done_at_ms <= ?3 OR done_at_ms > ?2",
+                params![task.as_str(), now.millis(), now.minus(every).millis()],
+            )?;
+            Ok(changed == 1)
+        })
+    }
+
+    /// Takes up to a batch of runs out of the history that ended before `limit`; those with archives stay, and the
+    /// newest of each schedule. Returns how many went.
+    pub fn prune_history(&self, limit: Timestamp) -> Result<usize> {
+        self.write(|transaction| {
+            transaction.execute(
+                "DELETE FROM drill WHERE started_at_ms < ?1 \
+                 AND id <> (SELECT max(id) FROM drill AS newest WHERE newest.schedule_id = drill.schedule_id)",
+                [limit.millis()],
+            )?;
+            transaction.execute(
+                "DELETE FROM run WHERE id IN (SELECT id FROM run AS old WHERE finished_at_ms < ?1 \
+                 AND NOT EXISTS (SELECT 1 FROM archive WHERE archive.run_id = old.id) \
+                 AND id <> (SELECT max(id) FROM run AS newest WHERE newest.schedule_id = old.schedule_id) \
+                 AND id NOT IN (SELECT superseded_by FROM run WHERE superseded_by IS NOT NULL) LIMIT ?2)",
+                params![limit.millis(), HISTORY_BATCH],
+            )
+        })
+    }
+
+    /// Records that a drill begins; returns its row.
+    pub fn begin_drill(&self, schedule: i64, run: i64, now: Timestamp) -> Result<i64> {
+        self.write(|transaction| {
+            transaction.execute(
+                "INSERT INTO drill (schedule_id, run_id, started_at_ms, outcome) VALUES (?1, ?2, ?3, 'running')",
+                params![schedule, run, now.millis()],
+            )?;
+            Ok(transaction.last_insert_rowid())
+        })
+    }
+
+    /// Records how a drill ended: with what error, if it failed.
+    pub fn end_drill(&self, drill: i64, files: u64, bytes: u64, error: Option<&str>, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "UPDATE drill SET finished_at_ms = ?2, outcome = ?3, files = ?4, content_bytes = ?5, error = ?6 \
+                 WHERE id = ?1 AND outcome = 'running'",
+                params![drill, now.millis(), if error.is_none() { "passed" } else { "failed" }, files, bytes, error],
+            )?;
+            super::exactly_one(changed)
+        })
+    }
+
+    /// Returns the last drill of a schedule that came to an end.
+    pub fn last_drill(&self, schedule: i64) -> Result<Option<Drill>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT run_id, started_at_ms, finished_at_ms, outcome, files, content_bytes, error FROM drill \
+                     WHERE schedule_id = ?1 AND outcome <> 'running' ORDER BY id DESC LIMIT 1",
+                )?
+                .query_row([schedule], |row| {
+                    Ok(Drill {
+                        run: row.get(0)?,
+                        started_at: Timestamp::from_millis(row.get(1)?),
+                        finished_at: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_millis),
+                        passed: row.get::<_, String>(3)? == "passed",
+                        files: row.get(4)?,
+                        content_bytes: row.get(5)?,
+                        error: row.get(6)?,
+                    })
+                })
+                .optional()
+        })
+    }
+}
+
+/// Checks a copy of a database from end to end, without changing it.
+///
+/// Errors: `Damage` where it is not whole, or none of ours.
+pub fn check_copy(path: &Path) -> Result<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| fault(path, e))?;
+    let application: i32 =
+        connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+    if application != APPLICATION_ID {
+        return Err(damaged(path, "it is no database of backup-manager"));
+    }
+    let found: String =
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+    if found == "ok" { Ok(()) } else { Err(damaged(path, &found)) }
+}
+
+fn damaged(path: &Path, what: &str) -> Error {
+    Error::new(ErrorKind::Damage, format!("the database {} is damaged: {what}", path.display())).hint(super::WAYS_OUT)
+}

@@ -1,0 +1,226 @@
+//! Verification: archive files are read back from disk, whole, and what differs is named and marked.
+//!
+//! Nothing is ever answered from the catalog alone: it says what the bytes have to be, and the disk says what they are.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use crate::archive::proof::{self, DamagedChunk, ExpectedChunk};
+use crate::archive::reader::ArchiveReader;
+use crate::archive::{damage, foreign};
+use crate::archive_folder;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::Home;
+use crate::store::{Archive, Health, Store};
+
+/// Chunks read from the catalog at a time.
+const PAGE: u32 = 1_000;
+
+/// What verification found of one archive file.
+#[derive(Clone, Debug)]
+pub struct Findings {
+    /// What is known of its bytes now.
+    pub health: Health,
+    /// Paths of members that are not what was written, as bytes, each once.
+    pub damaged_members: Vec<Vec<u8>>,
+    /// What is wrong with the file besides, in words.
+    pub structure: Vec<String>,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+impl Findings {
+    fn new() -> Self {
+        Findings { health: Health::Good, damaged_members: Vec::new(), structure: Vec::new(), bytes: 0 }
+    }
+
+    fn of_damage(error: &Error) -> Self {
+        Findings { health: Health::Damaged, structure: vec![error.to_string()], ..Findings::new() }
+    }
+
+    fn add_member(&mut self, path: Vec<u8>) {
+        if !self.damaged_members.contains(&path) {
+            self.damaged_members.push(path);
+        }
+    }
+
+    fn concluded(mut self) -> Self {
+        let whole = self.damaged_members.is_empty() && self.structure.is_empty();
+        self.health = if whole { Health::Good } else { Health::Damaged };
+        self
+    }
+
+    /// Says whether every byte is what was written.
+    pub fn is_good(&self) -> bool {
+        self.health == Health::Good
+    }
+}
+
+/// Reads the file of a complete archive back from disk, compares it with the catalog and its own trailer, and records
+/// what was found for it and for every archive that shares the file.
+///
+/// Errors: `Interrupted` after `cancel`; where the archive folder is not ours, or the file cannot be opened, nothing is
+/// recorded.
+pub fn verify_archive(
+    home: &Home,
+    store: &Store,
+    archive: &Archive,
+    threads: usize,
+    cancel: &AtomicBool,
+    now: Timestamp,
+) -> Result<Findings> {
+    // A disk that is not mounted holds no archives, and that says nothing of them (I9).
+    archive_folder::check(home, store)?;
+    let path = home.backups().join(&archive.file_name);
+    let findings = match examine(store, archive, &path, threads, cancel) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Findings { health: Health::Missing, structure: vec!["its file is gone".to_owned()], ..Findings::new() }
+        }
+        Err(error) if error.kind() == ErrorKind::Damage => Findings::of_damage(&error),
+        other => other?,
+    };
+    let read_at = (findings.health != Health::Missing).then_some(now);
+    store.record_health(archive.archive_file, findings.health, read_at)?;
+    Ok(findings)
+}
+
+fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel: &AtomicBool) -> Result<Findings> {
+    let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let reader = ArchiveReader::open(path)?;
+    let Some(digest) = digest else { return examine_foreign(path, Some(archive.size)) };
+    let mut damaged = Vec::new();
+    let mut expected = ExpectedChunks { store, run: archive.run, page: Vec::new().into_iter(), next: 0 };
+    let found = proof::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
+        damaged.push(chunk);
+        ControlFlow::Continue(())
+    });
+    let mut findings = Findings { bytes: reader.size(), ..Findings::new() };
+    match found {
+        Ok(found) if found == digest => {}
+        Ok(_) => findings.structure.push("its digest is not the one it was written with".to_owned()),
+        Err(error) if error.kind() == ErrorKind::Damage => findings.structure.push(error.to_string()),
+        Err(error) => return Err(error),
+    }
+    if reader.size() != archive.size {
+        let (now, then) = (reader.size(), archive.size);
+        findings.structure.push(format!("it has {now} bytes and was written with {then}"));
+    }
+    damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
+    let last = expected.next.saturating_sub(1);
+    for damaged in &damaged {
+        name_damage(store, archive.run, &reader, damaged, last, &mut findings)?;
+    }
+    Ok(findings.concluded())
+}
+
+/// Names the members that a damaged chunk holds: those whose bytes differ where that can be told, else all of them,
+/// else the one whose content goes through it.
+fn name_damage(
+    store: &Store,
+    run: i64,
+    reader: &ArchiveReader,
+    damaged: &DamagedChunk,
+    last: u64,
+    findings: &mut Findings,
+) -> Result<()> {
+    let sequence = damaged.chunk.sequence;
+    if sequence == 0 || sequence == last {
+        let what = if sequence == 0 { "its global header" } else { "its end marks" };
+        findings.structure.push(format!("{what}: {}", damaged.reason));
+        return Ok(());
+    }
+    let members = store.chunk_members(run, sequence)?;
+    if members.is_empty() {
+        match store.member_before(run, sequence)? {
+            Some(path) => findings.add_member(path),
+            None => findings.structure.push(format!("chunk {sequence}: {}", damaged.reason)),
+        }
+        return Ok(());
+    }
+    for member in damage::differing(reader, &damaged.chunk, &members) {
+        findings.add_member(member.path.as_bytes().to_vec());
+    }
+    Ok(())
+}
+
+/// The chunks of an archive as the catalog has them, a page at a time.
+struct ExpectedChunks<'a> {
+    store: &'a Store,
+    run: i64,
+    page: std::vec::IntoIter<crate::store::StoredChunk>,
+    next: u64,
+}
+
+impl Iterator for ExpectedChunks<'_> {
+    type Item = Result<ExpectedChunk>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.page.len() == 0 {
+            match self.store.chunks(self.run, self.next, PAGE) {
+                Ok(rows) => self.page = rows.into_iter(),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let chunk = self.page.next()?;
+        self.next = chunk.sequence + 1;
+        Some(Ok(ExpectedChunk {
+            sequence: chunk.sequence,
+            offset: chunk.offset,
+            stored_length: chunk.stored_length,
+            stored_digest: chunk.stored_digest,
+            content_length: chunk.content_length,
+            content_digest: Some(chunk.content_digest),
+        }))
+    }
+}
+
+/// Verifies a file with no database: by its own trailer, or, where another program made it, by reading it to its end.
+///
+/// Errors: `NotFound`; `Interrupted` after `cancel`; what keeps the file from being read at all.
+pub fn verify_file(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<Findings> {
+    let reader = ArchiveReader::open(path)?;
+    let trailer = match reader.trailer() {
+        Ok(Some(trailer)) => trailer,
+        Ok(None) => return examine_foreign(path, None),
+        Err(error) if error.kind() == ErrorKind::Damage => return Ok(Findings::of_damage(&error)),
+        Err(error) => return Err(error),
+    };
+    let reading = |e| Error::io("read the trailer of", path)(e);
+    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map(Into::into).map_err(reading));
+    let mut damaged = Vec::new();
+    let found = proof::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
+        damaged.push(chunk);
+        ControlFlow::Continue(())
+    });
+    let mut findings = Findings { bytes: reader.size(), ..Findings::new() };
+    match found {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::Damage => findings.structure.push(error.to_string()),
+        Err(error) => return Err(error),
+    }
+    damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
+    for DamagedChunk { chunk, reason } in &damaged {
+        let (from, to) = (chunk.offset, chunk.offset + chunk.stored_length);
+        findings.structure.push(format!("chunk {} (bytes {from} to {to}): {reason}", chunk.sequence));
+        damage::names_in(&reader, chunk).into_iter().for_each(|path| findings.add_member(path));
+    }
+    Ok(findings.concluded())
+}
+
+fn examine_foreign(path: &Path, size: Option<u64>) -> Result<Findings> {
+    let facts = foreign::check_plain_tar(path);
+    let length = std::fs::metadata(path).map_err(Error::io("inspect", path))?.len();
+    let mut findings = Findings { bytes: length, ..Findings::new() };
+    if let Err(error) = facts {
+        match error.kind() {
+            ErrorKind::Damage => findings.structure.push(error.to_string()),
+            _ => return Err(error),
+        }
+    }
+    if let Some(size) = size.filter(|size| *size != length) {
+        findings.structure.push(format!("it has {length} bytes and had {size}"));
+    }
+    Ok(findings.concluded())
+}

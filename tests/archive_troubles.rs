@@ -1,0 +1,442 @@
+//! What becomes of a source that does not hold still (I9): nothing hangs, nothing is missing without being told, and
+//! the archive is always a whole tar.
+//!
+//! The pipeline asks the clock after each thing found and before any of a small chunk is opened: that is where these
+//! tests change the source.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use backup_manager::clock::{Clock, SystemClock, Timestamp};
+use backup_manager::error::{Error, ErrorKind};
+use backup_manager::member::{MemberKind, MemberPath};
+use backup_manager::report::ProblemKind;
+use backup_manager::schedule::Compression;
+
+use support::archive::{Made, make, make_with, run_tool, try_make};
+
+const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(1), Compression::Zstd(1)];
+
+/// Calls an action once, when the walk has found so many things.
+struct Meddler<'a> {
+    system: SystemClock,
+    found: AtomicU64,
+    after: u64,
+    action: Mutex<Option<Box<dyn FnOnce() + Send + 'a>>>,
+}
+
+impl<'a> Meddler<'a> {
+    fn after(found: u64, action: impl FnOnce() + Send + 'a) -> Self {
+        let action = Mutex::new(Some(Box::new(action) as Box<dyn FnOnce() + Send + 'a>));
+        Meddler { system: SystemClock::new(), found: AtomicU64::new(0), after: found, action }
+    }
+}
+
+impl Clock for Meddler<'_> {
+    fn now(&self) -> Timestamp {
+        if std::thread::current().name() == Some("walk") && self.found.fetch_add(1, Ordering::SeqCst) == self.after {
+            let action = self.action.lock().unwrap().take();
+            action.into_iter().for_each(|action| action());
+        }
+        self.system.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.system.monotonic()
+    }
+}
+
+struct Scene {
+    scratch: tempfile::TempDir,
+    source: PathBuf,
+}
+
+impl Scene {
+    /// A source with these files, each holding its own name.
+    fn new(files: &[&str]) -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let source = scratch.path().join("source");
+        for name in files {
+            let path = source.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        Scene { scratch, source }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.source.join(name)
+    }
+
+    /// Makes an archive, changing the source when so many things have been found, the root counted.
+    fn make_meddled(&self, compression: Compression, found: u64, action: impl FnOnce() + Send) -> Made {
+        let clock = Meddler::after(found, action);
+        let made = make_with(&self.source, self.scratch.path(), compression, |job| job.clock = &clock);
+        assert!(clock.action.lock().unwrap().is_none(), "the source was changed");
+        made.prove().unwrap();
+        made
+    }
+}
+
+/// Extracts with GNU tar and returns the content of all files.
+fn extracted(made: &Made) -> BTreeMap<String, Vec<u8>> {
+    let out = tempfile::tempdir().unwrap();
+    run_tool(Command::new("tar").arg("-xpf").arg(&made.path).arg("-C").arg(out.path()));
+    let mut found = BTreeMap::new();
+    let mut pending = vec![out.path().join("source")];
+    while let Some(path) = pending.pop() {
+        let stat = fs::symlink_metadata(&path).unwrap();
+        if stat.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if stat.is_file() {
+            let name = path.strip_prefix(out.path().join("source")).unwrap().to_str().unwrap().to_owned();
+            found.insert(name, fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+fn problems(made: &Made) -> Vec<(String, ProblemKind)> {
+    let name =
+        |path: &[u8]| Path::new(std::str::from_utf8(path).unwrap()).file_name().unwrap().to_str().unwrap().to_owned();
+    made.written.problems.iter().map(|problem| (name(&problem.path), problem.kind)).collect()
+}
+
+#[test]
+fn what_vanishes_after_it_was_listed_is_told() {
+    for compression in FORMATS {
+        let scene = Scene::new(&["a", "b", "c", "dir/d"]);
+        let made = scene.make_meddled(compression, 6, || {
+            fs::remove_file(scene.path("b")).unwrap();
+            fs::remove_dir_all(scene.path("dir")).unwrap();
+        });
+        assert_eq!((made.written.losses, made.written.problems_total), (3, 3));
+        assert_eq!(problems(&made), ["b", "dir", "d"].map(|name| (name.to_owned(), ProblemKind::Vanished)));
+        let found = extracted(&made);
+        assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), ["a", "c"]);
+    }
+}
+
+#[test]
+fn a_file_saved_by_renaming_a_new_one_over_it_is_the_new_one() {
+    let scene = Scene::new(&["a", "b"]);
+    let made = scene.make_meddled(Compression::None, 3, || {
+        fs::write(scene.path("new"), "the new a").unwrap();
+        fs::rename(scene.path("new"), scene.path("a")).unwrap();
+    });
+    assert_eq!(made.written.problems, []);
+    assert_eq!(extracted(&made)["a"], b"the new a");
+}
+
+#[test]
+fn what_became_something_else_is_told_and_never_opened() {
+    let scene = Scene::new(&["device", "fifo", "folder", "link", "socket", "z"]);
+    let secret = scene.scratch.path().join("secret");
+    fs::write(&secret, "not of the source").unwrap();
+    let made = scene.make_meddled(Compression::None, 7, || {
+        for name in ["device", "fifo", "folder", "link", "socket"] {
+            fs::remove_file(scene.path(name)).unwrap();
+        }
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, scene.path("fifo"), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        fs::create_dir(scene.path("folder")).unwrap();
+        symlink(&secret, scene.path("link")).unwrap();
+        UnixListener::bind(scene.path("socket")).unwrap();
+    });
+    let replaced = |name: &str| (name.to_owned(), ProblemKind::Replaced);
+    let gone = ("device".to_owned(), ProblemKind::Vanished);
+    assert_eq!(problems(&made), [gone, replaced("fifo"), replaced("folder"), replaced("link"), replaced("socket")]);
+    assert_eq!(extracted(&made).into_keys().collect::<Vec<_>>(), ["z"]);
+}
+
+#[test]
+fn a_folder_swapped_for_a_link_leads_nowhere() {
+    let scene = Scene::new(&["dir/a", "dir/b", "z"]);
+    let outside = scene.scratch.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("a"), "not of the source").unwrap();
+    let made = scene.make_meddled(Compression::None, 5, || {
+        fs::rename(scene.path("dir"), scene.scratch.path().join("moved")).unwrap();
+        symlink(&outside, scene.path("dir")).unwrap();
+    });
+    let found = extracted(&made);
+    for name in ["dir/a", "dir/b"] {
+        match found.get(name) {
+            Some(content) => assert_eq!(content, name.as_bytes(), "the content is that of the folder that was listed"),
+            None => assert!(problems(&made).iter().any(|(path, _)| name.ends_with(path)), "{name} is told"),
+        }
+    }
+}
+
+#[test]
+fn a_file_that_grew_since_it_was_listed_is_there_whole() {
+    const MIB: u64 = 1 << 20;
+    for compression in FORMATS {
+        for size in [3 * MIB, 4 * MIB, 4 * MIB + 1, 9 * MIB, 16 * MIB + 1, 23 * MIB] {
+            let scene = Scene::new(&["a", "b", "c"]);
+            let content: Vec<u8> = (0..size).map(|i| ((i * i) >> 9) as u8).collect();
+            let made = scene.make_meddled(compression, 4, || fs::write(scene.path("b"), &content).unwrap());
+            assert_eq!(made.written.problems, []);
+            let row =
+                made.records.iter().flat_map(|r| &r.members).find(|row| row.member.path.as_bytes() == b"source/b");
+            assert_eq!(row.unwrap().content_digest, Some(*blake3::hash(&content).as_bytes()));
+            let found = extracted(&made);
+            assert!(found["b"] == content && found["c"] == b"c", "{size} {compression}");
+        }
+    }
+}
+
+fn linked(made: &Made) -> Vec<(String, MemberKind, Option<String>)> {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let rows = made.records.iter().flat_map(|record| &record.members).map(|row| &row.member);
+    rows.filter(|member| member.kind != MemberKind::Folder)
+        .map(|member| (member.path.to_string(), member.kind, member.link_target.as_deref().map(text)))
+        .collect()
+}
+
+#[test]
+fn the_first_name_in_the_archive_carries_the_data_of_hard_links() {
+    for size in [10, 5 << 20, 20 << 20] {
+        let scene = Scene::new(&[]);
+        fs::create_dir(&scene.source).unwrap();
+        let content: Vec<u8> = (0..size).map(|i| (i / 3) as u8).collect();
+        fs::write(scene.path("a"), &content).unwrap();
+        for name in ["b", "c", "d"] {
+            fs::hard_link(scene.path("a"), scene.path(name)).unwrap();
+        }
+        let made = make(&scene.source, scene.scratch.path(), Compression::None);
+        let link =
+            |name: &str, to: &str| (format!("source/{name}"), MemberKind::HardLink, Some(format!("source/{to}")));
+        let file = |name: &str| (format!("source/{name}"), MemberKind::File, None);
+        assert_eq!(linked(&made), [file("a"), link("b", "a"), link("c", "a"), link("d", "a")]);
+        assert_eq!((made.written.files, made.written.content_bytes), (4, size));
+        // The first two vanish before they are opened, at least where that is after all have been listed.
+        if size == 10 {
+            let made = scene.make_meddled(Compression::None, 5, || {
+                fs::remove_file(scene.path("a")).unwrap();
+                fs::remove_file(scene.path("b")).unwrap();
+            });
+            assert_eq!(linked(&made), [file("c"), link("d", "c")]);
+            assert_eq!(made.written.losses, 2);
+            assert_eq!(extracted(&made)["d"], content);
+        }
+    }
+}
+
+#[test]
+fn a_name_that_was_taken_by_another_file_is_no_carrier() {
+    let scene = Scene::new(&["a"]);
+    fs::hard_link(scene.path("a"), scene.path("b")).unwrap();
+    fs::hard_link(scene.path("a"), scene.path("c")).unwrap();
+    let made = scene.make_meddled(Compression::None, 4, || {
+        fs::write(scene.path("new"), "another").unwrap();
+        fs::rename(scene.path("new"), scene.path("a")).unwrap();
+    });
+    let found = extracted(&made);
+    assert_eq!((&found["a"][..], &found["b"][..], &found["c"][..]), (&b"another"[..], &b"a"[..], &b"a"[..]));
+    assert_eq!(made.written.problems, []);
+}
+
+#[test]
+fn roles_are_right_with_many_links_over_many_chunks() {
+    let scene = Scene::new(&[]);
+    fs::create_dir(&scene.source).unwrap();
+    for file in 0..300 {
+        fs::write(scene.path(&format!("a{file:03}")), format!("{file}").repeat(2000)).unwrap();
+        fs::hard_link(scene.path(&format!("a{file:03}")), scene.path(&format!("b{file:03}"))).unwrap();
+        fs::hard_link(scene.path(&format!("a{file:03}")), scene.path(&format!("c{file:03}"))).unwrap();
+    }
+    // Every third of the first names goes after the walk has passed some of them.
+    let made = scene.make_meddled(Compression::None, 150, || {
+        (0..300).step_by(3).for_each(|file| fs::remove_file(scene.path(&format!("a{file:03}"))).unwrap());
+    });
+    let found = extracted(&made);
+    for file in 0..300 {
+        for name in ["b", "c"] {
+            assert_eq!(found[&format!("{name}{file:03}")], format!("{file}").repeat(2000).into_bytes());
+        }
+    }
+}
+
+#[test]
+fn files_whose_size_is_told_wrongly_are_there_whole() {
+    let (proc, sys) = (Path::new("/proc/sys/kernel/random"), Path::new("/sys/kernel/mm/transparent_hugepage"));
+    let scratch = tempfile::tempdir().unwrap();
+    for source in [proc, sys].into_iter().filter(|source| source.exists()) {
+        let made = make(source, scratch.path(), Compression::None);
+        made.prove().unwrap();
+        let out = scratch.path().join("out");
+        fs::create_dir(&out).unwrap();
+        run_tool(Command::new("tar").arg("-xf").arg(&made.path).arg("-C").arg(&out));
+        let name = source.file_name().unwrap();
+        for entry in fs::read_dir(source).unwrap().map(Result::unwrap).filter(|e| e.file_type().unwrap().is_file()) {
+            let Ok(content) = fs::read(entry.path()) else { continue };
+            // One of them is another at each reading.
+            if !["uuid", "entropy_avail"].contains(&entry.file_name().to_str().unwrap()) {
+                let told = entry.path();
+                let found = fs::read(out.join(name).join(entry.file_name())).ok();
+                assert_eq!(found, Some(content), "{}: {:?}", told.display(), made.written.problems);
+            }
+        }
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_the_rest_is_there() {
+    let scene = Scene::new(&["closed/a", "folder/b", "open"]);
+    fs::set_permissions(scene.path("closed"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(scene.path("folder/b"), fs::Permissions::from_mode(0o000)).unwrap();
+    if std::env::var_os("ARCHIVE_TEST_UNPRIVILEGED").is_none() && rustix::process::geteuid().is_root() {
+        // Nothing is closed to root: the same test once more, as nobody.
+        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        let test = std::env::current_exe().unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let copy = scratch.path().join("test");
+        fs::copy(test, &copy).unwrap();
+        let out = Command::new("setpriv")
+            .args(nobody)
+            .arg(&copy)
+            .args(["--exact", "what_cannot_be_read_is_told_and_the_rest_is_there"])
+            .env("ARCHIVE_TEST_UNPRIVILEGED", "1")
+            .env("TMPDIR", scratch.path())
+            .output();
+        match out {
+            Ok(out) => assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout)),
+            Err(e) => eprintln!("skipped: setpriv is missing: {e}"),
+        }
+        return;
+    }
+    let made = make(&scene.source, scene.scratch.path(), Compression::None);
+    made.prove().unwrap();
+    let unreadable = |name: &str| (name.to_owned(), ProblemKind::Unreadable);
+    assert_eq!(problems(&made), [unreadable("closed"), unreadable("b")]);
+    fs::set_permissions(scene.path("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+    let names: Vec<_> = linked(&made).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(names, ["source/open"]);
+}
+
+#[test]
+fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
+    let scene = Scene::new(&["only"]);
+    let missing = scene.path("nothing");
+    let error = try_make(&missing, scene.scratch.path(), Compression::None, |_| {}, &mut |_| Ok(())).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(error.to_string().contains("nothing"), "{error}");
+    let names = |made: &Made| {
+        made.records.iter().flat_map(|r| &r.members).map(|row| row.member.path.clone()).collect::<Vec<_>>()
+    };
+    // A file, an empty folder, a link to a folder.
+    let made = make(&scene.path("only"), scene.scratch.path(), Compression::Gzip(1));
+    made.prove().unwrap();
+    assert_eq!(names(&made), [MemberPath::parse(b"only").unwrap()]);
+    let link = scene.scratch.path().join("link");
+    symlink(&scene.source, &link).unwrap();
+    let made = make(&link, scene.scratch.path(), Compression::Zstd(1));
+    assert_eq!((made.written.members, made.written.folders), (2, 1));
+    fs::remove_file(scene.path("only")).unwrap();
+    let made = make(&scene.source, scene.scratch.path(), Compression::Zstd(1));
+    made.prove().unwrap();
+    assert_eq!((made.written.members, made.written.files), (1, 0));
+}
+
+#[test]
+fn our_own_files_and_sockets_are_left_out_and_noted() {
+    let scene = Scene::new(&["a", "backups/old.tar", "backup.db"]);
+    let _listener = UnixListener::bind(scene.path("socket")).unwrap();
+    let never = [scene.path("backups"), scene.path("backup.db")];
+    let made = make_with(&scene.source, scene.scratch.path(), Compression::None, |job| job.never = &never);
+    assert_eq!(extracted(&made).into_keys().collect::<Vec<_>>(), ["a"]);
+    let notes = made.written.notes.join("\n");
+    assert!(notes.contains("backups") && notes.contains("backup.db") && notes.contains("socket"), "{notes}");
+    assert_eq!(made.written.problems, []);
+}
+
+#[test]
+fn a_cancelled_archive_ends_at_once_wherever_it_is() {
+    let scene = Scene::new(&[]);
+    (0..40).for_each(|i| fs::create_dir_all(scene.path(&format!("{i}"))).unwrap());
+    (0..2000).for_each(|i| fs::write(scene.path(&format!("{}/{i}", i % 40)), vec![1; 3000]).unwrap());
+    fs::write(scene.path("large"), vec![1; 30 << 20]).unwrap();
+    for compression in FORMATS {
+        for found in [0, 1, 2, 500, 1500, 2041] {
+            let cancel = AtomicBool::new(false);
+            let clock = Meddler::after(found, || cancel.store(true, Ordering::SeqCst));
+            let (source, folder) = (&scene.source, scene.scratch.path());
+            let result =
+                try_make(source, folder, compression, |job| (job.clock, job.cancel) = (&clock, &cancel), &mut |_| {
+                    Ok(())
+                });
+            assert_eq!(result.err().unwrap().kind(), ErrorKind::Interrupted, "{compression} after {found}");
+        }
+    }
+    assert_eq!(fs::read_dir(scene.scratch.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn a_catalog_that_fails_ends_the_archive_with_its_error() {
+    let scene = Scene::new(&[]);
+    fs::create_dir(&scene.source).unwrap();
+    (0..3000).for_each(|i| fs::write(scene.path(&format!("{i}")), vec![1; 300]).unwrap());
+    for failing in 0..2 {
+        let mut calls = 0;
+        let mut catalog = |_: &[_]| {
+            calls += 1;
+            if calls > failing { Err(Error::new(ErrorKind::Fenced, "the claim is lost")) } else { Ok(()) }
+        };
+        let result = try_make(&scene.source, scene.scratch.path(), Compression::None, |_| {}, &mut catalog);
+        assert_eq!(result.err().unwrap().kind(), ErrorKind::Fenced);
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_as_such_and_leaves_nothing() {
+    let scene = Scene::new(&[]);
+    fs::create_dir(&scene.source).unwrap();
+    let noise: Vec<u8> = (0..3_000_000u64).map(|i| ((i * i) >> 11) as u8).collect();
+    (0..10).for_each(|i| fs::write(scene.path(&format!("{i}")), &noise).unwrap());
+    let disk = scene.scratch.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&disk).output();
+    if !mounted.is_ok_and(|out| out.status.success()) {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    }
+    let results = FORMATS.map(|format| try_make(&scene.source, &disk, format, |_| {}, &mut |_| Ok(())).err());
+    let left = fs::read_dir(&disk).unwrap().count();
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+    for error in results {
+        assert_eq!(error.unwrap().kind(), ErrorKind::DiskFull);
+    }
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_tree_4000_levels_deep_and_a_wide_folder_are_archived() {
+    let scene = Scene::new(&[]);
+    fs::create_dir(&scene.source).unwrap();
+    // One process cannot name what lies that deep: folders are made from inside.
+    let script = "import os, sys\nos.chdir(sys.argv[1])\nfor i in range(4000):\n    os.mkdir('d' * (1 + i % 3))\n    \
+                  os.chdir('d' * (1 + i % 3))\nopen('deepest', 'w').write('here')";
+    run_tool(Command::new("python3").args(["-c", script]).arg(&scene.source));
+    (0..5000).for_each(|i| fs::write(scene.path(&format!("f{i}")), "").unwrap());
+    for compression in [Compression::None, Compression::Zstd(1)] {
+        let made = make(&scene.source, scene.scratch.path(), compression);
+        assert_eq!((made.written.members, made.written.problems_total), (9002, 0));
+        made.prove().unwrap();
+        let out = run_tool(Command::new("tar").arg("-tf").arg(&made.path)).stdout;
+        assert_eq!(out.split(|&b| b == b'\n').count() - 1, 9002);
+    }
+    run_tool(Command::new("rm").arg("-rf").arg(&scene.source));
+    assert_eq!(fs::metadata(scene.scratch.path()).unwrap().nlink(), 2);
+}

@@ -1,0 +1,205 @@
+//! `restore`, `ls`, `cat`, `find`, `diff`.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+
+use crate::environment::{TestHome, said};
+
+/// A home with three archives of `docs` and one of `other`; the middle one of `docs` is the only one with `gone.txt`.
+fn home_with_archives() -> TestHome {
+    let home = TestHome::with_sources(&["docs", "other"]);
+    fs::create_dir(home.path("docs/sub")).unwrap();
+    fs::write(home.path("docs/sub/letter.txt"), "first").unwrap();
+    let _ = home.run(&["create", "docs;02:00;docs", "other;03:00;other", "--compress", "zstd", "--now"]).ok();
+    fs::write(home.path("docs/sub/letter.txt"), "second").unwrap();
+    fs::write(home.path("docs/gone.txt"), "gone").unwrap();
+    let _ = home.run(&["run", "docs"]).ok();
+    fs::remove_file(home.path("docs/gone.txt")).unwrap();
+    let _ = home.run(&["run", "docs"]).ok();
+    home
+}
+
+fn docs_archives(home: &TestHome) -> Vec<i64> {
+    let json = home.run(&["--json", "backups", "docs"]).ok().json();
+    let mut runs: Vec<i64> = json.as_array().unwrap().iter().map(|archive| archive["run"].as_i64().unwrap()).collect();
+    runs.sort_unstable();
+    runs
+}
+
+#[test]
+fn a_file_comes_back_by_name_by_original_path_and_in_place() {
+    let home = home_with_archives();
+    let said = home.run(&["restore", "docs", "docs/sub/letter.txt", "--to", "out"]).ok();
+    assert!(said.stderr.contains("restored 1 member"), "{said:?}");
+    assert_eq!(fs::read_to_string(home.path("out/docs/sub/letter.txt")).unwrap(), "second");
+    let original = home.path("docs/sub").to_str().unwrap().to_owned();
+    let _ = home.run(&["extract", "docs", &original, "--target", "out2", "--strip", "1"]).ok();
+    assert_eq!(fs::read_to_string(home.path("out2/sub/letter.txt")).unwrap(), "second");
+    fs::write(home.path("docs/sub/letter.txt"), "spoilt").unwrap();
+    let _ = home.run(&["restore", "docs", "--in-place"]).fails(3, &["docs/sub/letter.txt", "--overwrite always"]);
+    let _ = home.run(&["restore", "docs", "--in-place", "--overwrite", "always"]).ok();
+    assert_eq!(fs::read_to_string(home.path("docs/sub/letter.txt")).unwrap(), "second");
+}
+
+#[test]
+fn archives_are_chosen_by_number_time_and_file() {
+    let home = home_with_archives();
+    let runs = docs_archives(&home);
+    let first = format!("@{}", runs[0]);
+    assert_eq!(home.run(&["cat", &first, "docs/sub/letter.txt"]).ok().stdout, "first");
+    assert_eq!(home.run(&["cat", "docs", "docs/sub/letter.txt", "--archive", &first]).ok().stdout, "first");
+    assert_eq!(home.run(&["dump", "docs", "docs/sub/letter.txt"]).ok().stdout, "second");
+    assert_eq!(home.run(&["cat", "backups/docs.tar.zst", "docs/sub/letter.txt"]).ok().stdout, "second");
+    let _ = home.run(&["restore", "docs", "--at", "2001-01-01", "--to", "o"]).fails(10, &["2001-01-01", "oldest"]);
+    let _ = home.run(&["restore", "docs", "--at", "0s", "--to", "o"]).ok();
+    let _ = home.run(&["restore", "dosc", "--to", "o"]).fails(10, &["did you mean docs"]);
+    let _ = home.run(&["restore", "@999", "--to", "o"]).fails(10, &["@999", "nearest"]);
+    let _ = home.run(&["ls", "other", "--archive", &first]).fails(10, &["of docs, not of other"]);
+    let _ = home.run(&["restore", "missing.tar", "--to", "o"]).fails(10, &["missing.tar"]);
+    let _ = home
+        .run(&["restore", "docs", "docs/sub/leter.txt", "--to", "o"])
+        .fails(10, &["did you mean docs/sub/letter.txt"]);
+    let _ = home.run(&["cat", "docs", "docs/sub"]).fails(2, &["no file"]);
+    let _ = home.run(&["restore", "docs", "--to", "o", "--strip", "x"]).fails(2, &[]);
+    let _ = home.run(&["restore", "docs"]).fails(2, &["--to"]);
+}
+
+#[test]
+fn everything_that_takes_a_file_works_without_the_database() {
+    let home = home_with_archives();
+    let file =
+        format!("backups/docs/{}", home.archive_files().into_iter().find(|name| name.starts_with("docs-")).unwrap());
+    for name in ["backup.db", "backup.db-wal", "backup.db-shm", "backup.db.lock"] {
+        let _ = fs::remove_file(home.path(name));
+    }
+    assert_eq!(home.run(&["ls", &file]).ok().stdout, "docs/\ndocs/file.txt\ndocs/sub/\ndocs/sub/letter.txt\n");
+    assert_eq!(home.run(&["ls", &file, "docs/sub"]).ok().stdout, "docs/sub/\ndocs/sub/letter.txt\n");
+    let long = home.run(&["ls", "-l", &file, "docs/file.txt"]).ok().stdout;
+    assert!(long.starts_with("-rw-r--r-- ") && long.contains(" 16 "), "{long}");
+    let json = home.run(&["--json", "ls", &file]).ok().json();
+    assert_eq!((json[1]["path"].as_str(), json[1]["size"].as_u64()), (Some("docs/file.txt"), Some(16)));
+    assert_eq!(home.run(&["cat", &file, "docs/sub/letter.txt"]).ok().stdout, "first");
+    let original = home.path("docs/file.txt").to_str().unwrap().to_owned();
+    assert_eq!(home.run(&["cat", &file, &original]).ok().stdout, "content of docs\n");
+    let _ = home.run(&["restore", &file, "--to", "out"]).ok();
+    assert_eq!(fs::read_to_string(home.path("out/docs/sub/letter.txt")).unwrap(), "first");
+    let report = home.run(&["--json", "restore", &file, "--to", "out"]).ok().json();
+    assert_eq!((report["members"].as_u64(), report["unchanged"].as_u64()), (Some(0), Some(4)));
+    assert_eq!(home.run(&["diff", &file, &file]).ok().stdout, "");
+    assert!(!home.path("backup.db").exists(), "nothing was made");
+    let _ = home.run(&["restore", "docs", "--to", "out"]).fails(10, &["BACKUP_HOME"]);
+}
+
+#[test]
+fn find_looks_in_all_archives_and_versions_groups_by_content() {
+    let home = home_with_archives();
+    let runs = docs_archives(&home);
+    let lines = home.run(&["find", "*.txt"]).ok().stdout;
+    assert_eq!(lines.lines().count(), 8, "{lines}");
+    let newest: Vec<&str> = lines.lines().next().unwrap().split('\t').collect();
+    assert_eq!((newest[0], newest[1], newest[4]), (format!("@{}", runs[2]).as_str(), "docs", "docs/file.txt"));
+    let gone = home.run(&["--json", "find", "gone.txt"]).ok().json();
+    assert_eq!((gone.as_array().unwrap().len(), gone[0]["run"].as_i64()), (1, Some(runs[1])));
+    assert_eq!(home.run(&["find", "docs/*/*.txt", "--schedule", "docs"]).ok().stdout.lines().count(), 3);
+    let _ = home.run(&["find", "nothing-like-it"]).fails(10, &["nothing-like-it"]);
+    let original = home.path("docs/sub/letter.txt").to_str().unwrap().to_owned();
+    for args in [&["find", "--versions", "docs/sub/letter.txt"][..], &["versions", &original]] {
+        let versions = home.run(&[&["--json"][..], args].concat()).ok().json();
+        assert_eq!(versions.as_array().unwrap().len(), 2, "{versions}");
+        assert_eq!((versions[0]["archives"].as_u64(), versions[0]["oldest_run"].as_i64()), (Some(2), Some(runs[1])));
+        assert_eq!((versions[1]["archives"].as_u64(), versions[1]["run"].as_i64()), (Some(1), Some(runs[0])));
+    }
+    // Paths go with the last archive that holds them.
+    let _ = home.run(&["delete", "other", "--with-archives"]).ok();
+    assert_eq!(home.number("SELECT count(*) FROM path WHERE CAST(path AS TEXT) LIKE 'other%'"), 0);
+    assert_eq!(home.number("SELECT count(*) FROM path"), 5);
+}
+
+#[test]
+fn diff_tells_what_came_went_and_changed() {
+    let home = home_with_archives();
+    let runs = docs_archives(&home);
+    let (first, second) = (format!("@{}", runs[0]), format!("@{}", runs[1]));
+    let said = home.run(&["diff", &first, &second]).ok().stdout;
+    assert_eq!(said, "added\tdocs/gone.txt\nchanged\tdocs/sub/letter.txt\tcontent,time\n");
+    assert_eq!(home.run(&["diff", &second, "docs"]).ok().stdout, "removed\tdocs/gone.txt\n");
+    assert_eq!(home.run(&["diff", "docs"]).ok().stdout, "");
+    fs::write(home.path("docs/sub/new"), "n").unwrap();
+    fs::set_permissions(home.path("docs/file.txt"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(home.path("docs/sub/letter.txt")).unwrap();
+    let said = home.run(&["diff", "docs"]).ok().stdout;
+    assert_eq!(said, "changed\tdocs/file.txt\tmode\nremoved\tdocs/sub/letter.txt\nadded\tdocs/sub/new\n");
+    let json = home.run(&["--json", "diff", "docs"]).ok().json();
+    assert_eq!(json["changed"][0]["what"][0], "mode");
+}
+
+#[test]
+fn a_dry_run_says_what_would_happen_and_does_nothing() {
+    let home = home_with_archives();
+    let said = home.run(&["restore", "docs", "-n", "--to", "out"]).ok();
+    assert_eq!(said.stdout.lines().filter(|line| line.starts_with("create\t")).count(), 4, "{said:?}");
+    assert!(!home.path("out").exists());
+    let _ = home.run(&["restore", "docs", "--to", "out"]).ok();
+    fs::write(home.path("out/docs/file.txt"), "mine").unwrap();
+    let plan = home.run(&["restore", "docs", "-n", "--to", "out", "--overwrite", "if-changed"]).ok().stdout;
+    assert!(plan.contains("replace\tdocs/file.txt\n") && plan.contains("same\tdocs/sub/letter.txt\n"), "{plan}");
+    let report = home.run(&["--json", "restore", "docs", "-n", "--to", "out"]).fails(3, &[]).json();
+    assert_eq!((report["conflicts"]["count"].as_u64(), report["plan"].as_array().unwrap().len()), (Some(1), 4));
+}
+
+#[test]
+fn a_damaged_archive_gives_back_the_rest_and_names_what_it_lost() {
+    let home = TestHome::with_sources(&["docs"]);
+    for i in 0..20 {
+        fs::write(home.path(&format!("docs/{i:02}")), vec![i; 200_000]).unwrap();
+    }
+    let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
+    let file = home.path(&format!("backups/docs/{}", home.archive_files()[0]));
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, &bytes).unwrap();
+    let said = home.run(&["restore", "docs", "--to", "out"]).fails(4, &["damaged: ", "docs/"]);
+    let back = fs::read_dir(home.path("out/docs")).unwrap().count();
+    assert!((15..21).contains(&back), "{back} {said:?}");
+}
+
+#[test]
+fn a_plain_user_gets_content_and_is_told_of_owners() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become somebody else");
+        return;
+    }
+    let home = TestHome::with_sources(&["docs"]);
+    fs::create_dir(home.path("docs/sub")).unwrap();
+    fs::write(home.path("docs/sub/mine"), "m").unwrap();
+    fs::set_permissions(home.path("docs/sub"), fs::Permissions::from_mode(0o500)).unwrap();
+    for path in ["docs", "docs/sub", "docs/sub/mine"] {
+        std::os::unix::fs::chown(home.path(path), Some(65_534), Some(65_534)).unwrap();
+    }
+    let _ = home.run(&["create", "docs;02:00;docs", "--compress", "gzip", "--now"]).ok();
+    let archive = home.dir.path().join("archive.tar.gz");
+    fs::copy(home.path(&format!("backups/docs/{}", home.archive_files()[0])), &archive).unwrap();
+    fs::set_permissions(&archive, fs::Permissions::from_mode(0o444)).unwrap();
+    fs::set_permissions(home.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(home.path("user")).unwrap();
+    std::os::unix::fs::chown(home.path("user"), Some(65_534), Some(65_534)).unwrap();
+    let as_user = |args: &[&str]| {
+        let mut command = home.command(args);
+        said(command.uid(65_534).gid(65_534))
+    };
+    let file = archive.to_str().unwrap();
+    let _ = as_user(&["restore", file, "docs/sub", "--to", "user/own"]).ok();
+    assert_eq!(fs::read_to_string(home.path("user/own/docs/sub/mine")).unwrap(), "m");
+    assert_eq!(home.path("user/own/docs/sub").metadata().unwrap().mode() & 0o7777, 0o500);
+    // The file that belongs to root comes back as the user's own.
+    let _ = as_user(&["restore", file, "--to", "user/all"]).fails(3, &["1 member: the owner could not be set"]);
+    assert_eq!(fs::read_to_string(home.path("user/all/docs/file.txt")).unwrap(), "content of docs\n");
+    // A folder without write permission does not keep a second run from finishing.
+    let _ = as_user(&["restore", file, "--to", "user/all"]).ok();
+    let _ = as_user(&["restore", file, "--to", "/proc/none"]).fails(1, &["/proc/none"]);
+    fs::create_dir(home.path("rooted")).unwrap();
+    let _ = as_user(&["restore", file, "--to", "rooted"]).fails(1, &["rooted is not writable"]);
+}

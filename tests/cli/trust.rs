@@ -1,0 +1,296 @@
+//! `verify`, `drill`, `prune`, `pin`, `forget`, `rescan`: archives that can be relied on, and a database that can be
+//! lost.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::environment::{Running, Said, TestHome, tar_lists};
+
+fn archives(home: &TestHome) -> Vec<serde_json::Value> {
+    home.run(&["--json", "backups", "--all"]).ok().json().as_array().unwrap().clone()
+}
+
+fn path_of(archive: &serde_json::Value) -> PathBuf {
+    PathBuf::from(archive["path"].as_str().unwrap())
+}
+
+fn writable(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn flip_in(path: &Path, text: &[u8]) {
+    writable(path);
+    let mut bytes = fs::read(path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text).expect("the text stands in the archive");
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Two schedules in different formats, with a few archives each.
+fn home_with_history() -> TestHome {
+    let home = TestHome::with_sources(&["docs", "photos"]);
+    let _ = home.run(&["create", "docs;09:00;docs", "--exclude", "*.tmp", "--keep-last", "9"]).ok();
+    let _ = home.run(&["create", "photos", "--name", "photos", "--cron", "5 4 * * 1", "--compress", "zstd"]).ok();
+    for content in ["one", "two"] {
+        fs::write(home.path("docs/file.txt"), format!("content {content} of docs")).unwrap();
+        let _ = home.run(&["run", "--all", "-q"]).ok();
+    }
+    home
+}
+
+#[test]
+fn verify_names_the_damaged_member_and_exits_4() {
+    let home = home_with_history();
+    let said = home.run(&["verify"]).ok();
+    assert_eq!(said.stdout.lines().filter(|line| line.starts_with("good: ")).count(), 4, "{said:?}");
+    let _ = home.run(&["check", "docs"]).ok();
+    let newest = path_of(&archives(&home).into_iter().find(|a| a["name"] == "docs").unwrap());
+    flip_in(&newest, b"content two");
+    let said = home.run(&["verify", "docs"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.stdout.contains("damaged member: docs/file.txt"), "{said:?}");
+    assert!(!said.stdout.contains("damaged member: docs\n"), "the folder before it is whole: {said:?}");
+    let status = home.run(&["status"]);
+    assert!(status.stdout.contains("1 archive damaged or missing"), "{status:?}");
+    let link = fs::read_link(home.path("backups/docs.tar")).unwrap();
+    assert_ne!(newest.file_name(), link.file_name(), "the stable name leads to the one before");
+    // With no database at all, and through a plain path.
+    let elsewhere = TestHome::new();
+    fs::copy(&newest, elsewhere.path("a.tar")).unwrap();
+    let said = elsewhere.run(&["verify", "a.tar"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.stdout.contains("docs/file.txt"), "{said:?}");
+    assert!(!elsewhere.path("backup.db").exists());
+    let _ = elsewhere.run(&["verify", "missing.tar"]).fails(10, &["missing.tar"]);
+    // An archive of another program, read to its end.
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(home.dir.path()).arg("-cf").arg(elsewhere.path("gnu.tar")).arg("docs");
+    assert!(tar.status().unwrap().success());
+    let _ = elsewhere.run(&["verify", "gnu.tar"]).ok();
+}
+
+#[test]
+fn prune_says_which_rule_keeps_and_holds_back_when_much_would_go() {
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs;09:00;docs", "--keep-all"]).ok();
+    for _ in 0..5 {
+        let _ = home.run(&["run", "docs", "-q"]).ok();
+    }
+    let _ = home.run(&["pin", "@2"]).ok();
+    let _ = home.run(&["pin", "@77"]).fails(10, &["@77"]);
+    let _ = home.run(&["edit", "docs", "--keep-last", "1"]).ok();
+    let said = home.run(&["prune", "--dry-run"]).ok();
+    let line = |run: &str| said.stdout.lines().find(|line| line.starts_with(run)).unwrap().to_owned();
+    assert!(line("@5").contains("stays\tnewest good, newest whole, last"), "{said:?}");
+    assert!(line("@2").contains("stays\tpinned"), "{said:?}");
+    assert!(line("@1").contains("goes\tno rule keeps it"), "{said:?}");
+    assert_eq!(archives(&home).len(), 5, "a dry run");
+    let _ = home.run(&["prune"]).fails(1, &["over half", "--yes"]);
+    assert_eq!(archives(&home).len(), 5);
+    let _ = home.run(&["prune", "docs", "--yes"]).ok();
+    let left: Vec<i64> = archives(&home).iter().map(|archive| archive["run"].as_i64().unwrap()).collect();
+    assert_eq!(left, [5, 2]);
+    assert_eq!(home.archive_files().len(), 2);
+    let _ = home.run(&["forget", "@2"]).fails(1, &["pinned", "--off"]);
+    let _ = home.run(&["pin", "@2", "--off"]).ok();
+    let _ = home.run(&["forget", "@2"]).ok();
+    let _ = home.run(&["forget", "@5"]).fails(1, &["newest good", "--force"]);
+    let _ = home.run(&["forget", "17"]).fails(2, &["@17"]);
+    let _ = home.run(&["edit", "docs", "--keep-last", "0"]).fails(2, &["keeps nothing"]);
+}
+
+/// What must be the same before and after a rescan.
+fn facts(home: &TestHome) -> Vec<(String, i64, String, u64)> {
+    archives(home)
+        .iter()
+        .map(|archive| {
+            let text = |key: &str| archive[key].as_str().unwrap().to_owned();
+            (text("path"), archive["run"].as_i64().unwrap(), text("created"), archive["members"].as_u64().unwrap())
+        })
+        .collect()
+}
+
+fn member_rows(home: &TestHome) -> Vec<Vec<rusqlite::types::Value>> {
+    home.query(
+        "SELECT run_id, sequence, stored_offset, stored_length, stored_digest, content_length, content_digest, \
+             ordinal, path, kind, size, mode, modified_s, modified_ns, link_target, member.content_digest, \
+             xattr_digest, content_offset FROM archive JOIN archive_chunk USING (archive_file_id) \
+         JOIN chunk ON chunk.id = archive_chunk.chunk_id LEFT JOIN member ON member.chunk_id = chunk.id \
+         ORDER BY run_id, sequence, ordinal"
+            .replace("content_length, content_digest", "content_length, chunk.content_digest")
+            .as_str(),
+    )
+}
+
+fn lose_database(home: &TestHome) {
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(home.path(&format!("backup.db{suffix}")));
+    }
+}
+
+#[test]
+fn a_lost_database_is_made_anew_from_the_archives() {
+    let home = home_with_history();
+    fs::create_dir(home.path("docs/deep")).unwrap();
+    std::os::unix::fs::symlink("../file.txt", home.path("docs/deep/link")).unwrap();
+    fs::hard_link(home.path("docs/file.txt"), home.path("docs/second")).unwrap();
+    fs::write(home.path("photos/large"), vec![b'x'; 9 << 20]).unwrap();
+    let _ = home.run(&["run", "--all", "-q"]).ok();
+    // A further name of the newest archive, as an unchanged run makes one.
+    let newest = path_of(&archives(&home).into_iter().find(|a| a["name"] == "docs").unwrap());
+    let linked = home.path("backups/docs/docs-20270101T000000Z-99.tar");
+    fs::hard_link(&newest, &linked).unwrap();
+    fs::write(home.path("backups/docs/notes.txt"), "mine").unwrap();
+    fs::write(home.path("backups/photos/photos-20260101T000000Z-3.tar.zst"), "cut off").unwrap();
+    let (before, rows) = (facts(&home), member_rows(&home));
+    lose_database(&home);
+
+    let _ = home.run(&["create", "docs;09:00;other"]).ok();
+    let status = home.run(&["status"]);
+    assert_eq!(status.code, 1);
+    assert!(status.stdout.contains("rescan --from-copy") && status.stdout.contains("knows no archives"), "{status:?}");
+    let _ = home.run(&["run", "other"]).fails(1, &["belongs to another database", "rescan"]);
+    lose_database(&home);
+
+    let said = home.run(&["rescan"]);
+    assert_eq!(said.code, 4, "a file cut off: {said:?}");
+    assert!(said.stdout.contains("left alone") && said.stdout.contains("notes.txt"), "{said:?}");
+    let linked_now = facts(&home).into_iter().find(|fact| fact.1 == 99).expect("the further name has its number");
+    assert!(linked_now.0.ends_with("docs-20270101T000000Z-99.tar"));
+    assert_eq!(home.number("SELECT count(DISTINCT archive_file_id) FROM archive"), before.len() as i64);
+    let after: Vec<_> = facts(&home).into_iter().filter(|fact| fact.1 != 99).collect();
+    assert_eq!(after, before);
+    let rows_now = member_rows(&home);
+    let ours = |row: &&Vec<rusqlite::types::Value>| row[0] != rusqlite::types::Value::Integer(99);
+    assert_eq!(rows_now.iter().filter(ours).cloned().collect::<Vec<_>>(), rows, "chunk by chunk, member by member");
+
+    let listed = home.run(&["--plain", "list"]).ok();
+    assert!(listed.stdout.contains("docs;09:00;docs (paused)"), "{listed:?}");
+    let photos = home.run(&["--json", "show", "photos"]).ok().json();
+    assert_eq!((&photos["cron"], &photos["compress"]), (&"5 4 * * 1".into(), &"zstd:3".into()));
+    assert_eq!(tar_lists(&home.path("backups/docs.tar")).len(), 5);
+
+    let dump = home.query("SELECT * FROM archive ORDER BY run_id");
+    let again = home.run(&["--json", "rescan"]);
+    assert_eq!(again.json()["added"].as_array().unwrap().len(), 0, "{again:?}");
+    assert_eq!(home.query("SELECT * FROM archive ORDER BY run_id"), dump, "a second rescan changes nothing");
+    assert_eq!(member_rows(&home), rows_now);
+    // And the work goes on.
+    let _ = home.run(&["resume", "docs"]).ok();
+    let run = home.run(&["--json", "run", "docs"]).ok();
+    assert!(run.stdout.contains("\"run\": 100") || run.stdout.contains("\"id\": 100"), "{run:?}");
+    let _ = home.run(&["verify", "docs"]).ok();
+}
+
+#[test]
+fn an_older_database_learns_of_newer_archives_and_of_those_that_went() {
+    let home = home_with_history();
+    for suffix in ["", "-wal", "-shm"] {
+        let from = home.path(&format!("backup.db{suffix}"));
+        if from.exists() {
+            fs::copy(&from, home.path(&format!("older.db{suffix}"))).unwrap();
+        }
+    }
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    let _ = home.run(&["forget", "@1"]).ok();
+    let before = facts(&home);
+    lose_database(&home);
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::rename(home.path(&format!("older.db{suffix}")), home.path(&format!("backup.db{suffix}")));
+    }
+    let said = home.run(&["--json", "rescan"]).ok().json();
+    assert_eq!(said["added"].as_array().unwrap().len(), 1, "{said}");
+    assert_eq!(said["missing"].as_array().unwrap().len(), 1, "{said}");
+    let after: Vec<_> = facts(&home).into_iter().filter(|fact| fact.1 != 1).collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_folder_of_another_database_is_taken_on_only_when_asked() {
+    let home = home_with_history();
+    let identity = home.path("backups/.backup-manager");
+    fs::remove_file(&identity).unwrap();
+    let _ = home.run(&["rescan"]).fails(1, &["--adopt"]);
+    let _ = home.run(&["verify"]).fails(1, &["is not the one that holds the archives", "--adopt"]);
+    let _ = home.run(&["rescan", "--adopt"]).ok();
+    fs::write(&identity, r#"{"database":"5d3f1a52-6b1f-4b0a-9f3a-0c7f4b3a9e11"}"#).unwrap();
+    let _ = home.run(&["run", "docs"]).fails(1, &["belongs to another database", "--adopt"]);
+    let _ = home.run(&["rescan", "--adopt"]).ok();
+    let _ = home.run(&["run", "docs"]).ok();
+}
+
+/// Serves until the first copy of the database is there.
+fn make_copy(home: &TestHome) -> PathBuf {
+    let _ = home.run(&["start"]).ok();
+    let copies = || -> Vec<PathBuf> {
+        fs::read_dir(home.path("backups/.database")).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let is_whole = |path: &PathBuf| path.to_string_lossy().ends_with("Z.db");
+    home.wait_until("copy of the database", 20, || copies().iter().any(is_whole));
+    let _ = home.run(&["stop"]).ok();
+    copies().into_iter().find(is_whole).unwrap()
+}
+
+fn damage_database(home: &TestHome) -> Vec<u8> {
+    let mut bytes = fs::read(home.path("backup.db")).unwrap();
+    bytes[100..].fill(0xA5);
+    fs::write(home.path("backup.db"), &bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
+    let home = home_with_history();
+    let copy = make_copy(&home);
+    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    let before = facts(&home);
+    let damaged = damage_database(&home);
+    let _ = home.run(&["list"]).fails(4, &["is damaged", "rescan --from-copy", "`backup-manager rescan`"]);
+    let _ = home.run(&["start"]).fails(4, &["is damaged"]);
+
+    // A service in the foreground waits and does not end again and again.
+    let log = fs::File::create(home.path("serve.txt")).unwrap();
+    let mut service = Running(home.command(&["serve"]).stderr(log).spawn().unwrap());
+    let said = || fs::read_to_string(home.path("serve.txt")).unwrap();
+    home.wait_until("message", 20, || said().contains("waiting for the database to be put right"));
+    assert!(service.0.try_wait().unwrap().is_none(), "{}", said());
+    drop(service);
+
+    fs::write(home.path("nonsense.db"), "no database").unwrap();
+    let _ = home.run(&["rescan", "--from-copy", "nonsense.db"]).fails(4, &["nonsense.db"]);
+    assert_eq!(fs::read(home.path("backup.db")).unwrap(), damaged, "nothing was changed");
+    let _ = home.run(&["rescan", "--from-copy"]).ok();
+    assert_eq!(facts(&home), before, "with what was made since the copy");
+    let aside = fs::read_dir(home.dir.path()).unwrap().flatten().any(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        name.starts_with("backup.db.aside-") && fs::read(entry.path()).unwrap() == damaged
+    });
+    assert!(aside, "the damaged one is still there");
+    let _ = home.run(&["verify"]).ok();
+}
+
+#[test]
+fn a_drill_restores_compares_and_leaves_nothing() {
+    let home = home_with_history();
+    let said = home.run(&["--json", "drill"]).ok().json();
+    assert_eq!(said.as_array().unwrap().len(), 2, "{said}");
+    assert!(said.as_array().unwrap().iter().all(|drill| drill["passed"] == true), "{said}");
+    assert_eq!(fs::read_dir(home.path("backups/.scratch")).unwrap().count(), 0);
+    let shown = home.run(&["show", "docs"]).ok();
+    assert!(shown.stdout.contains("drill passed"), "{shown:?}");
+    let status: Said = home.run(&["--json", "status"]);
+    assert_eq!(status.json()["schedules"][0]["last_drill"]["passed"], true, "{status:?}");
+    let newest = path_of(&archives(&home).into_iter().find(|a| a["name"] == "docs").unwrap());
+    flip_in(&newest, b"content two");
+    let scratch = home.path("elsewhere");
+    let failed = home.run(&["drill", "docs", "--scratch", scratch.to_str().unwrap()]).fails(4, &["docs/file.txt"]);
+    assert!(failed.stderr.contains("does not come back"), "{failed:?}");
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    assert_eq!(archives(&home).iter().filter(|archive| archive["health"] == "damaged").count(), 1);
+    let _ = home.run(&["drill", "docs"]).ok();
+    let shown = home.run(&["show", "docs"]).ok();
+    assert!(shown.stdout.contains("drill passed"), "the one before is whole: {shown:?}");
+}

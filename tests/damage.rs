@@ -1,0 +1,184 @@
+//! One bit anywhere in an archive file: found every time, with and without the database, and the damaged member named.
+//!
+//! `BACKUP_TEST_FLIPS` sets how many bits are flipped in each format (20 unless told); the seed is printed.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use backup_manager::archive::damage;
+use backup_manager::archive::proof::{self, DamagedChunk, ExpectedChunk};
+use backup_manager::archive::reader::ArchiveReader;
+use backup_manager::archive::record;
+use backup_manager::clock::Timestamp;
+use backup_manager::member::ChunkRecord;
+use backup_manager::verify::verify_file;
+use support::archive::{Made, make, run_tool};
+
+/// A small generator with a seed that is printed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+fn flips() -> u64 {
+    std::env::var("BACKUP_TEST_FLIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
+}
+
+fn source(folder: &Path, random: &mut Random) {
+    for n in 0..60 {
+        let text: String = (0..random.below(900)).map(|i| format!("{n} {i} {}\n", random.below(1000))).collect();
+        let below = folder.join(format!("d{}", n % 7));
+        fs::create_dir_all(&below).unwrap();
+        fs::write(below.join(format!("file{n}")), text).unwrap();
+    }
+    let bytes: Vec<u8> = (0..5 << 20).map(|_| random.below(256) as u8).collect();
+    fs::write(folder.join("large"), bytes).unwrap();
+    std::os::unix::fs::symlink("large", folder.join("link")).unwrap();
+}
+
+/// The member that each byte of tar belongs to, by chunk: names with where their entries begin.
+fn owners(records: &[ChunkRecord]) -> BTreeMap<u64, Vec<(u64, String)>> {
+    records
+        .iter()
+        .map(|chunk| {
+            let members = chunk.members.iter().map(|m| (m.offset, m.member.path.to_string())).collect();
+            (chunk.sequence, members)
+        })
+        .collect()
+}
+
+/// Flips a bit, examines with the records and by the trailer, and flips it back.
+fn examine_flipped(made: &Made, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, bool) {
+    let file = OpenOptions::new().read(true).write(true).open(&made.path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+    let reader = ArchiveReader::open(&made.path).unwrap();
+    let mut expected = made.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
+    let mut damaged = Vec::new();
+    let never = AtomicBool::new(false);
+    let result = proof::examine(&reader, &mut expected, 2, &never, &mut |chunk| {
+        damaged.push(chunk);
+        std::ops::ControlFlow::Continue(())
+    });
+    let structure = !result.is_ok_and(|digest| digest == made.written.digest);
+    let by_itself = verify_file(&made.path, 2, &never).map_or(true, |findings| !findings.is_good());
+    file.write_all_at(&byte, at).unwrap();
+    (damaged, structure, by_itself)
+}
+
+fn every_flip_is_found(compression: &str, seed: u64) {
+    eprintln!("seed {seed}");
+    let mut random = Random(seed);
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    source(&tree, &mut random);
+    let made = make(&tree, folder.path(), compression.parse().unwrap());
+    fs::set_permissions(&made.path, fs::Permissions::from_mode(0o600)).unwrap();
+    let owners = owners(&made.records);
+    let last = made.records.last().unwrap().sequence;
+    let mut named = 0;
+    for _ in 0..flips() {
+        let (at, bit) = (random.below(made.written.size), random.below(8));
+        let (damaged, structure, by_itself) = examine_flipped(&made, at, bit);
+        assert!(by_itself, "byte {at} bit {bit}: not found by the trailer");
+        let chunk = made.records.iter().find(|c| (c.offset..c.offset + c.stored_length).contains(&at));
+        let Some(chunk) = chunk else {
+            assert!(structure && damaged.is_empty(), "byte {at} bit {bit} in the trailer");
+            continue;
+        };
+        assert_eq!(damaged.len(), 1, "byte {at} bit {bit}");
+        assert_eq!(damaged[0].chunk.sequence, chunk.sequence);
+        if chunk.members.is_empty() || chunk.sequence == 0 || chunk.sequence == last {
+            continue;
+        }
+        // With the bit still flipped: who is named?
+        let file = OpenOptions::new().read(true).write(true).open(&made.path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+        let reader = ArchiveReader::open(&made.path).unwrap();
+        let names: Vec<String> = damage::differing(&reader, &damaged[0].chunk, &chunk.members)
+            .iter()
+            .map(|member| member.path.to_string())
+            .collect();
+        file.write_all_at(&byte, at).unwrap();
+        named += 1;
+        if compression == "none" {
+            let within = at - chunk.offset;
+            let (_, owner) = owners[&chunk.sequence].iter().rev().find(|(begins, _)| *begins <= within).unwrap();
+            assert!(names.contains(owner), "byte {at} bit {bit}: {owner} is not among {names:?}");
+            assert!(names.len() <= 1, "byte {at} bit {bit}: only {owner} is damaged, not {names:?}");
+        } else {
+            assert!(!names.is_empty());
+        }
+    }
+    eprintln!("{} bits flipped in {compression}, {named} in chunks with members", flips());
+    made.prove().expect("whole again");
+    run_tool(Command::new("tar").arg("-tf").arg(&made.path));
+}
+
+#[test]
+fn every_flip_in_a_plain_archive_is_found_and_the_member_named() {
+    every_flip_is_found("none", 0x5EED_0001);
+}
+
+#[test]
+fn every_flip_in_a_gzip_archive_is_found_and_members_named() {
+    every_flip_is_found("gzip", 0x5EED_0002);
+}
+
+#[test]
+fn every_flip_in_a_zstd_archive_is_found_and_members_named() {
+    every_flip_is_found("zstd", 0x5EED_0003);
+}
+
+#[test]
+fn what_is_read_back_equals_what_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = folder.path().join("tree");
+    source(&tree, &mut Random(7));
+    fs::hard_link(tree.join("large"), tree.join("second")).unwrap();
+    let sparse = fs::File::create(tree.join("sparse")).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    sparse.write_all_at(b"in the middle", 1 << 20).unwrap();
+    xattr::set(tree.join("d1"), "user.note", b"value").unwrap_or_else(|e| eprintln!("skipped: no xattrs: {e}"));
+    for compression in ["none", "gzip", "zstd"] {
+        let made = make(&tree, folder.path(), compression.parse().unwrap());
+        let reader = Arc::new(ArchiveReader::open(&made.path).unwrap());
+        let trailer = reader.trailer().unwrap().unwrap();
+        assert_eq!(record::read_comment(&reader, &trailer).unwrap().unwrap(), b"{\"schedule\":\"test\"}");
+        let mut records = Vec::new();
+        record::read_records(reader, &trailer, Timestamp::from_millis(0), 2, &mut |chunk| {
+            records.push(chunk);
+            Ok(())
+        })
+        .unwrap();
+        let plain = |chunk: &ChunkRecord| {
+            let mut chunk = chunk.clone();
+            chunk.read_started = Timestamp::from_millis(0);
+            for member in &mut chunk.members {
+                (member.device, member.inode, member.changed) = (0, 0, Default::default());
+                member.member.xattrs.clear();
+            }
+            chunk
+        };
+        let (written, read): (Vec<_>, Vec<_>) =
+            (made.records.iter().map(plain).collect(), records.iter().map(plain).collect());
+        assert_eq!(written, read, "{compression}");
+    }
+}

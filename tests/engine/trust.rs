@@ -1,0 +1,320 @@
+//! Retention, sudden changes and verification, on real archives.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use backup_manager::archive_folder;
+use backup_manager::clock::Clock;
+use backup_manager::error::ErrorKind;
+use backup_manager::prune::{self, Plan};
+use backup_manager::runner::Runner;
+use backup_manager::schedule::Retention;
+use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow};
+use backup_manager::verify::{Findings, verify_archive, verify_file};
+
+use crate::runs::run_now;
+use crate::world::{DAY, HOUR, World};
+
+fn keep(world: &World, row: &ScheduleRow, policy: Retention) {
+    let mut schedule = world.store.schedule(row.id).unwrap().schedule;
+    schedule.retention = policy;
+    world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+}
+
+fn run_daily(world: &World, runner: &Runner, row: &ScheduleRow, days: u32) {
+    for _ in 0..days {
+        world.clock.advance(DAY);
+        assert_eq!(run_now(world, runner, row).state, RunState::Succeeded);
+    }
+}
+
+fn runs_of(world: &World, row: &ScheduleRow) -> Vec<i64> {
+    world.store.archives(Some(row.id)).unwrap().iter().map(|archive| archive.run).collect()
+}
+
+fn path_of(world: &World, archive: &Archive) -> PathBuf {
+    world.home.backups().join(&archive.file_name)
+}
+
+fn flip(path: &PathBuf, at: u64, bit: u8) {
+    let mut permissions = fs::metadata(path).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
+    fs::set_permissions(path, permissions).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+}
+
+fn verify(world: &World, archive: &Archive) -> Findings {
+    let now = world.clock.now();
+    verify_archive(&world.home, &world.store, archive, 2, &AtomicBool::new(false), now).unwrap()
+}
+
+#[test]
+fn retention_is_applied_after_good_runs_and_never_after_failed_ones() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { last: Some(2), ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 4);
+    assert_eq!(runs_of(&world, &row), [3, 4]);
+    assert_eq!(world.archive_files().len(), 2, "the files went too");
+    fs::rename(world.path("docs"), world.path("away")).unwrap();
+    keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
+    world.clock.advance(DAY);
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Failed);
+    assert_eq!(runs_of(&world, &row), [3, 4]);
+}
+
+#[test]
+fn a_prune_of_over_half_waits_for_the_next_good_run() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 6);
+    keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
+    run_daily(&world, &runner, &row, 1);
+    assert_eq!(runs_of(&world, &row).len(), 7, "held");
+    run_daily(&world, &runner, &row, 1);
+    assert_eq!(runs_of(&world, &row), [8]);
+}
+
+#[test]
+fn pinned_archives_stay_and_forget_refuses_what_matters() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 1);
+    assert!(world.store.set_pinned(1, true).unwrap());
+    run_daily(&world, &runner, &row, 2);
+    assert_eq!(runs_of(&world, &row), [1, 3]);
+    assert_eq!(prune::forget(&world.home, &world.store, 1, true).unwrap_err().kind(), ErrorKind::Failed);
+    assert_eq!(prune::forget(&world.home, &world.store, 3, false).unwrap_err().kind(), ErrorKind::Failed);
+    assert_eq!(prune::forget(&world.home, &world.store, 2, false).unwrap_err().kind(), ErrorKind::NotFound);
+    world.store.set_pinned(1, false).unwrap();
+    prune::forget(&world.home, &world.store, 1, false).unwrap();
+    assert_eq!(runs_of(&world, &row), [3]);
+}
+
+#[test]
+fn nothing_goes_while_the_newest_good_archive_is_not_there() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 3);
+    let newest = world.store.newest_good(row.id).unwrap().unwrap();
+    fs::remove_file(path_of(&world, &newest)).unwrap();
+    keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
+    let plan = Plan::make(&world.store, &world.store.schedule(row.id).unwrap()).unwrap();
+    let error = plan.apply(&world.home, &world.store).unwrap_err();
+    assert!(error.to_string().contains("is not there as it was"), "{error}");
+    assert_eq!(runs_of(&world, &row).len(), 3);
+    // Marked since the plan was made: the choice does not hold any more.
+    assert_eq!(verify(&world, &newest).health, Health::Missing);
+    assert_eq!(world.store.mark_going(&[1], &[newest.run]).unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn a_source_that_fell_by_more_than_half_is_kept_and_not_good_until_confirmed() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    for n in 0..9 {
+        fs::write(world.path("docs").join(format!("{n}")), "some content").unwrap();
+    }
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 1);
+    (0..8).for_each(|n| fs::remove_file(world.path("docs").join(format!("{n}"))).unwrap());
+    run_daily(&world, &runner, &row, 1);
+    let archives = world.store.archives(Some(row.id)).unwrap();
+    assert!(archives[1].suspect && !archives[1].good);
+    assert_eq!(world.store.newest_good(row.id).unwrap().unwrap().run, 1);
+    assert!(fs::read_link(world.path("backups/docs.tar")).unwrap().ends_with(&archives[0].file_name));
+    run_daily(&world, &runner, &row, 1);
+    let archives = world.store.archives(Some(row.id)).unwrap();
+    assert!(archives.iter().all(|archive| archive.good), "a later one like it confirms it");
+
+    // Once more, and this time the source comes back.
+    (0..30).for_each(|n| fs::write(world.path("docs").join(format!("x{n}")), "some content").unwrap());
+    run_daily(&world, &runner, &row, 1);
+    (0..30).for_each(|n| fs::remove_file(world.path("docs").join(format!("x{n}"))).unwrap());
+    run_daily(&world, &runner, &row, 1);
+    (0..30).for_each(|n| fs::write(world.path("docs").join(format!("x{n}")), "some content").unwrap());
+    run_daily(&world, &runner, &row, 1);
+    let good: Vec<bool> = world.store.archives(Some(row.id)).unwrap().iter().map(|archive| archive.good).collect();
+    assert_eq!(good, [true, true, true, true, false, true]);
+    world.store.acknowledge(5, world.clock.now()).unwrap();
+    assert!(world.store.archive(5).unwrap().unwrap().good, "accepted by hand");
+}
+
+#[test]
+fn an_accepted_fall_is_not_suspicious() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    (0..9).for_each(|n| fs::write(world.path("docs").join(format!("{n}")), "some content").unwrap());
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 1);
+    (0..9).for_each(|n| fs::remove_file(world.path("docs").join(format!("{n}"))).unwrap());
+    world.store.accept_source(row.id, world.clock.now()).unwrap();
+    run_daily(&world, &runner, &row, 1);
+    assert!(world.store.archive(2).unwrap().unwrap().good);
+}
+
+#[test]
+fn verification_names_the_damaged_member_and_marks_the_archive_and_can_mend_the_mark() {
+    for compression in ["none", "gzip", "zstd"] {
+        let world = World::new();
+        let row = world.schedule("docs", "01:00");
+        fs::write(world.path("docs/large"), vec![7; 6 << 20]).unwrap();
+        fs::write(world.path("docs/other"), "untouched").unwrap();
+        let mut schedule = row.schedule.clone();
+        schedule.compression = compression.parse().unwrap();
+        world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+        let runner = world.process(Role::Command);
+        run_daily(&world, &runner, &row, 1);
+        let archive = world.store.newest_good(row.id).unwrap().unwrap();
+        let path = path_of(&world, &archive);
+        assert!(verify(&world, &archive).is_good());
+        assert!(verify_file(&path, 2, &AtomicBool::new(false)).unwrap().is_good());
+        // In the second piece of the large file, whose chunk has no header of its own.
+        let chunks = world.store.chunks(archive.run, 0, 100).unwrap();
+        let second = chunks.iter().filter(|chunk| chunk.content_length >= 1 << 20).nth(1).unwrap();
+        flip(&path, second.offset + second.stored_length / 2, 3);
+        let findings = verify(&world, &archive);
+        assert_eq!(findings.damaged_members, [b"docs/large".to_vec()], "{compression}: {findings:?}");
+        let damaged = world.store.archive(archive.run).unwrap().unwrap();
+        assert_eq!((damaged.health, damaged.good), (Health::Damaged, false));
+        assert!(world.store.newest_good(row.id).unwrap().is_none());
+        assert!(!verify_file(&path, 2, &AtomicBool::new(false)).unwrap().is_good());
+        flip(&path, second.offset + second.stored_length / 2, 3);
+        assert!(verify(&world, &archive).is_good());
+        assert_eq!(world.store.newest_good(row.id).unwrap().unwrap().run, archive.run);
+    }
+}
+
+#[test]
+fn a_swapped_truncated_or_removed_file_is_found_and_a_folder_not_mounted_says_nothing() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 1);
+    fs::write(world.path("docs/file.txt"), "other content!! \n").unwrap();
+    run_daily(&world, &runner, &row, 1);
+    let archives = world.store.archives(Some(row.id)).unwrap();
+    let (one, two) = (path_of(&world, &archives[0]), path_of(&world, &archives[1]));
+    let bytes = fs::read(&one).unwrap();
+    fs::rename(&two, world.path("two")).unwrap();
+    fs::copy(&one, &two).unwrap();
+    assert_eq!(verify(&world, &archives[1]).health, Health::Damaged, "swapped with another whole archive");
+    fs::remove_file(&one).unwrap();
+    fs::write(&one, &bytes[..bytes.len() - 700]).unwrap();
+    assert_eq!(verify(&world, &archives[0]).health, Health::Damaged, "cut off");
+    fs::remove_file(&one).unwrap();
+    assert_eq!(verify(&world, &archives[0]).health, Health::Missing);
+    fs::remove_file(world.path("backups/.backup-manager")).unwrap();
+    fs::rename(world.path("two"), &two).unwrap();
+    let cancel = AtomicBool::new(false);
+    assert!(verify_archive(&world.home, &world.store, &archives[1], 1, &cancel, world.clock.now()).is_err());
+    assert_eq!(world.store.archive(archives[1].run).unwrap().unwrap().health, Health::Damaged, "as it was");
+}
+
+#[test]
+fn a_deletion_cut_off_at_any_step_is_finished() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 3);
+    let archives = world.store.archives(Some(row.id)).unwrap();
+    // Cut off behind the mark, and behind the unlink.
+    world.store.mark_going(&[1, 2], &[3]).unwrap();
+    fs::remove_file(path_of(&world, &archives[1])).unwrap();
+    for _ in 0..2 {
+        archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+        assert_eq!(runs_of(&world, &row), [3]);
+        assert_eq!(world.archive_files(), [archives[2].file_name.clone()]);
+    }
+}
+
+#[test]
+fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let mut service = world.service(false);
+    let cancel = AtomicBool::new(false);
+    let (mut drills, mut copies, mut most) = (0, 0, 0);
+    for day in 0..75 {
+        for _ in 0..24 {
+            world.clock.advance(HOUR);
+            service.tick().unwrap();
+            if let Some((claim, intent)) = service.claim().unwrap() {
+                assert_eq!(service.execute(claim, &intent).unwrap().state, RunState::Succeeded);
+            }
+            let round = service.look_after(&cancel).unwrap();
+            assert!(round.bad.is_empty());
+            drills += round.drilled.len();
+            copies += usize::from(round.copied);
+            most = most.max(round.verified.len());
+        }
+        for archive in world.store.archives(Some(row.id)).unwrap() {
+            let age = world.clock.now().since(archive.verified_at.unwrap());
+            assert!(age <= DAY * 30, "day {day}: @{} was read {age:?} ago", archive.run);
+        }
+    }
+    assert!((10..=12).contains(&drills), "{drills} drills in 75 days");
+    assert!((74..=79).contains(&copies), "{copies} copies in 75 days");
+    assert!(most <= 6, "a little each day, not {most} archives at once");
+    assert_eq!(fs::read_dir(world.path("backups/.database")).unwrap().count(), 7);
+    let drill = world.store.last_drill(row.id).unwrap().unwrap();
+    assert!(drill.passed && drill.files == 1);
+}
+
+#[test]
+fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 2);
+    let newest = world.store.newest_good(row.id).unwrap().unwrap();
+    flip(&path_of(&world, &newest), newest.size / 2, 0);
+    let service = world.service(false);
+    let cancel = AtomicBool::new(false);
+    let mut found = None;
+    for day in 0..32 {
+        world.clock.advance(DAY);
+        if service.look_after(&cancel).unwrap().bad.contains(&newest.run) {
+            found = Some(day);
+            break;
+        }
+    }
+    // The drill of the first day found it already, if reading back did not.
+    let good = world.store.newest_good(row.id).unwrap().unwrap();
+    assert!(found.is_some() || good.run != newest.run);
+    assert_eq!(good.run, 1);
+    assert!(fs::read_link(world.path("backups/docs.tar")).unwrap().ends_with(&good.file_name));
+}
+
+#[test]
+fn old_runs_leave_the_history_and_those_with_archives_stay() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 1);
+    fs::rename(world.path("docs"), world.path("away")).unwrap();
+    for _ in 0..3 {
+        world.clock.advance(DAY);
+        assert_eq!(run_now(&world, &runner, &row).state, RunState::Failed);
+    }
+    world.clock.advance(DAY * 401);
+    let service = world.service(false);
+    let round = service.look_after(&AtomicBool::new(false)).unwrap();
+    assert_eq!(round.forgotten, 2, "the newest stays");
+    let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
+    assert_eq!(left, [1, 4]);
+}

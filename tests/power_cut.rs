@@ -1,0 +1,220 @@
+//! The power goes at a random instant: an ext4 image is shut down without writing its journal, mounted again, and
+//! recovered. What was acknowledged before must be there.
+//!
+//! Two controls must fail, or the programme would see nothing: `synchronous=NORMAL`, and a rename without a sync of
+//! its folder. Needs root. `BACKUP_PROVE=full` makes 100 cuts.
+
+#[path = "prove/mod.rs"]
+mod prove;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use prove::promises::{Promises, When};
+use prove::random::Random;
+
+/// `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH`, once a byte comes.
+const CUT: &str = "import fcntl, os, struct, sys\n\
+                   fd = os.open(sys.argv[1], os.O_RDONLY)\n\
+                   print('ready', flush=True)\n\
+                   sys.stdin.read(1)\n\
+                   fcntl.ioctl(fd, 0x8004587D, struct.pack('I', 2))\n";
+
+/// A disk whose power can be cut.
+struct Disk {
+    folder: tempfile::TempDir,
+}
+
+impl Disk {
+    fn make() -> Option<Disk> {
+        let disk = Disk { folder: prove::fast_folder() };
+        fs::create_dir(disk.mount_point()).unwrap();
+        let made = Command::new("truncate").args(["-s", "96M"]).arg(disk.image()).status().is_ok_and(|s| s.success())
+            && Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()).status().is_ok_and(|s| s.success());
+        if made && disk.mount() {
+            return Some(disk);
+        }
+        prove::say("skipped: power cut: no ext4 image can be mounted here; it needs root and a loop device");
+        None
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
+    }
+
+    fn mount_point(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    /// Nothing is written back by the mere passing of time.
+    fn mount(&self) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop,commit=600,noauto_da_alloc"]).arg(self.image()).arg(self.mount_point());
+        mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+
+    fn unmount(&self) {
+        let started = Instant::now();
+        while !Command::new("umount").arg(self.mount_point()).stderr(Stdio::null()).status().unwrap().success() {
+            assert!(started.elapsed() < Duration::from_secs(10), "the disk stays busy");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Returns a process that cuts the power of this disk when it is told to.
+    fn cutter(&self) -> Child {
+        let mut python = Command::new("python3");
+        python.args(["-c", CUT]).arg(self.mount_point()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut cutter = python.spawn().expect("python3");
+        std::io::Read::read_exact(cutter.stdout.as_mut().unwrap(), &mut [0; 6]).expect("a cutter");
+        cutter
+    }
+}
+
+/// Cuts the power of all disks after `rest`, ends what is `working`, and brings the disks back.
+fn cut(disks: &[&Disk], rest: Duration, working: Option<&mut Child>) {
+    let mut cutters: Vec<Child> = disks.iter().map(|disk| disk.cutter()).collect();
+    std::thread::sleep(rest);
+    for cutter in &mut cutters {
+        cutter.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    }
+    for cutter in &mut cutters {
+        assert!(cutter.wait().unwrap().success(), "the power stays on");
+    }
+    if let Some(child) = working {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    for disk in disks {
+        disk.unmount();
+        assert!(disk.mount(), "a disk does not come back");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.mount_point()).stderr(Stdio::null()).status();
+    }
+}
+
+fn program(home: &Path, command: &[&str]) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_backup-manager"));
+    program.args(command).env_clear().env("TZ", "UTC").current_dir(home);
+    program.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    program
+}
+
+fn succeeds(home: &Path, command: &[&str]) -> bool {
+    program(home, command).status().expect("the program").success()
+}
+
+fn number(home: &Path, question: &str) -> u64 {
+    let connection = rusqlite::Connection::open(home.join("backup.db")).unwrap();
+    connection.query_row(question, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
+    // Archives and database on disks of their own: what syncs one must not be what saves the other.
+    let (Some(disk), Some(archives)) = (Disk::make(), Disk::make()) else { return };
+    let seed = prove::number("BACKUP_SEED").unwrap_or(1);
+    let cuts = if prove::full() { 100 } else { 5 };
+    let (mut random, started) = (Random::seeded(seed), Instant::now());
+    let home = disk.mount_point().join("home");
+    let names = [("a", "none"), ("b", "gzip"), ("c", "zstd")];
+    let mut acknowledged = 0;
+    let mut violations = Vec::new();
+    for at in 0..cuts {
+        if !home.join("backup.db").exists() {
+            fs::create_dir_all(home.join("docs")).unwrap();
+            fs::write(home.join("docs/first"), "first").unwrap();
+            let _ = std::os::unix::fs::symlink(archives.mount_point().join("all"), home.join("backups"));
+            fs::create_dir_all(archives.mount_point().join("all")).unwrap();
+            // The home itself is not the program's to sync.
+            assert!(Command::new("sync").status().unwrap().success());
+        }
+        // Making the database and the schedules is cut, too; what is said to be made must be there.
+        for (name, format) in names {
+            let _ = succeeds(&home, &["create", "docs", "--name", name, "--cron", "0 3 1 1 *", "--compress", format]);
+        }
+        fs::write(home.join("docs/changing"), vec![random.next() as u8; random.below(300_000)]).unwrap();
+        let typical = Instant::now();
+        for _ in 0..random.below(3) {
+            acknowledged += u64::from(succeeds(&home, &["run", random.pick(&names).0]));
+        }
+        let longest = (typical.elapsed().as_millis() as u64 / 2).max(200);
+        let mut child = program(&home, &["run", "--all"]).spawn().expect("the program");
+        cut(&[&disk, &archives], Duration::from_millis(random.between(0, longest)), Some(&mut child));
+        let complete = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
+        if complete < acknowledged {
+            violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} are there"));
+        }
+        let broken = Promises::default().broken(&home, When::Always);
+        violations.extend(broken.into_iter().map(|why| format!("cut {at}: {why}")));
+        if !succeeds(&home, &["run", "--all"]) {
+            violations.push(format!("cut {at}: the next run fails"));
+        }
+        let broken = Promises::default().broken(&home, When::Settled);
+        violations.extend(broken.into_iter().map(|why| format!("cut {at}, recovered: {why}")));
+        acknowledged = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
+    }
+    prove::say(&format!(
+        "power cut: {cuts} cuts from seed {seed}, {acknowledged} archives, {} violations, {:.1} s",
+        violations.len(),
+        started.elapsed().as_secs_f64()
+    ));
+    assert!(violations.is_empty(), "seed {seed}: {}", violations.join("\n"));
+}
+
+/// Commits rows by SQLite alone and cuts the power; returns how many are lost.
+fn rows_lost(disk: &Disk, synchronous: &str) -> u64 {
+    let path = disk.mount_point().join(format!("{synchronous}.db"));
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n INTEGER); PRAGMA wal_checkpoint;").unwrap();
+    assert!(Command::new("sync").status().unwrap().success());
+    connection.execute_batch(&format!("PRAGMA synchronous = {synchronous}")).unwrap();
+    for n in 0..20 {
+        connection.execute("INSERT INTO t VALUES (?1)", [n]).unwrap();
+    }
+    // The connection must not tidy up: its file goes with the disk.
+    let cut = std::mem::ManuallyDrop::new(connection);
+    let mut cutter = disk.cutter();
+    cutter.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    assert!(cutter.wait().unwrap().success());
+    drop(std::mem::ManuallyDrop::into_inner(cut));
+    disk.unmount();
+    assert!(disk.mount());
+    let found: u64 =
+        rusqlite::Connection::open(&path).unwrap().query_row("SELECT count(*) FROM t", [], |r| r.get(0)).unwrap();
+    20 - found
+}
+
+/// Puts a file in place, with or without syncing its folder, and cuts the power; says whether it is there.
+fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
+    let folder = disk.mount_point().join("folder");
+    fs::create_dir_all(&folder).unwrap();
+    assert!(Command::new("sync").status().unwrap().success());
+    let (temporary, last) = (folder.join("temporary"), folder.join(name));
+    let mut file = fs::File::create(&temporary).unwrap();
+    file.write_all(&[7; 10_000]).and_then(|()| file.sync_all()).unwrap();
+    drop(file);
+    fs::rename(&temporary, &last).unwrap();
+    if sync_folder {
+        fs::File::open(&folder).and_then(|folder| folder.sync_all()).unwrap();
+    }
+    cut(&[disk], Duration::ZERO, None);
+    fs::read(&last).is_ok_and(|bytes| bytes == [7; 10_000])
+}
+
+#[test]
+fn the_cut_takes_what_was_not_synced_and_only_that() {
+    let Some(disk) = Disk::make() else { return };
+    assert!(rows_lost(&disk, "NORMAL") > 0, "control: nothing is lost with synchronous=NORMAL");
+    assert_eq!(rows_lost(&disk, "FULL"), 0);
+    assert!(!is_kept(&disk, "careless", false), "control: a rename is kept without a sync of its folder");
+    assert!(is_kept(&disk, "careful", true));
+    prove::say("power cut: both controls fail as they must (synchronous=NORMAL, no folder sync)");
+}

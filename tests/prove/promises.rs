@@ -1,0 +1,342 @@
+//! The promises of the engine as questions to the database and to the folder, asked with nothing of the program but
+//! the reader of its trailer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use backup_manager::archive::proof;
+use rusqlite::{Connection, OpenFlags};
+
+/// What must hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// At any instant, whoever lives or has died.
+    Always,
+    /// Once recovery has been, and nobody is at work.
+    Settled,
+}
+
+/// A file by what a change of it would change.
+type Stamp = (u64, u64, i64, i64, u64);
+
+/// Asks, and remembers which archives were proved already.
+#[derive(Default)]
+pub struct Promises {
+    proved: BTreeMap<PathBuf, Stamp>,
+    connection: Option<Connection>,
+    /// How many archives were read whole.
+    pub archives_read: u64,
+}
+
+struct Row {
+    run: i64,
+    state: String,
+    file_name: String,
+    temporary: Option<String>,
+    size: Option<u64>,
+    digest: Option<Vec<u8>>,
+    health: String,
+}
+
+/// Questions to the database that must have no answer, at any instant.
+const NEVER: &[(&str, &str)] = &[
+    ("a foreign key leads nowhere", "SELECT \"table\" FROM pragma_foreign_key_check"),
+    (
+        "two runs of one occurrence (I2)",
+        "SELECT schedule_id FROM run WHERE trigger = 'schedule' GROUP BY schedule_id, scheduled_for_ms \
+         HAVING count(*) > 1",
+    ),
+    (
+        "two running or two queued (I2)",
+        "SELECT schedule_id FROM run WHERE state IN ('running', 'queued') GROUP BY schedule_id, state \
+         HAVING count(*) > 1",
+    ),
+    (
+        "an archive is being made by a run that has ended (I1)",
+        "SELECT archive.run_id FROM archive JOIN run ON run.id = run_id \
+         WHERE archive.state IN ('writing', 'sealed') AND run.state <> 'running'",
+    ),
+    (
+        "a visible archive of a run that has not ended (I1)",
+        "SELECT archive.run_id FROM archive JOIN run ON run.id = run_id \
+         WHERE archive.state = 'complete' AND run.state IN ('running', 'queued')",
+    ),
+    (
+        "a visible archive that was not proved, of a run that was to prove it (I1)",
+        "SELECT archive.run_id FROM archive JOIN archive_file ON archive_file.id = archive_file_id \
+         JOIN run ON run.id = run_id JOIN schedule ON schedule.id = archive.schedule_id \
+         WHERE archive.state = 'complete' AND run.verify = 1 AND schedule.verify = 1 AND health = 'unproven'",
+    ),
+    (
+        "a file row without an archive",
+        "SELECT id FROM archive_file WHERE id NOT IN (SELECT archive_file_id FROM archive)",
+    ),
+    (
+        "an attempt goes on although its run has ended",
+        "SELECT run_id FROM attempt JOIN run ON run.id = run_id \
+         WHERE outcome = 'running' AND run.state NOT IN ('running')",
+    ),
+    (
+        "a superseded run without a successor that ended or waits (I2)",
+        "SELECT run.id FROM run LEFT JOIN run AS other ON other.id = run.superseded_by \
+         WHERE run.superseded_by IS NOT NULL AND (other.id IS NULL OR other.id <= run.id)",
+    ),
+];
+
+/// The same once all is settled.
+const NEVER_SETTLED: &[(&str, &str)] = &[
+    ("a run is running with nobody at it (I6)", "SELECT id FROM run WHERE state = 'running'"),
+    ("an archive stayed unfinished", "SELECT run_id FROM archive WHERE state <> 'complete'"),
+    ("a chunk without an archive", "SELECT id FROM chunk WHERE id NOT IN (SELECT chunk_id FROM archive_chunk)"),
+    ("the database is damaged", "SELECT quick_check FROM pragma_quick_check WHERE quick_check <> 'ok'"),
+];
+
+impl Promises {
+    /// Returns what does not hold in the home `home`, in words.
+    pub fn broken(&mut self, home: &Path, when: When) -> Vec<String> {
+        let connection = match self.connection.take().map_or_else(|| open(home), Ok) {
+            Ok(connection) => connection,
+            Err(error) => return vec![format!("the database does not open: {error}")],
+        };
+        let broken = self.ask(&connection, home, when);
+        self.connection = Some(connection);
+        broken
+    }
+
+    fn ask(&mut self, connection: &Connection, home: &Path, when: When) -> Vec<String> {
+        let mut broken = Vec::new();
+        let settled = if when == When::Settled { NEVER_SETTLED } else { &[] };
+        for (what, question) in NEVER.iter().chain(settled) {
+            let answers = column(connection, question);
+            if !answers.is_empty() {
+                broken.push(format!("{what}: {}", answers.join(", ")));
+            }
+        }
+        let rows = archives(connection);
+        let backups = home.join("backups");
+        for row in rows.iter().filter(|row| row.state == "complete" && row.health != "damaged") {
+            if let Err(why) = self.whole(connection, &backups.join(&row.file_name), row) {
+                broken.push(format!("the visible archive of run @{} (I1): {why}", row.run));
+            }
+        }
+        broken.extend(strangers(&backups, &rows, when));
+        if when == When::Settled {
+            broken.extend(stable_names(connection, &backups));
+            broken.extend(workers_left(home, connection));
+        }
+        broken
+    }
+
+    fn whole(&mut self, connection: &Connection, path: &Path, row: &Row) -> Result<(), String> {
+        let stat = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        if Some(stat.len()) != row.size {
+            return Err(format!("{} bytes on disk, {:?} in its row", stat.len(), row.size));
+        }
+        let stamp = (stat.dev(), stat.ino(), stat.mtime(), stat.mtime_nsec(), stat.len());
+        if self.proved.get(path) == Some(&stamp) {
+            return Ok(());
+        }
+        if row.digest.is_some() {
+            spans(connection, path, row.run)?;
+            let (_, digest) = proof::prove_by_trailer(path, 1, &AtomicBool::new(false)).map_err(|e| e.to_string())?;
+            if Some(digest.as_slice()) != row.digest.as_deref() {
+                return Err("its digest is not that of its row".to_owned());
+            }
+            opens(path)?;
+        }
+        self.archives_read += 1;
+        self.proved.insert(path.to_owned(), stamp);
+        Ok(())
+    }
+}
+
+fn open(home: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(home.join("backup.db"), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// Compares each chunk of an archive with its row.
+fn spans(connection: &Connection, path: &Path, run: i64) -> Result<(), String> {
+    let mut statement = connection
+        .prepare_cached(
+            "SELECT stored_offset, stored_length, stored_digest FROM archive_chunk \
+             JOIN chunk ON chunk.id = chunk_id \
+             JOIN archive ON archive.archive_file_id = archive_chunk.archive_file_id WHERE run_id = ?1",
+        )
+        .expect("a question");
+    let rows = statement.query_map([run], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).expect("an answer");
+    let mut file = fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut chunks = 0;
+    for row in rows {
+        let (offset, length, digest): (u64, usize, Vec<u8>) = row.expect("a row");
+        let mut bytes = vec![0; length];
+        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(|e| e.to_string())?;
+        if blake3::hash(&bytes).as_bytes().as_slice() != digest {
+            return Err(format!("its chunk at {offset} is not what its row says"));
+        }
+        chunks += 1;
+    }
+    if chunks == 0 { Err("no chunk of it is in the catalog".to_owned()) } else { Ok(()) }
+}
+
+/// Reads an archive as anybody would who has only a decoder and a reader of tar.
+fn opens(path: &Path) -> Result<(), String> {
+    let file = fs::File::open(path).map_err(|e| e.to_string())?;
+    let decoded: Box<dyn Read> = match path.extension().and_then(|e| e.to_str()) {
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(file)),
+        Some("zst") => Box::new(zstd::Decoder::new(file).map_err(|e| e.to_string())?),
+        _ => Box::new(file),
+    };
+    let mut archive = tar::Archive::new(decoded);
+    for entry in archive.entries().map_err(|e| e.to_string())? {
+        let mut entry = entry.map_err(|e| format!("tar: {e}"))?;
+        std::io::copy(&mut entry, &mut std::io::sink()).map_err(|e| format!("tar: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Files in the archive folder that no row accounts for.
+fn strangers(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
+    let mut known: BTreeSet<&str> = rows.iter().map(|row| row.file_name.as_str()).collect();
+    known.extend(rows.iter().filter_map(|row| row.temporary.as_deref()).filter(|_| when == When::Always));
+    let mut strange = Vec::new();
+    let mut folders = vec![backups.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let kind = entry.file_type().expect("a kind");
+            let path = entry.path();
+            let name = path.strip_prefix(backups).expect("below").to_string_lossy().into_owned();
+            let temporary = name.starts_with(".backup-manager-") && name.ends_with(".part");
+            if kind.is_dir() {
+                folders.push(path);
+            } else if name == "ballast" {
+                // Not the program's: what fills a small disk up.
+            } else if temporary && when == When::Settled {
+                strange.push(format!("a temporary name stayed behind: {name}"));
+            } else if kind.is_file() && !temporary && name != ".backup-manager" && !known.contains(name.as_str()) {
+                strange.push(format!("a file without a row: {name}"));
+            }
+        }
+    }
+    strange
+}
+
+/// Each schedule's stable name leads to its newest good archive, and no other name of it is left.
+fn stable_names(connection: &Connection, backups: &Path) -> Vec<String> {
+    let newest = "SELECT name || '=' || coalesce((SELECT file_name FROM archive \
+         JOIN archive_file ON archive_file.id = archive_file_id \
+         WHERE archive.schedule_id = schedule.id AND state = 'complete' AND (suspect = 0 OR acknowledged = 1) \
+         AND (health = 'good' OR (health = 'unproven' AND verify = 0)) ORDER BY digest IS NULL, run_id DESC LIMIT 1), \
+         '') FROM schedule WHERE deleted_at_ms IS NULL";
+    let mut wrong = Vec::new();
+    for line in column(connection, newest) {
+        let (name, file) = line.split_once('=').expect("two parts");
+        let found: Vec<String> = ["tar", "tar.gz", "tar.zst"]
+            .iter()
+            .filter_map(|extension| fs::read_link(backups.join(format!("{name}.{extension}"))).ok())
+            .map(|target| target.to_string_lossy().into_owned())
+            .collect();
+        let wanted: Vec<String> = Some(file.to_owned()).filter(|file| !file.is_empty()).into_iter().collect();
+        if found != wanted {
+            wrong.push(format!("the stable name of {name} leads to {found:?}, not to {wanted:?}"));
+        }
+    }
+    wrong
+}
+
+/// Worker files whose owner is gone.
+fn workers_left(home: &Path, connection: &Connection) -> Vec<String> {
+    use rustix::fs::{FlockOperation, flock};
+    let mut left = Vec::new();
+    let mut living = 0;
+    for entry in fs::read_dir(home.join("backup.db.workers")).into_iter().flatten().flatten() {
+        let Ok(file) = fs::File::open(entry.path()) else { continue };
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => left.push(format!("the file of a dead worker stayed: {}", entry.path().display())),
+            Err(_) => living += 1,
+        }
+    }
+    let rows = column(connection, "SELECT uuid FROM worker").len();
+    if rows > living {
+        left.push(format!("{rows} workers in the database, {living} alive"));
+    }
+    left
+}
+
+fn archives(connection: &Connection) -> Vec<Row> {
+    let mut statement = connection
+        .prepare_cached(
+            "SELECT run_id, state, file_name, temporary_name, size, digest, health FROM archive \
+             JOIN archive_file ON archive_file.id = archive_file_id",
+        )
+        .expect("a question");
+    let rows = statement.query_map([], |r| {
+        Ok(Row {
+            run: r.get(0)?,
+            state: r.get(1)?,
+            file_name: r.get(2)?,
+            temporary: r.get(3)?,
+            size: r.get(4)?,
+            digest: r.get(5)?,
+            health: r.get(6)?,
+        })
+    });
+    rows.expect("an answer").map(|row| row.expect("a row")).collect()
+}
+
+/// Returns the first column of an answer as text.
+pub fn column(connection: &Connection, question: &str) -> Vec<String> {
+    let mut statement = connection.prepare_cached(question).unwrap_or_else(|e| panic!("{question}: {e}"));
+    let rows = statement.query_map([], |row| {
+        Ok(match row.get_ref(0)? {
+            rusqlite::types::ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
+            other => format!("{other:?}"),
+        })
+    });
+    rows.expect("an answer").map(|row| row.unwrap_or_else(|e| format!("unreadable: {e}"))).collect()
+}
+
+/// Returns everything that recovery could change, as text: it must be the same after a second one.
+pub fn picture(home: &Path) -> String {
+    let connection = Connection::open(home.join("backup.db")).expect("the database");
+    let mut lines = Vec::new();
+    for (table, columns) in [
+        ("run", "id || ' ' || state || ' ' || attempt || ' ' || tries || ' ' || coalesced || ' ' || not_before_ms"),
+        ("run", "id || ' ' || coalesce(scheduled_for_ms, '') || ' ' || coalesce(superseded_by, '')"),
+        ("attempt", "run_id || ' ' || attempt || ' ' || outcome || ' ' || coalesce(ended_at_ms, '')"),
+        ("archive", "run_id || ' ' || state || ' ' || file_name"),
+        ("archive_file", "id || ' ' || coalesce(size, '') || ' ' || health || ' ' || coalesce(verified_at_ms, '')"),
+        ("chunk", "count(*)"),
+        ("member", "count(*)"),
+        ("schedule", "id || ' ' || handled_until_ms || ' ' || coalesce(next_due_at_ms, '')"),
+    ] {
+        lines.extend(column(&connection, &format!("SELECT '{table} ' || {columns} FROM {table}")));
+    }
+    let mut folders = vec![home.join("backups")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let stat = entry.metadata().expect("metadata");
+            if stat.is_dir() {
+                // Whether an empty folder is there, nobody promised.
+                folders.push(entry.path());
+                continue;
+            }
+            lines.push(format!("{} {} {}", entry.path().display(), stat.ino(), stat.len()));
+        }
+    }
+    lines.sort();
+    lines.join("\n")
+}
+
+/// Returns the lines in which two pictures differ.
+pub fn difference(before: &str, after: &str) -> Vec<String> {
+    let (before, after): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), after.lines().collect());
+    let gone = before.difference(&after).map(|line| format!("- {line}"));
+    gone.chain(after.difference(&before).map(|line| format!("+ {line}"))).collect()
+}

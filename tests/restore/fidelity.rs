@@ -1,0 +1,176 @@
+//! Backup, restore, equal trees: every kind of member, every format.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use backup_manager::clock::SystemClock;
+use backup_manager::error::Result;
+use backup_manager::member::MemberPath;
+use backup_manager::restore::{self, Conduct, Globs, Opened, Options, Report, Selection};
+use backup_manager::schedule::Compression;
+
+use crate::support::archive::{Silent, make};
+use crate::tree::{ALL, assert_same, tree};
+
+pub const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub fn restore_with(file: &Path, selection: &Selection, options: &Options) -> Result<Report> {
+    let archive = Opened::file(file)?;
+    let clock = SystemClock::new();
+    let cancel = AtomicBool::new(false);
+    let mut told = |_, _: &MemberPath| {};
+    let mut conduct = Conduct { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+    restore::restore(&archive, selection, options, &mut conduct)
+}
+
+pub fn restore_all(file: &Path, options: &Options) -> Result<Report> {
+    restore_with(file, &Selection::everything().unwrap(), options)
+}
+
+fn paths(list: &[&str]) -> Selection {
+    let paths = list.iter().map(|path| MemberPath::parse(path.as_bytes()).unwrap()).collect();
+    Selection::new(paths, Globs::parse(&[]).unwrap(), Globs::parse(&[]).unwrap())
+}
+
+/// A tree with every kind of member that this user may make.
+fn make_tree(root: &Path) {
+    fs::create_dir_all(root.join("sub/deep/er")).unwrap();
+    fs::create_dir(root.join("empty")).unwrap();
+    for i in 0..200 {
+        fs::write(root.join(format!("sub/{i:03}")), format!("{i}\n").repeat(i * 40)).unwrap();
+    }
+    fs::write(root.join("nothing"), b"").unwrap();
+    let large: Vec<u8> = (0..9_500_000_u32).map(|i| (i / 3 % 251) as u8).collect();
+    fs::write(root.join("large"), &large).unwrap();
+    fs::hard_link(root.join("large"), root.join("large again")).unwrap();
+    fs::hard_link(root.join("sub/001"), root.join("sub/deep/one")).unwrap();
+    symlink("sub/001", root.join("link")).unwrap();
+    symlink("../outside", root.join("out")).unwrap();
+    symlink("/nowhere", root.join("absolute")).unwrap();
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"in the middle", 3_000_000).unwrap();
+    sparse.set_len(20_000_000).unwrap();
+    fs::write(root.join("new\nline \u{e9}"), "n").unwrap();
+    fs::write(root.join("n".repeat(255)), "long").unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::from_raw_mode(0o640)).unwrap();
+    let xattr = xattr::set(root.join("sub/002"), "user.colour", b"blue\0\xff");
+    if let Err(error) = xattr {
+        eprintln!("skipped: extended attributes: {error}");
+    }
+    let _ = xattr::set(root.join("empty"), "user.folder", b"yes");
+    for (path, mode) in [("sub/003", 0o400), ("sub/004", 0o777), ("sub/005", 0o000), ("empty", 0o1750)] {
+        fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    if is_root() {
+        chown(root.join("sub/006"), Some(1234), Some(4321)).unwrap();
+        std::os::unix::fs::lchown(root.join("link"), Some(77), Some(78)).unwrap();
+        fs::set_permissions(root.join("sub/007"), fs::Permissions::from_mode(0o6755)).unwrap();
+        let set = Command::new("setfacl").args(["-m", "u:1234:rw,g:55:r"]).arg(root.join("sub/008")).status();
+        let default = Command::new("setfacl").args(["-d", "-m", "u:1234:rwx"]).arg(root.join("sub/deep")).status();
+        if !set.is_ok_and(|s| s.success()) || !default.is_ok_and(|s| s.success()) {
+            eprintln!("skipped: ACLs: setfacl is missing or the file system has none");
+        }
+        let device = rustix::fs::makedev(1, 3);
+        let kind = rustix::fs::FileType::CharacterDevice;
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        if rustix::fs::mknodat(rustix::fs::CWD, root.join("device"), kind, mode, device).is_err() {
+            eprintln!("skipped: devices: they cannot be made here");
+        }
+    } else {
+        eprintln!("skipped: owners, ACLs, setuid and devices: only for root");
+    }
+    fs::set_permissions(root.join("sub/deep"), fs::Permissions::from_mode(0o555)).unwrap();
+    for (path, seconds, nanoseconds) in [("sub/009", -5, 500_000_000), ("sub", 1_000_000_000, 1), ("link", 4, 999)] {
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(rustix::fs::CWD, root.join(path), &times, flags).unwrap();
+    }
+}
+
+#[test]
+fn everything_comes_back_in_every_format_with_openat2_and_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let was = tree(&source, ALL);
+    for compression in FORMATS {
+        let made = make(&source, folder.path(), compression);
+        made.prove().unwrap();
+        for by_steps in [false, true] {
+            let to = folder.path().join(format!("{}-{by_steps}", compression.extension()));
+            let options = Options { setuid: true, devices: true, by_steps, threads: 3, ..Options::to(&to) };
+            let report = restore_all(&made.path, &options).unwrap();
+            assert_eq!(report.outcome(), None, "{report:?}");
+            assert_eq!(report.members, made.written.members);
+            assert_same(&was, &tree(&to.join("source"), ALL), &format!("{compression} {by_steps}"));
+            let blocks = |root: &Path| root.join("sparse").metadata().unwrap().blocks();
+            assert!(blocks(&to.join("source")) <= blocks(&source) + 64, "holes stay holes");
+            // Run again: nothing is left to do, and nothing changes.
+            let again = restore_all(&made.path, &options).unwrap();
+            assert_eq!((again.outcome(), again.files, again.bytes), (None, 0, 0), "{again:?}");
+            assert_same(&was, &tree(&to.join("source"), ALL), "again");
+        }
+    }
+}
+
+#[test]
+fn setuid_bits_and_devices_come_back_only_when_asked_for() {
+    if !is_root() {
+        eprintln!("skipped: only root gives them back");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let made = make(&source, folder.path(), Compression::None);
+    let to = folder.path().join("to");
+    let report = restore_all(&made.path, &Options::to(&to)).unwrap();
+    assert_eq!(report.setuid.count, 1);
+    assert_eq!(to.join("source/sub/007").metadata().unwrap().mode() & 0o7777, 0o755);
+    if source.join("device").exists() {
+        assert_eq!(report.devices.count, 1);
+        assert!(!to.join("source/device").exists());
+    }
+}
+
+#[test]
+fn a_link_restored_alone_brings_the_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    for compression in FORMATS {
+        let made = make(&source, folder.path(), compression);
+        let to = folder.path().join(compression.extension());
+        let selection = paths(&["source/large again", "source/sub/deep"]);
+        let report = restore_with(&made.path, &selection, &Options::to(&to)).unwrap();
+        assert_eq!(report.outcome(), None, "{report:?}");
+        assert_eq!(fs::read(to.join("source/large again")).unwrap(), fs::read(source.join("large")).unwrap());
+        assert_eq!(fs::read(to.join("source/sub/deep/one")).unwrap(), fs::read(source.join("sub/001")).unwrap());
+        assert!(!to.join("source/large").exists());
+    }
+}
+
+#[test]
+fn paths_globs_and_strip_choose_and_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let made = make(&source, folder.path(), Compression::Zstd(3));
+    let globs = |list: &[&str]| Globs::parse(&list.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>()).unwrap();
+    let to = folder.path().join("to");
+    let selection = Selection::new(Vec::new(), globs(&["source/sub/01?"]), globs(&["013"]));
+    let options = Options { strip: 2, ..Options::to(&to) };
+    let report = restore_with(&made.path, &selection, &options).unwrap();
+    assert_eq!((report.outcome(), report.files), (None, 9));
+    assert!(to.join("012").exists() && !to.join("013").exists() && !to.join("source").exists());
+    let error = restore_with(&made.path, &paths(&["source/sub/012", "source/nope"]), &options).unwrap_err();
+    assert_eq!(error.kind().exit_code(), 10, "{error}");
+}

@@ -1,0 +1,136 @@
+//! Archives that other programs made, in every format they know.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use backup_manager::restore::{Opened, Options, read_file};
+
+use crate::fidelity::restore_all;
+use crate::support::archive::run_tool;
+use crate::tree::{ALL, Parts, assert_same, tree};
+
+fn make_tree(root: &Path) {
+    fs::create_dir_all(root.join("sub/deep")).unwrap();
+    for i in 0..30 {
+        fs::write(root.join(format!("sub/{i}")), format!("{i}\n").repeat(i * 300)).unwrap();
+    }
+    fs::write(root.join("large"), vec![7; 3_000_000]).unwrap();
+    fs::hard_link(root.join("sub/1"), root.join("sub/deep/one")).unwrap();
+    symlink("sub/1", root.join("link")).unwrap();
+    let sparse = fs::File::create(root.join("sparse")).unwrap();
+    for at in 0..40 {
+        std::os::unix::fs::FileExt::write_all_at(&sparse, b"island", at * 1_000_000).unwrap();
+    }
+    sparse.set_len(50_000_000).unwrap();
+}
+
+fn check(source: &Path, file: &Path, parts: Parts, what: &str) {
+    let to = tempfile::tempdir().unwrap();
+    let report = restore_all(file, &Options::to(to.path())).unwrap();
+    assert_eq!(report.outcome(), None, "{what}: {report:?}");
+    assert_same(&tree(source, parts), &tree(&to.path().join("source"), parts), what);
+}
+
+fn has(tool: &str) -> bool {
+    let found = Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    if !found {
+        eprintln!("skipped: {tool} is not installed");
+    }
+    found
+}
+
+#[test]
+fn gnu_tar_in_all_its_formats() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let plain = Parts { nanoseconds: false, ..ALL };
+    for format in ["v7", "oldgnu", "gnu", "ustar", "pax"] {
+        let long = source.join("l".repeat(90)).join("o".repeat(90));
+        if matches!(format, "gnu" | "pax") {
+            fs::create_dir_all(&long).unwrap();
+            fs::write(long.join("n".repeat(200)), "long").unwrap();
+            symlink("t".repeat(200), long.join("link")).unwrap();
+        }
+        for sparse in [false, true] {
+            if sparse && matches!(format, "v7" | "ustar") {
+                continue;
+            }
+            let file = folder.path().join(format!("{format}.tar"));
+            let mut tar = Command::new("tar");
+            tar.arg(format!("--format={format}")).arg("--sort=name").arg("-C").arg(folder.path());
+            if sparse {
+                tar.arg("-S");
+            }
+            run_tool(tar.arg("-cf").arg(&file).arg("source"));
+            let parts = if format == "pax" { ALL } else { plain };
+            check(&source, &file, parts, &format!("{format}, sparse {sparse}"));
+            if sparse && format == "pax" {
+                for version in ["0.0", "0.1", "1.0"] {
+                    let file = folder.path().join("versions.tar");
+                    let mut tar = Command::new("tar");
+                    tar.args(["--format=pax", "-S"]).arg(format!("--sparse-version={version}"));
+                    run_tool(tar.arg("-C").arg(folder.path()).arg("-cf").arg(&file).arg("source"));
+                    check(&source, &file, ALL, &format!("pax sparse {version}"));
+                }
+            }
+        }
+        let _ = fs::remove_dir_all(source.join("l".repeat(90)));
+    }
+}
+
+#[test]
+fn compressed_and_concatenated() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let plain = folder.path().join("a.tar");
+    run_tool(Command::new("tar").arg("-C").arg(folder.path()).arg("-cf").arg(&plain).arg("source"));
+    let parts = Parts { nanoseconds: false, ..ALL };
+    for tool in ["gzip", "zstd"] {
+        if !has(tool) {
+            continue;
+        }
+        let packed = folder.path().join(format!("a.tar.{tool}"));
+        let out = run_tool(Command::new(tool).arg("-c").arg(&plain));
+        fs::write(&packed, &out.stdout).unwrap();
+        check(&source, &packed, parts, tool);
+        let archive = Opened::file(&packed).unwrap();
+        let mut content = Vec::new();
+        let path = archive.member_path(Path::new("source/sub/deep/one")).unwrap();
+        read_file(&archive, &path, &mut |bytes| {
+            content.extend_from_slice(bytes);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(content, fs::read(source.join("sub/1")).unwrap());
+    }
+}
+
+#[test]
+fn bsdtar_and_python() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let parts = Parts { nanoseconds: false, ..ALL };
+    if has("bsdtar") {
+        for format in ["pax", "ustar", "gnutar"] {
+            let file = folder.path().join("bsd.tar");
+            let mut tar = Command::new("bsdtar");
+            run_tool(tar.args(["--format", format, "-C"]).arg(folder.path()).arg("-cf").arg(&file).arg("source"));
+            check(&source, &file, parts, &format!("bsdtar {format}"));
+        }
+    }
+    if has("python3") {
+        for format in ["USTAR_FORMAT", "GNU_FORMAT", "PAX_FORMAT"] {
+            let file = folder.path().join("python.tar");
+            let script = format!(
+                "import tarfile,sys\nt=tarfile.open(sys.argv[1],'w',format=tarfile.{format})\nt.add(sys.argv[2],'source')\nt.close()"
+            );
+            run_tool(Command::new("python3").args(["-c", &script]).arg(&file).arg(&source));
+            check(&source, &file, parts, &format!("python {format}"));
+        }
+    }
+}

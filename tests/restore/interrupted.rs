@@ -1,0 +1,142 @@
+//! Restores that are cut off and run again; damage; conflicts.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use backup_manager::clock::SystemClock;
+use backup_manager::error::ErrorKind;
+use backup_manager::member::MemberPath;
+use backup_manager::restore::{self, Action, Conduct, Opened, Options, Overwrite, Selection};
+use backup_manager::schedule::Compression;
+
+use crate::fidelity::{FORMATS, restore_all};
+use crate::support::archive::{Silent, make};
+use crate::tree::{ALL, assert_same, tree};
+
+fn make_tree(root: &Path) {
+    for folder in 0..5 {
+        let folder = root.join(format!("d{folder}"));
+        fs::create_dir_all(&folder).unwrap();
+        for i in 0..40_usize {
+            fs::write(folder.join(format!("{i:02}")), [i as u8].repeat(i * 997)).unwrap();
+        }
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
+    }
+    fs::write(root.join("big"), vec![5; 6_000_000]).unwrap();
+}
+
+#[test]
+fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let was = tree(&source, ALL);
+    let made = make(&source, folder.path(), Compression::Zstd(1));
+    for stop_after in [1, 2, 7, 60, 150] {
+        let to = folder.path().join(format!("to{stop_after}"));
+        let archive = Opened::file(&made.path).unwrap();
+        let cancel = AtomicBool::new(false);
+        let mut seen = 0;
+        let mut told = |_: Action, _: &MemberPath| {
+            seen += 1;
+            cancel.store(seen >= stop_after, Ordering::Relaxed);
+        };
+        let clock = SystemClock::new();
+        let mut conduct = Conduct { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+        let everything = Selection::everything().unwrap();
+        let error = restore::restore(&archive, &everything, &Options::to(&to), &mut conduct).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
+        // As a kill would leave it.
+        let partial = tree(&to, ALL);
+        assert!(partial.len() < was.len());
+        if let Some(unfinished) = fs::read_dir(to.join("source")).ok().and_then(|mut d| d.next()).and_then(Result::ok)
+            && unfinished.path().is_dir()
+        {
+            fs::write(unfinished.path().join(".backup-manager-0123456789abcdef.part"), "half").unwrap();
+        }
+        let report = restore_all(&made.path, &Options::to(&to)).unwrap();
+        assert_eq!(report.outcome(), None, "{report:?}");
+        let left: Vec<_> = tree(&to, ALL).into_keys().filter(|p| p.ends_with(b".part")).collect();
+        if left.is_empty() {
+            assert_same(&was, &tree(&to.join("source"), ALL), &format!("stopped after {stop_after}"));
+        } else {
+            // The folder had been finished before the cut, so nobody looks for leftovers in it.
+            fs::remove_file(to.join(String::from_utf8(left[0].clone()).unwrap())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_stands_there_stays_unless_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let was = tree(&source, ALL);
+    let made = make(&source, folder.path(), Compression::None);
+    let to = folder.path().join("to");
+    let options = Options::to(&to);
+    restore_all(&made.path, &options).unwrap();
+    fs::write(to.join("source/d1/05"), "mine").unwrap();
+    fs::remove_file(to.join("source/d1/06")).unwrap();
+    fs::create_dir(to.join("source/d1/06")).unwrap();
+    fs::write(to.join("source/d1/06/x"), "mine too").unwrap();
+    fs::remove_file(to.join("source/d1/07")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", to.join("source/d1/07")).unwrap();
+    let report = restore_all(&made.path, &options).unwrap();
+    assert_eq!((report.outcome(), report.conflicts.count), (Some(ErrorKind::Incomplete), 3), "{report:?}");
+    assert_eq!(fs::read(to.join("source/d1/05")).unwrap(), b"mine");
+    let dry = Options { dry_run: true, overwrite: Overwrite::Always, ..options.clone() };
+    let before = tree(&to, ALL);
+    restore_all(&made.path, &dry).unwrap();
+    assert_same(&before, &tree(&to, ALL), "a dry run changes nothing");
+    let report = restore_all(&made.path, &Options { overwrite: Overwrite::IfChanged, ..options.clone() }).unwrap();
+    assert_eq!((report.conflicts.count, report.files), (1, 2), "{report:?}");
+    assert_eq!(fs::read(to.join("source/d1/06/x")).unwrap(), b"mine too", "a folder is never emptied");
+    fs::remove_dir_all(to.join("source/d1/06")).unwrap();
+    restore_all(&made.path, &Options { overwrite: Overwrite::Always, ..options }).unwrap();
+    assert_same(&was, &tree(&to.join("source"), ALL), "always");
+}
+
+#[test]
+fn damage_takes_only_what_it_hit_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    for compression in FORMATS {
+        let made = make(&source, folder.path(), compression);
+        let whole = fs::read(&made.path).unwrap();
+        for part in 1..8 {
+            let mut bytes = whole.clone();
+            let at = bytes.len() * part / 9;
+            bytes[at] ^= 0x10;
+            let file = folder.path().join("damaged");
+            fs::write(&file, &bytes).unwrap();
+            let to = tempfile::tempdir().unwrap();
+            let report = restore_all(&file, &Options::to(to.path())).unwrap();
+            assert_eq!(report.outcome(), Some(ErrorKind::Damage), "{compression} {at}: {report:?}");
+            // Whatever came back is what was there.
+            for (path, text) in tree(to.path(), ALL) {
+                if let Some(name) = path.strip_prefix(b"source/")
+                    && text.starts_with("file")
+                {
+                    let original = fs::read(source.join(String::from_utf8_lossy(name).as_ref())).unwrap();
+                    let restored = fs::read(to.path().join(String::from_utf8_lossy(&path).as_ref())).unwrap();
+                    assert!(original == restored, "{compression} {at} {}", String::from_utf8_lossy(name));
+                }
+            }
+            assert!(report.files > 0, "{compression} {at}: the rest comes back");
+        }
+        for cut in [whole.len() / 2, whole.len() - 2000] {
+            let file = folder.path().join("cut");
+            fs::write(&file, &whole[..cut]).unwrap();
+            let to = tempfile::tempdir().unwrap();
+            let report = restore_all(&file, &Options::to(to.path())).unwrap();
+            assert!(
+                report.files > 0 && (report.outcome().is_some() || cut > whole.len() / 2),
+                "{compression} {report:?}"
+            );
+        }
+    }
+}

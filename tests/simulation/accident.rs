@@ -1,0 +1,155 @@
+//! Deaths: a run carried as far as a stage by the engine's own parts, and then nothing more.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use backup_manager::archive::place::{self, PendingFile, SealedFile};
+use backup_manager::archive_folder;
+use backup_manager::clock::Clock;
+use backup_manager::error::Result;
+use backup_manager::member::MemberPath;
+use backup_manager::report::{Observer, Problem, Progress};
+use backup_manager::runner::{Runner, pipeline};
+use backup_manager::store::{Claim, Completed, Intent, ScheduleRow, Sealed};
+
+use crate::world::World;
+
+/// How far a run came before its process died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Claimed,
+    HalfWritten,
+    Catalogued,
+    Synced,
+    Sealed,
+    Linked,
+    InPlace,
+    Complete,
+    /// Sealed, and the file is gone for a reason of its own.
+    Lost,
+}
+
+pub const STAGES: [Stage; 9] = [
+    Stage::Claimed,
+    Stage::HalfWritten,
+    Stage::Catalogued,
+    Stage::Synced,
+    Stage::Sealed,
+    Stage::Linked,
+    Stage::InPlace,
+    Stage::Complete,
+    Stage::Lost,
+];
+
+pub struct Silent;
+
+impl Observer for Silent {
+    fn progress(&self, _: &Progress) {}
+    fn problem(&self, _: &Problem) {}
+    fn note(&self, _: &str) {}
+}
+
+/// Carries a run to `stage` and gives the claim back, unless that used it up; the files stay as they are. `Err` is
+/// what the engine itself would have stopped at on the way.
+pub fn carry_to(
+    world: &World,
+    runner: &Runner,
+    claim: Claim,
+    intent: &Intent,
+    stage: Stage,
+) -> (Option<Claim>, Result<()>) {
+    if stage == Stage::Claimed {
+        return (Some(claim), Ok(()));
+    }
+    let file = match write(world, runner, &claim, intent, stage) {
+        Ok(Some(file)) => file,
+        Ok(None) => return (Some(claim), Ok(())),
+        Err(error) => return (Some(claim), Err(error)),
+    };
+    let temporary = file.leave();
+    let last = world.home.backups().join(&intent.file_name);
+    match stage {
+        Stage::Linked => fs::hard_link(&temporary, &last).unwrap(),
+        Stage::InPlace | Stage::Complete => place::rename_new(&temporary, &last).unwrap(),
+        Stage::Lost => fs::remove_file(&temporary).unwrap(),
+        _ => {}
+    }
+    if stage != Stage::Complete {
+        return (Some(claim), Ok(()));
+    }
+    let now = world.clock.now();
+    let marked = world.store.mark_proved(&claim, now);
+    let completed = Completed { incomplete: false, verified_at: Some(now), suspect: false, damaged: None };
+    match marked.map(|()| world.store.complete(claim, &completed, now)) {
+        Ok(Ok(_)) => (None, Ok(())),
+        Ok(Err(unended)) => (Some(unended.claim), Err(unended.error)),
+        Err(error) => (None, Err(error)),
+    }
+}
+
+fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: Stage) -> Result<Option<SealedFile>> {
+    let row = world.store.schedule(claim.schedule())?;
+    archive_folder::check(&world.home, &world.store)?;
+    let source = world.home.source_path(&row.schedule.source);
+    fs::read_dir(&source).map_err(backup_manager::error::Error::io("list", &source))?;
+    place::make_folder(&world.home.backups().join(row.schedule.name.as_str()), 0o700)?;
+    let temporary = world.home.backups().join(&intent.temporary_name);
+    if stage == Stage::HalfWritten {
+        fs::write(&temporary, "half an arch").map_err(backup_manager::error::Error::io("write", &temporary))?;
+        return Ok(None);
+    }
+    let mut pending = PendingFile::create_named(&temporary, 0o400)?;
+    let written = archive(world, runner, (claim, intent), &row, &source, &mut pending)?;
+    if stage == Stage::Catalogued {
+        // As a killed process does: without letting go of anything.
+        std::mem::forget(pending);
+        return Ok(None);
+    }
+    let file = pending.seal()?;
+    if stage == Stage::Synced {
+        let _: PathBuf = file.leave();
+        return Ok(None);
+    }
+    let sealed = Sealed {
+        size: written.size,
+        digest: written.digest,
+        device: file.device(),
+        inode: file.inode(),
+        source_root: source.as_os_str().as_bytes().to_owned(),
+        scan_started: world.clock.now(),
+        members: written.members,
+        files: written.files,
+        content_bytes: written.content_bytes,
+        incomplete: false,
+    };
+    world.store.seal(claim, &sealed)?;
+    Ok(Some(file))
+}
+
+fn archive(
+    world: &World,
+    runner: &Runner,
+    (claim, intent): (&Claim, &Intent),
+    row: &ScheduleRow,
+    source: &Path,
+    pending: &mut PendingFile,
+) -> Result<pipeline::Written> {
+    let (never, running) = (world.home.never_archived(), AtomicBool::new(false));
+    let job = pipeline::Job {
+        source,
+        root_name: &MemberPath::parse(row.schedule.name.as_str().as_bytes())?,
+        excludes: &row.schedule.excludes,
+        patterns: &[],
+        never: &never,
+        compression: intent.compression,
+        threads: 1,
+        comment: "{}",
+        run: claim.run(),
+        clock: &*runner.clock,
+        observer: &Silent,
+        cancel: &running,
+    };
+    pipeline::write(&job, pending, &mut |chunks| world.store.add_chunks(claim, chunks))
+}

@@ -1,0 +1,492 @@
+//! The steps, and what must hold after each.
+
+#[path = "changes.rs"]
+mod changes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use backup_manager::clock::{Clock, Timestamp};
+use backup_manager::error::ErrorKind;
+use backup_manager::runner::{Cancel, Conduct, Recovered, Runner, recover};
+use backup_manager::service::{Options, Service};
+use backup_manager::store::{
+    Claim, ClaimNow, Completed, Due, Intent, Materialised, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
+};
+use chrono_tz::Tz;
+use uuid::Uuid;
+
+use crate::accident::{STAGES, Silent, Stage, carry_to};
+use crate::model::Expected;
+use crate::prove::promises::{Promises, When, difference, picture};
+use crate::prove::random::Random;
+use crate::prove::{fast_folder, say};
+use crate::world::{DAY, HOUR, MINUTE, World};
+
+const NAMES: [&str; 3] = ["docs", "code", "mail"];
+
+/// A process: a service, or a command that carries runs out.
+struct Process {
+    runner: Runner,
+    service: Option<Service>,
+    last_tick: Option<Timestamp>,
+    held: Option<(Claim, Intent)>,
+}
+
+/// A process that all others hold for dead, and that goes on some time.
+struct Zombie {
+    runner: Runner,
+    claim: Claim,
+    intent: Intent,
+}
+
+pub struct Simulation {
+    random: Random,
+    world: World,
+    processes: Vec<Process>,
+    zombies: Vec<Zombie>,
+    schedules: Vec<Expected>,
+    stale: Option<(Due, Timestamp)>,
+    zone: Tz,
+    mounted: bool,
+    promises: Promises,
+    told: Vec<String>,
+    tell: bool,
+}
+
+impl Simulation {
+    pub fn new(seed: u64, tell: bool) -> Simulation {
+        let mut simulation = Simulation {
+            random: Random::seeded(seed),
+            world: World::within(fast_folder()),
+            processes: Vec::new(),
+            zombies: Vec::new(),
+            schedules: Vec::new(),
+            stale: None,
+            zone: Tz::UTC,
+            mounted: true,
+            promises: Promises::default(),
+            told: Vec::new(),
+            tell,
+        };
+        for name in &NAMES[..2] {
+            simulation.create(name);
+        }
+        simulation
+    }
+
+    pub fn told(&self) -> &[String] {
+        &self.told
+    }
+
+    pub fn archives_read(&self) -> u64 {
+        self.promises.archives_read
+    }
+
+    fn note(&mut self, text: String) {
+        let line = format!("{} {text}", self.now().rfc3339(&chrono::Utc));
+        if self.tell {
+            say(&line);
+        }
+        self.told.push(line);
+    }
+
+    fn now(&self) -> Timestamp {
+        self.world.clock.now()
+    }
+
+    pub fn step(&mut self) {
+        match self.random.below(100) {
+            0..=21 => self.pass_time(),
+            22..=24 => self.set_clock(),
+            25..=47 => self.tick(),
+            48..=61 => self.claim(),
+            62..=66 => self.finish(),
+            67..=75 => self.die(),
+            76..=78 => self.run_now(),
+            79..=80 => self.kill(),
+            81 => self.stop(),
+            82 => self.start(),
+            83..=86 => self.edit(),
+            87 => self.delete_or_create(),
+            88..=90 => self.change_source(),
+            91..=92 => self.wake_zombie(),
+            93 => self.die_taking_over(),
+            94..=95 => self.delete_archive(),
+            96 => self.be_stale(),
+            97 => self.mount(),
+            98 => self.cancel(),
+            _ => self.recover_twice(),
+        }
+    }
+
+    fn pass_time(&mut self) {
+        let longest = *self.random.pick(&[MINUTE, MINUTE * 10, HOUR, HOUR * 6, DAY, DAY * 3]);
+        let time = Duration::from_millis(self.random.between(1, longest.as_millis() as u64));
+        self.world.clock.advance(time);
+        self.note(format!("{time:?} pass"));
+    }
+
+    fn set_clock(&mut self) {
+        let by = *self.random.pick(&[MINUTE * 5, HOUR, HOUR * 2, HOUR * 5, DAY, DAY * 40, DAY * 365]);
+        let now = if self.random.one_in(2) { self.now().plus(by) } else { self.now().minus(by) };
+        self.world.clock.set(now);
+        self.note(format!("the clock is set by {by:?}"));
+    }
+
+    fn start(&mut self) {
+        if self.processes.len() > 4 {
+            return;
+        }
+        if self.processes.iter().all(|process| process.service.is_none()) {
+            self.zone = *self.random.pick(&[Tz::UTC, Tz::Asia__Kolkata]);
+        }
+        let runner = Runner { threads: 1, ..self.world.process(Role::Service) };
+        let options = Options {
+            workers: 1,
+            grace: MINUTE,
+            zone: self.zone,
+            import: None,
+            upkeep: Default::default(),
+            scratch: None,
+        };
+        let service = Service::register(runner.clone(), options, true).unwrap();
+        self.processes.push(Process { runner, service: Some(service), last_tick: None, held: None });
+        self.note(format!("a service starts, in {}", self.zone));
+    }
+
+    fn service(&mut self) -> usize {
+        let services: Vec<usize> =
+            (0..self.processes.len()).filter(|&at| self.processes[at].service.is_some()).collect();
+        if services.is_empty() {
+            self.start();
+            return self.processes.len() - 1;
+        }
+        *self.random.pick(&services)
+    }
+
+    fn tick(&mut self) {
+        let at = self.service();
+        let now = self.now();
+        self.note(format!("service {at} comes round"));
+        let known = self.known();
+        let zone = if self.zone == Tz::UTC { 0 } else { 330 };
+        let process = &mut self.processes[at];
+        if process.last_tick.is_none_or(|last| now < last) {
+            self.schedules.iter_mut().for_each(|schedule| schedule.mend(now));
+        }
+        process.last_tick = Some(now);
+        process.service.as_mut().expect("a service").tick().unwrap();
+        let runs = self.world.runs();
+        for schedule in &mut self.schedules {
+            let id = schedule.id;
+            let Some(newest) = schedule.come_round(zone, now, |instant| known.contains(&(id, instant))) else {
+                continue;
+            };
+            let instant = Some(Timestamp::from_millis(newest));
+            let run = runs.iter().find(|run| run.schedule_id == id && run.scheduled_for == instant);
+            let run = run.unwrap_or_else(|| panic!("{}: due at {newest}, and no run says so", schedule.name));
+            let missed = schedule.skip && now.millis() - newest > 120_000;
+            let as_told = known.contains(&(id, newest)) || (run.state == RunState::Missed) == missed;
+            assert!(as_told, "{}: due at {newest}, {:?} at {now:?}", schedule.name, run.state);
+        }
+        let living: BTreeSet<Uuid> = self.processes.iter().map(|process| process.runner.row.uuid).collect();
+        for run in self.world.store.running().unwrap() {
+            assert!(
+                !self.mounted || run.worker.is_some_and(|uuid| living.contains(&uuid)),
+                "@{} was not rescued",
+                run.id
+            );
+        }
+    }
+
+    /// Every instant that is a run, by schedule.
+    fn known(&self) -> BTreeSet<(i64, i64)> {
+        let runs = self.world.runs();
+        runs.iter().filter_map(|run| run.scheduled_for.map(|at| (run.schedule_id, at.millis()))).collect()
+    }
+
+    fn claim(&mut self) {
+        let at = self.service();
+        if self.processes[at].held.is_some() {
+            return self.finish();
+        }
+        let claimed = self.processes[at].service.as_ref().expect("a service").claim().unwrap();
+        let Some(held) = claimed else { return };
+        self.note(format!("service {at} claims @{}", held.0.run()));
+        self.processes[at].held = Some(held);
+        if self.random.one_in(2) {
+            self.end(at);
+        }
+    }
+
+    fn finish(&mut self) {
+        let busy: Vec<usize> = (0..self.processes.len()).filter(|&at| self.processes[at].held.is_some()).collect();
+        if !busy.is_empty() {
+            let at = *self.random.pick(&busy);
+            self.end(at);
+        }
+    }
+
+    /// Carries out what a process holds; or it puts it back, as on a stop.
+    fn end(&mut self, at: usize) {
+        let Some((claim, intent)) = self.processes[at].held.take() else { return };
+        let run = claim.run();
+        let process = &self.processes[at];
+        let ended = match &process.service {
+            Some(service) => service.execute(claim, &intent),
+            None => {
+                let cancel = Cancel::default();
+                match self.random.below(6) {
+                    0 => cancel.cancel(),
+                    1 => cancel.drain(),
+                    _ => {}
+                }
+                let conduct = Conduct { cancel: &cancel, observer: &Silent, foreground: self.random.one_in(2) };
+                process.runner.execute(claim, &intent, &conduct)
+            }
+        };
+        let said = match ended {
+            Ok(ended) => format!("@{run} ends {:?} ({:?})", ended.state, ended.error.map(|e| e.to_string())),
+            Err(error) => {
+                assert_ne!(error.kind(), ErrorKind::Fenced, "@{run} was taken from a living worker: {error}");
+                format!("@{run} does not end: {error}")
+            }
+        };
+        self.note(said);
+    }
+
+    fn run_now(&mut self) {
+        let schedule = self.random.pick(&self.schedules).clone();
+        if schedule.deleted {
+            return;
+        }
+        let runner = Runner { threads: 1, ..self.world.process(Role::Command) };
+        let request = RunRequest { verify: !self.random.one_in(6), reread: false };
+        let (claimed, intent) = self.world.store.claim_now(schedule.id, request, &runner.row, self.now()).unwrap();
+        let ClaimNow::Claimed(claim) = claimed else {
+            self.world.store.remove_worker(runner.row.uuid).unwrap();
+            return;
+        };
+        self.note(format!("a command runs {}: @{}", schedule.name, claim.run()));
+        let held = Some((claim, intent.unwrap()));
+        self.processes.push(Process { runner, service: None, last_tick: None, held });
+        if self.random.one_in(2) {
+            let at = self.processes.len() - 1;
+            self.end(at);
+            let process = self.processes.remove(at);
+            self.world.store.remove_worker(process.runner.row.uuid).unwrap();
+        }
+    }
+
+    /// The process at `at` is gone without a word; its file stays, or not.
+    fn bury(&mut self, at: usize) -> Uuid {
+        let process = self.processes.remove(at);
+        let uuid = process.runner.row.uuid;
+        drop(process);
+        if self.random.one_in(2) {
+            fs::write(self.world.home.workers().join(uuid.to_string()), "").unwrap();
+        }
+        uuid
+    }
+
+    fn kill(&mut self) {
+        if self.processes.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.processes.len());
+        self.note(format!("process {at} is killed"));
+        self.bury(at);
+    }
+
+    /// A process that holds a run carries it some way and dies, or seems to.
+    fn die(&mut self) {
+        let busy: Vec<usize> = (0..self.processes.len()).filter(|&at| self.processes[at].held.is_some()).collect();
+        if busy.is_empty() {
+            return self.claim();
+        }
+        let at = *self.random.pick(&busy);
+        let Some((claim, intent)) = self.processes[at].held.take() else { return };
+        let stage: Stage = *self.random.pick(&STAGES);
+        let run = claim.run();
+        let (claim, carried) = carry_to(&self.world, &self.processes[at].runner, claim, &intent, stage);
+        self.note(format!("process {at} dies with @{run} at {stage:?}: {carried:?}"));
+        let mut undead = self.processes[at].runner.clone();
+        self.bury(at);
+        // The lock must be gone before anybody looks, and the clone holds it.
+        undead.worker = self.world.process(Role::Service).worker;
+        if let (Some(claim), true) = (claim, self.random.one_in(2)) {
+            self.zombies.push(Zombie { runner: undead, claim, intent });
+        }
+    }
+
+    fn wake_zombie(&mut self) {
+        if self.zombies.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.zombies.len());
+        let run = self.world.store.run(self.zombies[at].claim.run()).unwrap();
+        let Zombie { runner, claim, .. } = &self.zombies[at];
+        if run.worker == Some(runner.row.uuid) && run.attempt == claim.attempt() && run.state == RunState::Running {
+            // Nobody has missed it yet, and no process begins its own attempt anew.
+            return;
+        }
+        let Zombie { runner, claim, intent } = self.zombies.remove(at);
+        let act = self.random.below(6);
+        self.note(format!("a zombie goes on with @{}: {act}", run.id));
+        let (store, now, before) = (&self.world.store, self.now(), self.picture());
+        let completed = Completed { incomplete: false, verified_at: Some(now), suspect: false, damaged: None };
+        let ended = match act {
+            0 => store.check_claim(&claim),
+            1 => store.discard_chunks(&claim),
+            2 => store.complete(claim, &completed, now).map(drop).map_err(|unended| unended.error),
+            3 => store.requeue(claim, Requeue::Retry, "late", now).map(drop).map_err(|unended| unended.error),
+            _ => {
+                let cancel = Cancel::default();
+                let conduct = Conduct { cancel: &cancel, observer: &Silent, foreground: false };
+                runner.execute(claim, &intent, &conduct).map(drop)
+            }
+        };
+        let kind = ended.err().map(|error| error.kind());
+        assert_eq!(kind, Some(ErrorKind::Fenced), "@{} was written by one who had lost it (I4)", run.id);
+        self.unchanged(&before, "one who had lost a run");
+    }
+
+    fn picture(&self) -> String {
+        picture(self.world.dir.path())
+    }
+
+    fn unchanged(&self, before: &str, who: &str) {
+        let changed = difference(before, &self.picture());
+        assert!(changed.is_empty(), "{who} changed something: {}", changed.join("; "));
+    }
+
+    /// Takes the run of a dead worker over, and dies before putting it right.
+    fn die_taking_over(&mut self) {
+        let living: BTreeSet<Uuid> = self.processes.iter().map(|process| process.runner.row.uuid).collect();
+        let running = self.world.store.running().unwrap();
+        let Some(run) = running.iter().find(|run| run.worker.is_some_and(|uuid| !living.contains(&uuid))) else {
+            return;
+        };
+        let heir = self.world.process(Role::Command);
+        let dead = run.worker.expect("a worker");
+        let taken = self.world.store.take_over(run.id, dead, run.attempt, &heir.row, self.now()).unwrap();
+        self.note(format!("one takes @{} over and dies: {}", run.id, taken.is_some()));
+    }
+
+    fn stop(&mut self) {
+        let at = self.service();
+        let uuid = self.processes[at].runner.row.uuid;
+        self.world.store.request_stop(uuid, StopRequest::Drain).unwrap();
+        self.note(format!("service {at} stops"));
+        let tick = self.processes[at].service.as_mut().expect("a service").tick().unwrap();
+        assert_eq!(tick.materialised, 0, "a service that stops takes nothing on (I10)");
+        assert!(self.processes[at].service.as_ref().expect("a service").claim().unwrap().is_none());
+        if self.random.one_in(2) {
+            self.end(at);
+        } else if let Some((claim, _)) = self.processes[at].held.take() {
+            self.world.store.discard_chunks(&claim).unwrap();
+            let now = self.now();
+            self.world.store.requeue(claim, Requeue::Refund, "the service was stopped", now).unwrap();
+        }
+        self.processes[at].service.as_mut().expect("a service").sign_off().unwrap();
+        self.processes.remove(at);
+    }
+
+    /// A service that reckoned long ago what is due, and acts on it now.
+    fn be_stale(&mut self) {
+        let now = self.now();
+        let Some((due, _)) = self.stale.take() else {
+            let row = self.world.store.schedules().unwrap().into_iter().next();
+            let Some(row) = row.filter(|row| row.schedule.enabled) else { return };
+            let zone = row.schedule.zone.unwrap_or(self.zone);
+            let cadence = row.schedule.cadence.as_ref().expect("a cadence");
+            let later = now.plus(DAY);
+            let Some(missed) = cadence.missed(zone, row.watermark.handled_until, later, 1_000) else { return };
+            let to = Watermark { handled_until: later, next_due: row.schedule.next_after(self.zone, later) };
+            let (occurrence, count) = (missed.newest, missed.count);
+            let due = Due { schedule: row.id, from: row.watermark, to, occurrence, count, missed: false };
+            self.stale = Some((due, now));
+            return;
+        };
+        let known = self.known().contains(&(due.schedule, due.occurrence.millis()));
+        let row = self.world.store.schedule(due.schedule).unwrap();
+        let schedule = self.schedules.iter_mut().find(|s| s.id == due.schedule).expect("a schedule");
+        let current = row.watermark == due.from && schedule.enabled && !schedule.deleted;
+        let done = self.world.store.materialise(&due, now).unwrap();
+        assert_eq!(done == Materialised::Overtaken, !current, "{done:?} from {:?} on {:?}", due.from, row.watermark);
+        if current {
+            schedule.handled = due.to.handled_until.millis();
+            schedule.accounted += if known { 0 } else { due.count };
+        }
+        self.note(format!("a stale service acts: {done:?}"));
+    }
+
+    fn cancel(&mut self) {
+        let schedule = self.random.pick(&self.schedules).clone();
+        self.world.store.cancel(schedule.id, self.now()).unwrap();
+        self.note(format!("{} is cancelled", schedule.name));
+    }
+
+    fn recover_twice(&mut self) {
+        let runner = self.world.process(Role::Command);
+        let cancel = Cancel::default();
+        let conduct = Conduct { cancel: &cancel, observer: &Silent, foreground: false };
+        recover(&runner, &conduct).unwrap();
+        if self.mounted {
+            let before = self.picture();
+            let again = recover(&runner, &conduct).unwrap();
+            assert_eq!(again, Recovered::default(), "a second recovery found something");
+            self.unchanged(&before, "a second recovery");
+        }
+        self.world.store.remove_worker(runner.row.uuid).unwrap();
+        self.note("a command recovers".to_owned());
+    }
+
+    pub fn check(&mut self) {
+        if self.mounted {
+            let broken = self.promises.broken(self.world.dir.path(), When::Always);
+            assert!(broken.is_empty(), "{}", broken.join("; "));
+        }
+        let mut accounted: BTreeMap<i64, u64> = BTreeMap::new();
+        for run in self.world.runs().iter().filter(|run| run.scheduled_for.is_some() && run.superseded_by.is_none()) {
+            *accounted.entry(run.schedule_id).or_default() += 1 + run.coalesced;
+        }
+        for schedule in &self.schedules {
+            let found = accounted.get(&schedule.id).copied().unwrap_or(0);
+            assert_eq!(found, schedule.accounted, "occurrences of {} that a run stands for (I2)", schedule.name);
+        }
+        for row in self.world.store.schedules().unwrap() {
+            let schedule = self.schedules.iter().find(|s| s.id == row.id).expect("a schedule");
+            let found = row.watermark.handled_until.millis();
+            assert!(!schedule.enabled || found == schedule.handled, "{}: handled {found}", schedule.name);
+        }
+    }
+
+    /// All die; one service puts everything right; then all must be as if nothing had happened.
+    pub fn settle(&mut self) {
+        if !self.mounted {
+            self.mount();
+        }
+        self.zombies.clear();
+        while !self.processes.is_empty() {
+            self.bury(0);
+        }
+        NAMES.iter().for_each(|name| self.fill_source(name));
+        self.start();
+        for _ in 0..6 {
+            self.tick();
+            self.claim();
+            self.finish();
+            self.check();
+            self.world.clock.advance(MINUTE * 10);
+        }
+        self.tick();
+        let broken = self.promises.broken(self.world.dir.path(), When::Settled);
+        assert!(broken.is_empty(), "in the end: {}", broken.join("; "));
+        let before = self.picture();
+        self.tick();
+        self.unchanged(&before, "a second round");
+    }
+}
