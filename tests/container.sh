@@ -85,6 +85,7 @@ milliseconds() { date +%s%3N; }
 
 # fresh_clone UID: a clone that belongs to UID, and nothing else done to it. Goes there.
 fresh_clone() {
+  cd "$work" || exit 1
   rm -rf "$work/clone"
   git clone -q --no-hardlinks "$repository" "$work/clone" || exit 1
   chown -R "$1:$1" "$work/clone"
