@@ -28,7 +28,7 @@ fn make_source(folder: &Path) -> std::path::PathBuf {
     for i in 0..300 {
         fs::write(source.join(format!("sub/{i:03}")), format!("{i}\n").repeat(i * 40)).unwrap();
     }
-    let noise: Vec<u8> = (0..18_000_001u64).map(|i| (i * i >> 7) as u8).collect();
+    let noise: Vec<u8> = (0..18_000_001u64).map(|i| ((i * i) >> 7) as u8).collect();
     fs::write(source.join("large"), &noise[..9_000_001]).unwrap();
     fs::write(source.join("larger"), &noise).unwrap();
     std::os::unix::fs::symlink("sub/001", source.join("link")).unwrap();

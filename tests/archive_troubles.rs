@@ -183,7 +183,7 @@ fn a_file_that_grew_since_it_was_listed_is_there_whole() {
     for compression in FORMATS {
         for size in [3 * MIB, 4 * MIB, 4 * MIB + 1, 9 * MIB, 16 * MIB + 1, 23 * MIB] {
             let scene = Scene::new(&["a", "b", "c"]);
-            let content: Vec<u8> = (0..size).map(|i| (i * i >> 9) as u8).collect();
+            let content: Vec<u8> = (0..size).map(|i| ((i * i) >> 9) as u8).collect();
             let made = scene.make_meddled(compression, 4, || fs::write(scene.path("b"), &content).unwrap());
             assert_eq!(made.written.problems, []);
             let row =
@@ -403,7 +403,7 @@ fn a_catalog_that_fails_ends_the_archive_with_its_error() {
 fn a_full_disk_is_told_as_such_and_leaves_nothing() {
     let scene = Scene::new(&[]);
     fs::create_dir(&scene.source).unwrap();
-    let noise: Vec<u8> = (0..3_000_000u64).map(|i| (i * i >> 11) as u8).collect();
+    let noise: Vec<u8> = (0..3_000_000u64).map(|i| ((i * i) >> 11) as u8).collect();
     (0..10).for_each(|i| fs::write(scene.path(&format!("{i}")), &noise).unwrap());
     let disk = scene.scratch.path().join("disk");
     fs::create_dir(&disk).unwrap();
