@@ -52,7 +52,7 @@ impl Disk {
     /// Nothing is written back by the mere passing of time.
     fn mount(&self) -> bool {
         let mut mount = Command::new("mount");
-        mount.args(["-o", "loop,commit=600,noauto_da_alloc"]).arg(self.image()).arg(self.mount_point());
+        mount.args(["-o", "rw,loop,commit=600,noauto_da_alloc"]).arg(self.image()).arg(self.mount_point());
         mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
 
@@ -113,7 +113,13 @@ fn succeeds(home: &Path, command: &[&str]) -> bool {
 
 fn number(home: &Path, question: &str) -> u64 {
     let connection = rusqlite::Connection::open(home.join("backup.db")).unwrap();
-    connection.query_row(question, [], |row| row.get(0)).unwrap()
+    connection.query_row(question, [], |row| row.get(0)).unwrap_or_else(|error| {
+        let listed = Command::new("sh")
+            .args(["-c", "ls -la . ..; df .; df -i .; touch x; mount | grep disk"])
+            .current_dir(home)
+            .output();
+        panic!("{error}: {listed:?}")
+    })
 }
 
 #[test]
