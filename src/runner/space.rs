@@ -17,8 +17,8 @@ pub(super) struct Expected {
 }
 
 impl Runner {
-    /// Estimates the run by the schedule's last archive, else by a walk over its source, and refuses it if the archive would
-    /// not fit. What cannot be estimated is not refused: a full disk ends the run cleanly, too.
+    /// Estimates the run by the schedule's last archive, else by a walk over its source, and refuses it if the
+    /// archive would not fit. What cannot be estimated is not refused: a full disk ends the run cleanly, too.
     ///
     /// Errors: `DiskFull` with both numbers; what a walk finds wrong with the root.
     pub(super) fn expect(&self, row: &ScheduleRow, root: &SourceRoot) -> Result<Expected> {
