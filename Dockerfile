@@ -32,6 +32,6 @@ WORKDIR /app
 ENV BACKUP_HOME=/app BACKUP_DB=/app/db/backup.db
 USER backupuser
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["backup-manager", "status", "--service"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s --retries=3 CMD ["backup-manager", "status", "--service"]
 ENTRYPOINT ["backup-manager"]
 CMD ["serve"]

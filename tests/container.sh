@@ -85,6 +85,7 @@ milliseconds() { date +%s%3N; }
 
 # fresh_clone UID: a clone that belongs to UID, and nothing else done to it. Goes there.
 fresh_clone() {
+  cd "$work" || exit 1
   rm -rf "$work/clone"
   git clone -q --no-hardlinks "$repository" "$work/clone" || exit 1
   chown -R "$1:$1" "$work/clone"
@@ -222,16 +223,16 @@ test_down_and_up() {
 }
 
 test_health() {
-  dc exec -T --user 0 backup-system chmod 0400 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
+  dc exec -T backup-system chmod 0400 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
   eventually "unhealthy while the store cannot be written" 60 is_health unhealthy
-  dc exec -T --user 0 backup-system chmod 0600 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
+  dc exec -T backup-system chmod 0600 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
   eventually "healthy again" 40 is_health healthy
 }
 
 test_lost_volume() {
   lose_volume
   expect "up with a new volume" 0 '.' dc up -d
-  eventually "unhealthy: the archives are another database's" 80 is_health unhealthy
+  eventually "unhealthy: the archives are another database's" 90 is_health unhealthy
   expect "and says why" 1 'belongs to another database|rescan' bm status
   if verb_exists rescan && bm rescan --help 2>&1 | grep -q from-copy; then
     eventually "rescan --from-copy" 30 bm rescan --from-copy
@@ -327,7 +328,7 @@ form_damage() {
   down
   printf 'services:\n  backup-system:\n    volumes:\n      - ./backups:/app/backups:ro\n' >docker-compose.override.yml
   expect "up with read-only archives" 0 '.' dc up -d
-  eventually "unhealthy" 60 is_health unhealthy
+  eventually "unhealthy" 90 is_health unhealthy
   expect "says so" 0 'the archive folder /app/backups is on a read-only file system' dc logs
   lose_volume
 }

@@ -1,10 +1,12 @@
 //! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a
 //! name is moved aside.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use super::FolderLock;
 use crate::archive::{foreign, place};
@@ -34,7 +36,7 @@ pub fn refresh_stable_names(
     let mut notes = Vec::new();
     for row in schedules {
         notes.extend(take_legacy_in(home, store, row, now)?);
-        notes.extend(refresh(home.backups(), store, row).err().map(|error| unmade(row, &error)));
+        notes.extend(refresh(home.backups(), store, row).err().and_then(|error| unmade(row, &error)));
     }
     Ok(notes)
 }
@@ -46,12 +48,17 @@ pub fn renew_links(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Res
     }
     super::check(home, store)?;
     let _lock = FolderLock::take(home.backups())?;
-    let notes = schedules.iter().filter_map(|row| refresh(home.backups(), store, row).err().map(|e| unmade(row, &e)));
+    let notes =
+        schedules.iter().filter_map(|row| refresh(home.backups(), store, row).err().and_then(|e| unmade(row, &e)));
     Ok(notes.collect())
 }
 
-fn unmade(row: &ScheduleRow, error: &Error) -> String {
-    format!("no stable name for {}: {error}", row.schedule.name)
+/// A file system that knows no links is worth one word, not one with every run.
+fn unmade(row: &ScheduleRow, error: &Error) -> Option<String> {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let note = format!("no stable name for {}: {error}", row.schedule.name);
+    let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    said.insert(note.clone()).then_some(note)
 }
 
 fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
