@@ -75,6 +75,10 @@ pub fn verify_archive(
     archive_folder::check(home, store)?;
     let path = home.backups().join(&archive.file_name);
     let findings = match examine(store, archive, &path, threads, cancel) {
+        // Retention may have let it go while it waited for its turn.
+        Err(error) if error.kind() == ErrorKind::NotFound && store.archive(archive.run)?.is_none() => {
+            return Err(error);
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Findings { health: Health::Missing, structure: vec!["its file is gone".to_owned()], ..Findings::new() }
         }

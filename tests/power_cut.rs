@@ -52,7 +52,7 @@ impl Disk {
     /// Nothing is written back by the mere passing of time.
     fn mount(&self) -> bool {
         let mut mount = Command::new("mount");
-        mount.args(["-o", "loop,commit=600,noauto_da_alloc"]).arg(self.image()).arg(self.mount_point());
+        mount.args(["-o", "rw,loop,commit=600,noauto_da_alloc"]).arg(self.image()).arg(self.mount_point());
         mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     }
 
@@ -74,9 +74,10 @@ impl Disk {
     }
 }
 
-/// Cuts the power of all disks after `rest`, ends what is `working`, and brings the disks back.
-fn cut(disks: &[&Disk], rest: Duration, working: Option<&mut Child>) {
+/// Does some work, cuts the power of all disks `rest` later, ends what still works, and brings the disks back.
+fn cut(disks: &[&Disk], rest: Duration, work: impl FnOnce() -> Option<Child>) {
     let mut cutters: Vec<Child> = disks.iter().map(|disk| disk.cutter()).collect();
+    let working = work();
     std::thread::sleep(rest);
     for cutter in &mut cutters {
         cutter.stdin.as_mut().unwrap().write_all(b"x").unwrap();
@@ -84,7 +85,7 @@ fn cut(disks: &[&Disk], rest: Duration, working: Option<&mut Child>) {
     for cutter in &mut cutters {
         assert!(cutter.wait().unwrap().success(), "the power stays on");
     }
-    if let Some(child) = working {
+    if let Some(mut child) = working {
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -113,7 +114,13 @@ fn succeeds(home: &Path, command: &[&str]) -> bool {
 
 fn number(home: &Path, question: &str) -> u64 {
     let connection = rusqlite::Connection::open(home.join("backup.db")).unwrap();
-    connection.query_row(question, [], |row| row.get(0)).unwrap()
+    connection.query_row(question, [], |row| row.get(0)).unwrap_or_else(|error| {
+        let listed = Command::new("sh")
+            .args(["-c", "ls -la . ..; df .; df -i .; touch x; mount | grep disk"])
+            .current_dir(home)
+            .output();
+        panic!("{error}: {listed:?}")
+    })
 }
 
 #[test]
@@ -146,8 +153,16 @@ fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
             acknowledged += u64::from(succeeds(&home, &["run", random.pick(&names).0]));
         }
         let longest = (typical.elapsed().as_millis() as u64 / 2).max(200);
-        let mut child = program(&home, &["run", "--all"]).spawn().expect("the program");
-        cut(&[&disk, &archives], Duration::from_millis(random.between(0, longest)), Some(&mut child));
+        // Right after a backup was acknowledged, or somewhere in the middle of some.
+        if random.one_in(2) {
+            cut(&[&disk, &archives], Duration::ZERO, || {
+                acknowledged += u64::from(succeeds(&home, &["run", random.pick(&names).0]));
+                None
+            });
+        } else {
+            let rest = Duration::from_millis(random.between(0, longest));
+            cut(&[&disk, &archives], rest, || Some(program(&home, &["run", "--all"]).spawn().expect("the program")));
+        }
         let complete = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
         if complete < acknowledged {
             violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} are there"));
@@ -205,7 +220,7 @@ fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
     if sync_folder {
         fs::File::open(&folder).and_then(|folder| folder.sync_all()).unwrap();
     }
-    cut(&[disk], Duration::ZERO, None);
+    cut(&[disk], Duration::ZERO, || None);
     fs::read(&last).is_ok_and(|bytes| bytes == [7; 10_000])
 }
 

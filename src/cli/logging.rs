@@ -56,9 +56,9 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
             let text = message.to_string().replace('\n', " ");
             out.finish(format_args!("{} {level} {text}", clock.now().rfc3339(&zone)));
         })
-        .chain(Box::new(file) as Box<dyn Write + Send>);
+        .chain(Box::new(Forgiving(file)) as Box<dyn Write + Send>);
     if log == (Log::Service { stderr: true }) {
-        dispatch = dispatch.chain(io::stderr());
+        dispatch = dispatch.chain(Box::new(Forgiving(io::stderr())) as Box<dyn Write + Send>);
     }
     dispatch.apply().map_err(|e| Error::failed("cannot start logging").because(e))
 }
@@ -107,6 +107,24 @@ impl LogFile {
         if !is_ours(&self.file)? {
             self.file = append(&path, self.mode)?;
         }
+        Ok(())
+    }
+}
+
+/// Loses lines rather than the program: fern panics where neither a log nor stderr can be written, as when both lie on
+/// a disk that is full. What a log does not take is said on stderr.
+struct Forgiving<W>(W);
+
+impl<W: Write> Write for Forgiving<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.0.write_all(line).is_err() {
+            let _ = io::stderr().write_all(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
-use super::{Context, config};
+use super::{Context, config, start};
 use crate::archive_folder;
 use crate::error::{ErrorKind, Result};
 use crate::rescan::{self, Report};
@@ -37,6 +37,9 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     let taken = archive_folder::take_on(&context.home, &store, args.adopt)?;
     // What the folder says whose it is, the database says now, too.
     let store = if taken { context.open_store(Access::Existing)? } else { store };
+    if taken && !start::live_services(context, &store)?.is_empty() {
+        context.warn("the service still goes by what the database was before: start it anew when the rescan is done");
+    }
     super::run::recover_as_command(context, &store)?;
     let observer = TerminalObserver::new("rescan", context.quiet);
     let threads = config::threads(&store, None)?;

@@ -77,6 +77,8 @@ pub struct Options {
     pub devices: bool,
     /// Opens folders component by component, as on systems without `openat2`.
     pub by_steps: bool,
+    /// Waits in the end until everything is on disk.
+    pub sync: bool,
     /// Threads that decode, and as many that write.
     pub threads: usize,
 }
@@ -93,6 +95,7 @@ impl Options {
             setuid: false,
             devices: false,
             by_steps: false,
+            sync: true,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -177,6 +180,7 @@ pub fn restore(
         return Err(fatal);
     }
     if let Some(target) = result?.leave()
+        && options.sync
         && !options.dry_run
     {
         target.sync()?;
@@ -279,8 +283,14 @@ impl Restorer<'_, '_> {
     fn run(&mut self, selection: &Selection) -> Result<()> {
         self.pass(selection, |restorer, members, entry| restorer.member(members, entry))?;
         let missing = selection.missing();
-        if !missing.is_empty() {
+        let has_gaps = self.shared.report(|report| report.damaged.count + report.refused.count > 0);
+        if !missing.is_empty() && !has_gaps {
             return Err(self.archive.not_found(&missing));
+        }
+        for path in missing {
+            let reason = "it was not found, and parts of the archive are damaged".to_owned();
+            tell(self.conduct.observer, path.as_bytes(), &reason);
+            self.shared.report(|report| report.damaged.add(path.as_bytes(), reason));
         }
         self.restore_links()
     }
@@ -339,7 +349,9 @@ impl Restorer<'_, '_> {
     /// Names what is lost with a damaged chunk: by the catalog, else by the last member before it.
     fn damage(&mut self, selection: &Selection, sequence: u64, after: Option<MemberPath>, reason: &str) -> Result<()> {
         let mut lost = Vec::new();
-        if let Some((members, _)) = self.archive.catalog_page(sequence)? {
+        // Behind the end there is no chunk.
+        let page = if sequence == u64::MAX { None } else { self.archive.catalog_page(sequence)? };
+        if let Some((members, _)) = page {
             let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
             lost.extend(here.filter(|path| selection.wants(path)).map(|path| (path, reason.to_owned())));
         } else if let Some(after) = after {

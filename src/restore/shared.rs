@@ -110,9 +110,11 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Takes what ends the whole restore.
+    /// Takes what ends the whole restore, which is abandoned by that.
     pub fn take_fatal(&self) -> Option<Error> {
-        self.state().fatal.take()
+        let mut state = self.state();
+        state.abandoned |= state.fatal.is_some();
+        state.fatal.take()
     }
 
     /// Leaves the folders that are being worked in unfinished.

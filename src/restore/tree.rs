@@ -115,6 +115,8 @@ impl Tree {
     /// Goes into one folder, which is made if it is missing.
     fn step(&self, parent: &Folder, path: &MemberPath) -> Result<Option<Arc<Folder>>, Obstacle> {
         let name = path.file_name();
+        // A file of this name may still be under way.
+        let ours = self.shared.is_placed(path);
         match extract::look(&*parent.handle, name)? {
             None if self.dry => Ok(None),
             None => {
@@ -124,8 +126,8 @@ impl Tree {
             }
             Some(stat) if extract::kind_of(&stat) == Some(MemberKind::Folder) => {
                 // Who comes back to a folder that is finished leaves it as it was.
-                let ours = self.shared.is_placed(path) && !extract::is_unfinished(&stat) && !self.dry;
-                let finish = if ours { Finish::Again(Box::new(stat)) } else { Finish::Nothing };
+                let again = ours && !extract::is_unfinished(&stat) && !self.dry;
+                let finish = if again { Finish::Again(Box::new(stat)) } else { Finish::Nothing };
                 self.open(parent, path, true, finish).map(Some)
             }
             Some(_) => Err(Obstacle::InTheWay(path.clone())),

@@ -246,7 +246,7 @@ impl Runner {
         let completed = Completed {
             incomplete: placing.incomplete,
             verified_at,
-            suspect: self.looks_suspicious(run, row, conduct)?,
+            suspect: damaged.is_none() && self.looks_suspicious(run, row, conduct)?,
             damaged: damaged.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
         let state = self.write_end(claim, conduct, |claim| self.store.complete(claim, &completed, self.clock.now()))?;

@@ -13,8 +13,8 @@ use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::{FlockOperation, flock, statfs};
 use uuid::Uuid;
 
-use super::{configure, fault};
-use crate::error::{Error, Result};
+use super::{WAYS_OUT, configure, fault};
+use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, beside};
 
 mod embedded {
@@ -251,10 +251,15 @@ fn foreign(path: &Path) -> Error {
         .hint("nothing was changed; name ours with --db or BACKUP_DB, or another folder with --home")
 }
 
-/// A file that is no database at all is foreign rather than damaged.
+/// A file that is no database at all may be anything, a damaged one of ours as well.
 fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
-        Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
+        // Whose it was cannot be told any more where its first page is gone.
+        Some(rusqlite::ErrorCode::NotADatabase) => Error::new(
+            ErrorKind::Damage,
+            format!("{} is not a database of backup-manager, or not any more", path.display()),
+        )
+        .hint(format!("nothing was changed. Where it was ours: {WAYS_OUT}")),
         _ => fault(path, error),
     }
 }
@@ -305,7 +310,6 @@ fn network_name(magic: u64) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
     use crate::store::Store;
 
     const CREATE: Bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };

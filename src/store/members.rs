@@ -59,17 +59,29 @@ impl Store {
 
     /// Returns the chunks of an archive that hold headers of members at or below `path`, in order.
     pub fn chunks_with(&self, run: i64, path: &MemberPath) -> Result<Vec<u64>> {
-        let below = |last: u8| [path.as_bytes(), &[last]].concat();
         self.read(|connection| {
-            connection
+            // A path is found by the index over all archives, what lies below it among the members of this one: a
+            // folder may hold most of every archive there is.
+            let at: Vec<(u64, String)> = connection
                 .prepare_cached(&format!(
-                    "SELECT sequence FROM member JOIN archive_chunk USING (chunk_id) WHERE {OF_FILE} AND path = ?2 \
-                     UNION \
-                     SELECT sequence FROM member JOIN archive_chunk USING (chunk_id) WHERE {OF_FILE} \
-                     AND path >= ?3 AND path < ?4 ORDER BY sequence"
+                    "SELECT sequence, kind FROM member INDEXED BY member_of_path CROSS JOIN archive_chunk \
+                     ON archive_chunk.chunk_id = member.chunk_id WHERE {OF_FILE} AND path = ?2 ORDER BY sequence"
                 ))?
-                .query_map(params![run, path.as_bytes(), below(b'/'), below(b'/' + 1)], |row| row.get(0))?
-                .collect()
+                .query_map(params![run, path.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            let mut chunks: Vec<u64> = at.iter().map(|(sequence, _)| *sequence).collect();
+            if at.is_empty() || at.iter().any(|(_, kind)| kind == "folder") {
+                let below = |last: u8| [path.as_bytes(), &[last]].concat();
+                let mut statement = connection.prepare_cached(&format!(
+                    "SELECT DISTINCT sequence FROM archive_chunk CROSS JOIN member \
+                     ON member.chunk_id = archive_chunk.chunk_id WHERE {OF_FILE} AND path >= ?2 AND path < ?3"
+                ))?;
+                let rows = statement.query_map(params![run, below(b'/'), below(b'/' + 1)], |row| row.get(0))?;
+                chunks.extend(rows.collect::<rusqlite::Result<Vec<u64>>>()?);
+            }
+            chunks.sort_unstable();
+            chunks.dedup();
+            Ok(chunks)
         })
     }
 

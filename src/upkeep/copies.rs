@@ -34,8 +34,9 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
     archive_folder::check(home, store)?;
     let folder = home.backups().join(FOLDER);
     place::make_folder(&folder, home.folder_mode())?;
+    // What a killed process left half written: of several services one makes the copy, so nobody is using it.
+    place::remove_abandoned(&folder)?;
     let path = folder.join(format!("backup-{}.db", now.compact_utc()));
-    // A place of its own each time: a second copy in the same second finds the name taken.
     let pending = PendingFile::create(&path, home.file_mode())?;
     store.copy_into(pending.temp_path())?;
     store::check_copy(pending.temp_path())?;

@@ -72,3 +72,15 @@ fn a_disk_that_fills_up_in_the_middle_leaves_nothing_and_the_next_run_succeeds()
     let _ = home.run(&["run", "zstd"]).ok();
     assert_eq!(home.archive_files().len(), 1);
 }
+
+#[test]
+fn a_log_and_a_terminal_that_take_nothing_do_not_keep_a_backup_from_being_made() {
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs;09:00;docs"]).ok();
+    fs::remove_file(home.path("logs/backup_manager.log")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", home.path("logs/backup_manager.log")).unwrap();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let status = home.command(&["run", "docs"]).stdout(std::process::Stdio::null()).stderr(full).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(home.archive_files().len(), 1);
+}

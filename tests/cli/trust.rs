@@ -247,6 +247,11 @@ fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
     let _ = home.run(&["run", "docs", "-q"]).ok();
     let before = facts(&home);
+    // Its first page gone, it does not even look like a database.
+    let whole = fs::read(home.path("backup.db")).unwrap();
+    fs::write(home.path("backup.db"), vec![0; 8192]).unwrap();
+    let _ = home.run(&["list"]).fails(4, &["not a database of backup-manager", "rescan --from-copy"]);
+    fs::write(home.path("backup.db"), whole).unwrap();
     let damaged = damage_database(&home);
     let _ = home.run(&["list"]).fails(4, &["is damaged", "rescan --from-copy", "`backup-manager rescan`"]);
     let _ = home.run(&["start"]).fails(4, &["is damaged"]);

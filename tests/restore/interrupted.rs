@@ -24,7 +24,7 @@ fn make_tree(root: &Path) {
         }
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).unwrap();
     }
-    fs::write(root.join("big"), vec![5; 6_000_000]).unwrap();
+    fs::write(root.join("large"), vec![5; 6_000_000]).unwrap();
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn damage_takes_only_what_it_hit_and_is_named() {
             let file = folder.path().join("damaged");
             fs::write(&file, &bytes).unwrap();
             let to = tempfile::tempdir().unwrap();
-            let report = restore_all(&file, &Options::to(to.path())).unwrap();
+            let report = restore_all(&file, &Options { sync: false, ..Options::to(to.path()) }).unwrap();
             assert_eq!(report.outcome(), Some(ErrorKind::Damage), "{compression} {at}: {report:?}");
             // Whatever came back is what was there.
             for (path, text) in tree(to.path(), ALL) {
@@ -132,11 +132,59 @@ fn damage_takes_only_what_it_hit_and_is_named() {
             let file = folder.path().join("cut");
             fs::write(&file, &whole[..cut]).unwrap();
             let to = tempfile::tempdir().unwrap();
-            let report = restore_all(&file, &Options::to(to.path())).unwrap();
+            let report = restore_all(&file, &Options { sync: false, ..Options::to(to.path()) }).unwrap();
             assert!(
                 report.files > 0 && (report.outcome().is_some() || cut > whole.len() / 2),
                 "{compression} {report:?}"
             );
         }
     }
+}
+
+/// A small file system of its own, gone when dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount(bytes: u32) -> Option<Small> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(folder.path());
+        let mounted = mount.output().is_ok_and(|out| out.status.success());
+        if !mounted {
+            eprintln!("skipped: no file system can be mounted here");
+        }
+        mounted.then_some(Small(folder))
+    }
+
+    fn resize(&self, bytes: u32) {
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-o", &format!("remount,size={bytes}")]).arg(self.0.path());
+        assert!(mount.status().unwrap().success());
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_ends_it_clearly_and_the_next_run_finishes() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let was = tree(&source, ALL);
+    let made = make(&source, folder.path(), Compression::None);
+    let Some(small) = Small::mount(3_000_000) else { return };
+    let options = Options::to(&small.0.path().join("to"));
+    let error = restore_all(&made.path, &options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+    assert!(error.next_step().is_some_and(|next| next.contains("again")));
+    let left = tree(&options.to, ALL).into_keys().filter(|path| path.ends_with(b".part")).count();
+    assert_eq!(left, 0, "no half file is left");
+    small.resize(30_000_000);
+    let report = restore_all(&made.path, &options).unwrap();
+    assert_eq!(report.outcome(), None, "{report:?}");
+    assert_same(&was, &tree(&options.to.join("source"), ALL), "after the disk was full");
 }

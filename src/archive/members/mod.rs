@@ -274,7 +274,7 @@ impl Members {
                 self.searching = false;
                 return Ok(Some(block));
             }
-            if !self.begun {
+            if !self.begun && bytes != [0; BLOCK] {
                 return Err(Missing::Broken("it does not begin with a header".to_owned()).into());
             }
             match (self.searching, bytes == [0; BLOCK]) {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
+use super::read::Shortfall;
 use crate::archive::chunk::LARGEST_CONTENT;
 use crate::archive::sparse::Span;
 use crate::member::Member;
@@ -28,7 +29,7 @@ pub(super) struct LargeFile {
 struct Progress {
     hash: PieceHash,
     pieces_left: u64,
-    trouble: Option<String>,
+    shortfall: Option<Shortfall>,
 }
 
 /// What is known of a file once all its pieces have been read.
@@ -44,7 +45,7 @@ impl LargeFile {
     /// Takes an open file of more than one piece.
     pub(super) fn new(found: Found, file: OpenFile, member: Member, spans: Option<Vec<Span>>) -> Self {
         let pieces_left = member.size.div_ceil(PIECE_BYTES);
-        let progress = Progress { hash: PieceHash::default(), pieces_left, trouble: None };
+        let progress = Progress { hash: PieceHash::default(), pieces_left, shortfall: None };
         LargeFile { found, file, member, spans, progress: Mutex::new(progress), outcome: OnceLock::new() }
     }
 
@@ -66,15 +67,21 @@ impl LargeFile {
     }
 
     /// Takes the hash of a piece that was read, and what went wrong with it. Pieces may come in any order. Returns
-    /// whether this was the last one, with the first trouble there was.
-    pub(super) fn piece_done(&self, piece: u64, hasher: &blake3::Hasher, trouble: Option<String>) -> Option<Finished> {
+    /// whether this was the last one, with the first shortfall there was.
+    pub(super) fn piece_done(
+        &self,
+        piece: u64,
+        hasher: &blake3::Hasher,
+        shortfall: Option<Shortfall>,
+    ) -> Option<Finished> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.hash.add(piece, hasher.finalize_non_root());
         progress.pieces_left -= 1;
-        if progress.trouble.is_none() {
-            progress.trouble = trouble;
+        if progress.shortfall.is_none() {
+            progress.shortfall = shortfall;
         }
-        (progress.pieces_left == 0).then(|| Finished { digest: progress.hash.root(), trouble: progress.trouble.take() })
+        (progress.pieces_left == 0)
+            .then(|| Finished { digest: progress.hash.root(), shortfall: progress.shortfall.take() })
     }
 
     /// Sets what is known of the file.
@@ -94,7 +101,7 @@ pub(super) struct Finished {
     /// BLAKE3 of the content as it stands in the archive.
     pub(super) digest: [u8; 32],
     /// The first thing that went wrong.
-    pub(super) trouble: Option<String>,
+    pub(super) shortfall: Option<Shortfall>,
 }
 
 /// Assembles the standard BLAKE3 hash of a file from the hashes of its pieces, of which there are at least two.

@@ -10,7 +10,7 @@ use crate::archive::buffer::Buffer;
 use crate::archive::sparse::Span;
 use crate::member::{Member, MemberKind};
 use crate::report::{Problem, ProblemKind};
-use crate::source::{Found, Names, OpenFile, Stat, Xattrs};
+use crate::source::{Found, Names, OpenFile, Stability, Stat, Xattrs};
 
 /// How often a file is read, or a replaced one looked at, before what there is has to do.
 pub(super) const ATTEMPTS: u32 = 3;
@@ -120,11 +120,21 @@ impl Reading {
         self.missing == 0 && !self.goes_on && self.error.is_none()
     }
 
-    /// Returns the words for an error, if there was one.
-    pub(super) fn error_text(&self) -> Option<String> {
-        let (offset, error) = self.error.as_ref()?;
-        Some(format!("cannot be read from byte {offset} on: {error}; zeros stand in its place"))
+    /// Returns what went wrong, if something did.
+    pub(super) fn shortfall(&self) -> Option<Shortfall> {
+        match &self.error {
+            Some((offset, error)) => Some(Shortfall::Refused { offset: *offset, reason: error.to_string() }),
+            None => (self.missing > 0).then_some(Shortfall::Ended { bytes: self.missing }),
+        }
     }
+}
+
+/// Why zeros stand in the archive instead of bytes of a file.
+pub(super) enum Shortfall {
+    /// The system refused to read from this offset on.
+    Refused { offset: u64, reason: String },
+    /// The file ended so many bytes before its size at the beginning.
+    Ended { bytes: u64 },
 }
 
 /// Appends the data that lies in `range` of a file to a chunk, hashing it with the holes between.
@@ -202,4 +212,37 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
 /// Makes a problem of something found.
 pub(super) fn problem(found: &Found, kind: ProblemKind, reason: impl Into<String>) -> Problem {
     Problem { path: found.fs_path().as_os_str().as_bytes().into(), kind, reason: reason.into() }
+}
+
+/// Returns the problem of a file that did not hold still or could not be read whole, if there is one.
+pub(super) fn trouble(
+    found: &Found,
+    shortfall: Option<Shortfall>,
+    stability: Result<Stability, Problem>,
+) -> Option<Problem> {
+    let (kind, reason) = match (shortfall, stability) {
+        (Some(Shortfall::Refused { offset, reason }), _) => {
+            let reason = format!("it cannot be read from byte {offset} on: {reason}; zeros stand in its place");
+            (ProblemKind::Unreadable, reason)
+        }
+        (Some(Shortfall::Ended { bytes }), Ok(Stability::Unchanged)) => {
+            let reason = format!("it ends {bytes} bytes before its size; zeros stand in their place");
+            (ProblemKind::Unreadable, reason)
+        }
+        (Some(Shortfall::Ended { bytes }), Ok(_)) => {
+            let reason = format!("it lost its last {bytes} bytes while it was read; zeros stand in their place");
+            (ProblemKind::Changed, reason)
+        }
+        (None, Ok(Stability::Unchanged)) => return None,
+        (None, Ok(Stability::Grew)) => {
+            let reason = "it grew while it was read; the archive holds it up to its size at the beginning";
+            (ProblemKind::Grew, reason.to_owned())
+        }
+        (None, Ok(Stability::Changed)) => {
+            let reason = "it changed while it was read; what the archive holds may be a mixture";
+            (ProblemKind::Changed, reason.to_owned())
+        }
+        (_, Err(problem)) => return Some(problem),
+    };
+    Some(problem(found, kind, reason))
 }

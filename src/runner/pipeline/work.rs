@@ -219,7 +219,7 @@ impl Builder<'_, '_> {
                     self.content.truncate(offset);
                     return self.add_odd_file(&opened, member, &reading);
                 }
-                let trouble = trouble(&opened.found, reading.error_text(), stability);
+                let trouble = read::trouble(&opened.found, reading.shortfall(), stability);
                 is_doubtful = trouble.as_ref().is_some_and(|problem| problem.kind.is_loss());
                 trouble.into_iter().for_each(|problem| self.flow.problem(problem));
             }
@@ -341,14 +341,12 @@ impl Builder<'_, '_> {
             self.content.extend_zeros((data_bytes.next_multiple_of(BLOCK as u64) - data_bytes) as usize);
         }
         self.end_chunk((piece == 0).then(|| large.clone()))?;
-        let ends_early = || format!("it ends {} bytes before its size; zeros stand in their place", reading.missing);
-        let trouble = reading.error_text().or_else(|| (reading.missing > 0).then(ends_early));
-        Ok(large.piece_done(piece, &hasher, trouble))
+        Ok(large.piece_done(piece, &hasher, reading.shortfall()))
     }
 
     /// Records what became of a file whose pieces have all been read.
     fn settle(&self, large: &LargeFile, finished: Finished, stability: Result<Stability, Problem>) {
-        let problem = trouble(&large.found, finished.trouble, stability);
+        let problem = read::trouble(&large.found, finished.shortfall, stability);
         let is_doubtful = problem.as_ref().is_some_and(|problem| problem.kind.is_loss());
         problem.into_iter().for_each(|problem| self.flow.problem(problem));
         large.settle(Outcome { digest: finished.digest, is_doubtful });
@@ -362,7 +360,7 @@ impl Builder<'_, '_> {
         content_digest: Option<[u8; 32]>,
         changed_while_read: bool,
     ) {
-        let xattr_digest = (!member.xattrs.is_empty()).then(|| member.xattr_digest());
+        let xattr_digest = (!member.xattrs.is_empty()).then(|| xattr_digest(&member.xattrs));
         self.members.push(CatalogMember {
             member,
             offset: offset as u64,
@@ -403,19 +401,13 @@ impl Builder<'_, '_> {
     }
 }
 
-/// Returns the problem of a file that did not hold still or could not be read whole, if there is one.
-fn trouble(found: &Found, error: Option<String>, stability: Result<Stability, Problem>) -> Option<Problem> {
-    match (error, stability) {
-        (Some(error), _) => Some(read::problem(found, ProblemKind::Unreadable, error)),
-        (None, Ok(Stability::Unchanged)) => None,
-        (None, Ok(Stability::Grew)) => {
-            let reason = "it grew while it was read; the archive holds it up to its size at the beginning";
-            Some(read::problem(found, ProblemKind::Grew, reason))
-        }
-        (None, Ok(Stability::Changed)) => {
-            let reason = "it changed while it was read; what the archive holds may be a mixture";
-            Some(read::problem(found, ProblemKind::Changed, reason))
-        }
-        (None, Err(problem)) => Some(problem),
+/// Returns the digest of extended attributes: BLAKE3 over length (`u32`, little-endian) and bytes of each name and
+/// value.
+fn xattr_digest(xattrs: &Xattrs) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for bytes in xattrs.iter().flat_map(|(name, value)| [name, value]) {
+        hasher.update(&(bytes.len() as u32).to_le_bytes());
+        hasher.update(bytes);
     }
+    *hasher.finalize().as_bytes()
 }

@@ -1,0 +1,25 @@
+//! Numbers that look random and come again with the same seed.
+
+/// A small generator (splitmix64).
+pub struct Random(u64);
+
+impl Random {
+    /// Returns the seed of `BACKUP_MANAGER_SEED`, or a new one; to be printed.
+    pub fn seed() -> u64 {
+        let given = std::env::var("BACKUP_MANAGER_SEED").ok().and_then(|seed| seed.parse().ok());
+        given.unwrap_or_else(|| getrandom::u64().unwrap() >> 1)
+    }
+
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    /// Returns a number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
