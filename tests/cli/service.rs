@@ -88,9 +88,10 @@ fn a_service_killed_in_the_middle_is_put_right_at_the_next_start() {
     assert!(home.archive_files().iter().any(|name| name.ends_with(".part")), "killed in the middle");
     let _ = home.run(&["edit", "large", "--compress", "none"]).ok();
     let _ = home.run(&["start"]).ok();
+    let interrupted = "SELECT count(*) FROM attempt WHERE outcome = 'interrupted'";
+    home.wait_until("interrupted attempt", 30, || home.number(interrupted) > 0);
     home.wait_until("success", 30, || home.number("SELECT count(*) FROM run WHERE state = 'succeeded'") > 0);
     let _ = home.run(&["stop"]).ok();
-    assert!(home.number("SELECT count(*) FROM attempt WHERE outcome = 'interrupted'") > 0);
     assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")), "{:?}", home.archive_files());
 }
 
