@@ -113,13 +113,12 @@ fn succeeds(home: &Path, command: &[&str]) -> bool {
 }
 
 fn number(home: &Path, question: &str) -> u64 {
-    let connection = rusqlite::Connection::open(home.join("backup.db")).unwrap();
-    connection.query_row(question, [], |row| row.get(0)).unwrap_or_else(|error| {
-        let listed = Command::new("sh")
-            .args(["-c", "ls -la . ..; df .; df -i .; touch x; mount | grep disk"])
-            .current_dir(home)
-            .output();
-        panic!("{error}: {listed:?}")
+    let asked = rusqlite::Connection::open(home.join("backup.db"))
+        .and_then(|connection| connection.query_row(question, [], |row| row.get(0)));
+    asked.unwrap_or_else(|error| {
+        let look = "ls -la . ..; df .; touch x; mount | grep disk; losetup";
+        let seen = Command::new("sh").args(["-c", look]).current_dir(home).output();
+        panic!("{error}: {seen:?}")
     })
 }
 

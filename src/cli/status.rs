@@ -98,15 +98,16 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     if let Err(error) = store.check_writable() {
         trouble.push(error.to_string());
     }
+    if let Err(error) = archive_folder::look(&context.home, store) {
+        trouble.push(error.to_string());
+    }
     if !store.has_archives()? && rescan::anything_to_find(&context.home, store)? {
         trouble.push(format!(
-            "the database {} knows no archives, and {} is another's or holds some: put back the newest copy of the \
-             database with `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",
+            "the database {} knows no archives, and {} is not empty: put back the newest copy of the database with \
+             `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",
             context.home.db().display(),
             context.home.backups().display()
         ));
-    } else if let Err(error) = archive_folder::look(&context.home, store) {
-        trouble.push(error.to_string());
     }
     Ok(ServiceState { workers, trouble })
 }

@@ -215,7 +215,7 @@ impl Catalog {
     fn wanted_chunks(&self, selection: &Selection) -> Result<Vec<u64>> {
         let mut wanted = Vec::new();
         for path in selection.paths() {
-            let chunks = self.store.chunks_with(self.archive.run, path)?;
+            let chunks = self.store.chunks_with(self.archive.run, path, selection.means_below())?;
             wanted.extend(chunks);
         }
         if selection.paths().len() == 0 {

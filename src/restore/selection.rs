@@ -1,5 +1,6 @@
 //! Which members of an archive are meant: paths, and globs that let in or leave out.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -50,15 +51,20 @@ impl Globs {
 
     /// Says whether one matches the path or a folder it lies in.
     fn matches_at_or_above(&self, path: &[u8]) -> bool {
-        let folders = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at]);
-        self.matches(path) || folders.into_iter().any(|folder| self.matches(folder))
+        self.matches(path) || folders_above(path).any(|folder| self.matches(folder))
     }
+}
+
+/// Returns the folders that a path lies in.
+fn folders_above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at])
 }
 
 /// Which members are meant.
 #[derive(Debug)]
 pub struct Selection {
-    paths: Vec<(MemberPath, AtomicBool)>,
+    /// With each path whether it was met.
+    paths: HashMap<Box<[u8]>, (MemberPath, AtomicBool)>,
     below: bool,
     include: Globs,
     exclude: Globs,
@@ -68,7 +74,7 @@ impl Selection {
     /// Means these paths with all that lies below them, or everything where there are none, but for what the globs
     /// say: `include` lets only in what matches or lies in what matches, `exclude` leaves such out.
     pub fn new(paths: Vec<MemberPath>, include: Globs, exclude: Globs) -> Selection {
-        let paths = paths.into_iter().map(|path| (path, AtomicBool::new(false))).collect();
+        let paths = paths.into_iter().map(|path| (path.as_bytes().into(), (path, AtomicBool::new(false)))).collect();
         Selection { paths, below: true, include, exclude }
     }
 
@@ -84,7 +90,12 @@ impl Selection {
 
     /// Returns the paths; none where everything is meant.
     pub fn paths(&self) -> impl ExactSizeIterator<Item = &MemberPath> {
-        self.paths.iter().map(|(path, _)| path)
+        self.paths.values().map(|(path, _)| path)
+    }
+
+    /// Says whether what lies below the paths is meant, too.
+    pub(super) fn means_below(&self) -> bool {
+        self.below
     }
 
     /// Says whether nothing is left out.
@@ -96,12 +107,15 @@ impl Selection {
     pub fn wants(&self, path: &MemberPath) -> bool {
         let bytes = path.as_bytes();
         let mut named = self.paths.is_empty();
-        for (wanted, met) in &self.paths {
-            let rest = bytes.strip_prefix(wanted.as_bytes());
-            if rest.is_some_and(|rest| rest.is_empty() || self.below && rest[0] == b'/') {
+        let mut meet = |at: &[u8]| {
+            if let Some((_, met)) = self.paths.get(at) {
                 met.store(true, Ordering::Relaxed);
                 named = true;
             }
+        };
+        meet(bytes);
+        if self.below && !self.paths.is_empty() {
+            folders_above(bytes).for_each(meet);
         }
         named
             && (self.include.is_empty() || self.include.matches_at_or_above(bytes))
@@ -110,7 +124,10 @@ impl Selection {
 
     /// Returns the paths that nothing was found at so far.
     pub fn missing(&self) -> Vec<&MemberPath> {
-        self.paths.iter().filter(|(_, met)| !met.load(Ordering::Relaxed)).map(|(path, _)| path).collect()
+        let missing = self.paths.values().filter(|(_, met)| !met.load(Ordering::Relaxed));
+        let mut missing: Vec<&MemberPath> = missing.map(|(path, _)| path).collect();
+        missing.sort();
+        missing
     }
 }
 

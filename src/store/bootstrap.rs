@@ -251,15 +251,16 @@ fn foreign(path: &Path) -> Error {
         .hint("nothing was changed; name ours with --db or BACKUP_DB, or another folder with --home")
 }
 
-/// A file that is no database at all may be anything, a damaged one of ours as well.
+/// A file that is no database at all is foreign, unless workers of ours were at it.
 fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
-        // Whose it was cannot be told any more where its first page is gone.
-        Some(rusqlite::ErrorCode::NotADatabase) => Error::new(
+        // Where its first page is gone, only what lies beside it still says that it was ours.
+        Some(rusqlite::ErrorCode::NotADatabase) if beside(path, ".workers").exists() => Error::new(
             ErrorKind::Damage,
-            format!("{} is not a database of backup-manager, or not any more", path.display()),
+            format!("{} is not a database of backup-manager any more: it is damaged", path.display()),
         )
-        .hint(format!("nothing was changed. Where it was ours: {WAYS_OUT}")),
+        .hint(WAYS_OUT),
+        Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
         _ => fault(path, error),
     }
 }

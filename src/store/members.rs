@@ -57,8 +57,8 @@ impl Store {
         Ok((members, next))
     }
 
-    /// Returns the chunks of an archive that hold headers of members at or below `path`, in order.
-    pub fn chunks_with(&self, run: i64, path: &MemberPath) -> Result<Vec<u64>> {
+    /// Returns the chunks of an archive that hold headers of members at `path`, and if asked below it, in order.
+    pub fn chunks_with(&self, run: i64, path: &MemberPath, below: bool) -> Result<Vec<u64>> {
         self.read(|connection| {
             // A path is found by the index over all archives, what lies below it among the members of this one: a
             // folder may hold most of every archive there is.
@@ -70,13 +70,13 @@ impl Store {
                 .query_map(params![run, path.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect::<rusqlite::Result<_>>()?;
             let mut chunks: Vec<u64> = at.iter().map(|(sequence, _)| *sequence).collect();
-            if at.is_empty() || at.iter().any(|(_, kind)| kind == "folder") {
-                let below = |last: u8| [path.as_bytes(), &[last]].concat();
+            if below && (at.is_empty() || at.iter().any(|(_, kind)| kind == "folder")) {
+                let end = |last: u8| [path.as_bytes(), &[last]].concat();
                 let mut statement = connection.prepare_cached(&format!(
                     "SELECT DISTINCT sequence FROM archive_chunk CROSS JOIN member \
                      ON member.chunk_id = archive_chunk.chunk_id WHERE {OF_FILE} AND path >= ?2 AND path < ?3"
                 ))?;
-                let rows = statement.query_map(params![run, below(b'/'), below(b'/' + 1)], |row| row.get(0))?;
+                let rows = statement.query_map(params![run, end(b'/'), end(b'/' + 1)], |row| row.get(0))?;
                 chunks.extend(rows.collect::<rusqlite::Result<Vec<u64>>>()?);
             }
             chunks.sort_unstable();
