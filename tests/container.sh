@@ -224,6 +224,7 @@ test_down_and_up() {
 }
 
 test_health() {
+  eventually "healthy before" 60 is_health healthy
   dc exec -T backup-system chmod 0400 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
   eventually "unhealthy while the store cannot be written" 60 is_health unhealthy
   dc exec -T backup-system chmod 0600 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
