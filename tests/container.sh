@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The container as its users have it: from a fresh clone, as uid 1000, as another uid, and as root with few rights.
 #
-#   tests/container.sh [FORM...]       forms: owner other root damage; all of them by default
+#   tests/container.sh [FORM...]       forms: owner other root damage lost; all of them by default
 #
 #   BUILD=0 tests/container.sh         with the image that is there
 #
@@ -224,6 +224,7 @@ test_down_and_up() {
 }
 
 test_health() {
+  eventually "healthy before" 60 is_health healthy
   dc exec -T backup-system chmod 0400 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
   eventually "unhealthy while the store cannot be written" 60 is_health unhealthy
   dc exec -T backup-system chmod 0600 /app/db/backup.db /app/db/backup.db-wal /app/db/backup.db-shm >/dev/null 2>&1
@@ -236,8 +237,10 @@ test_lost_volume() {
   eventually "unhealthy: the archives are another database's" 90 is_health unhealthy
   expect "and says why" 1 'belongs to another database|rescan' bm status
   if verb_exists rescan && bm rescan --help 2>&1 | grep -q from-copy; then
-    eventually "rescan --from-copy" 30 bm rescan --from-copy
-    dc restart >/dev/null 2>&1
+    expect "rescan wants to be alone" 11 'stop' bm rescan --from-copy
+    dc stop >/dev/null 2>&1
+    expect "rescan --from-copy" 0 'put back' dc run --rm backup-system rescan --from-copy
+    dc start >/dev/null 2>&1
     eventually "healthy again" 60 is_health healthy
     expect "the schedules are back" 0 'docs_backup' bm list
     expect "the archives are back" 0 'docs_backup' bm backups
@@ -267,6 +270,18 @@ form_owner() {
   test_health
   # What lies in the folders is not git's.
   expect "git sees nothing new but the text file" 0 '^ M backup_schedules.txt$' git -c safe.directory='*' status --porcelain
+  lose_volume
+}
+
+# The volume of the database is gone; the archives and what lies beside them are not.
+form_lost() {
+  fresh_clone 1000
+  up_and_healthy
+  fill_source 1000
+  expect "create" 0 '.' bm create "data/documents;14:00;docs_backup"
+  expect "run" 0 'succeeded' bm run docs_backup
+  down
+  up_and_healthy
   test_lost_volume
   lose_volume
 }
@@ -336,7 +351,7 @@ form_damage() {
 
 test_build
 forms=("$@")
-((${#forms[@]})) || forms=(owner other root damage)
+((${#forms[@]})) || forms=(owner other root damage lost)
 for form in "${forms[@]}"; do
   say "begins"
   "form_$form"
