@@ -215,6 +215,8 @@ fn strangers(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
             let temporary = name.starts_with(".backup-manager-") && name.ends_with(".part");
             if kind.is_dir() {
                 folders.push(path);
+            } else if name.starts_with(".database/") && name.ends_with(".db") {
+                // A copy of the database: it has no row, and is kept by its name.
             } else if name == "ballast" {
                 // Not the program's: what fills a small disk up.
             } else if temporary && when == When::Settled {
