@@ -1,7 +1,7 @@
-//! Memory is bounded whatever the source: many files, large ones, holes, and a catalog that is slower than all the rest.
+//! Memory is bounded whatever the source: many files, large ones, holes, and a catalog slower than all the rest.
 //!
-//! `BACKUP_MANAGER_LONG_TESTS=1` adds a million files and a sparse file of 20 GiB. Alone in its file, for the peak is that
-//! of the process.
+//! `BACKUP_MANAGER_LONG_TESTS=1` adds a million files and a sparse file of 20 GiB. Alone in its file, for the peak is
+//! that of the process.
 
 mod support;
 
@@ -71,7 +71,8 @@ fn memory_is_bounded() {
     let scratch = tempfile::tempdir().unwrap();
     let source = scratch.path().join("source");
     fs::create_dir(&source).unwrap();
-    let noise: Vec<u8> = (0..(3 << 20) + 40_000u64).map(|i| ((i * i) >> 9) as u8 ^ (i * i * 31 >> 17) as u8).collect();
+    let noise: Vec<u8> =
+        (0..(3 << 20) + 40_000u64).map(|i| ((i * i) >> 9) as u8 ^ ((i * i * 31) >> 17) as u8).collect();
     for i in 0..14_000 {
         fs::write(source.join(format!("{i}")), &noise[i..i + if i % 400 == 0 { 3 << 20 } else { 300 }]).unwrap();
     }

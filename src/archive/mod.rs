@@ -4,6 +4,7 @@ mod acl;
 pub mod buffer;
 pub mod chunk;
 pub mod codec;
+mod entries;
 pub mod foreign;
 pub mod header;
 pub mod place;
