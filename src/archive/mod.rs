@@ -4,9 +4,13 @@ mod acl;
 pub mod buffer;
 pub mod chunk;
 pub mod codec;
+<<<<<<< HEAD
 pub mod content;
 pub mod damage;
 pub mod extract;
+=======
+mod entries;
+>>>>>>> refs/heads/archive
 pub mod foreign;
 pub mod header;
 pub mod members;

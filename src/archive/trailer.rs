@@ -19,6 +19,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::codec::Codec;
+use super::entries::EntryTable;
 use super::header::BLOCK;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -32,7 +33,7 @@ const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;
 const SEEK_TABLE_END: u32 = 0x8F92_EAB1;
 const SEEK_FOOTER_BYTES: u64 = 9;
 /// Bytes of the trailer in one gzip member: whole entries, and less than an extra field can hold.
-const SEGMENT_BYTES: usize = 1600 * ENTRY_BYTES;
+pub(super) const SEGMENT_BYTES: usize = 1600 * ENTRY_BYTES;
 /// Bytes of an empty gzip member around what its extra field holds.
 const MEMBER_BYTES: usize = MEMBER_HEAD_BYTES + 10;
 const MEMBER_HEAD_BYTES: usize = 16;
@@ -91,37 +92,41 @@ pub(super) fn entry(stored_length: u64, content_length: u64, stored_digest: &[u8
 pub(super) fn write(
     codec: Codec,
     content_end: u64,
-    entries: &[u8],
+    entries: &EntryTable,
     facts: &Facts,
     put: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let facts = serde_json::to_vec(facts).map_err(|e| Error::failed("cannot write the trailer").because(e))?;
-    let footer = footer(entries, &facts);
-    let body_bytes = entries.len() + facts.len() + FOOTER_BYTES;
+    let footer = footer(entries, &facts)?;
+    let body_bytes = entries.bytes() + (facts.len() + FOOTER_BYTES) as u64;
     match codec {
         Codec::Plain => {
-            let end = content_end + body_bytes as u64;
+            let end = content_end + body_bytes;
             let padding = end.next_multiple_of(BLOCK as u64) - end;
             put(&[0; BLOCK][..padding as usize])?;
-            put(entries)?;
+            entries.for_each_segment(put)?;
             put(&facts)?;
             put(&footer)
         }
         Codec::Gzip => {
-            let last_whole = entries.len() - entries.len() % SEGMENT_BYTES;
-            for segment in entries[..last_whole].chunks(SEGMENT_BYTES) {
-                put(&empty_member(segment))?;
-            }
-            for segment in [&entries[last_whole..], &facts].concat().chunks(SEGMENT_BYTES) {
+            let mut rest = Vec::new();
+            entries.for_each_segment(&mut |segment| {
+                if segment.len() == SEGMENT_BYTES {
+                    return put(&empty_member(segment));
+                }
+                rest.extend_from_slice(segment);
+                Ok(())
+            })?;
+            rest.extend_from_slice(&facts);
+            for segment in rest.chunks(SEGMENT_BYTES) {
                 put(&empty_member(segment))?;
             }
             put(&empty_member(&footer))
         }
         Codec::Zstd => {
-            let too_long = |_| Error::failed("the archive has too many chunks for its format");
-            let length = u32::try_from(body_bytes).map_err(too_long)?;
+            let length = u32::try_from(body_bytes).map_err(|_| too_many_chunks())?;
             put(&frame_head(FRAME_MAGIC, length))?;
-            put(entries)?;
+            entries.for_each_segment(put)?;
             put(&facts)?;
             put(&footer)?;
             write_seek_table(entries, 8 + length, put)
@@ -129,15 +134,24 @@ pub(super) fn write(
     }
 }
 
-fn footer(entries: &[u8], facts: &[u8]) -> [u8; FOOTER_BYTES] {
+fn footer(entries: &EntryTable, facts: &[u8]) -> Result<[u8; FOOTER_BYTES]> {
     let mut footer = [0; FOOTER_BYTES];
-    footer[..8].copy_from_slice(&((entries.len() / ENTRY_BYTES) as u64).to_le_bytes());
+    footer[..8].copy_from_slice(&entries.count().to_le_bytes());
     footer[8..12].copy_from_slice(&(facts.len() as u32).to_le_bytes());
     footer[12..16].copy_from_slice(&VERSION.to_le_bytes());
-    let digest = blake3::Hasher::new().update(entries).update(facts).update(&footer[..16]).finalize();
+    let mut hasher = blake3::Hasher::new();
+    entries.for_each_segment(&mut |segment| {
+        hasher.update(segment);
+        Ok(())
+    })?;
+    let digest = hasher.update(facts).update(&footer[..16]).finalize();
     footer[16..48].copy_from_slice(digest.as_bytes());
     footer[56..].copy_from_slice(&MAGIC);
-    footer
+    Ok(footer)
+}
+
+fn too_many_chunks() -> Error {
+    Error::failed("the archive has more chunks than a zstd seek table holds").hint("use gzip or no compression")
 }
 
 /// Returns a gzip member without content that carries `data` in its extra field.
@@ -159,15 +173,14 @@ fn frame_head(magic: u32, length: u32) -> [u8; 8] {
     head
 }
 
-fn write_seek_table(entries: &[u8], trailer_frame: u32, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let too_long = |_| Error::failed("the archive has too many chunks for its format");
-    let frames = u32::try_from(entries.len() / ENTRY_BYTES + 1).map_err(too_long)?;
-    let length = u64::from(frames) * 8 + SEEK_FOOTER_BYTES;
-    put(&frame_head(SEEK_TABLE_MAGIC, u32::try_from(length).map_err(too_long)?))?;
-    for some in entries.chunks(1024 * ENTRY_BYTES) {
-        let lengths: Vec<u8> = some.chunks(ENTRY_BYTES).flat_map(|entry| entry[..8].iter().copied()).collect();
-        put(&lengths)?;
-    }
+fn write_seek_table(entries: &EntryTable, trailer_frame: u32, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let frames = u32::try_from(entries.count() + 1).map_err(|_| too_many_chunks())?;
+    let length = u32::try_from(u64::from(frames) * 8 + SEEK_FOOTER_BYTES).map_err(|_| too_many_chunks())?;
+    put(&frame_head(SEEK_TABLE_MAGIC, length))?;
+    entries.for_each_segment(&mut |segment| {
+        let lengths: Vec<u8> = segment.chunks(ENTRY_BYTES).flat_map(|entry| entry[..8].iter().copied()).collect();
+        put(&lengths)
+    })?;
     put(&trailer_frame.to_le_bytes())?;
     put(&0u32.to_le_bytes())?;
     put(&frames.to_le_bytes())?;
@@ -359,12 +372,12 @@ mod tests {
 
     fn archive(codec: Codec, chunks: u64) -> (File, Vec<StoredChunk>, Facts) {
         let mut file = tempfile::tempfile().unwrap();
-        let (mut entries, mut expected, mut offset) = (Vec::new(), Vec::new(), 0);
+        let (mut entries, mut expected, mut offset) = (EntryTable::new(Path::new("x")), Vec::new(), 0);
         for sequence in 0..chunks {
             let stored_digest = *blake3::hash(&sequence.to_le_bytes()).as_bytes();
             let (stored_length, content_length) = (sequence % 7, sequence % 11);
             file.write_all(&vec![9; stored_length as usize]).unwrap();
-            entries.extend(entry(stored_length, content_length, &stored_digest).unwrap());
+            entries.push(&entry(stored_length, content_length, &stored_digest).unwrap()).unwrap();
             expected.push(StoredChunk { sequence, offset, stored_length, content_length, stored_digest });
             offset += stored_length;
         }

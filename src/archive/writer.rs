@@ -9,6 +9,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::buffer::Buffer;
 use super::codec::{Codec, EncodedChunk, Encoder};
+use super::entries::EntryTable;
 use super::header;
 use super::trailer::{self, Facts};
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ pub struct ArchiveWriter<'f> {
     encoder: Encoder,
     offset: u64,
     handed_over: u64,
-    entries: Vec<u8>,
+    entries: EntryTable,
     digest: ArchiveDigest,
 }
 
@@ -74,7 +75,7 @@ impl<'f> ArchiveWriter<'f> {
             encoder: Encoder::new(compression)?,
             offset: 0,
             handed_over: 0,
-            entries: Vec::new(),
+            entries: EntryTable::new(path),
             digest: ArchiveDigest::new(),
         })
     }
@@ -102,7 +103,7 @@ impl<'f> ArchiveWriter<'f> {
     /// Writes the next chunk.
     pub fn put(&mut self, chunk: &EncodedChunk) -> Result<()> {
         let length = chunk.stored.len() as u64;
-        self.entries.extend(trailer::entry(length, chunk.content_length, &chunk.stored_digest)?);
+        self.entries.push(&trailer::entry(length, chunk.content_length, &chunk.stored_digest)?)?;
         self.digest.add(&chunk.stored_digest);
         self.file.write_all(&chunk.stored).map_err(Error::io("write", &self.path))?;
         self.offset += length;
@@ -114,20 +115,20 @@ impl<'f> ArchiveWriter<'f> {
 
     /// Returns how many bytes and how many chunks have been written.
     pub fn position(&self) -> (u64, u64) {
-        (self.offset, (self.entries.len() / trailer::ENTRY_BYTES) as u64)
+        (self.offset, self.entries.count())
     }
 
     /// Writes the trailer. The file is not synced yet.
     pub fn finish(mut self, facts: &Facts) -> Result<Finished> {
         let (content_end, chunks) = self.position();
         let mut hasher = blake3::Hasher::new();
-        let entries = std::mem::take(&mut self.entries);
         let mut size = content_end;
-        trailer::write(self.codec, content_end, &entries, facts, &mut |bytes| {
+        trailer::write(self.codec, content_end, &self.entries, facts, &mut |bytes| {
             hasher.update(bytes);
             size += bytes.len() as u64;
             self.file.write_all(bytes).map_err(Error::io("write", &self.path))
         })?;
+        self.offset = size;
         self.start_write_back();
         Ok(Finished { size, chunks, digest: self.digest.finish(hasher.finalize().as_bytes()) })
     }

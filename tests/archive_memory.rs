@@ -1,0 +1,115 @@
+//! Memory is bounded whatever the source: many files, large ones, holes, and a catalog slower than all the rest.
+//!
+//! `BACKUP_MANAGER_LONG_TESTS=1` adds a million files and a sparse file of 20 GiB. Alone in its file, for the peak is
+//! that of the process.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use backup_manager::archive::place::PendingFile;
+use backup_manager::clock::{Clock, SystemClock};
+use backup_manager::member::MemberPath;
+use backup_manager::runner::pipeline::{self, Job, Written};
+use backup_manager::schedule::{Compression, Excludes};
+
+use support::archive::{Silent, is_long_run};
+
+/// Writes an archive and forgets it, with a catalog that stops for a while.
+fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duration) -> Written {
+    let clock = SystemClock::new();
+    let job = Job {
+        source,
+        root_name: &MemberPath::parse(b"source").unwrap(),
+        excludes: &Excludes::default(),
+        patterns: &[],
+        never: &[],
+        compression,
+        threads: 2,
+        comment: "{}",
+        run: 1,
+        clock: &clock,
+        observer: &Silent,
+        cancel: &AtomicBool::new(false),
+    };
+    let mut file = PendingFile::create(&scratch.join("archive"), 0o400).unwrap();
+    let mut calls = 0;
+    let written = pipeline::write(&job, &mut file, &mut |_| {
+        calls += 1;
+        if calls == 2 {
+            wait_while_memory_grows(&clock, pause);
+        }
+        Ok(())
+    });
+    written.unwrap()
+}
+
+/// Holds the catalog up until the threads behind it have taken all that they will.
+fn wait_while_memory_grows(clock: &SystemClock, pause: Duration) {
+    let (mut peak, mut grown_at) = (peak_mib(), clock.monotonic());
+    while clock.monotonic() - grown_at < pause {
+        std::thread::yield_now();
+        let now = peak_mib();
+        if now > peak {
+            (peak, grown_at) = (now, clock.monotonic());
+        }
+    }
+}
+
+fn peak_mib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[test]
+fn memory_is_bounded() {
+    let scratch = tempfile::tempdir().unwrap();
+    let source = scratch.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let noise: Vec<u8> =
+        (0..(3 << 20) + 40_000u64).map(|i| ((i * i) >> 9) as u8 ^ ((i * i * 31) >> 17) as u8).collect();
+    for i in 0..14_000 {
+        fs::write(source.join(format!("{i}")), &noise[i..i + if i % 400 == 0 { 3 << 20 } else { 300 }]).unwrap();
+    }
+    let large = File::create(source.join("large")).unwrap();
+    (0..30).for_each(|i| large.write_all_at(&noise[..3 << 20], i * (3 << 20)).unwrap());
+    let sparse = File::create(source.join("sparse")).unwrap();
+    sparse.set_len(256 << 20).unwrap();
+    (0..32).for_each(|i| sparse.write_all_at(&noise[..4096], i * (8 << 20)).unwrap());
+    let before = peak_mib();
+    for compression in [Compression::None, Compression::Zstd(3), Compression::Gzip(1)] {
+        let written = write(&source, scratch.path(), compression, Duration::from_millis(400));
+        assert_eq!((written.members, written.losses), (14_003, 0));
+        let peak = peak_mib() - before;
+        println!("{compression}: {peak} MiB");
+        assert!(peak <= 56, "{compression} took {peak} MiB");
+    }
+    if is_long_run() {
+        long_run(scratch.path(), before);
+    }
+}
+
+fn long_run(scratch: &Path, before: u64) {
+    let source = scratch.join("million");
+    for folder in 0..1_000 {
+        let folder = source.join(format!("{folder}"));
+        fs::create_dir_all(&folder).unwrap();
+        (0..1_000).for_each(|i| fs::write(folder.join(format!("some file {i}")), b"a few bytes").unwrap());
+    }
+    let sparse = File::create(source.join("sparse")).unwrap();
+    sparse.set_len(20 << 30).unwrap();
+    (0..20).for_each(|i| sparse.write_all_at(b"data", i << 30).unwrap());
+    for compression in [Compression::None, Compression::Zstd(3), Compression::Gzip(6)] {
+        let clock = SystemClock::new();
+        let written = write(&source, scratch, compression, Duration::ZERO);
+        assert_eq!(written.files, 1_000_001);
+        let peak = peak_mib() - before;
+        println!("a million files and 20 GiB of holes, {compression}: {peak} MiB, {:?}", clock.monotonic());
+        assert!(peak <= 96, "{compression} took {peak} MiB");
+    }
+}
