@@ -4,13 +4,10 @@ mod acl;
 pub mod buffer;
 pub mod chunk;
 pub mod codec;
-<<<<<<< HEAD
 pub mod content;
 pub mod damage;
-pub mod extract;
-=======
 mod entries;
->>>>>>> refs/heads/archive
+pub mod extract;
 pub mod foreign;
 pub mod header;
 pub mod members;
