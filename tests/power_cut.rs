@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prove::promises::{Promises, When};
@@ -29,6 +30,11 @@ struct Disk {
 }
 
 impl Disk {
+    /// Syncs this disk and no other: a control must lose what nobody synced, whatever runs beside it.
+    fn sync(&self) {
+        assert!(Command::new("sync").arg("-f").arg(self.mount_point()).status().unwrap().success());
+    }
+
     fn make() -> Option<Disk> {
         let disk = Disk { folder: prove::fast_folder() };
         fs::create_dir(disk.mount_point()).unwrap();
@@ -36,7 +42,7 @@ impl Disk {
             && Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()).status().is_ok_and(|s| s.success());
         if made && disk.mount() {
             fs::write(disk.mount_point().join("marker"), "this disk").unwrap();
-            assert!(Command::new("sync").status().unwrap().success());
+            disk.sync();
             return Some(disk);
         }
         prove::say("skipped: power cut: no ext4 image can be mounted here; it needs root and a loop device");
@@ -132,8 +138,12 @@ fn number(home: &Path, question: &str) -> u64 {
     })
 }
 
+/// One test at a time: unmounting and shutting down one disk makes the kernel write others, too.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     // Archives and database on disks of their own: what syncs one must not be what saves the other.
     let (Some(disk), Some(archives)) = (Disk::make(), Disk::make()) else { return };
     let seed = prove::number("BACKUP_SEED").unwrap_or(1);
@@ -150,7 +160,8 @@ fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
             let _ = std::os::unix::fs::symlink(archives.mount_point().join("all"), home.join("backups"));
             fs::create_dir_all(archives.mount_point().join("all")).unwrap();
             // The home itself is not the program's to sync.
-            assert!(Command::new("sync").status().unwrap().success());
+            disk.sync();
+            archives.sync();
         }
         // Making the database and the schedules is cut, too; what is said to be made must be there.
         for (name, format) in names {
@@ -198,7 +209,7 @@ fn rows_lost(disk: &Disk, synchronous: &str) -> u64 {
     let path = disk.mount_point().join(format!("{synchronous}.db"));
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n INTEGER); PRAGMA wal_checkpoint;").unwrap();
-    assert!(Command::new("sync").status().unwrap().success());
+    disk.sync();
     connection.execute_batch(&format!("PRAGMA synchronous = {synchronous}")).unwrap();
     for n in 0..20 {
         connection.execute("INSERT INTO t VALUES (?1)", [n]).unwrap();
@@ -220,7 +231,7 @@ fn rows_lost(disk: &Disk, synchronous: &str) -> u64 {
 fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
     let folder = disk.mount_point().join("folder");
     fs::create_dir_all(&folder).unwrap();
-    assert!(Command::new("sync").status().unwrap().success());
+    disk.sync();
     let (temporary, last) = (folder.join("temporary"), folder.join(name));
     let mut file = fs::File::create(&temporary).unwrap();
     file.write_all(&[7; 10_000]).and_then(|()| file.sync_all()).unwrap();
@@ -235,6 +246,7 @@ fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
 
 #[test]
 fn the_cut_takes_what_was_not_synced_and_only_that() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(disk) = Disk::make() else { return };
     assert!(rows_lost(&disk, "NORMAL") > 0, "control: nothing is lost with synchronous=NORMAL");
     assert_eq!(rows_lost(&disk, "FULL"), 0);
