@@ -233,6 +233,16 @@ fn the_first_name_in_the_archive_carries_the_data_of_hard_links() {
 }
 
 #[test]
+fn names_of_symbolic_links_are_no_hard_links() {
+    let scene = Scene::new(&["a"]);
+    symlink("a", scene.path("b")).unwrap();
+    fs::hard_link(scene.path("b"), scene.path("c")).unwrap();
+    let made = make(&scene.source, scene.scratch.path(), Compression::None);
+    let symlink = |name: &str| (format!("source/{name}"), MemberKind::Symlink, Some("a".to_owned()));
+    assert_eq!(linked(&made)[1..], [symlink("b"), symlink("c")]);
+}
+
+#[test]
 fn a_name_that_was_taken_by_another_file_is_no_carrier() {
     let scene = Scene::new(&["a"]);
     fs::hard_link(scene.path("a"), scene.path("b")).unwrap();
