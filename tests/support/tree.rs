@@ -34,7 +34,7 @@ pub enum Kind {
         spans: Vec<(u64, u64, u8)>,
     },
     Symlink(Vec<u8>),
-    /// A further name of one of the files made so far.
+    /// A further name of one of the files and fifos made so far.
     HardLink(usize),
     Fifo,
     Device(u32, u32),
@@ -62,7 +62,10 @@ pub fn make(root: &Path, entries: &[Entry]) {
             Kind::Symlink(target) => symlink(OsStr::from_bytes(target), &path).unwrap(),
             Kind::HardLink(_) if files.is_empty() => continue,
             Kind::HardLink(which) => fs::hard_link(&files[which % files.len()], &path).unwrap(),
-            Kind::Fifo => mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap(),
+            Kind::Fifo => {
+                mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+                files.push(path.clone());
+            }
             Kind::Device(major, minor) => {
                 let number = makedev(*major, *minor);
                 mknodat(CWD, &path, FileType::CharacterDevice, Mode::from_raw_mode(0o600), number).unwrap();
@@ -88,7 +91,8 @@ fn make_file(path: &Path, size: u64, spans: &[(u64, u64, u8)]) {
 }
 
 fn dress(path: &Path, entry: &Entry) {
-    let is_link = matches!(entry.kind, Kind::Symlink(_));
+    let stat = fs::symlink_metadata(path).unwrap();
+    let (is_link, is_folder) = (stat.is_symlink(), stat.is_dir());
     let (uid, gid) = (Some(Uid::from_raw(entry.owner.0)), Some(Gid::from_raw(entry.owner.1)));
     chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     if !is_link {
@@ -96,14 +100,13 @@ fn dress(path: &Path, entry: &Entry) {
     }
     for (name, value) in &entry.xattrs {
         // Only files and folders may have attributes of users.
-        let takes_user = matches!(entry.kind, Kind::Folder | Kind::File { .. });
-        if takes_user || !name.starts_with(b"user.") {
+        if stat.is_file() || is_folder || !name.starts_with(b"user.") {
             xattr::set(path, OsStr::from_bytes(name), value).unwrap();
         }
     }
     if let Some(user) = entry.acl_user.filter(|_| !is_link) {
         xattr::set(path, "system.posix_acl_access", &acl(entry.mode, user)).unwrap();
-        if matches!(entry.kind, Kind::Folder) {
+        if is_folder {
             xattr::set(path, "system.posix_acl_default", &acl(0o750, user)).unwrap();
         }
     }
