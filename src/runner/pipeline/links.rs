@@ -36,8 +36,8 @@ impl Group {
 impl Links {
     /// Returns the place of a name among those of its file; nothing if it has no others.
     pub(super) fn turn(&mut self, found: &Found) -> Option<LinkTurn> {
-        // Symbolic links stand each for themselves: to some readers a further name of one is a name of what it leads to,
-        // whose owner and mode they then change.
+        // Symbolic links stand each for themselves: to some readers a further name of one is a name of what it leads
+        // to, whose owner and mode they then change.
         if found.stat.links < 2 || matches!(found.kind, MemberKind::Folder | MemberKind::Symlink) {
             return None;
         }

@@ -3,6 +3,8 @@
 //! [`Service::tick`] is one round and takes the time from the clock, so that tests and simulation drive it step by
 //! step. [`Service::serve`] only repeats it and waits in between.
 
+mod threads;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,15 +16,15 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::archive_folder;
 use crate::clock::Timestamp;
-use crate::error::{Error, ErrorKind, Result};
-use crate::report::{Observer, Problem, Progress};
-use crate::runner::{self, Cancel, Conduct, Ended, Runner, TakenOver};
+use crate::error::{Error, Result};
+use crate::runner::{self, Cancel, Ended, Runner};
 use crate::schedule::{Cadence, CatchUp};
-use crate::store::{Claim, Due, Intent, Role, RunState, ScheduleRow, StopRequest, Watch, Watermark};
+use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::supervisor::Supervisor;
 use crate::transfer;
 use crate::upkeep;
 use crate::worker::{self, Registration};
+use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
 const NAP: Duration = Duration::from_secs(30);
@@ -453,101 +455,4 @@ pub fn serving(runner: &Runner) -> Result<Option<u32>> {
     let workers = runner.home.workers();
     let rows = runner.store.workers()?;
     Ok(rows.iter().find(|row| row.role == Role::Service && worker::is_alive(&workers, &row.uuid)).map(|row| row.pid))
-}
-
-/// The work of a day takes one thread: runs come first.
-fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool) -> Result<upkeep::Round> {
-    let means = upkeep::Means {
-        home: &runner.home,
-        store: &runner.store,
-        clock: &*runner.clock,
-        observer: &LogObserver,
-        threads: 1,
-        scratch: options.scratch.as_deref(),
-        cancel,
-    };
-    upkeep::look_after(&means, options.upkeep)
-}
-
-fn carry_out(
-    runner: &Runner,
-    active: &Mutex<HashMap<i64, Arc<Cancel>>>,
-    claim: Claim,
-    intent: &Intent,
-    cancel: &Cancel,
-) -> Result<Ended> {
-    let run = claim.run();
-    log::info!("run @{run}: started, attempt {}", claim.attempt());
-    let conduct = Conduct { cancel, observer: &LogObserver, foreground: false };
-    let ended = runner.execute(claim, intent, &conduct);
-    match &ended {
-        Ok(Ended { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
-        Ok(Ended { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
-        Ok(Ended { state, error, .. }) => {
-            let reason = error.as_ref().map(ToString::to_string).unwrap_or_default();
-            log::error!("run @{run}: {}: {reason}", state.as_str());
-        }
-        Err(error) if error.kind() == ErrorKind::Fenced => log::warn!("run @{run}: {error}"),
-        Err(error) => log::error!("run @{run}: its end was not written: {error}"),
-    }
-    lock(active).remove(&run);
-    ended
-}
-
-fn put_right(runner: &Runner, taken: TakenOver, stuck: &Mutex<HashMap<i64, Duration>>) {
-    let run = taken.run();
-    let cancel = Cancel::default();
-    let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
-    match runner::put_right(runner, taken, &conduct) {
-        Ok(state) => log::info!("run @{run}: put right, now {}", state.as_str()),
-        Err(error) => {
-            log::error!("run @{run}: cannot be put right yet: {error}");
-            lock(stuck).insert(run, runner.clock.monotonic());
-        }
-    }
-}
-
-/// Starts a thread for a run. Without one the work is dropped, and with it the run is no longer active: the next round
-/// takes it over.
-fn spawn(run: i64, work: impl FnOnce() + Send + 'static) -> bool {
-    let spawned = std::thread::Builder::new().name(format!("run {run}")).spawn(work);
-    if let Err(error) = &spawned {
-        log::error!("run @{run}: no thread could be started: {error}");
-    }
-    spawned.is_ok()
-}
-
-/// Tells that a run's thread is over, however it ended.
-struct EndsRun {
-    run: i64,
-    active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
-    sender: Option<Sender<Event>>,
-}
-
-impl Drop for EndsRun {
-    fn drop(&mut self) {
-        lock(&self.active).remove(&self.run);
-        if let Some(sender) = &self.sender {
-            let _ = sender.send(Event::RunEnded(self.run));
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Writes what runs tell into the log.
-struct LogObserver;
-
-impl Observer for LogObserver {
-    fn progress(&self, _: &Progress) {}
-
-    fn problem(&self, problem: &Problem) {
-        log::warn!("{}: {} ({})", String::from_utf8_lossy(&problem.path), problem.reason, problem.kind.as_str());
-    }
-
-    fn note(&self, text: &str) {
-        log::info!("{text}");
-    }
 }
