@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +25,9 @@ use crate::member::{FileTime, Member, MemberKind, MemberPath};
 
 /// Mode of a folder that is being filled. Nobody else gets in, and a restore that is run again knows it by this.
 const UNFINISHED: u32 = 0o1700;
+
+/// What a new file or folder inherits from a folder's default ACL.
+const INHERITED_ACCESS: &str = "system.posix_acl_access";
 
 /// The longest path that is given to the kernel in one piece.
 const LONGEST_AT_ONCE: usize = 3000;
@@ -216,12 +219,10 @@ impl Made {
             let chown = rustix::fs::chownat(folder, name, owner, valid_gid(member.gid), AtFlags::SYMLINK_NOFOLLOW);
             shortfall.owner = chown.is_err() || member.uid == u32::MAX || (!powers.is_root && member.uid != powers.uid);
         }
-        if kind != FileType::Symlink {
-            // The umask may have taken bits away.
-            rustix::fs::chmodat(folder, name, Mode::from_raw_mode(member.mode & 0o777), AtFlags::empty())?;
+        if kind != FileType::Symlink || !member.xattrs.is_empty() {
+            dress_special(folder, name, kind, member, powers, &mut shortfall)?;
         }
         rustix::fs::utimensat(folder, name, &times(member.modified), AtFlags::SYMLINK_NOFOLLOW)?;
-        shortfall.attributes = kind != FileType::Symlink && !member.xattrs.is_empty();
         Ok((made, shortfall))
     }
 
@@ -281,10 +282,10 @@ pub struct Powers {
 }
 
 impl Powers {
-    /// Asks the system; `setuid` counts for root only.
+    /// Asks the system.
     pub fn of_process(setuid: bool) -> Powers {
         let user = rustix::process::geteuid();
-        Powers { is_root: user.is_root(), uid: user.as_raw(), setuid: setuid && user.is_root() }
+        Powers { is_root: user.is_root(), uid: user.as_raw(), setuid }
     }
 }
 
@@ -299,11 +300,11 @@ pub struct Shortfall {
     pub setuid: bool,
 }
 
-/// Gives an open file or folder its owner, mode, attributes and times. Owner before mode, since a change of owner takes
-/// bits away; times last.
+/// Gives an open file or folder its owner, attributes, mode, ACLs and times. Owner first, since a change of owner takes
+/// bits and capabilities away; mode after the attributes, which only who may write can set; ACLs after the mode, whose
+/// middle bits some tars write without the mask; times last.
 pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Shortfall> {
     let file = file.as_fd();
-    let is_folder = member.kind == MemberKind::Folder;
     let mut shortfall = Shortfall::default();
     if powers.is_root {
         let set = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
@@ -315,31 +316,78 @@ pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Sh
             shortfall.owner |= rustix::fs::fchown(file, None, valid_gid(member.gid)).is_err() || member.gid == u32::MAX;
         }
     }
-    let mut mode = member.mode & 0o7777;
-    if !is_folder && mode & 0o6000 != 0 && (!powers.setuid || shortfall.owner) {
-        mode &= !0o6000;
-        shortfall.setuid = true;
-    }
-    if is_folder && shortfall.owner {
-        mode &= !0o6000;
-    }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
-    for (name, value) in &member.xattrs {
-        if &**name == b"security.capability" && !powers.setuid {
-            shortfall.setuid = true;
-            continue;
-        }
-        let set = rustix::fs::fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty());
-        shortfall.attributes |= set.is_err();
-    }
+    let set = |name: &OsStr, value: &[u8]| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
+    set_xattrs(member, false, powers, &mut shortfall, set);
+    rustix::fs::fchmod(file, granted_mode(member, powers, &mut shortfall))?;
+    set_xattrs(member, true, powers, &mut shortfall, set);
     rustix::fs::futimens(file, &times(member.modified))?;
     Ok(shortfall)
 }
 
-/// Takes off the rights that a new file got from a folder's default ACL.
+/// Gives what stands under a temporary name, and cannot be opened, its mode and attributes.
+fn dress_special(
+    folder: &OwnedFd,
+    name: &str,
+    kind: FileType,
+    member: &Member,
+    powers: Powers,
+    shortfall: &mut Shortfall,
+) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode) != kind {
+        return Err(io::Error::other("something else was put in its place while it was being made"));
+    }
+    // Not by its name, which may become a link meanwhile; this path leads to what is held, even if that is a link.
+    let held = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let set = |name: &OsStr, value: &[u8]| rustix::fs::setxattr(&*held, name, value, XattrFlags::empty());
+    set_xattrs(member, false, powers, shortfall, set);
+    if kind != FileType::Symlink {
+        // Most have none.
+        let _ = rustix::fs::removexattr(&*held, INHERITED_ACCESS);
+        rustix::fs::chmod(&*held, granted_mode(member, powers, shortfall))?;
+        set_xattrs(member, true, powers, shortfall, set);
+    }
+    Ok(())
+}
+
+/// Returns the mode that a member gets, the umask notwithstanding.
+fn granted_mode(member: &Member, powers: Powers, shortfall: &mut Shortfall) -> Mode {
+    let mut mode = member.mode & 0o7777;
+    if member.kind == MemberKind::Folder {
+        if shortfall.owner {
+            mode &= !0o6000;
+        }
+    } else if mode & 0o6000 != 0 && (!powers.setuid || shortfall.owner) {
+        mode &= !0o6000;
+        shortfall.setuid = true;
+    }
+    Mode::from_raw_mode(mode)
+}
+
+/// Sets the ACLs among the attributes, or all the others.
+fn set_xattrs(
+    member: &Member,
+    acls: bool,
+    powers: Powers,
+    shortfall: &mut Shortfall,
+    set: impl Fn(&OsStr, &[u8]) -> rustix::io::Result<()>,
+) {
+    for (name, value) in member.xattrs.iter().filter(|(name, _)| name.starts_with(b"system.posix_acl_") == acls) {
+        if &**name == b"security.capability" && !powers.setuid {
+            shortfall.setuid = true;
+            continue;
+        }
+        shortfall.attributes |= set(OsStr::from_bytes(name), value).is_err();
+    }
+}
+
+/// Takes off the rights that a new file or folder got from a folder's default ACL.
 pub fn clear_inherited_acl(file: impl AsFd) {
     // Most have none; file systems without ACLs say so.
-    let _ = rustix::fs::fremovexattr(file, "system.posix_acl_access");
+    for name in [INHERITED_ACCESS, "system.posix_acl_default"] {
+        let _ = rustix::fs::fremovexattr(file.as_fd(), name);
+    }
 }
 
 fn times(modified: FileTime) -> Timestamps {
