@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags,
+    AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps,
+    XattrFlags, flock,
 };
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
@@ -135,13 +136,26 @@ pub fn make_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::mkdirat(folder, OsStr::from_bytes(name), Mode::from_raw_mode(UNFINISHED))?)
 }
 
-/// Says whether a folder was left by a restore that was cut off.
-pub fn is_unfinished(stat: &Stat) -> bool {
-    stat.st_mode & 0o7777 == UNFINISHED && stat.st_uid == rustix::process::geteuid().as_raw()
+/// Says whether a folder was left by a restore that was cut off before it had the mode `last`.
+pub fn is_unfinished(stat: &Stat, last: u32) -> bool {
+    let (mode, last, user) = (stat.st_mode & 0o7777, last & 0o7777, rustix::process::geteuid());
+    // An ACL brings the lower bits of the mode, just before that itself is set.
+    let has_only_acl = mode != last && mode == UNFINISHED & 0o7000 | last & 0o777;
+    (mode == UNFINISHED || has_only_acl) && (user.is_root() || stat.st_uid == user.as_raw())
 }
 
-/// Removes what a restore that was cut off left in a folder under temporary names.
-pub fn remove_left_behind(folder: &OwnedFd) -> io::Result<()> {
+/// Holds an open folder for making something in it, and removes what a restore that was cut off left there under
+/// temporary names, unless somebody else holds it.
+pub fn hold(folder: &OwnedFd) -> io::Result<()> {
+    if flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        remove_left_behind(folder)?;
+    }
+    // A file system without locks is used without.
+    let _ = flock(folder, FlockOperation::NonBlockingLockShared);
+    Ok(())
+}
+
+fn remove_left_behind(folder: &OwnedFd) -> io::Result<()> {
     let mut left = Vec::new();
     for entry in rustix::fs::Dir::read_from(folder)? {
         let entry = entry?;
@@ -217,7 +231,8 @@ impl Made {
         if powers.is_root || member.gid != rustix::process::getegid().as_raw() || member.uid != powers.uid {
             let owner = if powers.is_root { valid_uid(member.uid) } else { None };
             let chown = rustix::fs::chownat(folder, name, owner, valid_gid(member.gid), AtFlags::SYMLINK_NOFOLLOW);
-            shortfall.owner = chown.is_err() || member.uid == u32::MAX || (!powers.is_root && member.uid != powers.uid);
+            shortfall.owner =
+                is_refused(chown)? || member.uid == u32::MAX || (!powers.is_root && member.uid != powers.uid);
         }
         if kind != FileType::Symlink || !member.xattrs.is_empty() {
             dress_special(folder, name, kind, member, powers, &mut shortfall)?;
@@ -300,27 +315,37 @@ pub struct Shortfall {
     pub setuid: bool,
 }
 
-/// Gives an open file or folder its owner, attributes, mode, ACLs and times. Owner first, since a change of owner takes
-/// bits and capabilities away; mode after the attributes, which only who may write can set; ACLs after the mode, whose
-/// middle bits some tars write without the mask; times last.
+/// Says whether the system refuses something for good: for want of rights, or since the file system does not keep it.
+/// Other errors are trouble that passes.
+fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(false),
+        Err(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Gives an open file or folder its owner, attributes, times and mode. Owner first, since a change of owner takes bits
+/// and capabilities away; mode last, since by it a folder is finished.
 pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Shortfall> {
     let file = file.as_fd();
     let mut shortfall = Shortfall::default();
     if powers.is_root {
-        let set = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
-        shortfall.owner = set.is_err() || member.uid == u32::MAX || member.gid == u32::MAX;
+        let chown = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
+        shortfall.owner = is_refused(chown)? || member.uid == u32::MAX || member.gid == u32::MAX;
     } else {
         let stat = rustix::fs::fstat(file)?;
         shortfall.owner = stat.st_uid != member.uid;
         if stat.st_gid != member.gid {
-            shortfall.owner |= rustix::fs::fchown(file, None, valid_gid(member.gid)).is_err() || member.gid == u32::MAX;
+            let chown = rustix::fs::fchown(file, None, valid_gid(member.gid));
+            shortfall.owner |= is_refused(chown)? || member.gid == u32::MAX;
         }
     }
-    let set = |name: &OsStr, value: &[u8]| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
-    set_xattrs(member, false, powers, &mut shortfall, set);
-    rustix::fs::fchmod(file, granted_mode(member, powers, &mut shortfall))?;
-    set_xattrs(member, true, powers, &mut shortfall, set);
+    set_xattrs(member, powers, &mut shortfall, |name, value| {
+        rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
+    })?;
     rustix::fs::futimens(file, &times(member.modified))?;
+    rustix::fs::fchmod(file, granted_mode(member, powers, &mut shortfall))?;
     Ok(shortfall)
 }
 
@@ -340,13 +365,15 @@ fn dress_special(
     }
     // Not by its name, which may become a link meanwhile; this path leads to what is held, even if that is a link.
     let held = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    let set = |name: &OsStr, value: &[u8]| rustix::fs::setxattr(&*held, name, value, XattrFlags::empty());
-    set_xattrs(member, false, powers, shortfall, set);
     if kind != FileType::Symlink {
         // Most have none.
         let _ = rustix::fs::removexattr(&*held, INHERITED_ACCESS);
+    }
+    set_xattrs(member, powers, shortfall, |name, value| {
+        rustix::fs::setxattr(&*held, name, value, XattrFlags::empty())
+    })?;
+    if kind != FileType::Symlink {
         rustix::fs::chmod(&*held, granted_mode(member, powers, shortfall))?;
-        set_xattrs(member, true, powers, shortfall, set);
     }
     Ok(())
 }
@@ -365,21 +392,26 @@ fn granted_mode(member: &Member, powers: Powers, shortfall: &mut Shortfall) -> M
     Mode::from_raw_mode(mode)
 }
 
-/// Sets the ACLs among the attributes, or all the others.
 fn set_xattrs(
     member: &Member,
-    acls: bool,
     powers: Powers,
     shortfall: &mut Shortfall,
     set: impl Fn(&OsStr, &[u8]) -> rustix::io::Result<()>,
-) {
-    for (name, value) in member.xattrs.iter().filter(|(name, _)| name.starts_with(b"system.posix_acl_") == acls) {
+) -> io::Result<()> {
+    // An ACL may take from the owner the right to set the others.
+    let (acls, others): (Vec<_>, Vec<_>) =
+        member.xattrs.iter().partition(|(name, _)| name.starts_with(b"system.posix_acl_"));
+    for (name, value) in others.into_iter().chain(acls) {
         if &**name == b"security.capability" && !powers.setuid {
             shortfall.setuid = true;
             continue;
         }
-        shortfall.attributes |= set(OsStr::from_bytes(name), value).is_err();
+        let set = set(OsStr::from_bytes(name), value);
+        // Too long is an attribute that has no room in the file's own record, too: no space then says nothing of the disk.
+        let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG | Errno::NOSPC));
+        shortfall.attributes |= is_too_long || is_refused(set)?;
     }
+    Ok(())
 }
 
 /// Takes off the rights that a new file or folder got from a folder's default ACL.

@@ -50,6 +50,11 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
             args.schedule.iter().map(|word| select::schedule_or_history(&store, word)).collect::<Result<Vec<_>>>()?
         }
     };
+    // What an earlier one began comes first: these archives are in no plan any more.
+    let mut gone = if args.dry_run { 0 } else { archive_folder::finish_deletions(&context.home, &store)? };
+    if gone > 0 {
+        context.say(&format!("removed {} that was on its way out", output::count(gone as u64, "archive")));
+    }
     let mut plans = Vec::new();
     for row in rows {
         let plan = Plan::make(&store, &row)?;
@@ -66,7 +71,6 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
     }
     let held: Vec<&ScheduleRow> =
         plans.iter().filter(|(_, plan)| plan.is_large() && !args.yes).map(|(row, _)| row).collect();
-    let mut gone = 0;
     for (row, plan) in plans.iter().filter(|(_, plan)| args.yes || !plan.is_large()) {
         let count = plan.apply(&context.home, &store)?;
         if count > 0 {

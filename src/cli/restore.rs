@@ -158,8 +158,12 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
         ("damaged", &report.damaged, other),
         ("failed", &report.failed, "the system refused them; put that right and run again".to_owned()),
         ("devices", &report.devices, "run as root with --devices".to_owned()),
-        ("attributes", &report.attributes, "run as root, on a file system that keeps them".to_owned()),
-        ("setuid", &report.setuid, "add --setuid if you want them".to_owned()),
+        (
+            "attributes",
+            &report.attributes,
+            "run as root, on a file system that keeps them, with --overwrite always".to_owned(),
+        ),
+        ("setuid", &report.setuid, "add --setuid --overwrite always if you want them".to_owned()),
     ]
 }
 
@@ -191,7 +195,10 @@ fn print_report(
         let _ = io::stderr().write_all(text.as_bytes());
     }
     if report.owners > 0 {
-        context.warn(&format!("{}: the owner could not be set; run as root", output::count(report.owners, "member")));
+        context.warn(&format!(
+            "{}: the owner could not be set; run as root, --overwrite always",
+            output::count(report.owners, "member")
+        ));
     }
     if report.absolute > 0 {
         context.warn(&format!("{} absolute: put below the target", output::count(report.absolute, "name")));

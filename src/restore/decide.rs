@@ -160,8 +160,8 @@ impl Restorer<'_, '_> {
                 (false, true)
             }
             (Place::Same, Some(parent)) => {
-                let unfinished =
-                    extract::look(&*parent.handle, path.file_name())?.is_some_and(|stat| extract::is_unfinished(&stat));
+                let unfinished = extract::look(&*parent.handle, path.file_name())?
+                    .is_some_and(|stat| extract::is_unfinished(&stat, member.mode));
                 let ours = unfinished || self.shared.is_placed(path);
                 (true, ours || self.options.overwrite != Overwrite::Never)
             }

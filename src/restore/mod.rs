@@ -229,6 +229,9 @@ fn open_target(options: &Options) -> Result<Option<Target>> {
         })?;
     }
     let target = Target::open(to)?;
+    if !options.dry_run {
+        extract::hold(&target.root()).map_err(Error::io("clear up in the target", to))?;
+    }
     Ok(Some(if options.by_steps { target.by_steps() } else { target }))
 }
 

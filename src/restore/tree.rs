@@ -25,7 +25,7 @@ enum Finish {
     Nothing,
     /// What the archive says.
     Member(Box<Member>),
-    /// What it had: it was finished already.
+    /// What it had: it was finished already, now or by an earlier restore.
     Again(Box<rustix::fs::Stat>),
 }
 
@@ -126,7 +126,7 @@ impl Tree {
             }
             Some(stat) if extract::kind_of(&stat) == Some(MemberKind::Folder) => {
                 // Who comes back to a folder that is finished leaves it as it was.
-                let again = ours && !extract::is_unfinished(&stat) && !self.dry;
+                let again = ours && !extract::is_unfinished(&stat, stat.st_mode) && !self.dry;
                 let finish = if again { Finish::Again(Box::new(stat)) } else { Finish::Nothing };
                 self.open(parent, path, true, finish).map(Some)
             }
@@ -152,7 +152,15 @@ impl Tree {
         if !exists {
             extract::make_folder(&*parent.handle, path.file_name())?;
         }
-        let finish = if metadata && !self.dry { Finish::Member(Box::new(member.clone())) } else { Finish::Nothing };
+        let finish = match metadata {
+            _ if self.dry => Finish::Nothing,
+            true => Finish::Member(Box::new(member.clone())),
+            // What is missing in a folder that is as the archive has it does not make it another.
+            false => match extract::look(&*parent.handle, path.file_name())? {
+                Some(stat) if extract::modified_of(&stat) == member.modified => Finish::Again(Box::new(stat)),
+                _ => Finish::Nothing,
+            },
+        };
         let folder = self.open(&parent, path, exists, finish)?;
         if !exists && parent.lends_rights {
             extract::clear_inherited_acl(&*folder.handle);
@@ -177,6 +185,9 @@ impl Tree {
         let handle = Arc::new(handle);
         if !matches!(finish, Finish::Nothing) {
             extract::make_passable(&*handle)?;
+        }
+        if !self.dry {
+            extract::hold(&handle)?;
         }
         let (path, shared, powers) = (Some(path.clone()), self.shared.clone(), self.powers);
         Ok(Arc::new(Folder { handle, lends_rights, path, finish, shared, powers }))

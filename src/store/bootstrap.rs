@@ -100,7 +100,7 @@ impl Bootstrap {
             .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
 
-    /// Returns the identity if the database is ours and at the newest schema, `None` if it has to be made or migrated.
+    /// Returns the identity if the database is ours, at the newest schema and in WAL, `None` if it has to be brought there.
     fn current(&self, path: &Path) -> Result<Option<Uuid>> {
         if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {
             return Ok(None);
@@ -128,7 +128,10 @@ impl Bootstrap {
             ))
             .hint("use that newer program; nothing was changed"));
         }
-        if version < newest() {
+        let mode: String =
+            connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(|e| opening_fault(path, e))?;
+        // A copy that was put back is not in WAL: that is no part of what VACUUM INTO copies.
+        if version < newest() || mode != "wal" {
             return Ok(None);
         }
         let uuid: Option<String> = connection
@@ -195,11 +198,11 @@ impl Bootstrap {
         }
     }
 
-    /// Copies a database that holds something beside itself, named by the schema it still has.
+    /// Copies a database that holds something and will be changed, named by the schema that it gets.
     fn copy_before_migration(&self, path: &Path, connection: &Connection) -> Result<()> {
         let version: i32 =
             connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
-        if version == 0 {
+        if version == 0 || version == newest() {
             return Ok(());
         }
         let copy = beside(path, &format!(".before-schema-{}", newest()));
@@ -336,6 +339,20 @@ mod tests {
         let identity = Store::open(&path, &CREATE).unwrap().identity();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(Store::open(&path, &EXISTING).unwrap().identity(), identity);
+    }
+
+    #[test]
+    fn a_copy_that_was_put_back_works_in_wal_like_any_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("backup.db"), dir.path().join("copy.db"));
+        let store = Store::open(&path, &CREATE).unwrap();
+        store.copy_into(&copy).unwrap();
+        let identity = store.identity();
+        assert_eq!(Store::open(&copy, &EXISTING).unwrap().identity(), identity);
+        let connection = Connection::open(&copy).unwrap();
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+        assert!(!beside(&copy, &format!(".before-schema-{}", newest())).exists());
     }
 
     #[test]

@@ -120,8 +120,13 @@ fn newest_whole(home: &Home) -> Result<PathBuf> {
 /// Moves the database with what stands beside it: a journal must never meet another database.
 fn move_aside(home: &Home, now: Timestamp) -> Result<Option<PathBuf>> {
     let there = fs::symlink_metadata(home.db()).is_ok_and(|found| found.size() > 0);
-    let aside = beside(home.db(), &format!(".aside-{}", now.compact_utc()));
-    for suffix in ["-wal", "-shm", "-journal", ""] {
+    const PARTS: [&str; 4] = ["-wal", "-shm", "-journal", ""];
+    let mut aside = beside(home.db(), &format!(".aside-{}", now.compact_utc()));
+    // One that was put back and cut off in this very second has taken the name.
+    while PARTS.iter().any(|suffix| fs::symlink_metadata(beside(&aside, suffix)).is_ok()) {
+        aside = beside(&aside, "-again");
+    }
+    for suffix in PARTS {
         let from = beside(home.db(), suffix);
         match fs::symlink_metadata(&from) {
             Ok(_) => place::rename_new(&from, &beside(&aside, suffix))?,

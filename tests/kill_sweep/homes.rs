@@ -1,0 +1,262 @@
+//! Homes to begin from, and the commands to strike at in them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use backup_manager::clock::{Clock, SystemClock};
+use backup_manager::upkeep;
+use refinery::Target;
+use rusqlite::Connection;
+
+use crate::case::{Scenario, home_and_store};
+use crate::looks;
+use crate::prove::fast_folder;
+use crate::prove::promises::column;
+use crate::strike::{Inject, calls, copy, must, strike, words};
+use crate::tree::{self, Entry, Kind};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Where restores go to, in the home.
+pub const RESTORED: &str = "restored/here";
+/// What a database of an older schema was, kept beside it.
+pub const OLD: &str = "old.db";
+
+const FORMATS: [&str; 3] = ["none", "gzip", "zstd"];
+
+/// Homes in states to begin from, and what is struck at in them.
+pub struct Homes {
+    folder: tempfile::TempDir,
+    pub scenarios: Vec<Scenario>,
+}
+
+impl Homes {
+    pub fn make() -> Homes {
+        let mut homes = Homes { folder: fast_folder(), scenarios: Vec::new() };
+        homes.backups();
+        homes.texts();
+        homes.prunes();
+        homes.restores();
+        homes.rescans();
+        homes.migrations();
+        homes.recoveries();
+        homes
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Returns a home that is another one's copy.
+    fn like(&self, model: &str, name: &str) -> PathBuf {
+        let home = self.path(name);
+        copy(&self.path(model), &home);
+        home
+    }
+
+    fn backups(&mut self) {
+        let empty = self.path("empty");
+        fs::create_dir_all(empty.join("docs/below")).unwrap();
+        for file in 0..5 {
+            fs::write(empty.join(format!("docs/below/file {file}")), vec![file; 3_000]).unwrap();
+        }
+        for format in FORMATS {
+            let first = self.like("empty", &format!("first-{format}"));
+            must(&first, &format!("create docs --name docs --at 9:00 --compress {format}"));
+            let second = self.like(&format!("first-{format}"), &format!("second-{format}"));
+            must(&second, "run docs");
+            fs::write(second.join("docs/below/file 1"), "another").unwrap();
+            for (kind, home) in [("first backup", first), ("second backup", second)] {
+                self.scenarios.push(Scenario::new(kind, format, home, "run docs", looks::nothing));
+            }
+        }
+    }
+
+    fn texts(&mut self) {
+        let home = self.like("empty", "texts");
+        fs::write(home.join("backup_schedules.txt"), "docs;09:00;one\ndocs;10:00;two\n").unwrap();
+        let import = Scenario::new("import", "text", home.clone(), "import", looks::schedules);
+        self.scenarios.push(import.then("run one"));
+        let create = Scenario::new("create", "one", home, "create docs --name one --at 9:00", looks::schedules);
+        self.scenarios.push(create.then("run one"));
+    }
+
+    /// Two of five archives go; the newest is not good, so that the newest good one is not the newest.
+    fn prunes(&mut self) {
+        for format in FORMATS {
+            let home = self.like(&format!("first-{format}"), &format!("prune-{format}"));
+            for _ in 0..4 {
+                must(&home, "run docs");
+            }
+            for file in 0..4 {
+                fs::remove_file(home.join(format!("docs/below/file {file}"))).unwrap();
+            }
+            must(&home, "run docs");
+            must(&home, "edit docs --keep-last 2");
+            must(&home, "create docs --name other --at 9:00");
+            self.scenarios.push(Scenario::new("prune", format, home, "prune", looks::archives));
+        }
+    }
+
+    fn restores(&mut self) {
+        for format in FORMATS {
+            let home = self.path(&format!("restore-{format}"));
+            fs::create_dir(&home).unwrap();
+            tree::make(&home.join("docs"), &every_kind());
+            must(&home, &format!("create docs --name docs --at 9:00 --compress {format}"));
+            must(&home, "run docs");
+            let command = format!("restore docs --to {RESTORED}");
+            self.scenarios.push(Scenario::new("restore", format, home, &command, looks::restored));
+        }
+    }
+
+    /// The catalog lost, of a time before the last archives, and put back from a copy.
+    fn rescans(&mut self) {
+        let whole = self.like("first-none", "whole");
+        must(&whole, "create docs --name other --at 9:00 --compress gzip");
+        must(&whole, "create docs --name third --at 9:00 --compress zstd");
+        must(&whole, "run docs other");
+        fs::copy(whole.join("backup.db"), whole.join("older.db")).unwrap();
+        must(&whole, "run docs third");
+        let lost = self.like("whole", "rescan-lost");
+        fs::remove_file(lost.join("backup.db")).unwrap();
+        let older = self.like("whole", "rescan-older");
+        fs::rename(older.join("older.db"), older.join("backup.db")).unwrap();
+        let copied = self.like("rescan-older", "rescan-copied");
+        let (home, store) = home_and_store(&copied).expect("a store");
+        upkeep::copy_database(&home, &store, SystemClock::new().now()).expect("a copy");
+        drop(store);
+        for (name, home, command) in [
+            ("database lost", lost, "rescan"),
+            ("older database", older, "rescan"),
+            ("from a copy", copied, "rescan --from-copy"),
+        ] {
+            let scenario = Scenario::new("rescan", name, home, command, looks::catalog);
+            self.scenarios.push(scenario.then("run docs"));
+        }
+    }
+
+    /// Databases of each older schema, with the rows that this program wrote.
+    fn migrations(&mut self) {
+        let newest = embedded::migrations::runner().get_migrations().len();
+        for version in 1..newest {
+            let home = self.like("whole", &format!("migration-{version}"));
+            fs::rename(home.join("backup.db"), home.join("new.db")).unwrap();
+            make_old(&home, version);
+            fs::remove_file(home.join("new.db")).unwrap();
+            fs::copy(home.join("backup.db"), home.join(OLD)).unwrap();
+            let scenario = Scenario::new("migration", &format!("from {version}"), home, "list", looks::migrated);
+            self.scenarios.push(scenario.then("run docs"));
+        }
+    }
+
+    /// What killed backups and prunes leave, each state once that differs in what recovery has to do. What a prune left
+    /// is also put right by the run of another schedule.
+    fn recoveries(&mut self) {
+        let mut kinds = BTreeMap::new();
+        for (model, command) in [("first-zstd", "run docs"), ("prune-gzip", "prune")] {
+            for (call, most) in self.calls_of(model, command) {
+                if !["fsync", "renameat2", "pwrite64", "symlink", "symlinkat", "unlink"].contains(&call.as_str()) {
+                    continue;
+                }
+                for n in (1..=most).step_by(if call == "pwrite64" { 7 } else { 1 }) {
+                    let home = self.like(model, &format!("{model}-left-{call}-{n}"));
+                    strike(&home, &words(command), &call, n, Inject::Kill);
+                    match state(&home).filter(|state| command != "prune" || state.contains("deleting")) {
+                        Some(state) if !kinds.contains_key(&state) => drop(kinds.insert(state, (home, command))),
+                        _ => fs::remove_dir_all(&home).unwrap(),
+                    }
+                }
+            }
+        }
+        for (left, (home, command)) in kinds {
+            if command == "prune" {
+                self.scenarios.push(Scenario::new("recovery", &left, home.clone(), "run other", looks::nothing));
+            }
+            self.scenarios.push(Scenario::new("recovery", &left, home, command, looks::nothing));
+        }
+    }
+
+    fn calls_of(&self, model: &str, command: &str) -> Vec<(String, usize)> {
+        let home = self.like(model, "scratch");
+        let calls = calls(&home, &words(command));
+        fs::remove_dir_all(home).unwrap();
+        calls
+    }
+}
+
+/// Makes the database of an older schema beside `new.db`, with all of its rows that the old schema has room for.
+fn make_old(home: &Path, version: usize) {
+    let mut old = Connection::open(home.join("backup.db")).unwrap();
+    old.execute_batch("PRAGMA journal_mode = WAL; PRAGMA foreign_keys = OFF").unwrap();
+    let target = Target::Version(i32::try_from(version).unwrap());
+    embedded::migrations::runner().set_grouped(true).set_target(target).run(&mut old).unwrap();
+    old.execute("ATTACH ?1 AS new", [home.join("new.db").display().to_string()]).unwrap();
+    old.execute_batch("DELETE FROM instance").unwrap();
+    let tables = "SELECT name FROM main.sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
+                  AND name NOT LIKE 'refinery%'";
+    for table in column(&old, tables) {
+        let columns = column(&old, &format!("SELECT name FROM pragma_table_info('{table}', 'main')")).join(", ");
+        old.execute_batch(&format!("INSERT OR IGNORE INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}"))
+            .unwrap();
+    }
+    old.execute_batch("DETACH new").unwrap();
+}
+
+/// A tree with every kind of member that needs no device. Owners and attributes where they can be given.
+fn every_kind() -> Vec<Entry> {
+    let mine = (rustix::process::geteuid(), rustix::process::getegid());
+    let owner = if mine.0.is_root() { (4_321, 8_765) } else { (mine.0.as_raw(), mine.1.as_raw()) };
+    let probe = tempfile::NamedTempFile::new_in(fast_folder().path().parent().unwrap()).unwrap();
+    let keeps = xattr::set(probe.path(), "user.note", b"yes").is_ok();
+    let xattrs = if keeps { vec![(b"user.note".to_vec(), b"kept".to_vec())] } else { Vec::new() };
+    let entry = |parent, name: &str, kind, mode| Entry {
+        parent,
+        name: name.into(),
+        kind,
+        mode,
+        owner,
+        modified: (1_600_000_000 + i64::from(mode), 123_456_789),
+        xattrs: if mode & 0o200 == 0 { Vec::new() } else { xattrs.clone() },
+        acl_user: (keeps && name == "shared").then_some(1_234),
+    };
+    let file = |size| Kind::File { size, spans: vec![(0, size, 7)] };
+    let sparse = Kind::File { size: 3_000_000, spans: vec![(1_000_000, 5_000, 3)] };
+    vec![
+        entry(0, "below", Kind::Folder, 0o750),
+        entry(1, "shared", Kind::Folder, 0o770),
+        entry(1, "closed", Kind::Folder, 0o500),
+        entry(0, "nothing", Kind::Folder, 0o711),
+        entry(1, "small", file(3_000), 0o640),
+        entry(2, "again", Kind::HardLink(0), 0o640),
+        entry(2, "mine", file(10), 0o660),
+        entry(3, "read only", file(700), 0o400),
+        entry(0, "large", file(1_300_000), 0o644),
+        entry(0, "holes", sparse, 0o644),
+        entry(0, "void", file(0), 0o644),
+        entry(1, "link", Kind::Symlink(b"../large".to_vec()), 0o777),
+        entry(1, "pipe", Kind::Fifo, 0o622),
+    ]
+}
+
+/// Says what a killed command left of archives; `None` if nothing.
+fn state(home: &Path) -> Option<String> {
+    let connection = Connection::open(home.join("backup.db")).ok()?;
+    let rows = column(
+        &connection,
+        "SELECT state || '|' || file_name || '|' || coalesce(temporary_name, '') FROM archive ORDER BY run_id",
+    );
+    let there = |name: &str| !name.is_empty() && home.join("backups").join(name).exists();
+    let word = |is: bool, word: &str| if is { format!(" {word}") } else { String::new() };
+    let mut words = Vec::new();
+    for row in &rows {
+        let parts: Vec<&str> = row.split('|').collect();
+        words.push(format!("{}{}{}", parts[0], word(there(parts[1]), "there"), word(there(parts[2]), "unplaced")));
+    }
+    let linked = ["tar.gz", "tar.zst"].iter().any(|end| home.join(format!("backups/docs.{end}")).is_symlink());
+    let chunks = !column(&connection, "SELECT id FROM chunk").is_empty();
+    (!rows.is_empty()).then(|| words.join(", ") + &word(linked, "linked") + &word(chunks, "with chunks"))
+}

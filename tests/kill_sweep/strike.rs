@@ -1,0 +1,131 @@
+//! The program, its calls counted, and something happening to it at one of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The calls that change what others see, and opening.
+const CALLS: &str = "write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
+                     open,openat,openat2,mkdir,mkdirat,mknodat,ftruncate,symlink,symlinkat,chmod,fchmod,fchmodat,\
+                     fchown,fchownat,utimensat,fsetxattr";
+/// After that a command is taken to wait for better times, as it does where the database cannot be written.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// How often it is looked at.
+const GLANCE: Duration = Duration::from_millis(2);
+
+/// What happens at a call.
+#[derive(Clone, Copy, Debug)]
+pub enum Inject {
+    Kill,
+    Once(&'static str),
+    ForGood(&'static str),
+}
+
+/// Returns why nothing can be injected here, if so.
+pub fn cannot() -> Option<String> {
+    let tried = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO:when=1", "true"])
+        .stderr(Stdio::null())
+        .status();
+    match tried {
+        Ok(status) if status.success() => None,
+        Ok(_) => Some("strace may not trace here".to_owned()),
+        Err(error) => Some(format!("strace: {error}")),
+    }
+}
+
+pub fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+pub fn program(home: &Path, command: &[String]) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_backup-manager"));
+    program.args(command);
+    clean(&mut program, home);
+    program
+}
+
+fn clean(command: &mut Command, home: &Path) {
+    command.env_clear().env("TZ", "UTC").env("PATH", "/usr/bin:/bin").current_dir(home).stdin(Stdio::null());
+}
+
+fn traced(home: &Path, command: &[String], options: &[&str]) -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq"]).args(options).arg(env!("CARGO_BIN_EXE_backup-manager")).args(command);
+    clean(&mut strace, home);
+    strace
+}
+
+/// Runs a command that has to succeed.
+pub fn must(home: &Path, command: &str) {
+    let output = program(home, &words(command)).output().expect("the program");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+pub fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp");
+    assert!(copied.success());
+}
+
+/// Runs a command undisturbed, and returns which calls it makes and how many of each its busiest thread makes: strace
+/// counts by thread.
+pub fn calls(home: &Path, command: &[String]) -> Vec<(String, usize)> {
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let trace = format!("trace={}", CALLS.replace(' ', ""));
+    let options = ["-o", &log.path().display().to_string(), "-e", &trace];
+    let output = traced(home, command, &options).output().expect("strace");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for line in fs::read_to_string(log.path()).expect("what was traced").lines() {
+        let Some((thread, rest)) = line.split_once(' ') else { continue };
+        let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
+        if call.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            *counts.entry((call.to_owned(), thread.to_owned())).or_default() += 1;
+        }
+    }
+    let mut most: BTreeMap<String, usize> = BTreeMap::new();
+    for ((call, _), count) in counts {
+        let entry = most.entry(call).or_default();
+        *entry = count.max(*entry);
+    }
+    most.into_iter().collect()
+}
+
+/// Runs a command with something happening at its Nth call. `None`: it went on waiting, and was killed.
+pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inject) -> Option<Output> {
+    // With `--seccomp-bpf` the other calls go at full speed; strace 6.1 then injects errors, but no signals.
+    let (speed, what) = match inject {
+        Inject::Kill => ("-qq", format!("inject={call}:signal=SIGKILL:when={n}")),
+        Inject::Once(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}")),
+        Inject::ForGood(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}+")),
+    };
+    let trace = format!("trace={call}");
+    let mut strace = traced(home, command, &[speed, "-o", "/dev/null", "-e", &trace, "-e", &what]);
+    // Files, not pipes: nobody reads while it runs.
+    let (out, err) = (home.join("out"), home.join("err"));
+    strace.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap()).process_group(0);
+    let mut child = strace.spawn().expect("strace");
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            break Some(status);
+        }
+        if started.elapsed() > PATIENCE {
+            let group = rustix::process::Pid::from_child(&child);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = child.wait();
+            // The tracer is gone; what it traced may need an instant longer.
+            while rustix::process::test_kill_process_group(group).is_ok() {
+                std::thread::sleep(GLANCE);
+            }
+            break None;
+        }
+        std::thread::sleep(GLANCE);
+    };
+    let (stdout, stderr) = (fs::read(&out).unwrap_or_default(), fs::read(&err).unwrap_or_default());
+    let _ = (fs::remove_file(out), fs::remove_file(err));
+    status.map(|status| Output { status, stdout, stderr })
+}
