@@ -2,7 +2,8 @@
 //! the next command makes of it.
 //!
 //! Calls are interrupted by `strace --inject`. `BACKUP_PROVE=full` goes through every N of every call; otherwise some.
-//! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CASES=n` through about n cases.
+//! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CALL=fsync` through one call, `BACKUP_CASES=n`
+//! through about n cases.
 
 #[path = "kill_sweep/case.rs"]
 mod case;
@@ -112,10 +113,10 @@ fn sweep(name: &str, injections: &[Inject]) {
         return;
     }
     let homes = homes();
-    let only = std::env::var("BACKUP_KIND").ok();
+    let is_wanted = |variable, what: &str| std::env::var(variable).map_or(true, |only| what.contains(&only));
     let mut cases = Vec::new();
-    for scenario in homes.scenarios.iter().filter(|s| only.as_ref().is_none_or(|only| s.kind.contains(only))) {
-        for (call, most) in &scenario.calls {
+    for scenario in homes.scenarios.iter().filter(|scenario| is_wanted("BACKUP_KIND", scenario.kind)) {
+        for (call, most) in scenario.calls.iter().filter(|(call, _)| is_wanted("BACKUP_CALL", call)) {
             for n in 1..=*most {
                 cases.extend(injections.iter().map(|inject| Case { scenario, call: call.clone(), n, inject: *inject }));
             }

@@ -407,7 +407,7 @@ fn set_xattrs(
             continue;
         }
         let set = set(OsStr::from_bytes(name), value);
-        // Too long is an attribute that has no room in the file's own record, too: no space then says nothing of the disk.
+        // No space says nothing of the disk here: an attribute may be too long for the file's own record.
         let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG | Errno::NOSPC));
         shortfall.attributes |= is_too_long || is_refused(set)?;
     }
