@@ -1,5 +1,5 @@
-//! Everything a Linux file system says of a tree comes back through GNU tar, bsdtar and Python's tarfile, in all
-//! formats.
+//! Everything a Linux file system says of a tree comes back through GNU tar, bsdtar, Python's tarfile and our own
+//! restore, in all formats; through ours as a plain user, too.
 //!
 //! A few random trees in the usual run; `BACKUP_MANAGER_LONG_TESTS=1` takes 1,000.
 
@@ -9,12 +9,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
+use backup_manager::clock::SystemClock;
+use backup_manager::member::MemberPath;
+use backup_manager::restore::{self, Conduct, Opened, Options, Selection};
 use backup_manager::schedule::Compression;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use support::archive::{Made, has_tool, is_long_run, make, run_tool};
+use support::archive::{Made, Silent, has_tool, is_long_run, make, run_tool};
+use support::nobody::again_as_nobody;
 use support::tree::{self, Entry, Kind, Seen, is_root};
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(1), Compression::Zstd(1)];
@@ -146,27 +151,44 @@ fn any_entry() -> impl Strategy<Value = Entry> {
         })
 }
 
+/// Leaves of an entry what this user may make and read again.
+fn possible(mut entry: Entry) -> Entry {
+    if is_root() {
+        return entry;
+    }
+    entry.owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    entry.xattrs.retain(|(name, _)| name.starts_with(b"user."));
+    match entry.kind {
+        Kind::Folder => entry.mode |= 0o700,
+        Kind::Device(..) => entry.kind = Kind::Fifo,
+        _ => entry.mode |= 0o400,
+    }
+    entry
+}
+
 #[test]
 fn every_kind_of_member_comes_back_through_every_reader() {
-    if is_root("making owners and devices") {
-        assert_fidelity(&hard_cases());
-    }
+    assert_fidelity(&hard_cases().into_iter().map(possible).collect::<Vec<_>>());
 }
 
 #[test]
 fn random_trees_come_back_through_every_reader() {
-    if !is_root("making owners and devices") {
-        return;
-    }
     let cases = if is_long_run() { 1_000 } else { 6 };
     let config = Config { cases, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
-    let trees = prop::collection::vec(any_entry(), 0..40);
+    let trees = prop::collection::vec(any_entry().prop_map(possible), 0..40);
     let result = TestRunner::new(config).run(&trees, |entries| {
         assert_fidelity(&entries);
         Ok(())
     });
     // The message holds the smallest tree that fails, in full.
     result.unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn all_of_it_as_a_plain_user() {
+    if !again_as_nobody(&["--skip", "all_of_it_as_a_plain_user"]) {
+        eprintln!("skipped: this is a plain user already");
+    }
 }
 
 fn assert_fidelity(entries: &[Entry]) {
@@ -180,7 +202,9 @@ fn assert_fidelity(entries: &[Entry]) {
         assert_eq!(made.written.members, expected.len() as u64);
         made.prove().unwrap();
         assert_catalog_agrees(&made, &expected);
-        for reader in ["tar", "bsdtar", "python3"] {
+        // As a plain user GNU tar cannot give a read-only file its attributes.
+        let readers: &[_] = if is_root() { &["tar", "bsdtar", "python3"] } else { &[] };
+        for reader in readers {
             let out = scratch.path().join("out");
             fs::create_dir(&out).unwrap();
             if extract(reader, &made.path, &out) {
@@ -190,7 +214,25 @@ fn assert_fidelity(entries: &[Entry]) {
             }
             fs::remove_dir_all(&out).unwrap();
         }
+        for by_steps in [false, true] {
+            let out = scratch.path().join("out");
+            restore(&made.path, &out, by_steps);
+            let what = format!("{compression} through our restore, by steps {by_steps}");
+            tree::assert_same(&expected, &tree::look(&out.join("source")), &what);
+            fs::remove_dir_all(&out).unwrap();
+        }
     }
+}
+
+/// Restores all there is with our own restore, which must have nothing to complain of.
+fn restore(archive: &Path, out: &Path, by_steps: bool) {
+    let opened = Opened::file(archive).unwrap();
+    let options = Options { setuid: true, devices: true, sync: false, by_steps, threads: 3, ..Options::to(out) };
+    let (clock, cancel) = (SystemClock::new(), AtomicBool::new(false));
+    let mut told = |_, _: &MemberPath| {};
+    let mut conduct = Conduct { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+    let report = restore::restore(&opened, &Selection::everything().unwrap(), &options, &mut conduct).unwrap();
+    assert_eq!((report.outcome(), report.setuid.count), (None, 0), "{report:?}");
 }
 
 /// Extracts with all that the reader can restore; says so if it is missing.

@@ -23,6 +23,7 @@ use backup_manager::report::{Observer, Problem, ProblemKind, Progress};
 use backup_manager::schedule::Compression;
 
 use support::archive::{Made, make, make_with, run_tool, try_make};
+use support::nobody::again_as_nobody;
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(1), Compression::Zstd(1)];
 
@@ -306,25 +307,7 @@ fn what_cannot_be_read_is_told_and_the_rest_is_there() {
     let scene = Scene::new(&["closed/a", "folder/b", "open"]);
     fs::set_permissions(scene.path("closed"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(scene.path("folder/b"), fs::Permissions::from_mode(0o000)).unwrap();
-    if std::env::var_os("ARCHIVE_TEST_UNPRIVILEGED").is_none() && rustix::process::geteuid().is_root() {
-        // Nothing is closed to root: the same test once more, as nobody.
-        let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-        let test = std::env::current_exe().unwrap();
-        let scratch = tempfile::tempdir().unwrap();
-        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let copy = scratch.path().join("test");
-        fs::copy(test, &copy).unwrap();
-        let out = Command::new("setpriv")
-            .args(nobody)
-            .arg(&copy)
-            .args(["--exact", "what_cannot_be_read_is_told_and_the_rest_is_there"])
-            .env("ARCHIVE_TEST_UNPRIVILEGED", "1")
-            .env("TMPDIR", scratch.path())
-            .output();
-        match out {
-            Ok(out) => assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout)),
-            Err(e) => eprintln!("skipped: setpriv is missing: {e}"),
-        }
+    if again_as_nobody(&["--exact", "what_cannot_be_read_is_told_and_the_rest_is_there"]) {
         return;
     }
     let made = make(&scene.source, scene.scratch.path(), Compression::None);

@@ -1,4 +1,4 @@
-//! POSIX ACLs: from the form in which the kernel keeps them to the text that other tars read.
+//! POSIX ACLs: from the form in which the kernel keeps them to the text that other tars read, and back.
 
 /// The attribute that holds the ACL of a file or folder.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -6,6 +6,8 @@ pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: u32 = 2;
+/// Owner or group of an entry that names none.
+const NOBODY: u32 = u32::MAX;
 
 /// Returns the text of an ACL attribute, as in `SCHILY.acl.access`, entries joined by commas. Owners and groups stand
 /// there by number: names of another machine would give rights to others. Nothing for a form this does not know.
@@ -43,6 +45,53 @@ pub(super) fn to_text(attribute: &[u8]) -> Option<String> {
     Some(text)
 }
 
+/// Returns the attribute that an ACL's text means, as star, GNU tar and bsdtar write it: entries apart by commas or
+/// newlines, `user:1001:r-x` or `user:name:r-x:1001`. Nothing where it names somebody without a number: the same name
+/// may be somebody else here.
+pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut entries = Vec::new();
+    let lines = text.split([',', '\n']).map(|line| line.split('#').next().unwrap_or_default().trim());
+    for line in lines.filter(|line| !line.is_empty()) {
+        let mut fields = line.split(':');
+        let (word, name, permissions) = (fields.next()?, fields.next()?, fields.next()?);
+        let id = match (name, fields.next()) {
+            ("", None) => NOBODY,
+            (name, number) => number.unwrap_or(name).parse().ok()?,
+        };
+        let tag = match (word, name) {
+            ("user" | "u", "") => 0x01,
+            ("user" | "u", _) => 0x02,
+            ("group" | "g", "") => 0x04,
+            ("group" | "g", _) => 0x08,
+            ("mask" | "m", "") => 0x10,
+            ("other" | "o", "") => 0x20,
+            _ => return None,
+        };
+        let mut bits = 0_u16;
+        for letter in permissions.bytes() {
+            bits |= match letter {
+                b'r' => 4,
+                b'w' => 2,
+                b'x' => 1,
+                b'-' => 0,
+                _ => return None,
+            };
+        }
+        entries.push((tag, id, bits));
+    }
+    // The kernel takes them in this order only.
+    entries.sort_unstable();
+    let mut attribute = VERSION.to_le_bytes().to_vec();
+    for (tag, id, bits) in entries {
+        let tag: u16 = tag;
+        attribute.extend(tag.to_le_bytes());
+        attribute.extend(bits.to_le_bytes());
+        attribute.extend(id.to_le_bytes());
+    }
+    Some(attribute)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,11 +108,23 @@ mod tests {
         }
         let text = "user::rw-,user:1001:r-x,group::r--,group:70000:--x,mask::rwx,other::---";
         assert_eq!(to_text(&attribute).as_deref(), Some(text));
+        assert_eq!(from_text(text.as_bytes()), Some(attribute.clone()));
         for length in 0..attribute.len() {
             let whole_entries = length > 4 && (length - 4) % 8 == 0;
             assert_eq!(to_text(&attribute[..length]).is_some(), whole_entries, "{length}");
         }
         attribute[0] = 3;
         assert_eq!(to_text(&attribute), None);
+    }
+    #[test]
+    fn texts_of_other_tars_are_read_and_names_without_numbers_are_not() {
+        let ours = from_text(b"user::rw-,user:7:r--,group::r--,group:9:r-x,mask::r-x,other::---").unwrap();
+        let bsdtar = b"group:staff:r-x:9,user::rw-,group::r--,other::---,user:ann:r--:7,mask::r-x";
+        assert_eq!(from_text(bsdtar), Some(ours.clone()));
+        let lines = b"u::rw-\nu:7:r--\t#effective:r--\ng::r--\ng:9:r-x\nm::r-x\no::---\n";
+        assert_eq!(from_text(lines), Some(ours));
+        for text in ["user:ann:r--", "user::rwX", "what::rwx", "user:", "mask:5:rwx", "\u{e9}", "user:-1:r--"] {
+            assert_eq!(from_text(text.as_bytes()), None, "{text}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +26,9 @@ use crate::member::{FileTime, Member, MemberKind, MemberPath};
 
 /// Mode of a folder that is being filled. Nobody else gets in, and a restore that is run again knows it by this.
 const UNFINISHED: u32 = 0o1700;
+
+/// What a new file or folder inherits from a folder's default ACL.
+const INHERITED_ACCESS: &str = "system.posix_acl_access";
 
 /// The longest path that is given to the kernel in one piece.
 const LONGEST_AT_ONCE: usize = 3000;
@@ -135,10 +138,10 @@ pub fn make_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
 
 /// Says whether a folder was left by a restore that was cut off before it had the mode `last`.
 pub fn is_unfinished(stat: &Stat, last: u32) -> bool {
-    let (mode, last, user) = (stat.st_mode & 0o7777, last & 0o7777, rustix::process::geteuid());
-    // An ACL brings the lower bits of the mode, just before that itself is set.
-    let has_only_acl = mode != last && mode == UNFINISHED & 0o7000 | last & 0o777;
-    (mode == UNFINISHED || has_only_acl) && (user.is_root() || stat.st_uid == user.as_raw())
+    let (mode, user) = (stat.st_mode & 0o7777, rustix::process::geteuid());
+    // It gets its other bits, and those of an ACL in the middle, before the mark goes.
+    let is_marked = mode & !last & 0o1000 != 0 && (mode ^ last) & 0o707 == 0;
+    (mode == UNFINISHED || is_marked) && (user.is_root() || stat.st_uid == user.as_raw())
 }
 
 /// Holds an open folder for making something in it, and removes what a restore that was cut off left there under
@@ -231,12 +234,10 @@ impl Made {
             shortfall.owner =
                 is_refused(chown)? || member.uid == u32::MAX || (!powers.is_root && member.uid != powers.uid);
         }
-        if kind != FileType::Symlink {
-            // The umask may have taken bits away.
-            rustix::fs::chmodat(folder, name, Mode::from_raw_mode(member.mode & 0o777), AtFlags::empty())?;
+        if kind != FileType::Symlink || !member.xattrs.is_empty() {
+            dress_special(folder, name, kind, member, powers, &mut shortfall)?;
         }
         rustix::fs::utimensat(folder, name, &times(member.modified), AtFlags::SYMLINK_NOFOLLOW)?;
-        shortfall.attributes = kind != FileType::Symlink && !member.xattrs.is_empty();
         Ok((made, shortfall))
     }
 
@@ -296,10 +297,10 @@ pub struct Powers {
 }
 
 impl Powers {
-    /// Asks the system; `setuid` counts for root only.
+    /// Asks the system.
     pub fn of_process(setuid: bool) -> Powers {
         let user = rustix::process::geteuid();
-        Powers { is_root: user.is_root(), uid: user.as_raw(), setuid: setuid && user.is_root() }
+        Powers { is_root: user.is_root(), uid: user.as_raw(), setuid }
     }
 }
 
@@ -324,11 +325,11 @@ fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// Gives an open file or folder its owner, attributes, times and mode. Owner before mode, since a change of owner takes
-/// bits away; mode last, since by it a folder is finished.
+/// Gives an open file or folder its owner, attributes, mode, ACLs and times. Owner first, since a change of owner takes
+/// bits and capabilities away; mode after the attributes, which only who may write can set; ACLs after the mode, whose
+/// middle bits some tars write without the mask; times behind that. A folder is unfinished until the very last.
 pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Shortfall> {
     let file = file.as_fd();
-    let is_folder = member.kind == MemberKind::Folder;
     let mut shortfall = Shortfall::default();
     if powers.is_root {
         let chown = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
@@ -341,33 +342,89 @@ pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Sh
             shortfall.owner |= is_refused(chown)? || member.gid == u32::MAX;
         }
     }
+    let set = |name: &OsStr, value: &[u8]| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
+    set_xattrs(member, false, powers, &mut shortfall, set)?;
+    let mode = granted_mode(member, powers, &mut shortfall);
+    let mark = if member.kind == MemberKind::Folder { Mode::SVTX } else { Mode::empty() };
+    rustix::fs::fchmod(file, mode | mark)?;
+    set_xattrs(member, true, powers, &mut shortfall, set)?;
+    rustix::fs::futimens(file, &times(member.modified))?;
+    if !mode.contains(mark) {
+        // The ACL may have set the middle bits.
+        let bits = Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode) - mark;
+        rustix::fs::fchmod(file, bits)?;
+    }
+    Ok(shortfall)
+}
+
+/// Gives what stands under a temporary name, and cannot be opened, its mode and attributes.
+fn dress_special(
+    folder: &OwnedFd,
+    name: &str,
+    kind: FileType,
+    member: &Member,
+    powers: Powers,
+    shortfall: &mut Shortfall,
+) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(folder, name, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode) != kind {
+        return Err(io::Error::other("something else was put in its place while it was being made"));
+    }
+    // Not by its name, which may become a link meanwhile; this path leads to what is held, even if that is a link.
+    let held = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let set = |name: &OsStr, value: &[u8]| rustix::fs::setxattr(&*held, name, value, XattrFlags::empty());
+    set_xattrs(member, false, powers, shortfall, set)?;
+    if kind != FileType::Symlink {
+        // Most have none.
+        let _ = rustix::fs::removexattr(&*held, INHERITED_ACCESS);
+        rustix::fs::chmod(&*held, granted_mode(member, powers, shortfall))?;
+        set_xattrs(member, true, powers, shortfall, set)?;
+    }
+    Ok(())
+}
+
+/// Returns the mode that a member gets, the umask notwithstanding.
+fn granted_mode(member: &Member, powers: Powers, shortfall: &mut Shortfall) -> Mode {
     let mut mode = member.mode & 0o7777;
-    if !is_folder && mode & 0o6000 != 0 && (!powers.setuid || shortfall.owner) {
+    if member.kind == MemberKind::Folder {
+        if shortfall.owner {
+            mode &= !0o6000;
+        }
+    } else if mode & 0o6000 != 0 && (!powers.setuid || shortfall.owner) {
         mode &= !0o6000;
         shortfall.setuid = true;
     }
-    if is_folder && shortfall.owner {
-        mode &= !0o6000;
-    }
-    for (name, value) in &member.xattrs {
+    Mode::from_raw_mode(mode)
+}
+
+/// Sets the ACLs among the attributes, or all the others.
+fn set_xattrs(
+    member: &Member,
+    acls: bool,
+    powers: Powers,
+    shortfall: &mut Shortfall,
+    set: impl Fn(&OsStr, &[u8]) -> rustix::io::Result<()>,
+) -> io::Result<()> {
+    for (name, value) in member.xattrs.iter().filter(|(name, _)| name.starts_with(b"system.posix_acl_") == acls) {
         if &**name == b"security.capability" && !powers.setuid {
             shortfall.setuid = true;
             continue;
         }
-        let set = rustix::fs::fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty());
-        // Too long is an attribute that has no room in the file's own record, too: no space then says nothing of the disk.
+        let set = set(OsStr::from_bytes(name), value);
+        // One that is too long for the file's own record meets no space, too, and that says nothing of the disk.
         let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG | Errno::NOSPC));
         shortfall.attributes |= is_too_long || is_refused(set)?;
     }
-    rustix::fs::futimens(file, &times(member.modified))?;
-    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
-    Ok(shortfall)
+    Ok(())
 }
 
-/// Takes off the rights that a new file got from a folder's default ACL.
+/// Takes off the rights that a new file or folder got from a folder's default ACL.
 pub fn clear_inherited_acl(file: impl AsFd) {
     // Most have none; file systems without ACLs say so.
-    let _ = rustix::fs::fremovexattr(file, "system.posix_acl_access");
+    for name in [INHERITED_ACCESS, "system.posix_acl_default"] {
+        let _ = rustix::fs::fremovexattr(file.as_fd(), name);
+    }
 }
 
 fn times(modified: FileTime) -> Timestamps {

@@ -58,7 +58,7 @@ pub struct RestoreArgs {
     /// Not what matches
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Give setuid and setgid bits and capabilities back (root)
+    /// Give setuid and setgid bits and capabilities back
     #[arg(long)]
     setuid: bool,
     /// Make devices (root)
@@ -115,8 +115,8 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
 }
 
 fn warn_of_flags(context: &Context, args: &RestoreArgs) {
-    if (args.setuid || args.devices) && !rustix::process::geteuid().is_root() {
-        context.warn("--setuid and --devices have an effect for root only");
+    if args.devices && !rustix::process::geteuid().is_root() {
+        context.warn("--devices has an effect for root only");
     }
 }
 
@@ -163,7 +163,7 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
             &report.attributes,
             "run as root, on a file system that keeps them, with --overwrite always".to_owned(),
         ),
-        ("setuid", &report.setuid, "run as root with --setuid --overwrite always if you want them".to_owned()),
+        ("setuid", &report.setuid, "add --setuid --overwrite always if you want them".to_owned()),
     ]
 }
 

@@ -71,7 +71,7 @@ pub struct Options {
     pub rename_root: Option<Vec<u8>>,
     /// Writes nothing.
     pub dry_run: bool,
-    /// Gives setuid and setgid bits and capabilities back (root only).
+    /// Gives setuid and setgid bits and capabilities back.
     pub setuid: bool,
     /// Makes devices (root only).
     pub devices: bool,

@@ -12,8 +12,8 @@ use crate::member::{Member, MemberKind, MemberPath};
 /// An open folder beneath the target.
 pub(super) struct Folder {
     pub handle: Arc<OwnedFd>,
-    /// It stood there before: what is made in it may inherit rights.
-    pub existed: bool,
+    /// What is made in it may inherit rights that the archive does not give.
+    pub lends_rights: bool,
     path: Option<MemberPath>,
     finish: Finish,
     shared: Arc<Shared>,
@@ -73,7 +73,7 @@ impl Tree {
     pub fn new(target: Option<Target>, shared: Arc<Shared>, powers: Powers, dry: bool) -> Tree {
         let root = target.as_ref().map(|target| {
             let (handle, shared) = (target.root(), shared.clone());
-            Arc::new(Folder { handle, existed: true, path: None, finish: Finish::Nothing, shared, powers })
+            Arc::new(Folder { handle, lends_rights: true, path: None, finish: Finish::Nothing, shared, powers })
         });
         Tree { target, levels: Vec::new(), root, shared, powers, dry }
     }
@@ -120,9 +120,10 @@ impl Tree {
         match extract::look(&*parent.handle, name)? {
             None if self.dry => Ok(None),
             None => {
-                extract::make_plain_folder(&*parent.handle, name)?;
+                let make = if self.shared.is_owed(path) { extract::make_folder } else { extract::make_plain_folder };
+                make(&parent.handle, name)?;
                 self.shared.made_folder(path);
-                self.open(parent, path, false, Finish::Nothing).map(Some)
+                self.open(parent, path, parent.lends_rights, Finish::Nothing).map(Some)
             }
             Some(stat) if extract::kind_of(&stat) == Some(MemberKind::Folder) => {
                 // Who comes back to a folder that is finished leaves it as it was.
@@ -162,11 +163,20 @@ impl Tree {
             },
         };
         let folder = self.open(&parent, path, exists, finish)?;
+        if !exists && parent.lends_rights {
+            extract::clear_inherited_acl(&*folder.handle);
+        }
         self.levels.push((path.clone(), Some(folder)));
         Ok(())
     }
 
-    fn open(&self, parent: &Folder, path: &MemberPath, existed: bool, finish: Finish) -> Result<Arc<Folder>, Obstacle> {
+    fn open(
+        &self,
+        parent: &Folder,
+        path: &MemberPath,
+        lends_rights: bool,
+        finish: Finish,
+    ) -> Result<Arc<Folder>, Obstacle> {
         let Some(target) = &self.target else { return Err(io::Error::other("there is no target").into()) };
         let handle =
             target.folder_in(std::os::fd::AsFd::as_fd(&*parent.handle), path.file_name()).map_err(|e| match e {
@@ -174,14 +184,14 @@ impl Tree {
                 e => Obstacle::Io(e.into()),
             })?;
         let handle = Arc::new(handle);
-        if existed && !matches!(finish, Finish::Nothing) {
+        if !matches!(finish, Finish::Nothing) {
             extract::make_passable(&*handle)?;
         }
         if !self.dry {
             extract::hold(&handle)?;
         }
         let (path, shared, powers) = (Some(path.clone()), self.shared.clone(), self.powers);
-        Ok(Arc::new(Folder { handle, existed, path, finish, shared, powers }))
+        Ok(Arc::new(Folder { handle, lends_rights, path, finish, shared, powers }))
     }
 
     /// Opens the folder of something that was placed before, for a link to it.
@@ -209,11 +219,4 @@ impl Tree {
 fn is_at_or_below(path: &MemberPath, folder: &MemberPath) -> bool {
     let rest = path.as_bytes().strip_prefix(folder.as_bytes());
     rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-}
-
-impl Folder {
-    /// Says whether files made here may get rights that the archive does not give them.
-    pub fn may_lend_rights(&self) -> bool {
-        self.existed
-    }
 }

@@ -66,7 +66,7 @@ impl FileJob {
         if found.is_some() && found != self.digest {
             return Err(Unwritten::Damaged("its content is not what the catalog says".to_owned()));
         }
-        if self.folder.may_lend_rights() {
+        if self.folder.lends_rights {
             extract::clear_inherited_acl(&file);
         }
         let shortfall = extract::finish(&file, member, powers)?;

@@ -288,10 +288,12 @@ impl Runner {
     /// Ends a run that made no archive: its temporary file and catalog rows first, then the row.
     fn end_without(&self, claim: Claim, intent: &Intent, failure: Failure, conduct: &Conduct<'_>) -> Result<Ended> {
         let run = claim.run();
-        if failure.error.kind() == ErrorKind::Fenced {
-            return Err(failure.error);
+        // By that name the heir of a lost run may be finishing it.
+        match self.store.check_claim(&claim) {
+            Err(error) if error.kind() == ErrorKind::Fenced => return Err(error),
+            _ => {}
         }
-        // Gone already unless a step failed after the file was sealed.
+        // Gone already unless removing it failed once.
         if let Err(error) = place::remove(&self.home.backups().join(&intent.temporary_name)) {
             log::warn!("run @{run}: its temporary file stays behind: {error}");
         }

@@ -210,10 +210,12 @@ impl Store {
     /// Records that the file is whole and synced; its catalog rows are written by now, and not yet visible.
     pub fn seal(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
         self.write_fenced(claim, |transaction| {
-            let changed = transaction.execute(
-                "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, \
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, \
                      files = ?5, content_bytes = ?6, incomplete = ?7 WHERE run_id = ?1 AND state = 'writing'",
-                params![
+                )?
+                .execute(params![
                     claim.run(),
                     sealed.source_root,
                     sealed.scan_started.millis(),
@@ -221,20 +223,20 @@ impl Store {
                     sealed.files,
                     sealed.content_bytes,
                     sealed.incomplete
-                ],
-            )?;
+                ])?;
             exactly_one(changed)?;
-            let changed = transaction.execute(
-                "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5 \
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5 \
                  WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
-                params![
+                )?
+                .execute(params![
                     claim.run(),
                     sealed.size,
                     sealed.digest,
                     sealed.device.cast_signed(),
                     sealed.inode.cast_signed()
-                ],
-            )?;
+                ])?;
             exactly_one(changed)
         })
     }
@@ -242,31 +244,35 @@ impl Store {
     /// Takes an archive of the old system into the catalog, pinned, under a run number of its own.
     pub fn add_legacy(&self, schedule: i64, legacy: &LegacyArchive, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
-            transaction.execute(
-                "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms, started_at_ms, \
+            transaction
+                .prepare_cached(
+                    "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms, started_at_ms, \
                      finished_at_ms, members, content_bytes, archive_bytes, notes) \
                  VALUES (?1, 'rescan', 'succeeded', ?2, ?2, ?2, ?2, ?3, ?4, ?5, 'made by the old system, moved aside')",
-                params![schedule, now.millis(), legacy.members, legacy.content_bytes, legacy.size],
-            )?;
+                )?
+                .execute(params![schedule, now.millis(), legacy.members, legacy.content_bytes, legacy.size])?;
             let run = transaction.last_insert_rowid();
             let health = if legacy.readable { Health::Good } else { Health::Damaged };
-            transaction.execute(
-                "INSERT INTO archive_file (device, inode, size, codec, level, verified_at_ms, health) \
+            transaction
+                .prepare_cached(
+                    "INSERT INTO archive_file (device, inode, size, codec, level, verified_at_ms, health) \
                  VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
-                params![
+                )?
+                .execute(params![
                     legacy.device.cast_signed(),
                     legacy.inode.cast_signed(),
                     legacy.size,
                     legacy.codec,
                     now.millis(),
                     health.as_str()
-                ],
-            )?;
-            transaction.execute(
-                "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, pinned, source_root, \
+                ])?;
+            transaction
+                .prepare_cached(
+                    "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, pinned, source_root, \
                      scan_started_at_ms, created_at_ms, members, content_bytes) \
                  VALUES (?1, ?2, last_insert_rowid(), 'complete', ?3, 1, ?4, ?5, ?5, ?6, ?7)",
-                params![
+                )?
+                .execute(params![
                     run,
                     schedule,
                     legacy.file_name,
@@ -274,8 +280,7 @@ impl Store {
                     legacy.created_at.millis(),
                     legacy.members,
                     legacy.content_bytes
-                ],
-            )?;
+                ])?;
             Ok(run)
         })
     }
@@ -304,27 +309,22 @@ impl Store {
         loop {
             let left = self.write(|transaction| {
                 let file: Option<i64> = transaction
-                    .query_row(
-                        "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'deleting'",
-                        [run],
-                        |row| row.get(0),
-                    )
+                    .prepare_cached("SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'deleting'")?
+                    .query_row([run], |row| row.get(0))
                     .optional()?;
                 let Some(file) = file else { return Ok(0) };
-                let shared: bool = transaction.query_row(
-                    "SELECT count(*) > 1 FROM archive WHERE archive_file_id = ?1",
-                    [file],
-                    |row| row.get(0),
-                )?;
+                let shared: bool = transaction
+                    .prepare_cached("SELECT count(*) > 1 FROM archive WHERE archive_file_id = ?1")?
+                    .query_row([file], |row| row.get(0))?;
                 if !shared {
                     let removed = super::catalog::remove_references(transaction, file)?;
                     if removed > 0 {
                         return Ok(removed);
                     }
                 }
-                transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
+                transaction.prepare_cached("DELETE FROM archive WHERE run_id = ?1")?.execute([run])?;
                 if !shared {
-                    transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
+                    transaction.prepare_cached("DELETE FROM archive_file WHERE id = ?1")?.execute([file])?;
                 }
                 Ok(0)
             })?;
@@ -356,10 +356,9 @@ pub(super) fn write_intent(
     attempt: i64,
     now: Timestamp,
 ) -> rusqlite::Result<Intent> {
-    let (name, compression, source): (String, String, Vec<u8>) =
-        transaction.query_row("SELECT name, compression, source FROM schedule WHERE id = ?1", [schedule], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-        })?;
+    let (name, compression, source): (String, String, Vec<u8>) = transaction
+        .prepare_cached("SELECT name, compression, source FROM schedule WHERE id = ?1")?
+        .query_row([schedule], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let compression: Compression = compression
         .parse()
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e)))?;
@@ -370,16 +369,16 @@ pub(super) fn write_intent(
         temporary_name: format!("{name}/.{stem}.{attempt}-{}.part", &random[..8]),
         compression,
     };
-    transaction.execute(
-        "INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')",
-        params![compression.codec(), compression.level()],
-    )?;
-    transaction.execute(
-        "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, temporary_name, source_root, \
+    transaction
+        .prepare_cached("INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')")?
+        .execute(params![compression.codec(), compression.level()])?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, temporary_name, source_root, \
              scan_started_at_ms, created_at_ms) \
          VALUES (?1, ?2, last_insert_rowid(), 'writing', ?3, ?4, ?5, ?6, ?6)",
-        params![run, schedule, intent.file_name, intent.temporary_name, source, now.millis()],
-    )?;
+        )?
+        .execute(params![run, schedule, intent.file_name, intent.temporary_name, source, now.millis()])?;
     Ok(intent)
 }
 
@@ -390,31 +389,32 @@ pub(super) fn complete(transaction: &Transaction<'_>, run: i64, completed: &Comp
         (None, Some(_)) => Health::Good,
         (None, None) => Health::Unproven,
     };
-    let changed = transaction.execute(
-        "UPDATE archive SET state = 'complete', temporary_name = NULL, suspect = ?2 \
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE archive SET state = 'complete', temporary_name = NULL, suspect = ?2 \
          WHERE run_id = ?1 AND state = 'sealed'",
-        params![run, completed.suspect],
-    )?;
+        )?
+        .execute(params![run, completed.suspect])?;
     exactly_one(changed)?;
-    let changed = transaction.execute(
-        "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
          WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
-        params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)],
-    )?;
+        )?
+        .execute(params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)])?;
     exactly_one(changed)
 }
 
 /// Takes back the intent of a run that ends without an archive. Its chunks must be gone by now.
 pub(super) fn forget_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<()> {
     let file: Option<i64> = transaction
-        .query_row(
+        .prepare_cached(
             "DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') RETURNING archive_file_id",
-            [run],
-            |row| row.get(0),
-        )
+        )?
+        .query_row([run], |row| row.get(0))
         .optional()?;
     match file {
-        Some(file) => transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file]).map(drop),
+        Some(file) => transaction.prepare_cached("DELETE FROM archive_file WHERE id = ?1")?.execute([file]).map(drop),
         None => Ok(()),
     }
 }

@@ -172,35 +172,38 @@ impl Store {
     ) -> Result<(ClaimNow, Option<Intent>)> {
         self.write(|transaction| {
             let running: Option<i64> = transaction
-                .query_row("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'", [schedule], |r| r.get(0))
+                .prepare_cached("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'")?
+                .query_row([schedule], |r| r.get(0))
                 .optional()?;
             if let Some(run) = running {
                 return Ok((ClaimNow::Running(run), None));
             }
             if queued(transaction, schedule)?.is_none() {
                 // Queued for an instant only: the same statement as ever makes it running.
-                transaction.execute(
-                    "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms) \
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms) \
                      VALUES (?1, 'manual', 'queued', ?2, ?2)",
-                    params![schedule, now.millis()],
-                )?;
+                    )?
+                    .execute(params![schedule, now.millis()])?;
             }
-            let claim = transaction.query_row(
-                &format!(
+            let claim = transaction
+                .prepare_cached(&format!(
                     "UPDATE run SET state = 'running', worker = :worker, attempt = attempt + 1, tries = tries + 1, \
                          started_at_ms = :now, cancel_requested_at_ms = NULL, error = NULL, verify = :verify, \
                          reread = :reread \
                      WHERE state = 'queued' AND schedule_id = :schedule {RETURNING}"
-                ),
-                named_params! {
-                    ":worker": worker.uuid.to_string(),
-                    ":now": now.millis(),
-                    ":schedule": schedule,
-                    ":verify": request.verify,
-                    ":reread": request.reread,
-                },
-                |row| claim_row(row, worker.uuid),
-            )?;
+                ))?
+                .query_row(
+                    named_params! {
+                        ":worker": worker.uuid.to_string(),
+                        ":now": now.millis(),
+                        ":schedule": schedule,
+                        ":verify": request.verify,
+                        ":reread": request.reread,
+                    },
+                    |row| claim_row(row, worker.uuid),
+                )?;
             let (claim, intent) = begin(transaction, claim, worker, now)?;
             Ok((ClaimNow::Claimed(claim), Some(intent)))
         })
@@ -218,21 +221,21 @@ impl Store {
     ) -> Result<Option<Claim>> {
         self.write(|transaction| {
             let claim = transaction
-                .query_row(
-                    &format!(
-                        "UPDATE run SET worker = ?1, attempt = attempt + 1 \
+                .prepare_cached(&format!(
+                    "UPDATE run SET worker = ?1, attempt = attempt + 1 \
                          WHERE id = ?2 AND state = 'running' AND worker = ?3 AND attempt = ?4 {RETURNING}"
-                    ),
-                    params![worker.uuid.to_string(), run, dead.to_string(), attempt],
-                    |row| claim_row(row, worker.uuid),
-                )
+                ))?
+                .query_row(params![worker.uuid.to_string(), run, dead.to_string(), attempt], |row| {
+                    claim_row(row, worker.uuid)
+                })
                 .optional()?;
             let Some(claim) = claim else { return Ok(None) };
-            transaction.execute(
-                "UPDATE attempt SET outcome = 'interrupted', ended_at_ms = ?3, error = 'its process ended' \
+            transaction
+                .prepare_cached(
+                    "UPDATE attempt SET outcome = 'interrupted', ended_at_ms = ?3, error = 'its process ended' \
                  WHERE run_id = ?1 AND attempt = ?2 AND outcome = 'running'",
-                params![run, attempt, now.millis()],
-            )?;
+                )?
+                .execute(params![run, attempt, now.millis()])?;
             Ok(Some(Claim { recovering: true, ..claim }))
         })
     }
@@ -260,7 +263,9 @@ impl Store {
         };
         let done = self.write_fenced(&claim, |transaction| {
             archives::complete(transaction, claim.run, completed)?;
-            transaction.execute("UPDATE schedule SET accepted_at_ms = NULL WHERE id = ?1", [claim.schedule])?;
+            transaction
+                .prepare_cached("UPDATE schedule SET accepted_at_ms = NULL WHERE id = ?1")?
+                .execute([claim.schedule])?;
             end(transaction, &claim, state, completed.damaged.as_deref(), now)
         });
         match done {
@@ -291,10 +296,12 @@ impl Store {
     /// Records what the run read and met, before it ends.
     pub fn record_counts(&self, claim: &Claim, counts: &RunCounts, problems: &[Problem]) -> Result<()> {
         self.write_fenced(claim, |transaction| {
-            transaction.execute(
-                "UPDATE run SET members = ?2, files = ?3, content_bytes = ?4, archive_bytes = ?5, problems = ?6, \
+            transaction
+                .prepare_cached(
+                    "UPDATE run SET members = ?2, files = ?3, content_bytes = ?4, archive_bytes = ?5, problems = ?6, \
                      losses = ?7, notes = ?8 WHERE id = ?1",
-                params![
+                )?
+                .execute(params![
                     claim.run,
                     counts.members,
                     counts.files,
@@ -303,9 +310,8 @@ impl Store {
                     counts.problems,
                     counts.losses,
                     (!counts.notes.is_empty()).then(|| counts.notes.join("\n"))
-                ],
-            )?;
-            transaction.execute("DELETE FROM run_problem WHERE run_id = ?1", [claim.run])?;
+                ])?;
+            transaction.prepare_cached("DELETE FROM run_problem WHERE run_id = ?1")?.execute([claim.run])?;
             let mut insert = transaction.prepare_cached(
                 "INSERT INTO run_problem (run_id, sequence, path, kind, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?;
@@ -325,13 +331,7 @@ impl Store {
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T> {
         self.write_or(|transaction| {
-            let held = transaction
-                .execute(
-                    "UPDATE run SET worker = worker \
-                     WHERE id = ?1 AND state = 'running' AND worker = ?2 AND attempt = ?3",
-                    params![claim.run, claim.worker.to_string(), claim.attempt],
-                )
-                .map_err(|e| self.fault(e))?;
+            let held = hold(transaction, claim).map_err(|e| self.fault(e))?;
             if held != 1 {
                 return Err(Error::new(
                     ErrorKind::Fenced,
@@ -343,6 +343,15 @@ impl Store {
     }
 }
 
+/// Writes the run of a claim as it stands; returns 0 if it is another's by now.
+fn hold(transaction: &Transaction<'_>, claim: &Claim) -> rusqlite::Result<usize> {
+    transaction
+        .prepare_cached(
+            "UPDATE run SET worker = worker WHERE id = ?1 AND state = 'running' AND worker = ?2 AND attempt = ?3",
+        )?
+        .execute(params![claim.run, claim.worker.to_string(), claim.attempt])
+}
+
 /// Writes what a fresh claim begins with: its attempt and the intent for its archive.
 fn begin(
     transaction: &Transaction<'_>,
@@ -350,13 +359,15 @@ fn begin(
     worker: &WorkerRow,
     now: Timestamp,
 ) -> rusqlite::Result<(Claim, Intent)> {
-    transaction.execute(
-        "INSERT INTO attempt (run_id, attempt, worker, pid, started_at_ms, outcome) \
+    transaction
+        .prepare_cached(
+            "INSERT INTO attempt (run_id, attempt, worker, pid, started_at_ms, outcome) \
          VALUES (?1, ?2, ?3, ?4, ?5, 'running')",
-        params![claim.run, claim.attempt, worker.uuid.to_string(), worker.pid, now.millis()],
-    )?;
-    let verify: bool =
-        transaction.query_row("SELECT verify FROM schedule WHERE id = ?1", [claim.schedule], |row| row.get(0))?;
+        )?
+        .execute(params![claim.run, claim.attempt, worker.uuid.to_string(), worker.pid, now.millis()])?;
+    let verify: bool = transaction
+        .prepare_cached("SELECT verify FROM schedule WHERE id = ?1")?
+        .query_row([claim.schedule], |row| row.get(0))?;
     claim.verify &= verify;
     let intent = archives::write_intent(transaction, claim.run, claim.schedule, claim.attempt, now)?;
     Ok((claim, intent))
@@ -370,10 +381,11 @@ fn end(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     end_attempt(transaction, claim, state.as_str(), reason, now)?;
-    let changed = transaction.execute(
-        "UPDATE run SET state = ?2, finished_at_ms = ?3, error = ?4 WHERE id = ?1 AND state = 'running'",
-        params![claim.run, state.as_str(), now.millis(), reason],
-    )?;
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE run SET state = ?2, finished_at_ms = ?3, error = ?4 WHERE id = ?1 AND state = 'running'",
+        )?
+        .execute(params![claim.run, state.as_str(), now.millis(), reason])?;
     super::exactly_one(changed)
 }
 
@@ -387,18 +399,26 @@ fn end_attempt(
 ) -> rusqlite::Result<()> {
     if claim.recovering {
         return transaction
-            .execute(
+            .prepare_cached(
                 "INSERT INTO attempt (run_id, attempt, worker, pid, started_at_ms, ended_at_ms, outcome, error) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?5, 'recovered', ?6)",
-                params![claim.run, claim.attempt, claim.worker.to_string(), std::process::id(), now.millis(), reason],
-            )
+            )?
+            .execute(params![
+                claim.run,
+                claim.attempt,
+                claim.worker.to_string(),
+                std::process::id(),
+                now.millis(),
+                reason
+            ])
             .map(drop);
     }
-    let changed = transaction.execute(
-        "UPDATE attempt SET outcome = ?3, ended_at_ms = ?4, error = ?5 \
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE attempt SET outcome = ?3, ended_at_ms = ?4, error = ?5 \
          WHERE run_id = ?1 AND attempt = ?2 AND outcome = 'running'",
-        params![claim.run, claim.attempt, outcome, now.millis(), reason],
-    )?;
+        )?
+        .execute(params![claim.run, claim.attempt, outcome, now.millis(), reason])?;
     super::exactly_one(changed)
 }
 
@@ -419,31 +439,33 @@ fn requeue(
             }
         }
     };
-    let wanted: bool = transaction.query_row(
-        "SELECT enabled = 1 AND deleted_at_ms IS NULL FROM schedule WHERE id = ?1",
-        [claim.schedule],
-        |row| row.get(0),
-    )?;
+    let wanted: bool = transaction
+        .prepare_cached("SELECT enabled = 1 AND deleted_at_ms IS NULL FROM schedule WHERE id = ?1")?
+        .query_row([claim.schedule], |row| row.get(0))?;
     if claim.trigger != Trigger::Schedule || !wanted {
         return end(transaction, claim, last, Some(reason), now).map(|()| Requeued::Ended);
     }
     if let Some(newer) = queued(transaction, claim.schedule)? {
         end(transaction, claim, last, Some(reason), now)?;
-        transaction.execute("UPDATE run SET superseded_by = ?2 WHERE id = ?1", params![claim.run, newer])?;
-        let changed = transaction.execute(
-            "UPDATE run SET coalesced = coalesced + 1 + (SELECT coalesced FROM run WHERE id = ?2) WHERE id = ?1",
-            params![newer, claim.run],
-        )?;
+        transaction
+            .prepare_cached("UPDATE run SET superseded_by = ?2 WHERE id = ?1")?
+            .execute(params![claim.run, newer])?;
+        let changed = transaction
+            .prepare_cached(
+                "UPDATE run SET coalesced = coalesced + 1 + (SELECT coalesced FROM run WHERE id = ?2) WHERE id = ?1",
+            )?
+            .execute(params![newer, claim.run])?;
         return super::exactly_one(changed).map(|()| Requeued::SupersededBy(newer));
     }
     if !claim.recovering {
         end_attempt(transaction, claim, outcome, Some(reason), now)?;
     }
-    let changed = transaction.execute(
-        "UPDATE run SET state = 'queued', worker = NULL, tries = ?2, not_before_ms = ?3, error = ?4 \
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE run SET state = 'queued', worker = NULL, tries = ?2, not_before_ms = ?3, error = ?4 \
          WHERE id = ?1 AND state = 'running'",
-        params![claim.run, tries, not_before.millis(), reason],
-    )?;
+        )?
+        .execute(params![claim.run, tries, not_before.millis(), reason])?;
     super::exactly_one(changed).map(|()| Requeued::Queued { not_before })
 }
 
@@ -454,11 +476,12 @@ pub(super) fn cancel_queued(
     reason: &str,
     now: Timestamp,
 ) -> rusqlite::Result<usize> {
-    transaction.execute(
-        "UPDATE run SET state = 'cancelled', finished_at_ms = ?3, error = ?2 \
+    transaction
+        .prepare_cached(
+            "UPDATE run SET state = 'cancelled', finished_at_ms = ?3, error = ?2 \
          WHERE schedule_id = ?1 AND state = 'queued'",
-        params![schedule, reason, now.millis()],
-    )
+        )?
+        .execute(params![schedule, reason, now.millis()])
 }
 
 fn claim_row(row: &Row<'_>, worker: Uuid) -> rusqlite::Result<Claim> {

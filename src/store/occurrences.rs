@@ -45,12 +45,12 @@ impl Store {
             if !compare_and_set_watermark(transaction, due.schedule, due.from, due.to)? {
                 return Ok(Materialised::Overtaken);
             }
-            let known: bool = transaction.query_row(
-                "SELECT EXISTS (SELECT 1 FROM run WHERE trigger = 'schedule' AND schedule_id = ?1 \
+            let known: bool = transaction
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM run WHERE trigger = 'schedule' AND schedule_id = ?1 \
                  AND scheduled_for_ms = ?2)",
-                params![due.schedule, due.occurrence.millis()],
-                |row| row.get(0),
-            )?;
+                )?
+                .query_row(params![due.schedule, due.occurrence.millis()], |row| row.get(0))?;
             if known {
                 return Ok(Materialised::Known);
             }
@@ -72,24 +72,26 @@ pub(super) fn compare_and_set_watermark(
     from: Watermark,
     to: Watermark,
 ) -> rusqlite::Result<bool> {
-    let changed = transaction.execute(
-        "UPDATE schedule SET handled_until_ms = ?2, next_due_at_ms = ?3 \
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE schedule SET handled_until_ms = ?2, next_due_at_ms = ?3 \
          WHERE id = ?1 AND handled_until_ms = ?4 AND next_due_at_ms IS ?5 AND enabled = 1 AND deleted_at_ms IS NULL",
-        params![
+        )?
+        .execute(params![
             schedule,
             to.handled_until.millis(),
             to.next_due.map(Timestamp::millis),
             from.handled_until.millis(),
             from.next_due.map(Timestamp::millis)
-        ],
-    )?;
+        ])?;
     Ok(changed == 1)
 }
 
 /// Returns the queued run of a schedule.
 pub(super) fn queued(transaction: &Transaction<'_>, schedule: i64) -> rusqlite::Result<Option<i64>> {
     transaction
-        .query_row("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'queued'", [schedule], |row| row.get(0))
+        .prepare_cached("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'queued'")?
+        .query_row([schedule], |row| row.get(0))
         .optional()
 }
 
@@ -100,29 +102,31 @@ fn insert(
     finished_at: Option<Timestamp>,
     now: Timestamp,
 ) -> rusqlite::Result<i64> {
-    let changed = transaction.execute(
-        "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, coalesced, state, not_before_ms, queued_at_ms, \
+    let changed = transaction
+        .prepare_cached(
+            "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, coalesced, state, not_before_ms, queued_at_ms, \
              finished_at_ms) \
          VALUES (?1, 'schedule', ?2, ?3, ?4, ?5, ?5, ?6) ON CONFLICT DO NOTHING",
-        params![
+        )?
+        .execute(params![
             due.schedule,
             due.occurrence.millis(),
             due.count.saturating_sub(1),
             state,
             now.millis(),
             finished_at.map(Timestamp::millis)
-        ],
-    )?;
+        ])?;
     super::exactly_one(changed)?;
     Ok(transaction.last_insert_rowid())
 }
 
 /// A new occurrence is a fresh start for the queued run: at once, with the whole budget of tries.
 fn count_in(transaction: &Transaction<'_>, run: i64, due: &Due, now: Timestamp) -> rusqlite::Result<()> {
-    let changed = transaction.execute(
-        "UPDATE run SET scheduled_for_ms = ?2, coalesced = coalesced + ?3, not_before_ms = ?4, tries = 0 \
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE run SET scheduled_for_ms = ?2, coalesced = coalesced + ?3, not_before_ms = ?4, tries = 0 \
          WHERE id = ?1 AND state = 'queued'",
-        params![run, due.occurrence.millis(), due.count, now.millis()],
-    )?;
+        )?
+        .execute(params![run, due.occurrence.millis(), due.count, now.millis()])?;
     super::exactly_one(changed)
 }

@@ -153,7 +153,9 @@ pub fn left_over(home: &Path) -> Vec<String> {
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 folders.push(entry.path());
-            } else if name.ends_with(".part") || name.ends_with("-journal") && !name.contains(".aside-") {
+            } else if [".part", "-journal", ".put-back"].iter().any(|end| name.ends_with(end))
+                && !name.contains(".aside-")
+            {
                 left.push(format!("left behind: {}", entry.path().display()));
             }
         }

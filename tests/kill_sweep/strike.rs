@@ -12,7 +12,7 @@ const CALLS: &str = "write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renam
                      open,openat,openat2,mkdir,mkdirat,mknodat,ftruncate,symlink,symlinkat,chmod,fchmod,fchmodat,\
                      fchown,fchownat,utimensat,fsetxattr";
 /// After that a command is taken to wait for better times, as it does where the database cannot be written.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How often it is looked at.
 const GLANCE: Duration = Duration::from_millis(2);
 

@@ -13,6 +13,7 @@ use backup_manager::restore::{self, Conduct, Globs, Opened, Options, Report, Sel
 use backup_manager::schedule::Compression;
 
 use crate::support::archive::{Silent, make};
+use crate::support::nobody::again_as_nobody;
 use crate::tree::{ALL, assert_same, tree};
 
 pub const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
@@ -65,10 +66,11 @@ fn make_tree(root: &Path) {
         eprintln!("skipped: extended attributes: {error}");
     }
     let _ = xattr::set(root.join("empty"), "user.folder", b"yes");
-    for (path, mode) in [("sub/003", 0o400), ("sub/004", 0o777), ("sub/005", 0o000), ("empty", 0o1750)] {
+    for (path, mode) in [("sub/003", 0o400), ("sub/004", 0o777), ("empty", 0o1750)] {
         fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
     }
     if is_root() {
+        fs::set_permissions(root.join("sub/005"), fs::Permissions::from_mode(0o000)).unwrap();
         chown(root.join("sub/006"), Some(1234), Some(4321)).unwrap();
         std::os::unix::fs::lchown(root.join("link"), Some(77), Some(78)).unwrap();
         fs::set_permissions(root.join("sub/007"), fs::Permissions::from_mode(0o6755)).unwrap();
@@ -119,6 +121,34 @@ fn everything_comes_back_in_every_format_with_openat2_and_without() {
             assert_same(&was, &tree(&to.join("source"), ALL), "again");
         }
     }
+}
+
+#[test]
+fn all_of_it_as_a_plain_user() {
+    if !again_as_nobody(&["--skip", "all_of_it_as_a_plain_user"]) {
+        eprintln!("skipped: this is a plain user already");
+    }
+}
+
+/// What a folder would give to all that is made in it, nothing gets; but what it has itself stays.
+#[test]
+fn the_default_acl_of_the_target_gives_nobody_rights() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let was = tree(&source, ALL);
+    let made = make(&source, folder.path(), Compression::Gzip(6));
+    let to = folder.path().join("to");
+    fs::create_dir(&to).unwrap();
+    let set = Command::new("setfacl").args(["-d", "-m", "u:1234:rwx,g:99:rwx"]).arg(&to).status();
+    if !set.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: ACLs: setfacl is missing or the file system has none");
+        return;
+    }
+    let options = Options { setuid: true, devices: true, ..Options::to(&to) };
+    let report = restore_all(&made.path, &options).unwrap();
+    assert_eq!(report.outcome(), None, "{report:?}");
+    assert_same(&was, &tree(&to.join("source"), ALL), "beneath a folder with a default ACL");
 }
 
 #[test]

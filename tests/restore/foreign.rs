@@ -137,3 +137,25 @@ fn bsdtar_and_python() {
         }
     }
 }
+
+#[test]
+fn acls_that_other_tars_wrote_as_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let set = |args: &[&str], path: &str| {
+        let status = Command::new("setfacl").args(args).arg(source.join(path)).status();
+        status.is_ok_and(|status| status.success())
+    };
+    if !set(&["-m", "u:1234:rw,g:55:r"], "sub/3") || !set(&["-d", "-m", "u:1234:rwx,m:rx"], "sub/deep") {
+        eprintln!("skipped: ACLs: setfacl is missing or the file system has none");
+        return;
+    }
+    for tool in ["tar", "bsdtar"].into_iter().filter(|tool| has(tool)) {
+        let file = folder.path().join(tool);
+        let mut command = Command::new(tool);
+        command.args(["--format=pax", "--acls", "--no-xattrs", "--numeric-owner", "-C"]).arg(folder.path());
+        run_tool(command.arg("-cf").arg(&file).arg("source"));
+        check(&source, &file, ALL, tool);
+    }
+}

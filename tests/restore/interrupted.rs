@@ -48,13 +48,13 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
         let everything = Selection::everything().unwrap();
         let error = restore::restore(&archive, &everything, &Options::to(&to), &mut conduct).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Interrupted);
-        // As a kill would leave it.
+        // As a kill would leave it: half a file in a folder that is not finished.
         let partial = tree(&to, ALL);
         assert!(partial.len() < was.len());
-        if let Some(unfinished) = fs::read_dir(to.join("source")).ok().and_then(|mut d| d.next()).and_then(Result::ok)
-            && unfinished.path().is_dir()
-        {
-            fs::write(unfinished.path().join(".backup-manager-0123456789abcdef.part"), "half").unwrap();
+        let is_unfinished = |path: &Path| fs::metadata(path).is_ok_and(|stat| stat.permissions().mode() & 0o1000 != 0);
+        let mut folders = fs::read_dir(to.join("source")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        if let Some(unfinished) = folders.find(|path| is_unfinished(path)) {
+            fs::write(unfinished.join(".backup-manager-0123456789abcdef.part"), "half").unwrap();
         }
         let report = restore_all(&made.path, &Options::to(&to)).unwrap();
         assert_eq!(report.outcome(), None, "{report:?}");

@@ -2,5 +2,6 @@
 #![allow(dead_code)]
 
 pub mod archive;
+pub mod nobody;
 pub mod random;
 pub mod tree;

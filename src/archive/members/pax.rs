@@ -1,5 +1,6 @@
 //! Pax headers: records of `length key=value`, which say of a member what its own header block has no room for.
 
+use crate::archive::acl;
 use crate::member::{FileTime, Xattrs};
 
 /// What a pax header says of the member behind it.
@@ -63,6 +64,8 @@ impl Pax {
             b"gname" => self.group_name = Some(value.to_vec()),
             b"mtime" => self.modified = Some(time(value).ok_or("its mtime is no time")?),
             b"comment" => self.comment = Some(value.to_vec()),
+            b"SCHILY.acl.access" => self.set_acl(acl::ACCESS, value),
+            b"SCHILY.acl.default" => self.set_acl(acl::DEFAULT, value),
             b"GNU.sparse.major" => self.sparse.major = Some(number()?),
             b"GNU.sparse.name" => self.sparse.name = Some(value.to_vec()),
             b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse.real_size = Some(number()?),
@@ -75,13 +78,24 @@ impl Pax {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    let name = unescape(name);
-                    self.xattrs.retain(|(other, _)| **other != *name);
-                    self.xattrs.push((name.into(), value.into()));
+                    self.set_xattr(&unescape(name), value);
                 }
             }
         }
         Ok(())
+    }
+
+    fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
+        self.xattrs.retain(|(other, _)| **other != *name);
+        self.xattrs.push((name.into(), value.into()));
+    }
+
+    /// Takes an ACL from its text, unless the attribute itself stands there. What cannot be read goes on as it is: the
+    /// kernel refuses it, and the restore counts it among what could not be set.
+    fn set_acl(&mut self, name: &[u8], text: &[u8]) {
+        if !self.xattrs.iter().any(|(other, _)| **other == *name) {
+            self.set_xattr(name, &acl::from_text(text).unwrap_or_else(|| text.to_vec()));
+        }
     }
 
     fn add_to_map(&mut self, number: u64, most_spans: usize) -> Result<(), String> {

@@ -1,0 +1,259 @@
+//! What the engine costs: claims beside the disk's own rate of syncs, the time from due to claimed, a round with
+//! nothing due, and a service that waits.
+//!
+//! `cargo bench --bench engine [claims|due|tick|idle]...` measures these, or else all; it takes four minutes. The
+//! database lies in `target`, or in the folder that `BENCH_SCRATCH` names: on the disk that is to be judged.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backup_manager::clock::{Clock, SystemClock};
+use backup_manager::home::{Home, Places};
+use backup_manager::runner::Runner;
+use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
+use backup_manager::service::{Options, Service};
+use backup_manager::store::{Access, Bootstrap, Role, RunState, Store, Watermark, WorkerRow};
+use backup_manager::worker::Worker;
+use chrono_tz::Tz;
+use rusqlite::Connection;
+
+/// Pairs of claim and end in each measurement.
+const PAIRS: usize = 2_000;
+/// Every claim commits once, and every end.
+const COMMITS_OF_A_PAIR: f64 = 2.0;
+/// What such a commit writes: the rows of run, attempt and archive, and their indexes.
+const PAGES_OF_A_COMMIT: usize = 10;
+const ROUNDS: usize = 3;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if let [claimer, home] = arguments.as_slice()
+        && claimer == "claimer"
+    {
+        return claim_all(Path::new(home));
+    }
+    let parts: [(&str, fn()); 4] = [("claims", claims), ("due", due), ("tick", tick), ("idle", idle)];
+    for (name, measure) in parts {
+        if arguments.is_empty() || arguments.iter().any(|wanted| wanted == name) {
+            measure();
+        }
+    }
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in(std::env::var_os("BENCH_SCRATCH").unwrap_or("target".into())).expect("a folder")
+}
+
+fn open(folder: &Path) -> (Arc<Home>, Store) {
+    let places = Places { home: Some(folder.to_owned()), ..Places::default() };
+    let home = Arc::new(Home::locate(&places, folder).expect("a home"));
+    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    let store = Store::open(home.db(), &bootstrap).expect("a database");
+    (home, store)
+}
+
+fn runner(folder: &Path, role: Role) -> Runner {
+    let (home, store) = open(folder);
+    let clock = Arc::new(SystemClock::new());
+    let now = clock.now();
+    let worker = Worker::register(&home.workers(), 0o700, now).expect("a worker");
+    let (uuid, host, pid) = (worker.uuid(), "here".to_owned(), std::process::id());
+    let row = WorkerRow { uuid, role, pid, host, started_at: now, stop_requested: None };
+    if role == Role::Command {
+        store.add_worker(row.uuid, row.role, row.pid, &row.host, now).expect("a worker's row");
+    }
+    Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 }
+}
+
+/// Makes schedules of which none is due for hours.
+fn add_schedules(store: &Store, count: usize) {
+    let now = SystemClock::new().now();
+    let next_due = Some(now.plus(Duration::from_secs(40_000)));
+    let schedules: Vec<_> = (0..count)
+        .map(|n| {
+            let name = ScheduleName::parse(&format!("s{n}")).expect("a name");
+            let cadence = Cadence::parse_daily("02:00").expect("a cadence");
+            (Schedule::new(name, b"source".to_vec(), cadence), Watermark { handled_until: now, next_due })
+        })
+        .collect();
+    store.create_schedules(&schedules, now).expect("schedules");
+}
+
+/// Claims and ends as fast as it goes, in 1, 2 and 4 processes.
+fn claims() {
+    println!(
+        "claim and end of a run, {PAIRS} pairs, median of {ROUNDS}, beside syncs of one page and of as many pages"
+    );
+    println!("{:>10} {:>10} {:>12} {:>10} {:>13} {:>10}", "processes", "pairs/s", "syncs/s", "of limit", "syncs/s", "");
+    for processes in [1, 2, 4] {
+        let mut rounds: Vec<[f64; 3]> = (0..ROUNDS)
+            .map(|_| [pairs_a_second(processes), syncs_a_second(1), syncs_a_second(PAGES_OF_A_COMMIT)])
+            .collect();
+        rounds.sort_by(|a, b| (a[0] / a[1]).total_cmp(&(b[0] / b[1])));
+        let [pairs, bare, whole] = rounds[ROUNDS / 2];
+        let of = |syncs: f64| pairs * COMMITS_OF_A_PAIR / syncs;
+        println!("{processes:>10} {pairs:>10.0} {bare:>12.0} {:>10.2} {whole:>13.0} {:>10.2}", of(bare), of(whole));
+    }
+}
+
+fn pairs_a_second(processes: usize) -> f64 {
+    let scratch = scratch();
+    let (_, store) = open(scratch.path());
+    add_schedules(&store, PAIRS);
+    let connection = Connection::open(scratch.path().join("backup.db")).expect("the database");
+    connection
+        .execute(
+            "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms) \
+             SELECT id, 'manual', 'queued', 0, 0 FROM schedule",
+            [],
+        )
+        .expect("queued runs");
+    let mut claimers: Vec<Child> = (0..processes)
+        .map(|_| {
+            let mut command = Command::new(std::env::current_exe().expect("this program"));
+            command.arg("claimer").arg(scratch.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+            command.spawn().expect("a process")
+        })
+        .collect();
+    let read = |claimer: &mut Child| {
+        let mut line = String::new();
+        BufReader::new(claimer.stdout.as_mut().expect("a pipe")).read_line(&mut line).expect("a line");
+    };
+    claimers.iter_mut().for_each(read);
+    let clock = SystemClock::new();
+    for claimer in &mut claimers {
+        claimer.stdin.as_mut().expect("a pipe").write_all(b"go\n").expect("a start");
+    }
+    for claimer in &mut claimers {
+        assert!(claimer.wait().expect("a process").success());
+    }
+    let took = clock.monotonic();
+    let ended: usize = connection
+        .query_row("SELECT count(*) FROM run WHERE state = 'failed' AND attempt = 1", [], |row| row.get(0))
+        .expect("a count");
+    assert_eq!(ended, PAIRS, "every run is claimed and ended once");
+    PAIRS as f64 / took.as_secs_f64()
+}
+
+/// One of the processes: waits for the start, then claims until nothing is left.
+fn claim_all(home: &Path) {
+    let runner = runner(home, Role::Command);
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).expect("a start");
+    while let Some((claim, _)) = runner.store.claim_next(&runner.row, runner.clock.now()).expect("a claim or none") {
+        runner
+            .store
+            .end_without_archive(claim, RunState::Failed, "measured", runner.clock.now())
+            .unwrap_or_else(|unended| panic!("{}", unended.error));
+    }
+}
+
+/// Writes pages in place and syncs, as a commit does that is nothing but that.
+fn syncs_a_second(pages: usize) -> f64 {
+    const FILE_PAGES: usize = 1_000;
+    const PAGE: [u8; 4096] = [7; 4096];
+    let scratch = scratch();
+    let file = File::create(scratch.path().join("file")).expect("a file");
+    let write = |at: usize| file.write_all_at(&PAGE, (at % FILE_PAGES * PAGE.len()) as u64).expect("room");
+    (0..FILE_PAGES).for_each(write);
+    file.sync_all().expect("a sync");
+    let clock = SystemClock::new();
+    for commit in 0..PAIRS {
+        (commit * pages..(commit + 1) * pages).for_each(write);
+        file.sync_all().expect("a sync");
+    }
+    PAIRS as f64 / clock.monotonic().as_secs_f64()
+}
+
+fn program(home: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backup-manager"));
+    command.args(arguments).env_clear().env("TZ", "UTC").current_dir(home).stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// Serves `home` for a while; returns the hundredths of a second of processor time it took once it had settled.
+fn serve_for(home: &Path, settle: u64, seconds: u64) -> u64 {
+    let mut service = program(home, &["serve"]).stderr(Stdio::null()).spawn().expect("a service");
+    std::thread::sleep(Duration::from_secs(settle));
+    let before = cpu_ticks(service.id());
+    std::thread::sleep(Duration::from_secs(seconds));
+    let ticks = cpu_ticks(service.id()) - before;
+    assert!(program(home, &["stop"]).status().expect("the program").success());
+    service.wait().expect("a service");
+    ticks
+}
+
+fn create(home: &Path, cron: &str) {
+    fs::create_dir_all(home.join("source")).expect("a folder");
+    fs::write(home.join("source/file"), "tiny").expect("a file");
+    let create = ["create", "source", "--name", "s", "--cron", cron];
+    assert!(program(home, &create).stderr(Stdio::null()).status().expect("the program").success());
+}
+
+/// Milliseconds from due to claimed, of a service that has nothing else to do.
+fn due() {
+    let scratch = scratch();
+    create(scratch.path(), "* * * * * *");
+    serve_for(scratch.path(), 0, 120);
+    let connection = Connection::open(scratch.path().join("backup.db")).expect("the database");
+    let mut statement = connection
+        .prepare("SELECT started_at_ms - scheduled_for_ms FROM run WHERE trigger = 'schedule' AND state = 'succeeded'")
+        .expect("a question");
+    let mut late: Vec<i64> =
+        statement.query_map([], |row| row.get(0)).expect("an answer").map(|row| row.expect("a number")).collect();
+    late.sort_unstable();
+    let at = |share: f64| late[((late.len() - 1) as f64 * share).round() as usize];
+    println!("due to claimed, {} runs: median {} ms, p99 {} ms, longest {} ms", late.len(), at(0.5), at(0.99), at(1.0));
+}
+
+/// A round of the service with none due, beside one with few schedules.
+fn tick() {
+    let mut median = Vec::new();
+    for count in [10, 100_000] {
+        let scratch = scratch();
+        add_schedules(&open(scratch.path()).1, count);
+        let options = Options {
+            workers: 1,
+            grace: Duration::ZERO,
+            zone: Tz::UTC,
+            import: None,
+            upkeep: Default::default(),
+            scratch: None,
+        };
+        let mut service = Service::register(runner(scratch.path(), Role::Service), options, false).expect("a service");
+        service.tick().expect("the first round");
+        let mut micros: Vec<f64> = (0..2_000)
+            .map(|_| {
+                let clock = SystemClock::new();
+                assert_eq!(service.tick().expect("a round").materialised, 0);
+                clock.monotonic().as_secs_f64() * 1e6
+            })
+            .collect();
+        micros.sort_by(f64::total_cmp);
+        median.push(micros[micros.len() / 2]);
+    }
+    println!(
+        "a round with none due: {:.0} us with 10 schedules, {:.0} us with 100,000, ratio {:.2}",
+        median[0],
+        median[1],
+        median[1] / median[0]
+    );
+}
+
+fn idle() {
+    let scratch = scratch();
+    create(scratch.path(), "0 3 1 1 *");
+    let ticks = serve_for(scratch.path(), 3, 60);
+    println!("a service that waits: {} ms of processor time in a minute", ticks * 10);
+}
+
+fn cpu_ticks(process: u32) -> u64 {
+    let stat = fs::read_to_string(PathBuf::from(format!("/proc/{process}/stat"))).unwrap_or_default();
+    let fields: Vec<u64> = stat.rsplit(") ").next().unwrap_or("").split(' ').map(|f| f.parse().unwrap_or(0)).collect();
+    fields.get(11).copied().unwrap_or(0) + fields.get(12).copied().unwrap_or(0)
+}
