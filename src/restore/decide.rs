@@ -61,7 +61,11 @@ impl Restorer<'_, '_> {
     pub(super) fn put(&mut self, members: &mut Members, entry: Box<Entry>) -> Result<()> {
         let path = entry.member.path.clone();
         let result = match entry.member.kind {
-            MemberKind::Folder => self.put_folder(&entry.member),
+            MemberKind::Folder => self.put_folder(&entry.member).inspect_err(|obstacle| {
+                if matches!(obstacle, Obstacle::Io(_)) {
+                    self.shared.owe(&path);
+                }
+            }),
             MemberKind::File => return self.put_file(members, entry),
             MemberKind::CharDevice | MemberKind::BlockDevice if !(self.options.devices && self.powers.is_root) => {
                 let reason = "a device: made only by root with --devices";

@@ -24,6 +24,8 @@ struct State {
     /// Paths at which stands what the archive has.
     placed: HashSet<Key>,
     under_way: HashSet<Key>,
+    /// Folders that could not be made as the archive has them.
+    owed: HashSet<Key>,
     fatal: Option<Error>,
     /// The restore ends early: folders stay unfinished, so that the next one knows them.
     abandoned: bool,
@@ -74,6 +76,15 @@ impl Shared {
     /// Records a folder that no member asked for.
     pub fn made_folder(&self, path: &MemberPath) {
         self.state().placed.insert(key(path));
+    }
+
+    /// Records a folder that could not be made: what lies beneath may still make it, and leaves it unfinished.
+    pub fn owe(&self, path: &MemberPath) {
+        self.state().owed.insert(key(path));
+    }
+
+    pub fn is_owed(&self, path: &MemberPath) -> bool {
+        self.state().owed.contains(&key(path))
     }
 
     /// Records that nothing came of it.

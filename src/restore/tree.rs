@@ -120,7 +120,8 @@ impl Tree {
         match extract::look(&*parent.handle, name)? {
             None if self.dry => Ok(None),
             None => {
-                extract::make_plain_folder(&*parent.handle, name)?;
+                let make = if self.shared.is_owed(path) { extract::make_folder } else { extract::make_plain_folder };
+                make(&parent.handle, name)?;
                 self.shared.made_folder(path);
                 self.open(parent, path, parent.lends_rights, Finish::Nothing).map(Some)
             }

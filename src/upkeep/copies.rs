@@ -94,7 +94,10 @@ pub fn put_back_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result
         return Err(Error::busy(format!("others have the database {} open", home.db().display()))
             .hint("stop the service first: `backup-manager stop`"));
     }
-    let mut pending = PendingFile::create(home.db(), home.file_mode())?;
+    // With the lock, nobody is using what a killed process left of this name.
+    let temporary = beside(home.db(), ".put-back");
+    place::remove(&temporary)?;
+    let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
     let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
     io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
     let sealed = pending.seal()?;
