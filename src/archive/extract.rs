@@ -139,8 +139,8 @@ pub fn make_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
 /// Says whether a folder was left by a restore that was cut off before it had the mode `last`.
 pub fn is_unfinished(stat: &Stat, last: u32) -> bool {
     let (mode, user) = (stat.st_mode & 0o7777, rustix::process::geteuid());
-    // It gets its other bits, and those of an ACL in the middle, before the mark goes.
-    let is_marked = mode & !last & 0o1000 != 0 && (mode ^ last) & 0o707 == 0;
+    // It gets its other bits before the mark goes: in the middle they are those of an ACL, in front they may be ours.
+    let is_marked = mode & !last & 0o1000 != 0 && (mode ^ last) & 0o007 == 0;
     (mode == UNFINISHED || is_marked) && (user.is_root() || stat.st_uid == user.as_raw())
 }
 
@@ -449,7 +449,7 @@ pub fn make_plain_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
 pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
     let stat = rustix::fs::fstat(folder.as_fd())?;
     if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
-        rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777 | 0o700))?;
+        rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777 | UNFINISHED))?;
     }
     Ok(())
 }
@@ -457,10 +457,10 @@ pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
 /// Gives an open folder the mode and times it had.
 pub fn leave_as_was(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
     let folder = folder.as_fd();
+    rustix::fs::futimens(folder, &times(modified_of(stat)))?;
     if rustix::fs::fstat(folder)?.st_mode != stat.st_mode {
         rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     }
-    rustix::fs::futimens(folder, &times(modified_of(stat)))?;
     Ok(())
 }
 

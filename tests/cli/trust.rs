@@ -101,6 +101,20 @@ fn prune_says_which_rule_keeps_and_holds_back_when_much_would_go() {
     let _ = home.run(&["edit", "docs", "--keep-last", "0"]).fails(2, &["keeps nothing"]);
 }
 
+#[test]
+fn prune_finishes_what_one_that_was_cut_off_had_begun() {
+    let home = home_with_history();
+    let connection = rusqlite::Connection::open(home.path("backup.db")).unwrap();
+    connection.execute("UPDATE archive SET state = 'deleting' WHERE run_id = 1", []).unwrap();
+    let _ = home.run(&["prune", "--dry-run"]).ok();
+    assert_eq!(home.archive_files().len(), 4);
+    let said = home.run(&["prune"]).ok();
+    assert!(said.stderr.contains("removed 1 archive"), "{said:?}");
+    assert_eq!(home.archive_files().len(), 3);
+    let _ = home.run(&["rescan"]).ok();
+    assert_eq!(archives(&home).len(), 3);
+}
+
 /// What must be the same before and after a rescan.
 fn facts(home: &TestHome) -> Vec<(String, i64, String, u64)> {
     archives(home)
@@ -274,6 +288,9 @@ fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
         name.starts_with("backup.db.aside-") && fs::read(entry.path()).unwrap() == damaged
     });
     assert!(aside, "the damaged one is still there");
+    // Once more at once: the names of what is moved aside must not meet.
+    let _ = home.run(&["rescan", "--from-copy"]).ok();
+    assert_eq!(facts(&home), before);
     let _ = home.run(&["verify"]).ok();
 }
 

@@ -28,11 +28,13 @@ pub fn nothing(_: &Path) -> Result<String, String> {
     Ok(String::new())
 }
 
-/// The schedules.
+/// A schedule in words.
+const SCHEDULE: &str = "SELECT name || ' ' || CAST(source AS TEXT) || ' ' || coalesce(cadence, '') || ' ' || \
+                        compression || ' ' || retention || ' ' || enabled FROM schedule";
+
+/// The schedules, in the order of `list`.
 pub fn schedules(home: &Path) -> Result<String, String> {
-    let question = "SELECT position || ' ' || name || ' ' || CAST(source AS TEXT) || ' ' || coalesce(cadence, '') \
-                    || ' ' || compression || ' ' || retention || ' ' || enabled FROM schedule ORDER BY name";
-    lines(home, &[question])
+    lines(home, &[&format!("{SCHEDULE} ORDER BY position")])
 }
 
 /// The archives that are there, in whatever state.
@@ -46,13 +48,14 @@ pub fn complete(home: &Path) -> Vec<String> {
     column(&connection, "SELECT file_name FROM archive WHERE state = 'complete'")
 }
 
-/// All that a rescan makes.
+/// All that a rescan makes. In which order schedules are listed, no archive says.
 pub fn catalog(home: &Path) -> Result<String, String> {
     let of_file = "JOIN archive_file ON archive_file.id = archive_file_id";
     let of_chunk = "FROM archive JOIN archive_chunk USING (archive_file_id) JOIN chunk ON chunk.id = chunk_id";
-    let found = lines(
+    lines(
         home,
         &[
+            &format!("{SCHEDULE} ORDER BY name"),
             &format!(
                 "SELECT file_name || ' ' || run_id || ' ' || archive.state || ' ' || run.state || ' ' || trigger || \
                  ' ' || health || ' ' || size || ' ' || hex(digest) || ' ' || incomplete || ' ' || archive.members || \
@@ -72,8 +75,7 @@ pub fn catalog(home: &Path) -> Result<String, String> {
             ),
             "SELECT hex(path) FROM path ORDER BY path",
         ],
-    )?;
-    Ok(format!("{}\n{found}", schedules(home)?))
+    )
 }
 
 /// The tree that was restored, which must be the source's, and nothing beside it.

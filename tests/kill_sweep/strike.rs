@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
 
 /// The calls that change what others see, and opening.
 const CALLS: &str = "write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
                      open,openat,openat2,mkdir,mkdirat,mknodat,ftruncate,symlink,symlinkat,chmod,fchmod,fchmodat,\
                      fchown,fchownat,utimensat,fsetxattr";
 /// After that a command is taken to wait for better times, as it does where the database cannot be written.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How often it is looked at.
 const GLANCE: Duration = Duration::from_millis(2);
 
@@ -106,7 +107,7 @@ pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inj
     let mut strace = traced(home, command, &[speed, "-o", "/dev/null", "-e", &trace, "-e", &what]);
     // Files, not pipes: nobody reads while it runs.
     let (out, err) = (home.join("out"), home.join("err"));
-    strace.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap()).process_group(0);
+    strace.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap());
     let mut child = strace.spawn().expect("strace");
     let started = Instant::now();
     let status = loop {
@@ -114,13 +115,12 @@ pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inj
             break Some(status);
         }
         if started.elapsed() > PATIENCE {
-            let group = rustix::process::Pid::from_child(&child);
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            let _ = child.wait();
-            // The tracer is gone; what it traced may need an instant longer.
-            while rustix::process::test_kill_process_group(group).is_ok() {
-                std::thread::sleep(GLANCE);
+            // Not the tracer, which ends with what it traces: else who was traced is not waited for.
+            let traced = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).expect("its children");
+            for pid in traced.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
             }
+            let _ = child.wait();
             break None;
         }
         std::thread::sleep(GLANCE);
