@@ -2,8 +2,9 @@
 //! the next command makes of it.
 //!
 //! Calls are interrupted by `strace --inject`. `BACKUP_PROVE=full` goes through every N of every call; otherwise some.
-//! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CASES=n` through about n cases, and
-//! `BACKUP_ERRORS=all` through every error at every call of every scenario, which takes twice as long.
+//! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CALL=fsync` through one call, `BACKUP_CASES=n`
+//! through about n cases, and `BACKUP_ERRORS=all` through every error at every call of every scenario, which takes
+//! twice as long.
 
 #[path = "kill_sweep/case.rs"]
 mod case;
@@ -121,12 +122,12 @@ fn sweep(name: &str, injections: &[&[Inject]]) {
         return;
     }
     let homes = homes();
-    let only = std::env::var("BACKUP_KIND").ok();
+    let is_wanted = |variable, what: &str| std::env::var(variable).map_or(true, |only| what.contains(&only));
     let all = std::env::var("BACKUP_ERRORS").is_ok_and(|wanted| wanted == "all");
     let (mut cases, mut seen) = (Vec::new(), BTreeSet::new());
-    for scenario in homes.scenarios.iter().filter(|s| only.as_ref().is_none_or(|only| s.kind.contains(only))) {
+    for scenario in homes.scenarios.iter().filter(|scenario| is_wanted("BACKUP_KIND", scenario.kind)) {
         let whole = seen.insert(scenario.kind) || all;
-        for (call, most) in &scenario.calls {
+        for (call, most) in scenario.calls.iter().filter(|(call, _)| is_wanted("BACKUP_CALL", call)) {
             for n in 1..=*most {
                 let dealt = &injections[n % injections.len()];
                 let injections = if whole { injections } else { std::slice::from_ref(dealt) };

@@ -66,18 +66,34 @@ fn watermarks(home: &Path) -> Vec<(i64, i64)> {
     rows.map(|row| row.unwrap()).collect()
 }
 
-/// Kills, starts again and asks for runs by hand until `done`; returns how many were killed.
+/// Finds whom to kill: anybody, or who carries out a run just then, if somebody does within a second.
+fn victim(home: &Path, crowd: &Crowd, random: &mut Random) -> usize {
+    let started = Instant::now();
+    let connection = rusqlite::Connection::open(home.join("backup.db")).unwrap();
+    let busy = "SELECT pid FROM attempt WHERE outcome = 'running' ORDER BY started_at_ms DESC LIMIT 1";
+    let wanted = random.one_in(2);
+    while wanted && started.elapsed() < Duration::from_secs(1) {
+        let pid = connection.query_row(busy, [], |row| row.get::<_, u32>(0)).ok();
+        if let Some(at) = crowd.0.iter().position(|child| Some(child.id()) == pid) {
+            return at;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    random.below(crowd.0.len())
+}
+
+/// Kills, starts again and asks for runs by hand until `done`; returns how many were killed that were still alive.
 fn rampage(home: &Path, crowd: &mut Crowd, random: &mut Random, done: impl Fn() -> bool) -> u64 {
     let mut killed = 0;
     while !done() {
         std::thread::sleep(Duration::from_millis(random.between(50, 600)));
-        let at = random.below(crowd.0.len());
-        if let Some(status) = crowd.0[at].try_wait().unwrap() {
-            assert!(at >= PROCESSES || status.code().is_none(), "a service ended by itself: {status}");
+        let at = victim(home, crowd, random);
+        match crowd.0[at].try_wait().unwrap() {
+            Some(status) => assert!(at >= PROCESSES || status.code().is_none(), "a service ended by itself: {status}"),
+            None => killed += 1,
         }
         let _ = crowd.0[at].kill();
         let _ = crowd.0[at].wait();
-        killed += 1;
         crowd.0[at] = if at < PROCESSES {
             serve(home)
         } else {
@@ -95,9 +111,10 @@ fn with_eight_processes_that_are_killed_at_random_each_occurrence_is_in_one_run(
     let folder = prove::fast_folder();
     let home = folder.path();
     fs::create_dir(home.join("docs")).unwrap();
-    fs::write(home.join("docs/file"), "tiny").unwrap();
+    // Some time to read, next to nothing to keep.
+    fs::write(home.join("docs/file"), vec![b'a'; 500_000]).unwrap();
     for n in 0..SCHEDULES {
-        let create = ["create", "docs", "--name", &format!("s{n}"), "--cron", "* * * * * *"];
+        let create = ["create", "docs", "--name", &format!("s{n}"), "--cron", "* * * * * *", "--compress", "zstd"];
         assert!(program(home, &create).status().unwrap().success());
     }
     let begun = watermarks(home);
@@ -130,14 +147,25 @@ fn finish(home: &Path, begun: &[(i64, i64)], seed: u64, killed: u64, started: In
     let logs = fs::read_dir(home.join("logs")).unwrap().flatten().map(|entry| entry.path());
     for path in logs.chain([home.join("said")]) {
         let text = fs::read_to_string(&path).unwrap_or_default();
-        if let Some(line) = text.lines().find(|line| line.contains("locked") || line.contains("panicked")) {
+        // A command may well find a run under way; a service has nothing to complain of.
+        let service = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("backup_service"));
+        let is_trouble =
+            |line: &&str| line.contains("locked") || line.contains("panicked") || (service && line.contains(" Error "));
+        if let Some(line) = text.lines().find(is_trouble) {
             broken.push(format!("{}: {line}", path.display()));
         }
     }
     let connection = rusqlite::Connection::open(home.join("backup.db")).unwrap();
+    let taken: u64 = connection
+        .query_row("SELECT count(*) FROM attempt WHERE outcome = 'interrupted'", [], |row| row.get(0))
+        .unwrap();
+    if taken > killed {
+        broken.push(format!("{taken} runs were taken from their workers, and {killed} workers were killed (I6)"));
+    }
     let states = column(&connection, "SELECT state || ' ' || count(*) FROM run GROUP BY state").join(", ");
     prove::say(&format!(
-        "many processes: seed {seed}, {} occurrences, {killed} kills, runs: {states}; {} violations, {:.1} s",
+        "many processes: seed {seed}, {} occurrences, {killed} kills, {taken} of them in a run, runs: {states}; \
+         {} violations, {:.1} s",
         accounts.iter().map(|(came, _)| *came).sum::<i64>(),
         broken.len(),
         started.elapsed().as_secs_f64()

@@ -25,8 +25,12 @@ const CUT: &str = "import fcntl, os, struct, sys\n\
                    fcntl.ioctl(fd, 0x8004587D, struct.pack('I', 2))\n";
 
 /// A disk whose power can be cut.
+///
+/// Its image stays attached to one loop device from beginning to end. A device attached anew by each mount is let go
+/// of late, and two devices over one image each see what they remember of it.
 struct Disk {
     folder: tempfile::TempDir,
+    device: PathBuf,
 }
 
 impl Disk {
@@ -36,21 +40,19 @@ impl Disk {
     }
 
     fn make() -> Option<Disk> {
-        let disk = Disk { folder: prove::fast_folder() };
-        fs::create_dir(disk.mount_point()).unwrap();
-        let made = Command::new("truncate").args(["-s", "96M"]).arg(disk.image()).status().is_ok_and(|s| s.success())
-            && Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()).status().is_ok_and(|s| s.success());
-        if made && disk.mount() {
-            fs::write(disk.mount_point().join("marker"), "this disk").unwrap();
-            disk.sync();
-            return Some(disk);
-        }
-        prove::say("skipped: power cut: no ext4 image can be mounted here; it needs root and a loop device");
-        None
-    }
-
-    fn image(&self) -> PathBuf {
-        self.folder.path().join("image")
+        let folder = prove::fast_folder();
+        let image = folder.path().join("image");
+        let disk = attach(&image).map(|device| Disk { folder, device }).filter(|disk| {
+            fs::create_dir(disk.mount_point()).unwrap();
+            disk.mount()
+        });
+        let Some(disk) = disk else {
+            prove::say("skipped: power cut: no ext4 image can be mounted here; it needs root and a loop device");
+            return None;
+        };
+        fs::write(disk.mount_point().join("marker"), "this disk").unwrap();
+        disk.sync();
+        Some(disk)
     }
 
     fn mount_point(&self) -> PathBuf {
@@ -59,17 +61,24 @@ impl Disk {
 
     /// Nothing is written back by the mere passing of time.
     fn mount(&self) -> bool {
-        let mut mount = Command::new("mount");
-        mount.args(["-o", "rw,loop,commit=600,noauto_da_alloc"]).arg(self.image()).arg(self.mount_point());
-        mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        let options = ["-o", "rw,commit=600,noauto_da_alloc"];
+        succeeded(Command::new("mount").args(options).arg(&self.device).arg(self.mount_point()))
     }
 
     fn unmount(&self) {
         let started = Instant::now();
-        while !Command::new("umount").arg(self.mount_point()).stderr(Stdio::null()).status().unwrap().success() {
+        while !succeeded(Command::new("umount").arg(self.mount_point())) {
             assert!(started.elapsed() < Duration::from_secs(10), "the disk stays busy");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Brings the disk back as it was when its power was cut: from the image, nothing from memory.
+    fn come_back(&self) {
+        self.unmount();
+        assert!(succeeded(Command::new("blockdev").arg("--flushbufs").arg(&self.device)), "the device stays busy");
+        assert!(self.mount(), "a disk does not come back");
+        assert!(self.mount_point().join("marker").exists(), "a disk came back without what was on it from the start");
     }
 
     /// Returns a process that cuts the power of this disk when it is told to.
@@ -82,8 +91,18 @@ impl Disk {
     }
 }
 
-/// Does some work, cuts the power of all disks `rest` later, ends what still works, and brings the disks back.
-fn cut(disks: &[&Disk], rest: Duration, work: impl FnOnce() -> Option<Child>) {
+/// A process that goes with the power.
+struct Working(Child);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Does some work, cuts the power of all disks `rest` later, drops what still works, and brings the disks back.
+fn cut<W>(disks: &[&Disk], rest: Duration, work: impl FnOnce() -> W) {
     let mut cutters: Vec<Child> = disks.iter().map(|disk| disk.cutter()).collect();
     let working = work();
     std::thread::sleep(rest);
@@ -93,28 +112,30 @@ fn cut(disks: &[&Disk], rest: Duration, work: impl FnOnce() -> Option<Child>) {
     for cutter in &mut cutters {
         assert!(cutter.wait().unwrap().success(), "the power stays on");
     }
-    if let Some(mut child) = working {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
+    drop(working);
     for disk in disks {
-        disk.unmount();
-        assert!(disk.mount(), "a disk does not come back");
-        // Loop devices are shared by the whole machine, and let go of an image late.
-        for _ in 0..3 {
-            if !disk.mount_point().join("marker").exists() {
-                prove::say("power cut: the disk came back without what was on it from the start; mounting it again");
-                disk.unmount();
-                assert!(disk.mount(), "a disk does not come back");
-            }
-        }
+        disk.come_back();
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.mount_point()).stderr(Stdio::null()).status();
+        let _ = Command::new("losetup").arg("--detach").arg(&self.device).status();
     }
+}
+
+fn succeeded(command: &mut Command) -> bool {
+    command.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Makes an empty ext4 image and attaches it to a loop device.
+fn attach(image: &Path) -> Option<PathBuf> {
+    let made = succeeded(Command::new("truncate").args(["-s", "96M"]).arg(image))
+        && succeeded(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image));
+    let attached = made.then(|| Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok());
+    let attached = attached.flatten().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&attached.stdout).trim().into())
 }
 
 fn program(home: &Path, command: &[&str]) -> Command {
@@ -128,9 +149,16 @@ fn succeeds(home: &Path, command: &[&str]) -> bool {
     program(home, command).status().expect("the program").success()
 }
 
+/// Opens the database and looks into it.
+fn connect(home: &Path) -> rusqlite::Result<rusqlite::Connection> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let connection = rusqlite::Connection::open_with_flags(home.join("backup.db"), flags)?;
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
 fn number(home: &Path, question: &str) -> u64 {
-    let asked = rusqlite::Connection::open(home.join("backup.db"))
-        .and_then(|connection| connection.query_row(question, [], |row| row.get(0)));
+    let asked = connect(home).and_then(|connection| connection.query_row(question, [], |row| row.get(0)));
     asked.unwrap_or_else(|error| {
         let look = "ls -la . ..; df .; touch x; mount | grep disk; losetup";
         let seen = Command::new("sh").args(["-c", look]).current_dir(home).output();
@@ -174,20 +202,31 @@ fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
         }
         let longest = (typical.elapsed().as_millis() as u64 / 2).max(200);
         // Right after a backup was acknowledged, or somewhere in the middle of some.
-        if random.one_in(2) {
+        if at % 2 == 0 {
+            // The proof and a new stable name each sync the archives' disk once more, and with one file ext4 writes
+            // its whole journal. Without proof there is neither: placing the archive must have synced all by itself.
+            let command = ["run", random.pick(&names).0, "--no-verify"];
+            let command = if at % 4 == 0 { &command[..] } else { &command[..2] };
             cut(&[&disk, &archives], Duration::ZERO, || {
-                acknowledged += u64::from(succeeds(&home, &["run", random.pick(&names).0]));
-                None
+                // Another is at the database, as ever: closed by the last, it would be synced once more.
+                let beside = connect(&home).ok();
+                acknowledged += u64::from(succeeds(&home, command));
+                beside
             });
         } else {
             let rest = Duration::from_millis(random.between(0, longest));
-            cut(&[&disk, &archives], rest, || Some(program(&home, &["run", "--all"]).spawn().expect("the program")));
+            // The archives' disk may also go alone, as one that is pulled out.
+            let gone = if at % 4 == 1 { &[&disk, &archives][..] } else { &[&archives][..] };
+            cut(gone, rest, || Working(program(&home, &["run", "--all"]).spawn().expect("the program")));
         }
         let complete = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
         if complete < acknowledged {
             violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} are there"));
         }
-        let broken = Promises::default().broken(&home, When::Always);
+        let mut broken = Promises::default().broken(&home, When::Always);
+        // The disks do not go at the same instant: with the archives gone first, a run ends whose file nobody can
+        // remove. The next run of its schedule does.
+        broken.retain(|why| !(why.starts_with("a file without a row") && why.ends_with(".part")));
         violations.extend(broken.into_iter().map(|why| format!("cut {at}: {why}")));
         if !succeeds(&home, &["run", "--all"]) {
             violations.push(format!("cut {at}: the next run fails"));
@@ -214,14 +253,8 @@ fn rows_lost(disk: &Disk, synchronous: &str) -> u64 {
     for n in 0..20 {
         connection.execute("INSERT INTO t VALUES (?1)", [n]).unwrap();
     }
-    // The connection must not tidy up: its file goes with the disk.
-    let cut = std::mem::ManuallyDrop::new(connection);
-    let mut cutter = disk.cutter();
-    cutter.stdin.as_mut().unwrap().write_all(b"x").unwrap();
-    assert!(cutter.wait().unwrap().success());
-    drop(std::mem::ManuallyDrop::into_inner(cut));
-    disk.unmount();
-    assert!(disk.mount());
+    // The connection must not tidy up before: its file goes with the disk.
+    cut(&[disk], Duration::ZERO, || connection);
     let found: u64 =
         rusqlite::Connection::open(&path).unwrap().query_row("SELECT count(*) FROM t", [], |r| r.get(0)).unwrap();
     20 - found
@@ -240,7 +273,7 @@ fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
     if sync_folder {
         fs::File::open(&folder).and_then(|folder| folder.sync_all()).unwrap();
     }
-    cut(&[disk], Duration::ZERO, || None);
+    cut(&[disk], Duration::ZERO, || ());
     fs::read(&last).is_ok_and(|bytes| bytes == [7; 10_000])
 }
 

@@ -80,8 +80,12 @@ fn fill_up(which: &str, home: &Path, backups: &Path, small: &Small) -> u64 {
     let (mut pages, mut enough, mut steps, mut refused, mut waited) = (0, 0, 0, 0, 0);
     let mut promises = Promises::default();
     while enough < 3 {
+        // A schedule without an archive has nothing to reckon by, and finds the disk full only in the midst of writing.
+        let name = format!("docs{pages}");
+        let created = run(home, backups, &["create", "docs", "--name", &name, "--at", "9:00", "--compress", "zstd"]);
+        assert_eq!(created.0, Some(0), "{which}: {}", created.1);
         small.leave(pages);
-        let (code, said) = run(home, backups, &["run", "docs"]);
+        let (code, said) = run(home, backups, &["run", &name]);
         // The questions need some room themselves.
         small.empty();
         match code {
@@ -92,11 +96,11 @@ fn fill_up(which: &str, home: &Path, backups: &Path, small: &Small) -> u64 {
                 let broken = promises.broken(home, When::Always);
                 assert!(broken.is_empty(), "{which}, {pages} pages: {}", broken.join("; "));
                 let left = column(&database(home), "SELECT name FROM schedule");
-                assert_eq!(left, ["docs"]);
+                assert!(left.contains(&name), "{which}, {pages} pages: {left:?}");
             }
             None => (enough, waited) = (0, waited + 1),
         }
-        let (code, said) = run(home, backups, &["run", "docs"]);
+        let (code, said) = run(home, backups, &["run", &name]);
         assert_eq!(code, Some(0), "{which}: with room again after {pages} pages: {said}");
         let broken = promises.broken(home, When::Settled);
         assert!(broken.is_empty(), "{which}, {pages} pages, with room again: {}", broken.join("; "));
@@ -125,7 +129,6 @@ fn a_full_disk_under_the_archives_leaves_nothing_and_room_mends_all() {
     let Some(small) = Small::mount(folder.path().join("backups")) else { return };
     fill_source(folder.path());
     let backups = folder.path().join("backups");
-    let _ = run(folder.path(), &backups, &["create", "docs", "--name", "docs", "--at", "9:00", "--compress", "zstd"]);
     fill_up("archives", folder.path(), &backups, &small);
 }
 
@@ -139,6 +142,5 @@ fn a_full_disk_under_the_database_loses_nothing_and_room_mends_all() {
     fs::create_dir(folder.path().join("backups")).unwrap();
     std::os::unix::fs::symlink(folder.path().join("backups"), home.join("backups")).unwrap();
     let backups = home.join("backups");
-    let _ = run(&home, &backups, &["create", "docs", "--name", "docs", "--at", "9:00", "--compress", "zstd"]);
     fill_up("database", &home, &backups, &small);
 }

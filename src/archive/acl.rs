@@ -92,6 +92,12 @@ pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
     Some(attribute)
 }
 
+/// Returns the mask of an ACL attribute, which stands in the middle bits of the mode; none if it has no mask.
+pub(super) fn mask(attribute: &[u8]) -> Option<u32> {
+    let (entries, _) = attribute.get(4..)?.as_chunks::<8>();
+    entries.iter().find(|entry| entry[..2] == [0x10, 0]).map(|entry| u32::from(entry[2] & 7))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +127,7 @@ mod tests {
         let ours = from_text(b"user::rw-,user:7:r--,group::r--,group:9:r-x,mask::r-x,other::---").unwrap();
         let bsdtar = b"group:staff:r-x:9,user::rw-,group::r--,other::---,user:ann:r--:7,mask::r-x";
         assert_eq!(from_text(bsdtar), Some(ours.clone()));
+        assert_eq!((mask(&ours), mask(&ours[..12]), mask(b"x")), (Some(5), None, None));
         let lines = b"u::rw-\nu:7:r--\t#effective:r--\ng::r--\ng:9:r-x\nm::r-x\no::---\n";
         assert_eq!(from_text(lines), Some(ours));
         for text in ["user:ann:r--", "user::rwX", "what::rwx", "user:", "mask:5:rwx", "\u{e9}", "user:-1:r--"] {

@@ -325,9 +325,8 @@ fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// Gives an open file or folder its owner, attributes, mode, ACLs and times. Owner first, since a change of owner takes
-/// bits and capabilities away; mode after the attributes, which only who may write can set; ACLs after the mode, whose
-/// middle bits some tars write without the mask; times behind that. A folder is unfinished until the very last.
+/// Gives an open file or folder its owner, attributes, times and mode. Owner first, since a change of owner takes bits
+/// and capabilities away; mode last, since by it a folder is finished.
 pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Shortfall> {
     let file = file.as_fd();
     let mut shortfall = Shortfall::default();
@@ -342,18 +341,11 @@ pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Sh
             shortfall.owner |= is_refused(chown)? || member.gid == u32::MAX;
         }
     }
-    let set = |name: &OsStr, value: &[u8]| rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
-    set_xattrs(member, false, powers, &mut shortfall, set)?;
-    let mode = granted_mode(member, powers, &mut shortfall);
-    let mark = if member.kind == MemberKind::Folder { Mode::SVTX } else { Mode::empty() };
-    rustix::fs::fchmod(file, mode | mark)?;
-    set_xattrs(member, true, powers, &mut shortfall, set)?;
+    set_xattrs(member, powers, &mut shortfall, |name, value| {
+        rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
+    })?;
     rustix::fs::futimens(file, &times(member.modified))?;
-    if !mode.contains(mark) {
-        // The ACL may have set the middle bits.
-        let bits = Mode::from_raw_mode(rustix::fs::fstat(file)?.st_mode) - mark;
-        rustix::fs::fchmod(file, bits)?;
-    }
+    rustix::fs::fchmod(file, granted_mode(member, powers, &mut shortfall))?;
     Ok(shortfall)
 }
 
@@ -373,13 +365,15 @@ fn dress_special(
     }
     // Not by its name, which may become a link meanwhile; this path leads to what is held, even if that is a link.
     let held = format!("/proc/self/fd/{}", handle.as_raw_fd());
-    let set = |name: &OsStr, value: &[u8]| rustix::fs::setxattr(&*held, name, value, XattrFlags::empty());
-    set_xattrs(member, false, powers, shortfall, set)?;
     if kind != FileType::Symlink {
         // Most have none.
         let _ = rustix::fs::removexattr(&*held, INHERITED_ACCESS);
+    }
+    set_xattrs(member, powers, shortfall, |name, value| {
+        rustix::fs::setxattr(&*held, name, value, XattrFlags::empty())
+    })?;
+    if kind != FileType::Symlink {
         rustix::fs::chmod(&*held, granted_mode(member, powers, shortfall))?;
-        set_xattrs(member, true, powers, shortfall, set)?;
     }
     Ok(())
 }
@@ -398,21 +392,22 @@ fn granted_mode(member: &Member, powers: Powers, shortfall: &mut Shortfall) -> M
     Mode::from_raw_mode(mode)
 }
 
-/// Sets the ACLs among the attributes, or all the others.
 fn set_xattrs(
     member: &Member,
-    acls: bool,
     powers: Powers,
     shortfall: &mut Shortfall,
     set: impl Fn(&OsStr, &[u8]) -> rustix::io::Result<()>,
 ) -> io::Result<()> {
-    for (name, value) in member.xattrs.iter().filter(|(name, _)| name.starts_with(b"system.posix_acl_") == acls) {
+    // An ACL may take from the owner the right to set the others.
+    let (acls, others): (Vec<_>, Vec<_>) =
+        member.xattrs.iter().partition(|(name, _)| name.starts_with(b"system.posix_acl_"));
+    for (name, value) in others.into_iter().chain(acls) {
         if &**name == b"security.capability" && !powers.setuid {
             shortfall.setuid = true;
             continue;
         }
         let set = set(OsStr::from_bytes(name), value);
-        // One that is too long for the file's own record meets no space, too, and that says nothing of the disk.
+        // No space says nothing of the disk here: an attribute may be too long for the file's own record.
         let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG | Errno::NOSPC));
         shortfall.attributes |= is_too_long || is_refused(set)?;
     }

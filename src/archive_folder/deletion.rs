@@ -1,10 +1,13 @@
 //! Deleting archives (I8): row `deleting`, unlink, fsync the folder, then the row goes. Finishing it twice changes
-//! nothing.
+//! nothing. Unknown files stay; attempts that no row tells of any more are ours, and go.
+
+use std::collections::HashSet;
+use std::io;
 
 use crate::archive::place;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Deletes complete archives by the numbers of their runs. Unknown files are never touched.
 pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
@@ -28,4 +31,54 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
         store.remove_deleted(archive.run)?;
     }
     Ok(deleting.len())
+}
+
+/// Removes unfinished files in the folder `schedule` that belong to no attempt: the disk failed before they could be
+/// removed, or the power before that was synced. The folder must be known to be this database's.
+pub fn remove_left_behind(home: &Home, store: &Store, schedule: &str) -> Result<()> {
+    let folder = home.backups().join(schedule);
+    // Listed before asked: who makes such a file has written its row before.
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("list", &folder)(error)),
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let found: Vec<String> = names.filter(|name| store::is_temporary_name(name, schedule)).collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    let under_way: HashSet<String> = store.temporary_names()?.into_iter().collect();
+    for name in found.iter().filter(|name| !under_way.contains(&format!("{schedule}/{name}"))) {
+        place::remove(&folder.join(name))?;
+        log::info!("{schedule}: removed {name}, which an attempt left behind");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_attempts_are_taken_for_left_behind() {
+        for name in [".a-20261123T112156Z-144.tar.1-64051446.part", ".a-20261123T112156Z-9.tar.zst.12-0123abcd.part"] {
+            assert!(store::is_temporary_name(name, "a"), "{name}");
+            assert!(!store::is_temporary_name(name, "b"), "{name}");
+        }
+        for name in [
+            "a-20261123T112156Z-144.tar",
+            ".a-20261123T112156Z-144.tar",
+            ".a-20261123T112156Z-144.tar.part",
+            ".a-20261123T112156Z-x.tar.1-64051446.part",
+            ".a-20261123T112156Z-144.txt.1-64051446.part",
+            ".a-20261123T112156Z-144.tar.1-6405144g.part",
+            ".a-b-20261123T112156Z-144.tar.1-64051446.part",
+            ".backup-manager-0123456789abcdef.part",
+            ".part",
+            "",
+        ] {
+            assert!(!store::is_temporary_name(name, "a"), "{name}");
+        }
+    }
 }

@@ -140,6 +140,9 @@ impl Runner {
         let comment = self.comment(claim, &row, scan_started).map_err(Failure::source)?;
         let folder = self.home.backups().join(row.schedule.name.as_str());
         place::make_folder(&folder, self.home.folder_mode()).map_err(Failure::own)?;
+        if let Err(error) = archive_folder::remove_left_behind(&self.home, &self.store, row.schedule.name.as_str()) {
+            log::warn!("{}: what earlier attempts left behind stays: {error}", row.schedule.name);
+        }
         monitor.phase("scanning");
         monitor.expect(self.expect(&row, &source).map_err(Failure::own)?);
         monitor.phase("writing");

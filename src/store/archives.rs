@@ -304,6 +304,16 @@ impl Store {
         })
     }
 
+    /// Returns the names, below the archive folder, of the files that attempts are writing.
+    pub fn temporary_names(&self) -> Result<Vec<String>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT temporary_name FROM archive WHERE temporary_name IS NOT NULL")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
     /// Takes the rows of an archive away whose file is gone; what other archives share stays.
     pub fn remove_deleted(&self, run: i64) -> Result<()> {
         loop {
@@ -346,6 +356,27 @@ impl Store {
                 .collect()
         })
     }
+}
+
+/// Says whether a file in the folder of a schedule is named as an attempt at an archive is, until it has its name.
+pub fn is_temporary_name(name: &str, schedule: &str) -> bool {
+    let parts = || {
+        let rest = name.strip_prefix('.')?.strip_prefix(schedule)?.strip_prefix('-')?.strip_suffix(".part")?;
+        let (rest, random) = rest.rsplit_once('-')?;
+        let (rest, attempt) = rest.rsplit_once('.')?;
+        let (run, extension) = rest.split_once('.')?;
+        let (at, run) = run.split_once('-')?;
+        Some((at, run, extension, attempt, random))
+    };
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    parts().is_some_and(|(at, run, extension, attempt, random)| {
+        at.len() == "20261123T020000Z".len()
+            && is_number(run)
+            && ["tar", "tar.gz", "tar.zst"].contains(&extension)
+            && is_number(attempt)
+            && random.len() == 8
+            && random.bytes().all(|b| b.is_ascii_hexdigit())
+    })
 }
 
 /// Writes the names a run is going to use, before it uses them.

@@ -100,7 +100,7 @@ impl Bootstrap {
             .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
 
-    /// Returns the identity if the database is ours, at the newest schema and in WAL; `None` if it has to be brought
+    /// Returns the identity if the database is ours, at the newest schema and in WAL, `None` if it has to be brought
     /// there.
     fn current(&self, path: &Path) -> Result<Option<Uuid>> {
         if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {

@@ -48,7 +48,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 
-pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished};
+pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished, is_temporary_name};
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};

@@ -407,3 +407,26 @@ fn a_target_that_is_there_already_is_never_overwritten() {
     assert_eq!(fs::read(&foreign).unwrap(), b"not ours");
     assert_eq!(world.archive_files().len(), 2);
 }
+
+/// A disk that fails keeps its file from being removed, and the run ends all the same.
+#[test]
+fn what_an_attempt_left_behind_goes_with_the_next_run_and_what_is_under_way_stays() {
+    let world = World::new();
+    let (docs, mail) = (world.schedule("docs", "01:00"), world.schedule("mail", "01:00"));
+    let runner = world.process(Role::Command);
+    run_now(&world, &runner, &docs);
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, intent) = world.store.claim_now(mail.id, request, &runner.row, world.clock.now()).unwrap();
+    let under_way = intent.unwrap().temporary_name;
+    let backups = world.home.backups();
+    fs::create_dir(backups.join("mail")).unwrap();
+    let files = ["docs/.docs-20261123T000000Z-1.tar.gz.1-0123abcd.part", "docs/.mine.part", &under_way];
+    files.iter().for_each(|file| fs::write(backups.join(file), "half").unwrap());
+    run_now(&world, &runner, &docs);
+    archive_folder::remove_left_behind(&world.home, &world.store, "mail").unwrap();
+    assert_eq!(files.map(|file| backups.join(file).exists()), [false, true, true]);
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    world.store.end_without_archive(claim, RunState::Failed, "no more", world.clock.now()).unwrap();
+    archive_folder::remove_left_behind(&world.home, &world.store, "mail").unwrap();
+    assert!(!backups.join(&under_way).exists());
+}

@@ -16,7 +16,7 @@ use backup_manager::worker::Worker;
 use crate::looks::{self, Look};
 use crate::prove::fast_folder;
 use crate::prove::promises::{Promises, When, difference, picture};
-use crate::strike::{Inject, calls, copy, program, strike, words};
+use crate::strike::{Inject, Struck, calls, copy, program, strike, words};
 
 /// A command in a home, and what an undisturbed course of it makes.
 pub struct Scenario {
@@ -77,10 +77,16 @@ impl Case<'_> {
         let folder = fast_folder();
         let home = folder.path().join("home");
         copy(&self.scenario.template, &home);
-        let output = strike(&home, &self.scenario.command, &self.call, self.n, self.inject);
+        let Struck { output, on } = strike(&home, &self.scenario.command, &self.call, self.n, self.inject);
         let struck = output.as_ref().is_none_or(|output| !output.status.success());
         if let Some(output) = &output {
             self.has_a_word(output)?;
+            if !struck
+                && self.call == "fsync"
+                && let Some(path) = on.iter().find(|path| is_of_an_archive(&home, path))
+            {
+                return Err(format!("it succeeds although {path} was not synced"));
+            }
             // A rescan begins with files that have no rows.
             if self.scenario.kind != "rescan" && home.join("backup.db").exists() && has_schema(&home) {
                 none_broken(Promises::default().broken(&home, When::Always), "at once")?;
@@ -133,6 +139,12 @@ impl Case<'_> {
         none_broken(Promises::default().broken(home, When::Settled), "after the next command")?;
         recover_again(home)
     }
+}
+
+/// Says whether a path is that of an archive that gets its name later, or of the folder of a schedule's archives.
+fn is_of_an_archive(home: &Path, path: &str) -> bool {
+    let below = Path::new(path).strip_prefix(home.join("backups")).unwrap_or(Path::new(""));
+    path.ends_with(".part") && below.components().count() == 2 || below == Path::new("docs")
 }
 
 fn succeed(home: &Path, command: &[String]) -> Result<(), String> {

@@ -95,8 +95,16 @@ pub fn calls(home: &Path, command: &[String]) -> Vec<(String, usize)> {
     most.into_iter().collect()
 }
 
-/// Runs a command with something happening at its Nth call. `None`: it went on waiting, and was killed.
-pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inject) -> Option<Output> {
+/// What became of a command that was struck.
+pub struct Struck {
+    /// `None`: it went on waiting, and was killed.
+    pub output: Option<Output>,
+    /// What the failed calls were made on, where they were made on something open.
+    pub on: Vec<String>,
+}
+
+/// Runs a command with something happening at its Nth call.
+pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inject) -> Struck {
     // With `--seccomp-bpf` the other calls go at full speed; strace 6.1 then injects errors, but no signals.
     let (speed, what) = match inject {
         Inject::Kill => ("-qq", format!("inject={call}:signal=SIGKILL:when={n}")),
@@ -104,9 +112,10 @@ pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inj
         Inject::ForGood(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}+")),
     };
     let trace = format!("trace={call}");
-    let mut strace = traced(home, command, &[speed, "-o", "/dev/null", "-e", &trace, "-e", &what]);
     // Files, not pipes: nobody reads while it runs.
-    let (out, err) = (home.join("out"), home.join("err"));
+    let (out, err, log) = (home.join("out"), home.join("err"), home.join("log"));
+    let options = [speed, "-y", "-o", &log.display().to_string(), "-e", &trace, "-e", &what];
+    let mut strace = traced(home, command, &options);
     strace.stdout(fs::File::create(&out).unwrap()).stderr(fs::File::create(&err).unwrap());
     let mut child = strace.spawn().expect("strace");
     let started = Instant::now();
@@ -126,6 +135,10 @@ pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inj
         std::thread::sleep(GLANCE);
     };
     let (stdout, stderr) = (fs::read(&out).unwrap_or_default(), fs::read(&err).unwrap_or_default());
-    let _ = (fs::remove_file(out), fs::remove_file(err));
-    status.map(|status| Output { status, stdout, stderr })
+    let traced = fs::read(&log).unwrap_or_default();
+    let traced = String::from_utf8_lossy(&traced);
+    let failed = traced.lines().filter(|line| line.ends_with("(INJECTED)"));
+    let on = failed.filter_map(|line| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned())).collect();
+    [out, err, log].into_iter().for_each(|file| drop(fs::remove_file(file)));
+    Struck { output: status.map(|status| Output { status, stdout, stderr }), on }
 }

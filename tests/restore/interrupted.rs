@@ -1,7 +1,7 @@
 //! Restores that are cut off and run again; damage; conflicts.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -51,9 +51,9 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
         // As a kill would leave it: half a file in a folder that is not finished.
         let partial = tree(&to, ALL);
         assert!(partial.len() < was.len());
-        let is_unfinished = |path: &Path| fs::metadata(path).is_ok_and(|stat| stat.permissions().mode() & 0o1000 != 0);
-        let mut folders = fs::read_dir(to.join("source")).into_iter().flatten().map(|entry| entry.unwrap().path());
-        if let Some(unfinished) = folders.find(|path| is_unfinished(path)) {
+        let folders = fs::read_dir(to.join("source")).into_iter().flatten().map(|entry| entry.unwrap().path());
+        let is_unfinished = |path: &Path| path.is_dir() && path.metadata().unwrap().mode() & 0o7777 == 0o1700;
+        if let Some(unfinished) = folders.into_iter().find(|path| is_unfinished(path)) {
             fs::write(unfinished.join(".backup-manager-0123456789abcdef.part"), "half").unwrap();
         }
         let report = restore_all(&made.path, &Options::to(&to)).unwrap();

@@ -11,7 +11,7 @@ use backup_manager::clock::Clock;
 use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
 use backup_manager::report::{Observer, Problem, Progress};
-use backup_manager::runner::{Runner, pipeline};
+use backup_manager::runner::{Cancel, Runner, pipeline};
 use backup_manager::store::{Claim, Completed, Intent, ScheduleRow, Sealed};
 
 use crate::world::World;
@@ -49,6 +49,20 @@ impl Observer for Silent {
     fn progress(&self, _: &Progress) {}
     fn problem(&self, _: &Problem) {}
     fn note(&self, _: &str) {}
+}
+
+/// Asks a run to stop as soon as it says that its end cannot be written: it would try again and again.
+pub struct Impatient<'a>(pub &'a Cancel);
+
+impl Observer for Impatient<'_> {
+    fn progress(&self, _: &Progress) {}
+    fn problem(&self, _: &Problem) {}
+
+    fn note(&self, text: &str) {
+        if text.contains("cannot be written") {
+            self.0.cancel();
+        }
+    }
 }
 
 /// Carries a run to `stage` and gives the claim back, unless that used it up; the files stay as they are. `Err` is

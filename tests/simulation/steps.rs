@@ -2,9 +2,10 @@
 
 #[path = "changes.rs"]
 mod changes;
+#[path = "deaths.rs"]
+mod deaths;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::time::Duration;
 
 use backup_manager::clock::{Clock, Timestamp};
@@ -12,12 +13,13 @@ use backup_manager::error::ErrorKind;
 use backup_manager::runner::{Cancel, Conduct, Recovered, Runner, recover};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{
-    Claim, ClaimNow, Completed, Due, Intent, Materialised, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
+    Claim, ClaimNow, Due, Intent, Materialised, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
 };
 use chrono_tz::Tz;
+use deaths::Zombie;
 use uuid::Uuid;
 
-use crate::accident::{STAGES, Silent, Stage, carry_to};
+use crate::accident::Silent;
 use crate::model::Expected;
 use crate::prove::promises::{Promises, When, difference, picture};
 use crate::prove::random::Random;
@@ -32,13 +34,6 @@ struct Process {
     service: Option<Service>,
     last_tick: Option<Timestamp>,
     held: Option<(Claim, Intent)>,
-}
-
-/// A process that all others hold for dead, and that goes on some time.
-struct Zombie {
-    runner: Runner,
-    claim: Claim,
-    intent: Intent,
 }
 
 pub struct Simulation {
@@ -144,7 +139,8 @@ impl Simulation {
         }
         let runner = Runner { threads: 1, ..self.world.process(Role::Service) };
         let options = Options {
-            workers: 1,
+            // What a lost thread held counts to the end.
+            workers: 9,
             grace: MINUTE,
             zone: self.zone,
             import: None,
@@ -280,79 +276,6 @@ impl Simulation {
         }
     }
 
-    /// The process at `at` is gone without a word; its file stays, or not.
-    fn bury(&mut self, at: usize) -> Uuid {
-        let process = self.processes.remove(at);
-        let uuid = process.runner.row.uuid;
-        drop(process);
-        if self.random.one_in(2) {
-            fs::write(self.world.home.workers().join(uuid.to_string()), "").unwrap();
-        }
-        uuid
-    }
-
-    fn kill(&mut self) {
-        if self.processes.is_empty() {
-            return;
-        }
-        let at = self.random.below(self.processes.len());
-        self.note(format!("process {at} is killed"));
-        self.bury(at);
-    }
-
-    /// A process that holds a run carries it some way and dies, or seems to.
-    fn die(&mut self) {
-        let busy: Vec<usize> = (0..self.processes.len()).filter(|&at| self.processes[at].held.is_some()).collect();
-        if busy.is_empty() {
-            return self.claim();
-        }
-        let at = *self.random.pick(&busy);
-        let Some((claim, intent)) = self.processes[at].held.take() else { return };
-        let stage: Stage = *self.random.pick(&STAGES);
-        let run = claim.run();
-        let (claim, carried) = carry_to(&self.world, &self.processes[at].runner, claim, &intent, stage);
-        self.note(format!("process {at} dies with @{run} at {stage:?}: {carried:?}"));
-        let mut undead = self.processes[at].runner.clone();
-        self.bury(at);
-        // The lock must be gone before anybody looks, and the clone holds it.
-        undead.worker = self.world.process(Role::Service).worker;
-        if let (Some(claim), true) = (claim, self.random.one_in(2)) {
-            self.zombies.push(Zombie { runner: undead, claim, intent });
-        }
-    }
-
-    fn wake_zombie(&mut self) {
-        if self.zombies.is_empty() {
-            return;
-        }
-        let at = self.random.below(self.zombies.len());
-        let run = self.world.store.run(self.zombies[at].claim.run()).unwrap();
-        let Zombie { runner, claim, .. } = &self.zombies[at];
-        if run.worker == Some(runner.row.uuid) && run.attempt == claim.attempt() && run.state == RunState::Running {
-            // Nobody has missed it yet, and no process begins its own attempt anew.
-            return;
-        }
-        let Zombie { runner, claim, intent } = self.zombies.remove(at);
-        let act = self.random.below(6);
-        self.note(format!("a zombie goes on with @{}: {act}", run.id));
-        let (store, now, before) = (&self.world.store, self.now(), self.picture());
-        let completed = Completed { incomplete: false, verified_at: Some(now), suspect: false, damaged: None };
-        let ended = match act {
-            0 => store.check_claim(&claim),
-            1 => store.discard_chunks(&claim),
-            2 => store.complete(claim, &completed, now).map(drop).map_err(|unended| unended.error),
-            3 => store.requeue(claim, Requeue::Retry, "late", now).map(drop).map_err(|unended| unended.error),
-            _ => {
-                let cancel = Cancel::default();
-                let conduct = Conduct { cancel: &cancel, observer: &Silent, foreground: false };
-                runner.execute(claim, &intent, &conduct).map(drop)
-            }
-        };
-        let kind = ended.err().map(|error| error.kind());
-        assert_eq!(kind, Some(ErrorKind::Fenced), "@{} was written by one who had lost it (I4)", run.id);
-        self.unchanged(&before, "one who had lost a run");
-    }
-
     fn picture(&self) -> String {
         picture(self.world.dir.path())
     }
@@ -360,19 +283,6 @@ impl Simulation {
     fn unchanged(&self, before: &str, who: &str) {
         let changed = difference(before, &self.picture());
         assert!(changed.is_empty(), "{who} changed something: {}", changed.join("; "));
-    }
-
-    /// Takes the run of a dead worker over, and dies before putting it right.
-    fn die_taking_over(&mut self) {
-        let living: BTreeSet<Uuid> = self.processes.iter().map(|process| process.runner.row.uuid).collect();
-        let running = self.world.store.running().unwrap();
-        let Some(run) = running.iter().find(|run| run.worker.is_some_and(|uuid| !living.contains(&uuid))) else {
-            return;
-        };
-        let heir = self.world.process(Role::Command);
-        let dead = run.worker.expect("a worker");
-        let taken = self.world.store.take_over(run.id, dead, run.attempt, &heir.row, self.now()).unwrap();
-        self.note(format!("one takes @{} over and dies: {}", run.id, taken.is_some()));
     }
 
     fn stop(&mut self) {
@@ -488,5 +398,25 @@ impl Simulation {
         let before = self.picture();
         self.tick();
         self.unchanged(&before, "a second round");
+        self.refuses_doubles();
+    }
+
+    /// Whatever the program asks first, the database itself takes no second run where there may be only one (I2).
+    fn refuses_doubles(&self) {
+        let mut connection = rusqlite::Connection::open(self.world.home.db()).unwrap();
+        let transaction = connection.transaction().unwrap();
+        for (what, row) in [
+            ("of one occurrence", "'schedule', 7, 'missed', NULL, 0, 0, 0"),
+            ("queued", "'manual', NULL, 'queued', NULL, 0, 0, NULL"),
+            ("running", "'manual', NULL, 'running', 'nobody', 0, 0, NULL"),
+        ] {
+            let insert = format!(
+                "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, state, worker, not_before_ms, \
+                     queued_at_ms, finished_at_ms) \
+                 SELECT id, {row} FROM (SELECT id FROM schedule LIMIT 1), (SELECT 1 UNION ALL SELECT 2)"
+            );
+            let refused = transaction.execute(&insert, []).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(refused.starts_with("UNIQUE constraint failed: run."), "two runs {what}: {refused:?} (I2)");
+        }
     }
 }

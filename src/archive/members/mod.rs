@@ -12,6 +12,7 @@ mod spans;
 use self::block::{Block, Family};
 use self::names::{clean_path, link_target};
 use self::pax::Pax;
+use super::acl;
 use super::content::{Content, Missing};
 use super::header::BLOCK;
 use super::sparse::Span;
@@ -378,12 +379,15 @@ impl Members {
             .unwrap_or_else(|| FileTime { seconds: block.number(136..148).unwrap_or(0), nanoseconds: 0 });
         let mut xattrs = pax.xattrs;
         xattrs.sort();
+        let mode = block.number(100..108).map_or(0, |mode| (mode & 0o7777) as u32);
+        // Some tars write the rights of the group there instead.
+        let mask = xattrs.iter().find(|(name, _)| **name == *acl::ACCESS).and_then(|(_, acl)| acl::mask(acl));
         let is_device = matches!(kind, MemberKind::CharDevice | MemberKind::BlockDevice);
         let member = Member {
             path,
             kind,
             size: if kind == MemberKind::File { stored } else { 0 },
-            mode: block.number(100..108).map_or(0, |mode| (mode & 0o7777) as u32),
+            mode: mask.map_or(mode, |mask| mode & !0o070 | mask << 3),
             uid: id(pax.uid, self.global.uid, 108..116),
             gid: id(pax.gid, self.global.gid, 116..124),
             user_name: name(pax.user_name, &self.global.user_name, user_name),

@@ -1,0 +1,128 @@
+//! Deaths of processes and threads, and those held for dead that go on.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use backup_manager::error::ErrorKind;
+use backup_manager::runner::{Cancel, Conduct, Runner, recover};
+use backup_manager::store::{Claim, Completed, Intent, Requeue, Role, RunState};
+use uuid::Uuid;
+
+use super::Simulation;
+use crate::accident::{Impatient, STAGES, Silent, Stage, carry_to};
+use crate::world::MINUTE;
+
+/// A process that all others hold for dead, and that goes on some time.
+pub struct Zombie {
+    runner: Runner,
+    claim: Claim,
+    intent: Intent,
+    stage: Stage,
+}
+
+impl Simulation {
+    /// The process at `at` is gone without a word; its file stays, or not.
+    pub(super) fn bury(&mut self, at: usize) -> Uuid {
+        let process = self.processes.remove(at);
+        let uuid = process.runner.row.uuid;
+        drop(process);
+        if self.random.one_in(2) {
+            fs::write(self.world.home.workers().join(uuid.to_string()), "").unwrap();
+        }
+        uuid
+    }
+
+    pub(super) fn kill(&mut self) {
+        if self.processes.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.processes.len());
+        self.note(format!("process {at} is killed"));
+        self.bury(at);
+    }
+
+    /// A process that holds a run carries it some way and dies, or seems to.
+    pub(super) fn die(&mut self) {
+        let busy: Vec<usize> = (0..self.processes.len()).filter(|&at| self.processes[at].held.is_some()).collect();
+        if busy.is_empty() {
+            return self.claim();
+        }
+        let at = *self.random.pick(&busy);
+        let Some((claim, intent)) = self.processes[at].held.take() else { return };
+        let stage: Stage = *self.random.pick(&STAGES);
+        let run = claim.run();
+        let (claim, carried) = carry_to(&self.world, &self.processes[at].runner, claim, &intent, stage);
+        let mut undead = self.processes[at].runner.clone();
+        // The lock goes with the process, and a clone would hold it.
+        undead.worker = self.world.process(Role::Service).worker;
+        if self.random.one_in(3) {
+            self.note(format!("process {at} loses the thread of @{run} at {stage:?}: {carried:?}"));
+            self.zombies.extend(claim.map(|claim| Zombie { runner: undead, claim, intent, stage }));
+            return self.miss_thread(at);
+        }
+        self.note(format!("process {at} dies with @{run} at {stage:?}: {carried:?}"));
+        self.bury(at);
+        if let (Some(claim), true) = (claim, self.random.one_in(2)) {
+            self.zombies.push(Zombie { runner: undead, claim, intent, stage });
+        }
+    }
+
+    /// A process takes over the run of its own lost thread and may carry it out again: the worker is the same then,
+    /// and only the attempt tells the two apart.
+    fn miss_thread(&mut self, at: usize) {
+        let conduct = Conduct { cancel: &Cancel::default(), observer: &Silent, foreground: false };
+        recover(&self.processes[at].runner, &conduct).unwrap();
+        self.world.clock.advance(MINUTE * 6);
+        let claimed = self.processes[at].service.as_ref().and_then(|service| service.claim().unwrap());
+        self.processes[at].held = claimed;
+        if self.random.one_in(2) {
+            self.wake_zombie();
+        }
+    }
+
+    pub(super) fn wake_zombie(&mut self) {
+        if self.zombies.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.zombies.len());
+        let run = self.world.store.run(self.zombies[at].claim.run()).unwrap();
+        let Zombie { runner, claim, .. } = &self.zombies[at];
+        if run.worker == Some(runner.row.uuid) && run.attempt == claim.attempt() && run.state == RunState::Running {
+            // Nobody has missed it yet, and no process begins its own attempt anew.
+            return;
+        }
+        let Zombie { runner, claim, intent, stage } = self.zombies.remove(at);
+        // Who has a temporary file already does not begin his attempt anew.
+        let act = self.random.below(if stage == Stage::Claimed { 6 } else { 4 });
+        self.note(format!("a zombie goes on with @{}: {act}", run.id));
+        let (store, now, before) = (&self.world.store, self.now(), self.picture());
+        let completed = Completed { incomplete: false, verified_at: Some(now), suspect: false, damaged: None };
+        let ended = match act {
+            0 => store.check_claim(&claim),
+            1 => store.discard_chunks(&claim),
+            2 => store.complete(claim, &completed, now).map(drop).map_err(|unended| unended.error),
+            3 => store.requeue(claim, Requeue::Retry, "late", now).map(drop).map_err(|unended| unended.error),
+            _ => {
+                let cancel = Cancel::default();
+                let conduct = Conduct { cancel: &cancel, observer: &Impatient(&cancel), foreground: false };
+                runner.execute(claim, &intent, &conduct).map(drop)
+            }
+        };
+        let kind = ended.err().map(|error| error.kind());
+        assert_eq!(kind, Some(ErrorKind::Fenced), "@{} was written by one who had lost it (I4)", run.id);
+        self.unchanged(&before, "one who had lost a run");
+    }
+
+    /// Takes the run of a dead worker over, and dies before putting it right.
+    pub(super) fn die_taking_over(&mut self) {
+        let living: BTreeSet<Uuid> = self.processes.iter().map(|process| process.runner.row.uuid).collect();
+        let running = self.world.store.running().unwrap();
+        let Some(run) = running.iter().find(|run| run.worker.is_some_and(|uuid| !living.contains(&uuid))) else {
+            return;
+        };
+        let heir = self.world.process(Role::Command);
+        let dead = run.worker.expect("a worker");
+        let taken = self.world.store.take_over(run.id, dead, run.attempt, &heir.row, self.now()).unwrap();
+        self.note(format!("one takes @{} over and dies: {}", run.id, taken.is_some()));
+    }
+}
