@@ -91,6 +91,7 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     };
     (options.dry_run, options.setuid, options.devices) = (args.dry_run, args.setuid, args.devices);
     warn_of_flags(context, args);
+    refuse_archive_folder(context, &options.to)?;
     let stop = Stop::watch()?;
     let observer = TerminalObserver::new("restoring", context.quiet);
     let mut plan = Vec::new();
@@ -112,6 +113,18 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     let report = result.map_err(|error| stop.classify(error))?;
     print_report(context, args, &archive, &options.to, &report, &plan)?;
     Ok(report.outcome().map_or(0, ErrorKind::exit_code))
+}
+
+/// A restore holds its target, and whoever makes archives waits for the archive folder.
+fn refuse_archive_folder(context: &Context, to: &Path) -> Result<()> {
+    let backups = context.home.backups();
+    match (to.canonicalize(), backups.canonicalize()) {
+        (Ok(to), Ok(backups)) if to == backups => {
+            Err(Error::usage(format!("the target {} is the archive folder", to.display()))
+                .hint("name another folder with --to"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn warn_of_flags(context: &Context, args: &RestoreArgs) {

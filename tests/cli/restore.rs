@@ -57,6 +57,7 @@ fn archives_are_chosen_by_number_time_and_file() {
     let _ = home.run(&["restore", "@999", "--to", "o"]).fails(10, &["@999", "nearest"]);
     let _ = home.run(&["ls", "other", "--archive", &first]).fails(10, &["of docs, not of other"]);
     let _ = home.run(&["restore", "missing.tar", "--to", "o"]).fails(10, &["missing.tar"]);
+    let _ = home.run(&["restore", "docs", "--to", "backups"]).fails(2, &["is the archive folder", "--to"]);
     let _ = home
         .run(&["restore", "docs", "docs/sub/leter.txt", "--to", "o"])
         .fails(10, &["did you mean docs/sub/letter.txt"]);
