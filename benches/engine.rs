@@ -153,13 +153,19 @@ fn claim_all(home: &Path) {
     }
 }
 
-/// Writes pages in place and syncs, as a commit does that is nothing but that.
+/// Writes pages in place and syncs, as a commit does that is nothing but that: SQLite writes the head of a frame of
+/// its log, and then the page.
 fn syncs_a_second(pages: usize) -> f64 {
     const FILE_PAGES: usize = 1_000;
+    const HEAD: [u8; 24] = [7; 24];
     const PAGE: [u8; 4096] = [7; 4096];
     let scratch = scratch();
     let file = File::create(scratch.path().join("file")).expect("a file");
-    let write = |at: usize| file.write_all_at(&PAGE, (at % FILE_PAGES * PAGE.len()) as u64).expect("room");
+    let write = |at: usize| {
+        let frame = (at % FILE_PAGES * (HEAD.len() + PAGE.len())) as u64;
+        file.write_all_at(&HEAD, frame).expect("room");
+        file.write_all_at(&PAGE, frame + HEAD.len() as u64).expect("room");
+    };
     (0..FILE_PAGES).for_each(write);
     file.sync_all().expect("a sync");
     let clock = SystemClock::new();
