@@ -317,12 +317,14 @@ pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archi
         return Err(Error::failed(format!("the archive @{run} is pinned"))
             .hint(format!("let go of it first: `backup-manager pin @{run} --off`")));
     }
-    let newest = store.newest_good(archive.schedule_id)?;
-    if !force && newest.is_some_and(|newest| newest.run == run) {
+    let newest = store.newest_good(archive.schedule_id)?.map(|newest| newest.run);
+    if !force && newest == Some(run) {
         return Err(Error::failed(format!("@{run} is the newest good archive of {}", archive.schedule_name))
             .hint("make another with `backup-manager run`, or add --force"));
     }
-    archive_folder::delete_archives(home, store, &[run])?;
+    archive_folder::check(home, store)?;
+    store.mark_going(&[run], newest.filter(|_| !force).as_slice())?;
+    archive_folder::finish_deletions(home, store)?;
     Ok(archive)
 }
 

@@ -3,7 +3,6 @@
 //!
 //! Calls are interrupted by `strace --inject`. `BACKUP_PROVE=full` goes through every N of every call; otherwise some.
 //! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CALL=fsync` through one call, `BACKUP_CASES=n`
-//! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CALL=fsync` through one call, `BACKUP_CASES=n`
 //! through about n cases, and `BACKUP_ERRORS=all` through every error at every call of every scenario, which takes
 //! twice as long.
 

@@ -9,28 +9,23 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{self, Store};
 
-/// Deletes complete archives by the numbers of their runs. Unknown files are never touched.
-pub fn delete_archives(home: &Home, store: &Store, runs: &[i64]) -> Result<()> {
-    if runs.is_empty() {
-        return Ok(());
-    }
-    super::check(home, store)?;
-    store.mark_deleting(runs)?;
-    finish_deletions(home, store).map(drop)
-}
-
 /// Finishes what was marked `deleting`, by this process or one that died, and returns how many archives that were.
+///
+/// Errors: that of the first file that could not be removed. The others go all the same.
 pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let deleting = store.deleting()?;
     if deleting.is_empty() {
         return Ok(0);
     }
     super::check(home, store)?;
+    let mut stuck = None;
     for archive in &deleting {
-        place::remove(&home.backups().join(&archive.file_name))?;
-        store.remove_deleted(archive.run)?;
+        match place::remove(&home.backups().join(&archive.file_name)) {
+            Ok(()) => store.remove_deleted(archive.run)?,
+            Err(error) => drop(stuck.get_or_insert(error)),
+        }
     }
-    Ok(deleting.len())
+    stuck.map_or(Ok(deleting.len()), Err)
 }
 
 /// Removes unfinished files in the folder `schedule` that belong to no attempt: the disk failed before they could be

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::home::{self, Home};
 use crate::store::Store;
 
-pub use deletion::{delete_archives, finish_deletions, remove_left_behind};
+pub use deletion::{finish_deletions, remove_left_behind};
 pub use stable_names::{refresh_stable_names, renew_links};
 
 /// Name of the file that says whose the folder is.

@@ -109,26 +109,27 @@ pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
 
 fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bool) -> Result<()> {
     let name = &row.schedule.name;
-    let archives = store.archives(Some(row.id))?;
-    if with_archives && store.running()?.iter().any(|run| run.schedule_id == row.id) {
-        return Err(Error::busy(format!("{name} is being backed up"))
-            .hint(format!("wait, or stop that first: backup-manager cancel {name}")));
+    let archives = store.archives(Some(row.id))?.len();
+    if with_archives {
+        if archives > 0 {
+            archive_folder::check(&context.home, store)?;
+        }
+        let count = store.delete_schedule_with_archives(row, context.now())?;
+        archive_folder::finish_deletions(&context.home, store).map_err(|e| {
+            e.hint(format!("{name} is deleted; the next `backup-manager prune` takes the rest of its archives away"))
+        })?;
+        archive_folder::refresh_stable_names(&context.home, store, std::slice::from_ref(row), context.now())?;
+        context.say(&format!("deleted {name} and {}", output::count(count as u64, "archive")));
+        return Ok(());
     }
     store.delete_schedule(row.id, context.now())?;
-    if with_archives {
-        let runs: Vec<i64> = archives.iter().map(|archive| archive.run).collect();
-        archive_folder::delete_archives(&context.home, store, &runs)?;
-        archive_folder::refresh_stable_names(&context.home, store, std::slice::from_ref(row), context.now())?;
-        context.say(&format!("deleted {name} and {}", output::count(runs.len() as u64, "archive")));
-    } else {
-        let kept = match archives.len() {
-            0 => "its history stays".to_owned(),
-            n => {
-                let archives = output::count(n as u64, "archive");
-                format!("its history and {archives} stay in {}", context.home.backups().display())
-            }
-        };
-        context.say(&format!("deleted {name}; {kept}"));
-    }
+    let kept = match archives {
+        0 => "its history stays".to_owned(),
+        n => {
+            let archives = output::count(n as u64, "archive");
+            format!("its history and {archives} stay in {}", context.home.backups().display())
+        }
+    };
+    context.say(&format!("deleted {name}; {kept}"));
     Ok(())
 }

@@ -50,11 +50,6 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
             args.schedule.iter().map(|word| select::schedule_or_history(&store, word)).collect::<Result<Vec<_>>>()?
         }
     };
-    // What an earlier one began comes first: these archives are in no plan any more.
-    let mut gone = if args.dry_run { 0 } else { archive_folder::finish_deletions(&context.home, &store)? };
-    if gone > 0 {
-        context.say(&format!("removed {} that was on its way out", output::count(gone as u64, "archive")));
-    }
     let mut plans = Vec::new();
     for row in rows {
         let plan = Plan::make(&store, &row)?;
@@ -69,18 +64,38 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
     if args.dry_run {
         return Ok(0);
     }
-    let held: Vec<&ScheduleRow> =
-        plans.iter().filter(|(_, plan)| plan.is_large() && !args.yes).map(|(row, _)| row).collect();
-    for (row, plan) in plans.iter().filter(|(_, plan)| args.yes || !plan.is_large()) {
-        let count = plan.apply(&context.home, &store)?;
-        if count > 0 {
-            context.say(&format!("{}: removed {}", row.schedule.name, output::count(count as u64, "archive")));
+    carry_out(context, &store, &plans, args.yes)
+}
+
+/// Removes what earlier prunes began to, and what the plans let go; those of over half only with `yes`. What cannot be
+/// removed keeps nothing else from going.
+fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], yes: bool) -> Result<u8> {
+    let (mut gone, mut stuck) = (0, None);
+    match archive_folder::finish_deletions(&context.home, store) {
+        Ok(0) => (),
+        Ok(count) => {
+            context.say(&format!("removed {} that was on its way out", output::count(count as u64, "archive")));
+            gone += count;
         }
-        gone += count;
+        Err(error) => stuck = Some(error),
+    }
+    let (held, free): (Vec<_>, Vec<_>) = plans.iter().partition(|(_, plan)| plan.is_large() && !yes);
+    for (row, plan) in free {
+        match plan.apply(&context.home, store) {
+            Ok(0) => (),
+            Ok(count) => {
+                context.say(&format!("{}: removed {}", row.schedule.name, output::count(count as u64, "archive")));
+                gone += count;
+            }
+            Err(error) => drop(stuck.get_or_insert(error)),
+        }
     }
     let touched: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
-    refresh(context, &store, &touched)?;
-    if let Some(row) = held.first() {
+    refresh(context, store, &touched)?;
+    if let Some(error) = stuck {
+        return Err(error);
+    }
+    if let Some((row, _)) = held.first() {
         let name = &row.schedule.name;
         return Err(Error::failed(format!("pruning {name} would remove over half of its good archives"))
             .hint(format!("look at `backup-manager prune {name} --dry-run`, then add --yes")));

@@ -285,15 +285,6 @@ impl Store {
         })
     }
 
-    /// Marks complete archives as on their way out; from here on they are invisible and there is no way back.
-    pub fn mark_deleting(&self, runs: &[i64]) -> Result<()> {
-        self.write(|transaction| {
-            let mut mark = transaction
-                .prepare_cached("UPDATE archive SET state = 'deleting' WHERE run_id = ?1 AND state = 'complete'")?;
-            runs.iter().try_for_each(|run| mark.execute([run]).map(drop))
-        })
-    }
-
     /// Returns the archives that are marked as on their way out.
     pub fn deleting(&self) -> Result<Vec<Unfinished>> {
         self.read(|connection| {

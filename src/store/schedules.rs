@@ -166,6 +166,36 @@ impl Store {
         self.write(|transaction| delete_schedule(transaction, id, now))
     }
 
+    /// Deletes a schedule and marks its archives as on their way out, in one; returns how many those are.
+    ///
+    /// Errors: `Busy` while it is being backed up; `Failed` if one of its archives is pinned.
+    pub fn delete_schedule_with_archives(&self, row: &ScheduleRow, now: Timestamp) -> Result<usize> {
+        let name = &row.schedule.name;
+        self.write_or(|transaction| {
+            let first = |query| {
+                let found = transaction.query_row(query, [row.id], |found| found.get::<_, i64>(0)).optional();
+                found.map_err(|e| self.fault(e))
+            };
+            if first("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'")?.is_some() {
+                return Err(Error::busy(format!("{name} is being backed up"))
+                    .hint(format!("wait, or stop that first: backup-manager cancel {name}")));
+            }
+            if let Some(run) =
+                first("SELECT run_id FROM archive WHERE schedule_id = ?1 AND pinned = 1 ORDER BY run_id")?
+            {
+                return Err(Error::failed(format!("the archive @{run} of {name} is pinned"))
+                    .hint(format!("let go of it first: `backup-manager pin @{run} --off`")));
+            }
+            delete_schedule(transaction, row.id, now).map_err(|e| self.fault(e))?;
+            transaction
+                .execute(
+                    "UPDATE archive SET state = 'deleting' WHERE schedule_id = ?1 AND state = 'complete'",
+                    [row.id],
+                )
+                .map_err(|e| self.fault(e))
+        })
+    }
+
     /// Moves the watermark if it still is what it was; says whether it was.
     pub fn move_watermark(&self, id: i64, from: Watermark, to: Watermark) -> Result<bool> {
         self.write(|transaction| super::occurrences::compare_and_set_watermark(transaction, id, from, to))

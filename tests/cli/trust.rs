@@ -108,11 +108,36 @@ fn prune_finishes_what_one_that_was_cut_off_had_begun() {
     connection.execute("UPDATE archive SET state = 'deleting' WHERE run_id = 1", []).unwrap();
     let _ = home.run(&["prune", "--dry-run"]).ok();
     assert_eq!(home.archive_files().len(), 4);
+    let stuck = home.path("backups/docs").join(&home.archive_files()[0]);
+    let away = home.path("away");
+    fs::rename(&stuck, &away).unwrap();
+    fs::create_dir(&stuck).unwrap();
+    let _ = home.run(&["edit", "photos", "--keep-last", "1"]).ok();
+    let _ = home.run(&["prune", "--yes"]).fails(1, &["remove", &stuck.display().to_string()]);
+    assert_eq!(home.archive_files().len(), 2, "the others are pruned all the same");
+    fs::remove_dir(&stuck).unwrap();
+    fs::rename(&away, &stuck).unwrap();
     let said = home.run(&["prune"]).ok();
     assert!(said.stderr.contains("removed 1 archive"), "{said:?}");
-    assert_eq!(home.archive_files().len(), 3);
+    assert_eq!(home.archive_files().len(), 2);
     let _ = home.run(&["rescan"]).ok();
-    assert_eq!(archives(&home).len(), 3);
+    assert_eq!(archives(&home).len(), 2);
+}
+
+#[test]
+fn deleting_a_schedule_with_its_archives_is_done_whole_or_not_at_all() {
+    let home = home_with_history();
+    let _ = home.run(&["pin", "@1"]).ok();
+    let _ = home.run(&["delete", "docs", "--with-archives"]).fails(1, &["@1 of docs is pinned", "--off"]);
+    let _ = home.run(&["pin", "@1", "--off"]).ok();
+    std::fs::rename(home.path("backups"), home.path("away")).unwrap();
+    let _ = home.run(&["delete", "docs", "--with-archives"]).fails(1, &["archive folder"]);
+    std::fs::rename(home.path("away"), home.path("backups")).unwrap();
+    assert!(home.run(&["list"]).ok().stdout.contains("docs"));
+    assert_eq!((archives(&home).len(), home.archive_files().len()), (4, 4));
+    let said = home.run(&["delete", "docs", "--with-archives"]).ok();
+    assert!(said.stderr.contains("deleted docs and 2 archives"), "{said:?}");
+    assert_eq!((archives(&home).len(), home.archive_files().len()), (2, 2));
 }
 
 /// What must be the same before and after a rescan.

@@ -379,16 +379,34 @@ fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next()
     let first = run_now(&world, &runner, &row).run;
     world.clock.advance(DAY);
     let second = run_now(&world, &runner, &row).run;
-    archive_folder::delete_archives(&world.home, &world.store, &[first]).unwrap();
+    world.store.mark_going(&[first], &[second]).unwrap();
+    assert_eq!(archive_folder::finish_deletions(&world.home, &world.store).unwrap(), 1);
     assert_eq!(world.archive_files().len(), 1);
     assert!(world.store.archive(first).unwrap().is_none());
     assert!(world.store.chunks(first, 0, 10).unwrap().is_empty());
     // Killed between the mark and the unlink.
-    world.store.mark_deleting(&[second]).unwrap();
+    world.store.mark_going(&[second], &[]).unwrap();
     assert!(world.store.archive(second).unwrap().is_none(), "invisible at once");
     recovered(&runner);
     assert!(world.archive_files().is_empty());
     assert!(world.store.deleting().unwrap().is_empty());
+}
+
+#[test]
+fn an_archive_that_cannot_be_deleted_keeps_no_other_from_it() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let runs = [run_now(&world, &runner, &row).run, run_now(&world, &runner, &row).run];
+    let stuck = world.home.backups().join(&world.store.archive(runs[0]).unwrap().unwrap().file_name);
+    fs::remove_file(&stuck).unwrap();
+    fs::create_dir(&stuck).unwrap();
+    world.store.mark_going(&runs, &[]).unwrap();
+    let error = archive_folder::finish_deletions(&world.home, &world.store).unwrap_err();
+    assert!(error.to_string().contains(&*stuck.to_string_lossy()), "{error}");
+    let left = world.store.deleting().unwrap();
+    assert_eq!(left.iter().map(|archive| archive.run).collect::<Vec<_>>(), [runs[0]], "told of until it is gone");
+    assert!(world.archive_files().is_empty(), "the other is gone");
 }
 
 #[test]

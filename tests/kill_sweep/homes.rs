@@ -97,7 +97,11 @@ impl Homes {
             must(&home, "run docs");
             must(&home, "edit docs --keep-last 2");
             must(&home, "create docs --name other --at 9:00");
-            self.scenarios.push(Scenario::new("prune", format, home, "prune", looks::archives));
+            self.scenarios.push(Scenario::new("prune", format, home.clone(), "prune", looks::archives));
+            for command in ["forget @1", "delete docs --with-archives"] {
+                let scenario = Scenario::new("deletion", format, home.clone(), command, looks::counting);
+                self.scenarios.push(scenario.then("run other"));
+            }
         }
     }
 

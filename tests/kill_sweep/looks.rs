@@ -37,6 +37,11 @@ pub fn schedules(home: &Path) -> Result<String, String> {
     lines(home, &[&format!("{SCHEDULE} ORDER BY position")])
 }
 
+/// The archives that count; the next run may still have to remove others.
+pub fn counting(home: &Path) -> Result<String, String> {
+    Ok(complete(home).join("\n"))
+}
+
 /// The archives that are there, in whatever state.
 pub fn archives(home: &Path) -> Result<String, String> {
     lines(home, &["SELECT state || ' ' || file_name FROM archive ORDER BY file_name"])
@@ -46,6 +51,12 @@ pub fn archives(home: &Path) -> Result<String, String> {
 pub fn complete(home: &Path) -> Vec<String> {
     let Ok(connection) = open(&home.join("backup.db")) else { return Vec::new() };
     column(&connection, "SELECT file_name FROM archive WHERE state = 'complete'")
+}
+
+/// Says whether a file is still to be removed: what could not be synced of that is on record, for the next run.
+pub fn owes_deletion(home: &Path) -> bool {
+    open(&home.join("backup.db"))
+        .is_ok_and(|connection| !column(&connection, "SELECT run_id FROM archive WHERE state = 'deleting'").is_empty())
 }
 
 /// All that a rescan makes. In which order schedules are listed, no archive says.
