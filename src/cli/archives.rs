@@ -20,7 +20,7 @@ pub struct BackupsArgs {
 }
 
 pub fn cmd_backups(context: &Context, args: &BackupsArgs) -> Result<u8> {
-    let store = context.open("backups")?;
+    let store = context.open()?;
     let only = args.schedule.as_deref().map(|word| select::schedule_or_history(&store, word)).transpose()?;
     let rows = match &only {
         Some(row) => vec![row.clone()],

@@ -93,7 +93,7 @@ pub struct ConfigArgs {
 
 pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
     let wanted = args.name.as_deref().map(find).transpose()?;
-    let store = context.open("config")?;
+    let store = context.open()?;
     if let Some(setting) = wanted
         && (args.unset || args.value.is_some())
     {

@@ -36,7 +36,7 @@ pub struct CreateArgs {
 pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     // Whatever is wrong on the line is said before anything is made.
     let schedules = parse(args)?;
-    let store = context.open_or_create("create")?;
+    let store = context.open_or_create()?;
     let zone = context.default_zone(&store)?;
     let now = context.now();
     let new: Vec<(Schedule, Watermark)> = schedules

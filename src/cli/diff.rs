@@ -27,7 +27,7 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
     let is = match &args.newer {
         Some(newer) => restore::contents(&select::archive(context, newer, None, None)?)?,
         None => {
-            let store = context.open("diff")?;
+            let store = context.open()?;
             source_now(context, &schedule_of(context, &store, &args.older)?, &was)?
         }
     };

@@ -25,7 +25,7 @@ pub struct DrillArgs {
 }
 
 pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
-    let store = context.open("drill")?;
+    let store = context.open()?;
     let mut rows = select::schedules(&store, &args.schedule)?;
     if args.schedule.is_empty() {
         // Those without an archive have nothing to restore yet.

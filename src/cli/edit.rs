@@ -43,7 +43,7 @@ pub struct DeleteArgs {
 }
 
 pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
-    let store = context.open("edit")?;
+    let store = context.open()?;
     let row = select::schedule(&store, &args.schedule)?;
     let mut schedule = row.schedule.clone();
     args.options.apply(&mut schedule)?;
@@ -69,7 +69,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
 }
 
 pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u8> {
-    let store = context.open(if enabled { "resume" } else { "pause" })?;
+    let store = context.open()?;
     let rows = if args.all { store.schedules()? } else { select::schedules(&store, &args.schedule)? };
     let mut edited = Vec::new();
     for row in rows.into_iter().filter(|row| row.schedule.enabled != enabled) {
@@ -99,7 +99,7 @@ fn fresh_watermark(context: &Context, store: &Store, schedule: &Schedule) -> Res
 }
 
 pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
-    let store = context.open("delete")?;
+    let store = context.open()?;
     // All are found before any goes: indexes move with each deletion.
     for row in select::schedules(&store, &args.schedule)? {
         delete(context, &store, &row, args.with_archives)?;

@@ -27,8 +27,23 @@ pub struct FindArgs {
     schedule: Option<String>,
 }
 
+#[derive(Args)]
+pub struct VersionsArgs {
+    /// The path whose different contents are listed
+    path: PathBuf,
+    /// Only in archives of this schedule
+    #[arg(long, value_name = "NAME")]
+    schedule: Option<String>,
+}
+
+impl From<VersionsArgs> for FindArgs {
+    fn from(VersionsArgs { path, schedule }: VersionsArgs) -> Self {
+        FindArgs { glob: None, versions: Some(path), schedule }
+    }
+}
+
 pub fn cmd_find(context: &Context, args: &FindArgs) -> Result<u8> {
-    let store = context.open("find")?;
+    let store = context.open()?;
     let only = args.schedule.as_deref().map(|word| select::schedule_or_history(&store, word)).transpose()?;
     let only = only.map(|row| row.id);
     match (&args.versions, &args.glob) {

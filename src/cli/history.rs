@@ -32,7 +32,7 @@ pub struct HistoryArgs {
 pub fn cmd_history(context: &Context, args: &HistoryArgs) -> Result<u8> {
     let states = args.status.iter().map(|word| parse_state(word)).collect::<Result<Vec<_>>>()?;
     let since = args.since.as_deref().map(|text| parse_since(text, context.zone, context.now())).transpose()?;
-    let store = context.open("history")?;
+    let store = context.open()?;
     if let Some(number) = args.what.as_deref().and_then(select::run_number) {
         return show_run(context, &store, number);
     }

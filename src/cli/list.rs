@@ -20,7 +20,7 @@ pub struct ShowArgs {
 }
 
 pub fn cmd_list(context: &Context) -> Result<u8> {
-    let store = context.open("list")?;
+    let store = context.open()?;
     let zone = context.default_zone(&store)?;
     let rows = store.schedules()?;
     match context.format {
@@ -104,7 +104,7 @@ pub fn last_result(run: &Run, zone: &Tz) -> String {
 }
 
 pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
-    let store = context.open("show")?;
+    let store = context.open()?;
     let zone = context.default_zone(&store)?;
     let row = select::schedule(&store, &args.schedule)?;
     let index = store.schedules()?.iter().position(|other| other.id == row.id).unwrap_or_default();

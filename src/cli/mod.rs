@@ -31,11 +31,10 @@ mod terminal;
 mod text_file;
 mod verify;
 
-use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use chrono_tz::Tz;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -131,8 +130,10 @@ enum Command {
     /// Confirm an emptied or shrunken source, or known problem paths, once
     Accept(run::AcceptArgs),
     /// List archives
+    #[command(alias = "snapshots")]
     Backups(archives::BackupsArgs),
     /// Read archives back from disk and name what is damaged
+    #[command(alias = "check")]
     Verify(verify::VerifyArgs),
     /// Restore the newest archives for trial, compare, and remove what was restored
     Drill(drill::DrillArgs),
@@ -151,6 +152,9 @@ enum Command {
     Cat(cat::CatArgs),
     /// Find files over all archives, by glob, or the versions of one path
     Find(find::FindArgs),
+    /// As `find --versions PATH`
+    #[command(hide = true)]
+    Versions(find::VersionsArgs),
     /// Show what changed between two archives, or an archive and its source
     Diff(diff::DiffArgs),
 
@@ -173,6 +177,9 @@ enum Command {
 
 /// What every command needs of its surroundings.
 pub(crate) struct Context {
+    /// What was asked for, as the log names it.
+    verb: String,
+    logging: Once,
     pub home: Home,
     pub places: Places,
     pub format: Format,
@@ -186,7 +193,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn new(global: &Global) -> Result<Context> {
+    fn new(verb: &str, global: &Global) -> Result<Context> {
         let places = Places {
             home: global.home.clone(),
             db: global.db.clone(),
@@ -201,6 +208,8 @@ impl Context {
         let system = iana_time_zone::get_timezone().ok();
         let service_zone = schedule::service_zone(tz.as_deref(), system.as_deref())?;
         Ok(Context {
+            verb: verb.to_owned(),
+            logging: Once::new(),
             home: Home::locate(&places, &current)?,
             places,
             format: output::format(global.json, global.plain),
@@ -217,18 +226,18 @@ impl Context {
         self.clock.now()
     }
 
-    /// Opens the database, which must be there, and logs `instruction`.
-    pub fn open(&self, instruction: &str) -> Result<Store> {
+    /// Opens the database, which must be there, and logs what was asked for.
+    pub fn open(&self) -> Result<Store> {
         let store = self.open_store(Access::Existing)?;
-        self.log_instruction(instruction);
+        self.log_instruction();
         Ok(store)
     }
 
-    /// Opens the database, makes what is missing and says so, and logs `instruction`.
-    pub fn open_or_create(&self, instruction: &str) -> Result<Store> {
+    /// Opens the database, makes what is missing and says so, and logs what was asked for.
+    pub fn open_or_create(&self) -> Result<Store> {
         let missing = !self.home.db().exists();
         let store = self.open_store(Access::Create)?;
-        self.log_instruction(instruction);
+        self.log_instruction();
         if missing {
             self.say(&format!("made the database {}", self.home.db().display()));
         }
@@ -241,12 +250,14 @@ impl Context {
         Store::open(self.home.db(), &bootstrap)
     }
 
-    fn log_instruction(&self, instruction: &str) {
-        match logging::start(Log::Manager, &self.home, self.zone, Arc::clone(&self.clock), self.verbose) {
-            Ok(()) => log::info!("--> Instruction {instruction}"),
-            // A command that only reads works without its log, as in a home that belongs to somebody else.
-            Err(error) => self.warn(&error.to_string()),
-        }
+    fn log_instruction(&self) {
+        self.logging.call_once(|| {
+            match logging::start(Log::Manager, &self.home, self.zone, Arc::clone(&self.clock), self.verbose) {
+                Ok(()) => log::info!("--> Instruction {}", self.verb),
+                // A command that only reads works without its log, as in a home that belongs to somebody else.
+                Err(error) => self.warn(&error.to_string()),
+            }
+        });
     }
 
     /// Says something on stderr, unless asked to be quiet.
@@ -281,18 +292,18 @@ pub fn main() -> ExitCode {
         report(&error);
         return ExitCode::from(error.kind().exit_code());
     }
-    let parsed = help::grouped(Cli::command())
-        .try_get_matches_from(expand_aliases(std::env::args_os()))
-        .and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
+    let parsed = help::grouped(Cli::command()).try_get_matches().and_then(|matches| {
+        Ok((Cli::from_arg_matches(&matches)?, matches.subcommand_name().unwrap_or_default().to_owned()))
+    });
+    let (cli, verb) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
             // Help goes to stdout and is success; a reader that went away is neither.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match Context::new(&cli.global).and_then(|context| dispatch(&context, cli.command)) {
+    match Context::new(&verb, &cli.global).and_then(|context| dispatch(&context, cli.command)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             report(&error);
@@ -326,6 +337,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Ls(args) => ls::cmd_ls(context, &args),
         Command::Cat(args) => cat::cmd_cat(context, &args),
         Command::Find(args) => find::cmd_find(context, &args),
+        Command::Versions(args) => find::cmd_find(context, &args.into()),
         Command::Diff(args) => diff::cmd_diff(context, &args),
         Command::Start(args) => start::cmd_start(context, &args),
         Command::Stop(args) => start::cmd_stop(context, &args),
@@ -349,23 +361,6 @@ pub(crate) fn report(error: &Error) {
         text += &format!("  next: {hint}\n");
     }
     let _ = io::stderr().write_all(text.as_bytes());
-}
-
-/// The verbs that people bring from other tools, and ours.
-const ALIASES: [(&str, &str); 2] = [("snapshots", "backups"), ("check", "verify")];
-
-/// Puts our verb in the place of one from another tool.
-fn expand_aliases(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut args: Vec<OsString> = args.collect();
-    let Some(at) = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-')) else { return args };
-    let verb = at + 1;
-    if args[verb] == "versions" {
-        args[verb] = OsString::from("find");
-        args.insert(verb + 1, OsString::from("--versions"));
-    } else if let Some((_, ours)) = ALIASES.iter().find(|(theirs, _)| args[verb] == *theirs) {
-        args[verb] = OsString::from(ours);
-    }
-    args
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
         (Some(at), _, _) => (Cadence::parse_daily(at)?, asked.unwrap_or(context.zone), None),
         (_, Some(cron), _) => (Cadence::parse_cron(cron)?, asked.unwrap_or(context.zone), None),
         (_, _, Some(word)) => {
-            let store = context.open("next")?;
+            let store = context.open()?;
             let row = select::schedule(&store, word)?;
             let Some(cadence) = row.schedule.cadence else {
                 return Err(Error::not_found(format!("{} has no times", row.schedule.name))

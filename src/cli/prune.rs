@@ -43,7 +43,7 @@ pub struct ForgetArgs {
 }
 
 pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
-    let store = context.open("prune")?;
+    let store = context.open()?;
     let rows = match args.schedule.is_empty() {
         true => store.schedules()?,
         false => {
@@ -163,7 +163,7 @@ fn plan_json(context: &Context, row: &ScheduleRow, plan: &Plan) -> Value {
 }
 
 pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
-    let store = context.open("pin")?;
+    let store = context.open()?;
     for word in &args.archive {
         let run = run_of(word)?;
         if !store.set_pinned(run, !args.off)? {
@@ -175,7 +175,7 @@ pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
 }
 
 pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
-    let store = context.open("forget")?;
+    let store = context.open()?;
     for word in &args.archive {
         let archive = prune::forget(&context.home, &store, run_of(word)?, args.force)?;
         context.say(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));

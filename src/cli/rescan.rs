@@ -33,7 +33,7 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
             context.say(&format!("the database that was there is now {}", aside.display()));
         }
     }
-    let store = context.open_or_create("rescan")?;
+    let store = context.open_or_create()?;
     let taken = archive_folder::take_on(&context.home, &store, args.adopt)?;
     // What the folder says whose it is, the database says now, too.
     let store = if taken { context.open_store(Access::Existing)? } else { store };

@@ -65,7 +65,7 @@ pub struct Wishes {
 }
 
 pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
-    let store = context.open("run")?;
+    let store = context.open()?;
     let rows = if args.all {
         store.schedules()?.into_iter().filter(|row| row.schedule.enabled).collect()
     } else {
@@ -355,7 +355,7 @@ fn watch_signals(cancel: &Arc<Cancel>) -> Result<Arc<AtomicI32>> {
 }
 
 pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
-    let store = context.open("cancel")?;
+    let store = context.open()?;
     for row in select::schedules(&store, &args.schedule)? {
         let name = &row.schedule.name;
         match store.cancel(row.id, context.now())? {
@@ -367,7 +367,7 @@ pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
 }
 
 pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
-    let store = context.open("accept")?;
+    let store = context.open()?;
     for row in select::schedules(&store, &args.schedule)? {
         store.accept_source(row.id, context.now())?;
         if let Some(run) = store.last_ended(row.id)? {

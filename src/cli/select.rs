@@ -74,7 +74,7 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
         }
         return Ok(opened);
     }
-    let store = context.open("restore")?;
+    let store = context.open()?;
     let found = match run_number(what) {
         Some(_) if chosen => {
             return Err(Error::usage(format!("{what} names one archive, so --archive and --at choose nothing")));

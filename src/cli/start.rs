@@ -34,7 +34,7 @@ pub struct StopArgs {
 
 pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
     args.options.check(context)?;
-    let store = context.open_or_create("start")?;
+    let store = context.open_or_create()?;
     if let Some(row) = live_services(context, &store)?.first() {
         let main = if row.pid == 1 { ", the main process of this container" } else { "" };
         return tell(context, "running", row.pid, &format!("the service already runs as process {}{main}", row.pid));
@@ -110,7 +110,7 @@ pub fn cmd_stop(context: &Context, args: &StopArgs) -> Result<u8> {
         // Neither start nor stop is an error where there is nothing to do.
         context.open_store(Access::Existing)?;
     }
-    let store = context.open("stop")?;
+    let store = context.open()?;
     let services = live_services(context, &store)?;
     if services.is_empty() {
         return tell_stopped(context, "the service is not running");

@@ -50,7 +50,7 @@ struct ScheduleState {
 
 pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     // Health checks ask every few seconds and leave no line in the log.
-    let store = if args.service { context.open_store(Access::Existing)? } else { context.open("status")? };
+    let store = if args.service { context.open_store(Access::Existing)? } else { context.open()? };
     let service = service_state(context, &store)?;
     if args.service {
         return tell_service(context, &service);

@@ -54,7 +54,7 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
         FileFormat::Text => Some(transfer::parse_text(&bytes, &name)?),
         FileFormat::Json => None,
     };
-    let store = context.open_or_create("import")?;
+    let store = context.open_or_create()?;
     let (zone, now) = (context.default_zone(&store)?, context.now());
     let imported = match &entries {
         Some(entries) => transfer::import_text(&store, entries, args.replace, zone, now)?,
@@ -107,7 +107,7 @@ fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
 }
 
 pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
-    let store = context.open("export")?;
+    let store = context.open()?;
     let rows = store.schedules()?;
     let (bytes, left_out) = match args.format {
         FileFormat::Text => transfer::export_text(&rows),

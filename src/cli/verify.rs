@@ -48,7 +48,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let (files, words): (Vec<&String>, Vec<&String>) = args.what.iter().partition(|word| is_file(word));
     let mut told = Vec::new();
     if !words.is_empty() || files.is_empty() {
-        let store = context.open("verify")?;
+        let store = context.open()?;
         let archives = choose(context, &store, &words, args.sample, older_than)?;
         told.extend(verify_archives(context, &store, &archives, args.threads, time_limit)?);
     }

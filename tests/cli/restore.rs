@@ -105,7 +105,7 @@ fn find_looks_in_all_archives_and_versions_groups_by_content() {
     assert_eq!(home.run(&["find", "docs/*/*.txt", "--schedule", "docs"]).ok().stdout.lines().count(), 3);
     let _ = home.run(&["find", "nothing-like-it"]).fails(10, &["nothing-like-it"]);
     let original = home.path("docs/sub/letter.txt").to_str().unwrap().to_owned();
-    for args in [&["find", "--versions", "docs/sub/letter.txt"][..], &["versions", &original]] {
+    for args in [&["find", "--versions", "docs/sub/letter.txt"][..], &["--home", ".", "versions", &original]] {
         let versions = home.run(&[&["--json"][..], args].concat()).ok().json();
         assert_eq!(versions.as_array().unwrap().len(), 2, "{versions}");
         assert_eq!((versions[0]["archives"].as_u64(), versions[0]["oldest_run"].as_i64()), (Some(2), Some(runs[1])));
@@ -122,8 +122,11 @@ fn diff_tells_what_came_went_and_changed() {
     let home = home_with_archives();
     let runs = docs_archives(&home);
     let (first, second) = (format!("@{}", runs[0]), format!("@{}", runs[1]));
-    let said = home.run(&["diff", &first, &second]).ok().stdout;
-    assert_eq!(said, "added\tdocs/gone.txt\nchanged\tdocs/sub/letter.txt\tcontent,time\n");
+    let said = home.run(&["diff", &first, &second]).ok();
+    assert_eq!(said.stderr, "");
+    let log = fs::read_to_string(home.path("logs/backup_manager.log")).unwrap();
+    assert!(log.ends_with("Info --> Instruction diff\n"), "as it was asked for, and once: {log}");
+    assert_eq!(said.stdout, "added\tdocs/gone.txt\nchanged\tdocs/sub/letter.txt\tcontent,time\n");
     assert_eq!(home.run(&["diff", &second, "docs"]).ok().stdout, "removed\tdocs/gone.txt\n");
     assert_eq!(home.run(&["diff", "docs"]).ok().stdout, "");
     fs::write(home.path("docs/sub/new"), "n").unwrap();
