@@ -50,7 +50,7 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
     lines.finish()?;
     let missing = selection.missing();
     if !missing.is_empty() {
-        return Err(archive.not_found(&missing));
+        return Err(archive.not_found(missing));
     }
     if context.format == Format::Json {
         output::print_json(&Value::from(documents))?;

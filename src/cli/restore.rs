@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::output::{self, Format};
@@ -25,17 +25,17 @@ Run again after an interruption: it finishes the rest.
 Exit codes: 0 all restored, 3 something was left as it was or without its owner, 4 members are damaged or refused.";
 
 #[derive(Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = AFTER_HELP, group = ArgGroup::new("target").required(true).args(["to", "in_place"]))]
 pub struct RestoreArgs {
     /// A schedule (its newest good archive), an archive (@17), or any tar file
     what: String,
     /// Files and folders: names in the archive, or original absolute paths [default: everything]
     path: Vec<PathBuf>,
     /// Restore below this folder
-    #[arg(long, visible_alias = "target", value_name = "DIR", required_unless_present = "in_place")]
+    #[arg(long, visible_alias = "target", value_name = "DIR")]
     to: Option<PathBuf>,
     /// Restore where it came from
-    #[arg(long, conflicts_with_all = ["to", "strip"])]
+    #[arg(long, conflicts_with = "strip")]
     in_place: bool,
     /// This archive of the schedule: @17
     #[arg(long, value_name = "@RUN", conflicts_with = "at")]
@@ -111,7 +111,15 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     };
     observer.finish();
     let report = result.map_err(|error| stop.classify(error))?;
+    if report.is_empty() && report.missing.is_empty() && !selection.is_everything() {
+        let file = archive.path().display();
+        return Err(Error::not_found(format!("nothing in {file} matches"))
+            .hint(format!("see what is in it: `backup-manager ls {}`", args.what)));
+    }
     print_report(context, args, &archive, &options.to, &report, &plan)?;
+    if report.outcome() == Some(ErrorKind::NotFound) {
+        return Err(archive.not_found(&report.missing));
+    }
     Ok(report.outcome().map_or(0, ErrorKind::exit_code))
 }
 
@@ -216,6 +224,10 @@ fn print_report(
     if report.absolute > 0 {
         context.warn(&format!("{} absolute: put below the target", output::count(report.absolute, "name")));
     }
+    if report.stripped > 0 {
+        let members = output::count(report.stripped, "member");
+        context.warn(&format!("{members}: --strip {} leaves nothing of the name", args.strip));
+    }
     let what = format!("{}, {}", output::count(report.members, "member"), output::bytes(report.bytes));
     let kept = if report.unchanged > 0 { format!(", {} there already", report.unchanged) } else { String::new() };
     let verb = if args.dry_run { "would restore" } else { "restored" };
@@ -234,6 +246,7 @@ fn report_json(args: &RestoreArgs, archive: &Opened, to: &Path, report: &Report,
         ("unchanged", report.unchanged),
         ("owners_not_set", report.owners),
         ("absolute_names", report.absolute),
+        ("stripped_away", report.stripped),
     ] {
         object.insert(key.to_owned(), json!(number));
     }

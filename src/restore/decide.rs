@@ -23,7 +23,11 @@ enum Place {
 impl Restorer<'_, '_> {
     /// Restores one member that is meant.
     pub(super) fn member(&mut self, members: &mut Members, mut entry: Box<Entry>) -> Result<()> {
-        let Some(out) = self.out_path(&entry.member.path)? else { return Ok(()) };
+        let Some(out) = self.out_path(&entry.member.path)? else {
+            let counts = u64::from(entry.member.kind != MemberKind::Folder);
+            self.shared.report(|report| report.stripped += counts);
+            return Ok(());
+        };
         if entry.was_absolute {
             self.shared.report(|report| report.absolute += 1);
         }
@@ -151,29 +155,28 @@ impl Restorer<'_, '_> {
         let parent = self.tree.folder_of(path)?;
         let place = self.look(parent.as_deref(), member)?;
         let dry = self.options.dry_run;
-        let (exists, metadata) = match (place, &parent) {
+        let (exists, metadata, ours) = match (place, &parent) {
             (Place::Other(reason), _) => {
                 self.conflict(path, reason);
                 return Ok(());
             }
-            (Place::Free, _) | (_, None) => (false, true),
+            (Place::Free, _) | (_, None) => (false, true, true),
             (Place::Taken, Some(parent)) => {
                 if !dry {
                     extract::remove(&*parent.handle, path.file_name(), false)?;
                 }
-                (false, true)
+                (false, true, true)
             }
             (Place::Same, Some(parent)) => {
                 let unfinished = extract::look(&*parent.handle, path.file_name())?
                     .is_some_and(|stat| extract::is_unfinished(&stat, member.mode));
                 let ours = unfinished || self.shared.is_placed(path);
-                (true, ours || self.options.overwrite != Overwrite::Never)
+                (true, ours || self.options.overwrite != Overwrite::Never, ours)
             }
         };
         drop(parent);
         self.tree.make(member, exists, metadata)?;
-        self.shared
-            .placed(path, |report| if exists && !metadata { report.unchanged += 1 } else { report.members += 1 });
+        self.shared.placed(path, |report| if ours { report.members += 1 } else { report.unchanged += 1 });
         Ok(())
     }
 

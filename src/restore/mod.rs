@@ -287,8 +287,10 @@ impl Restorer<'_, '_> {
         self.pass(selection, |restorer, members, entry| restorer.member(members, entry))?;
         let missing = selection.missing();
         let has_gaps = self.shared.report(|report| report.damaged.count + report.refused.count > 0);
-        if !missing.is_empty() && !has_gaps {
-            return Err(self.archive.not_found(&missing));
+        if !has_gaps {
+            // What was found is restored to the end all the same.
+            self.shared.report(|report| report.missing = missing.into_iter().cloned().collect());
+            return self.restore_links();
         }
         for path in missing {
             let reason = "it was not found, and parts of the archive are damaged".to_owned();

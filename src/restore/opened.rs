@@ -153,7 +153,8 @@ impl Opened {
     }
 
     /// Returns the error for paths that nothing was found at, with the nearest names.
-    pub fn not_found(&self, missing: &[&MemberPath]) -> Error {
+    pub fn not_found<'a>(&self, missing: impl IntoIterator<Item = &'a MemberPath>) -> Error {
+        let missing: Vec<&MemberPath> = missing.into_iter().collect();
         let list: Vec<String> = missing.iter().map(|path| format!("\"{path}\"")).collect();
         let error = Error::not_found(format!("there is no {} in {}", list.join(", no "), self.path().display()));
         let Some(first) = missing.first() else { return error };

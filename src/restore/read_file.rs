@@ -25,7 +25,7 @@ pub fn read_file(archive: &Opened, path: &MemberPath, put: &mut dyn FnMut(&[u8])
     }
     match trouble {
         Some(reason) => Err(damaged(path, &reason)),
-        None => Err(archive.not_found(&[path])),
+        None => Err(archive.not_found([path])),
     }
 }
 

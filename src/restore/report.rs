@@ -55,6 +55,10 @@ pub struct Report {
     pub setuid: Paths,
     /// Members that were named from the root of the file system and put beneath the target.
     pub absolute: u64,
+    /// Members, folders aside, of whose names nothing was left after stripping.
+    pub stripped: u64,
+    /// Paths that were asked for and that the archive, which is whole, does not have.
+    pub missing: Vec<MemberPath>,
 }
 
 impl Report {
@@ -63,11 +67,19 @@ impl Report {
         let left_out = [&self.conflicts, &self.failed, &self.devices, &self.attributes];
         if self.refused.count + self.damaged.count > 0 {
             Some(ErrorKind::Damage)
+        } else if !self.missing.is_empty() {
+            Some(ErrorKind::NotFound)
         } else if self.owners > 0 || left_out.iter().any(|paths| paths.count > 0) {
             Some(ErrorKind::Incomplete)
         } else {
             None
         }
+    }
+
+    /// Says whether not a single member was meant.
+    pub fn is_empty(&self) -> bool {
+        let trouble = [&self.conflicts, &self.refused, &self.damaged, &self.failed, &self.devices];
+        self.members + self.unchanged + self.stripped == 0 && trouble.iter().all(|paths| paths.count == 0)
     }
 
     pub(super) fn fell_short(&mut self, path: &MemberPath, shortfall: Shortfall) {

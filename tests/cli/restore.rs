@@ -63,7 +63,27 @@ fn archives_are_chosen_by_number_time_and_file() {
         .fails(10, &["did you mean docs/sub/letter.txt"]);
     let _ = home.run(&["cat", "docs", "docs/sub"]).fails(2, &["no file"]);
     let _ = home.run(&["restore", "docs", "--to", "o", "--strip", "x"]).fails(2, &[]);
-    let _ = home.run(&["restore", "docs"]).fails(2, &["--to"]);
+    let _ = home.run(&["restore", "docs"]).fails(2, &["--to", "--in-place"]);
+}
+
+#[test]
+fn what_is_not_there_is_said_and_keeps_nothing_else_from_coming_back() {
+    let home = TestHome::with_sources(&["docs"]);
+    fs::create_dir(home.path("docs/shut")).unwrap();
+    fs::hard_link(home.path("docs/file.txt"), home.path("docs/shut/second name")).unwrap();
+    fs::set_permissions(home.path("docs/shut"), fs::Permissions::from_mode(0o500)).unwrap();
+    let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
+    // The first name, which has the content, comes before the second; only that is asked for.
+    let wanted = ["docs/shut", "docs/file.text", "docs/none"];
+    let said = home.run(&[&["restore", "docs", "--to", "out"][..], &wanted].concat());
+    let said = said.fails(10, &["docs/file.text", "docs/none", "did you mean docs/file.txt", "restored 2 members"]);
+    assert_eq!(fs::read_to_string(home.path("out/docs/shut/second name")).unwrap(), "content of docs\n", "{said:?}");
+    assert_eq!(home.path("out/docs/shut").metadata().unwrap().mode() & 0o7777, 0o500);
+    let _ = home.run(&["restore", "docs", "--to", "out", "--include", "*.odt"]).fails(10, &["nothing in", "ls docs"]);
+    let said = home.run(&["restore", "docs", "--to", "flat", "--strip", "2"]).ok();
+    assert!(said.stderr.contains("1 member: --strip 2 leaves nothing of the name"), "{said:?}");
+    let said = home.run(&["restore", "docs", "--to", "out", "--overwrite", "if-changed", "docs/shut"]).ok();
+    assert!(said.stderr.contains("restored 0 members, 0 B, 2 there already"), "{said:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use backup_manager::clock::SystemClock;
-use backup_manager::error::Result;
+use backup_manager::error::{ErrorKind, Result};
 use backup_manager::member::MemberPath;
 use backup_manager::restore::{self, Conduct, Globs, Opened, Options, Report, Selection};
 use backup_manager::schedule::Compression;
@@ -201,6 +201,7 @@ fn paths_globs_and_strip_choose_and_place() {
     let report = restore_with(&made.path, &selection, &options).unwrap();
     assert_eq!((report.outcome(), report.files), (None, 9));
     assert!(to.join("012").exists() && !to.join("013").exists() && !to.join("source").exists());
-    let error = restore_with(&made.path, &paths(&["source/sub/012", "source/nope"]), &options).unwrap_err();
-    assert_eq!(error.kind().exit_code(), 10, "{error}");
+    let report = restore_with(&made.path, &paths(&["source/sub/012", "source/nope"]), &options).unwrap();
+    assert_eq!((report.outcome(), report.unchanged), (Some(ErrorKind::NotFound), 1));
+    assert_eq!(report.missing, [MemberPath::parse(b"source/nope").unwrap()]);
 }
