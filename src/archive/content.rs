@@ -3,6 +3,7 @@
 
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -61,6 +62,7 @@ enum Piece {
 
 /// The bytes of tar in an archive file, from front to back.
 pub struct Content {
+    archive: Arc<ArchiveReader>,
     pieces: Receiver<Receiver<Piece>>,
     spent: Sender<Buffer>,
     /// What lies before it need not be decoded any more.
@@ -144,20 +146,21 @@ impl Content {
                 }
             }
         });
-        Content::new(pieces, spent, skip_to, chunked)
+        Content::new(archive, pieces, spent, skip_to, chunked)
     }
 
     /// Decodes a compressed stream from its beginning, one piece after another.
     fn decoded(archive: Arc<ArchiveReader>) -> Content {
         let (order, pieces) = bounded(4);
         let (spent, free) = unbounded::<Buffer>();
+        let read = Arc::clone(&archive);
         std::thread::spawn(move || {
             let mut sequence = 0;
             let put = |piece| {
                 let (answer, answered) = bounded(1);
                 answer.send(piece).is_ok() && order.send(answered).is_ok()
             };
-            let mut stream = match decoder(&archive) {
+            let mut stream = match decoder(&read) {
                 Ok(stream) => stream,
                 Err(e) => {
                     put(Piece::Broken(e.to_string()));
@@ -180,17 +183,23 @@ impl Content {
                 }
             }
         });
-        Content::new(pieces, spent, Arc::default(), false)
+        Content::new(archive, pieces, spent, Arc::default(), false)
     }
 
     fn new(
+        archive: Arc<ArchiveReader>,
         pieces: Receiver<Receiver<Piece>>,
         spent: Sender<Buffer>,
         skip_to: Arc<AtomicU64>,
         chunked: bool,
     ) -> Content {
         let current = Current::Data { sequence: 0, bytes: Buffer::new(), at: 0 };
-        Content { pieces, spent, skip_to, chunked, current, start: 0, failure: None }
+        Content { archive, pieces, spent, skip_to, chunked, current, start: 0, failure: None }
+    }
+
+    /// Returns the archive file.
+    pub(super) fn path(&self) -> &Path {
+        self.archive.path()
     }
 
     /// Returns the chunk that the next byte lies in, and the byte's offset there.

@@ -31,7 +31,7 @@ pub fn check_plain_tar(path: &Path) -> Result<TarFacts> {
     let damaged = |e: io::Error| {
         Error::new(ErrorKind::Damage, format!("{} is not a whole tar file", path.display()))
             .because(e)
-            .hint("what tar still reads of it can be had with tar -x")
+            .hint("what can still be read of it, `backup-manager restore` gives back")
     };
     let mut archive = tar::Archive::new(EndWatcher { stream, has_ended: false });
     let facts = count(&mut archive).map_err(damaged)?;

@@ -172,7 +172,7 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
 fn problem_lines(problems: &[Problem], total: u64) -> String {
     let mut text = String::new();
     for problem in problems {
-        let path = String::from_utf8_lossy(&problem.path);
+        let path = output::printable(&problem.path);
         text += &format!("  problem    {path}: {} ({})\n", problem.reason, problem.kind.as_str());
     }
     let left = total.saturating_sub(problems.len() as u64);

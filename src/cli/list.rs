@@ -51,7 +51,7 @@ fn print_table(context: &Context, store: &Store, rows: &[ScheduleRow], zone: Tz)
         lines.push(vec![
             index.to_string(),
             row.schedule.name.to_string(),
-            String::from_utf8_lossy(&row.schedule.source).into_owned(),
+            output::harmless(&String::from_utf8_lossy(&row.schedule.source)).into_owned(),
             when(row),
             if row.schedule.enabled {
                 output::short_time_or_dash(row.watermark.next_due, &own_zone)

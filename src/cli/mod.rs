@@ -31,7 +31,7 @@ mod terminal;
 mod text_file;
 mod verify;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Once};
@@ -264,14 +264,14 @@ impl Context {
     pub fn say(&self, text: &str) {
         log::info!("{text}");
         if !self.quiet {
-            let _ = writeln!(io::stderr(), "{text}");
+            output::complain(text);
         }
     }
 
     /// Warns on stderr.
     pub fn warn(&self, text: &str) {
         log::warn!("{text}");
-        let _ = writeln!(io::stderr(), "warning: {text}");
+        output::complain(&format!("warning: {text}"));
     }
 
     /// Returns the zone of schedules without one: that of the running service, else this process's.
@@ -356,11 +356,11 @@ pub(crate) fn report(error: &Error) {
     } else {
         log::error!("{error}");
     }
-    let mut text = format!("error: {error}\n");
+    let mut text = format!("error: {error}");
     if let Some(hint) = error.next_step() {
-        text += &format!("  next: {hint}\n");
+        text += &format!("\n  next: {hint}");
     }
-    let _ = io::stderr().write_all(text.as_bytes());
+    output::complain(&text);
 }
 
 #[cfg(test)]

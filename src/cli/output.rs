@@ -1,5 +1,6 @@
 //! What commands print: aligned tables on a terminal, stable lines in a pipe, one JSON document on request.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 use base64::Engine;
@@ -101,6 +102,20 @@ pub fn printable(name: &[u8]) -> String {
     String::from_utf8_lossy(&printable_bytes(name)).into_owned()
 }
 
+/// Returns text with what a terminal might obey written out; ends of lines stay.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    text.chars().map(|c| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// Writes lines to stderr, harmless ones. There is nobody to tell if that fails.
+pub fn complain(text: &str) {
+    let _ = io::stderr().write_all(format!("{}\n", harmless(text)).as_bytes());
+}
+
 /// Puts a path into a JSON object; `KEY_b64` stands beside it where it is not UTF-8.
 pub fn put_path(object: &mut Map<String, Value>, key: &str, path: &[u8]) {
     object.insert(key.to_owned(), Value::from(String::from_utf8_lossy(path)));
@@ -144,4 +159,14 @@ pub fn age(duration: std::time::Duration) -> String {
 /// Writes `count thing`, with an s where there are not one.
 pub fn count(number: u64, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_terminals_obey_is_written_out_and_lines_stay_lines() {
+        assert_eq!(harmless("a\u{1b}[2Jb\u{9b}\tc\n d\u{fffd}é"), "a\\u{1b}[2Jb\\u{9b}\\tc\n d\u{fffd}é");
+    }
 }

@@ -1,6 +1,5 @@
 //! `restore`: files back from an archive.
 
-use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -100,9 +99,10 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
             if context.format == Format::Json && args.dry_run {
                 plan.push((action, path.as_bytes().to_owned()));
             } else if args.dry_run {
-                let _ = output::print_bytes(&[word(action).as_bytes(), b"\t", path.as_bytes(), b"\n"].concat());
+                let path = output::printable_bytes(path.as_bytes());
+                let _ = output::print_bytes(&[word(action).as_bytes(), b"\t", &path, b"\n"].concat());
             } else if context.verbose {
-                let _ = writeln!(io::stderr(), "{} {path}", word(action));
+                output::complain(&format!("{} {}", word(action), output::printable(path.as_bytes())));
             }
         };
         let mut conduct =
@@ -211,9 +211,9 @@ fn print_report(
         if more > 0 && !context.verbose {
             text += &format!("  and {more} more (-v lists them)\n");
         }
-        text += &format!("  next: {next}\n");
-        log::warn!("restore of {}: {}", archive.path().display(), text.trim_end());
-        let _ = io::stderr().write_all(text.as_bytes());
+        text += &format!("  next: {next}");
+        log::warn!("restore of {}: {text}", archive.path().display());
+        output::complain(&text);
     }
     if report.owners > 0 {
         context.warn(&format!(

@@ -100,7 +100,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
         })?;
         for problem in &listing.problems {
             losses |= problem.kind.is_loss();
-            context.warn(&format!("{}: {}", String::from_utf8_lossy(&problem.path), problem.reason));
+            context.warn(&format!("{}: {}", output::printable(&problem.path), problem.reason));
         }
         let what = format!("{}, {}", output::count(listing.members, "member"), output::bytes(listing.bytes));
         context.say(&format!("{}: {what} would go in", row.schedule.name));

@@ -1,6 +1,6 @@
 //! Progress and trouble of a run, told to the person who waits for it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -36,9 +36,7 @@ impl TerminalObserver {
 
     fn line(&self, text: &str) {
         // The bar, if there is one, is drawn again below the line.
-        self.bar.suspend(|| {
-            let _ = writeln!(io::stderr(), "{text}");
-        });
+        self.bar.suspend(|| output::complain(text));
     }
 }
 
@@ -48,7 +46,7 @@ impl Observer for TerminalObserver {
     }
 
     fn problem(&self, problem: &Problem) {
-        self.line(&format!("{}: {}", String::from_utf8_lossy(&problem.path), problem.reason));
+        self.line(&format!("{}: {}", output::printable(&problem.path), problem.reason));
     }
 
     fn note(&self, text: &str) {

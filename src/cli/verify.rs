@@ -175,9 +175,9 @@ fn tell(context: &Context, told: &Told) -> Result<()> {
         Ok(findings) => {
             log::error!("{}: {}", told.path, findings.health.as_str());
             let mut text = format!("{}: {}\n", findings.health.as_str(), told.path);
-            findings.structure.iter().for_each(|line| text += &format!("  {line}\n"));
+            findings.structure.iter().for_each(|line| text += &format!("  {}\n", output::harmless(line)));
             for member in &findings.damaged_members {
-                text += &format!("  damaged member: {}\n", String::from_utf8_lossy(member));
+                text += &format!("  damaged member: {}\n", output::printable(member));
             }
             if context.format != Format::Json {
                 output::print(&text)?;

@@ -148,3 +148,25 @@ fn wrong_arguments_are_usage_errors() {
     }
     let _ = home.run_with(("BACKUP_COMPRES", "zstd"), &["serve"]).fails(2, &["BACKUP_COMPRES", "BACKUP_COMPRESS"]);
 }
+
+#[test]
+fn what_is_no_tar_file_is_named_with_the_way_out_and_nothing_obeys_what_it_holds() {
+    let home = TestHome::with_sources(&["docs"]);
+    let evil = "evil\u{1b}[2J\nname";
+    fs::write(home.path("docs").join(evil), "x").unwrap();
+    fs::write(home.path("noise.tar"), "\u{1b}]0;title\u{7} no header ".repeat(200)).unwrap();
+    let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
+    let noise = [&["ls"][..], &["restore", "--to", "out"], &["cat", "--", "a"], &["diff", "docs"]];
+    for command in noise {
+        let said = home.run(&[&command[..1], &["noise.tar"], &command[1..]].concat());
+        assert!(said.fails(4, &["noise.tar", "gzip or zstd"]).stdout.is_empty(), "{command:?}");
+    }
+    let verified = home.run(&["verify", "noise.tar"]).fails(4, &[]);
+    let planned = home.run(&["restore", "docs", "-n", "--to", "out"]).ok();
+    assert!(verified.stdout.contains("noise.tar") && planned.stdout.contains("create\tdocs/evil"), "{planned:?}");
+    assert!(![verified, planned].iter().any(|said| said.stdout.contains('\u{1b}')));
+    let _ = home.run(&["restore", "docs", &format!("docs/{evil}x"), "--to", "out"]).fails(10, &["did you mean"]);
+    fs::create_dir_all(home.path("out/docs").join(evil)).unwrap();
+    let _ = home.run(&["restore", "docs", "--to", "out"]).fails(3, &["evil"]);
+    assert!(!home.log("backup_manager.log").contains('\u{1b}'));
+}

@@ -157,6 +157,7 @@ impl Drop for TestHome {
 
 pub fn said(command: &mut Command) -> Said {
     let output = command.output().expect("the program starts");
+    assert!(!output.stderr.contains(&0x1b), "a terminal would obey: {}", String::from_utf8_lossy(&output.stderr));
     Said {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),

@@ -211,7 +211,9 @@ impl Members {
         }
         let reason = missing.reason();
         if !self.begun && self.over {
-            return Err(Error::new(ErrorKind::Damage, format!("it cannot be read as a tar archive: {reason}")));
+            let file = self.content.path().display();
+            return Err(Error::new(ErrorKind::Damage, format!("{file} cannot be read as a tar archive: {reason}"))
+                .hint("tar files are read plain, or compressed by gzip or zstd: unpack any other first"));
         }
         Ok(Some(Event::Damaged { sequence, after: self.last.clone(), reason }))
     }
