@@ -18,7 +18,7 @@ use crate::home::Home;
 use crate::member::{CatalogMember, MemberKind, MemberPath};
 use crate::report::Observer;
 use crate::restore::{self, Opened, Options, Selection};
-use crate::store::{Archive, ScheduleRow, Store};
+use crate::store::{Archive, Drill, ScheduleRow, Store};
 use crate::verify;
 
 /// Folder of drills in the archive folder, unless another is named.
@@ -86,8 +86,16 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, conduct: &Conduct<'_
     };
     scratch.clear()?;
     let error = (!outcome.differences.is_empty()).then(|| outcome.differences.join("; "));
-    let drill = store.begin_drill(row.id, archive.run, started)?;
-    store.end_drill(drill, outcome.files, outcome.content_bytes, error.as_deref(), conduct.clock.now())?;
+    let drill = Drill {
+        run: archive.run,
+        started_at: started,
+        finished_at: Some(conduct.clock.now()),
+        passed: error.is_none(),
+        files: outcome.files,
+        content_bytes: outcome.content_bytes,
+        error: error.clone(),
+    };
+    store.record_drill(row.id, &drill)?;
     if error.is_some() {
         let now = conduct.clock.now();
         verify::verify_archive(home, store, &archive, conduct.threads, conduct.cancel, now)?;

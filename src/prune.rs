@@ -305,7 +305,9 @@ pub fn after_good_run(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -
     }
     let gone = plan.apply(home, store)?;
     store.forget_held_prune(row.id)?;
-    Ok((gone > 0).then(|| format!("retention removed {gone} archives of {}", row.schedule.name)))
+    Ok((gone > 0).then(|| {
+        format!("retention removed {gone} archive{} of {}", if gone == 1 { "" } else { "s" }, row.schedule.name)
+    }))
 }
 
 /// Removes one archive now, by hand.

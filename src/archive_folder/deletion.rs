@@ -1,7 +1,7 @@
 //! Deleting archives (I8): row `deleting`, unlink, fsync the folder, then the row goes. Finishing it twice changes
 //! nothing. Unknown files stay; attempts that no row tells of any more are ours, and go.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 
 use crate::archive::place;
@@ -18,6 +18,10 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
         return Ok(0);
     }
     super::check(home, store)?;
+    // No stable name may lead to what goes, not even for those who come after a kill.
+    let schedules: BTreeSet<i64> = deleting.iter().map(|archive| archive.schedule).collect();
+    let rows = schedules.into_iter().map(|id| store.schedule(id)).collect::<Result<Vec<_>>>()?;
+    super::renew_links(home, store, &rows)?.iter().for_each(|note| log::info!("{note}"));
     let mut stuck = None;
     for archive in &deleting {
         match place::remove(&home.backups().join(&archive.file_name)) {

@@ -123,8 +123,9 @@ fn put_identity(home: &Home, store: &Store, replace: bool) -> Result<()> {
     place::put(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
 }
 
-/// Held by who places something in the archive folder itself; archives lie in folders below it and need no lock.
-struct FolderLock {
+/// Held by who places something in the archive folder itself, or in another that belongs to nobody; archives lie in
+/// folders below it and need no lock.
+pub struct FolderLock {
     _locked: File,
 }
 
@@ -138,6 +139,15 @@ impl FolderLock {
         }
         Ok(FolderLock { _locked: handle })
     }
+}
+
+/// Removes what killed processes left half placed in a folder that is nobody's, unless somebody places something there
+/// now; nobody does while the result is held.
+pub fn clear_up(folder: &Path) -> Option<FolderLock> {
+    let handle = File::open(folder).ok()?;
+    flock(&handle, FlockOperation::NonBlockingLockExclusive).ok()?;
+    place::remove_abandoned(folder).ok()?;
+    Some(FolderLock { _locked: handle })
 }
 
 fn writable(folder: &Path) -> Result<()> {

@@ -111,6 +111,7 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
     let name = &row.schedule.name;
     let archives = store.archives(Some(row.id))?.len();
     if with_archives {
+        super::run::recover_cut_off(context, store)?;
         if archives > 0 {
             archive_folder::check(&context.home, store)?;
         }
@@ -118,7 +119,6 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
         archive_folder::finish_deletions(&context.home, store).map_err(|e| {
             e.hint(format!("{name} is deleted; the next `backup-manager prune` takes the rest of its archives away"))
         })?;
-        archive_folder::refresh_stable_names(&context.home, store, std::slice::from_ref(row), context.now())?;
         context.say(&format!("deleted {name} and {}", output::count(count as u64, "archive")));
         return Ok(());
     }

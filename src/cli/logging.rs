@@ -45,7 +45,7 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
         .mode(home.folder_mode())
         .create(home.logs())
         .map_err(|e| unwritable(home.logs(), Error::io("make", home.logs())(e)))?;
-    let file = LogFile::open(home.logs(), stem, home.file_mode())?;
+    let file = LogFile::open(home.logs(), stem, home.folder_mode(), home.file_mode())?;
     let mut dispatch = fern::Dispatch::new()
         .level(if verbose { LevelFilter::Debug } else { LevelFilter::Info })
         .format(move |out, message, record| {
@@ -68,15 +68,16 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
 struct LogFile {
     folder: PathBuf,
     stem: &'static str,
+    folder_mode: u32,
     mode: u32,
     file: File,
 }
 
 impl LogFile {
-    fn open(folder: &Path, stem: &'static str, mode: u32) -> Result<LogFile> {
+    fn open(folder: &Path, stem: &'static str, folder_mode: u32, mode: u32) -> Result<LogFile> {
         let path = folder.join(format!("{stem}.log"));
         let file = append(&path, mode).map_err(|e| unwritable(folder, Error::io("write", &path)(e)))?;
-        Ok(LogFile { folder: folder.to_owned(), stem, mode, file })
+        Ok(LogFile { folder: folder.to_owned(), stem, folder_mode, mode, file })
     }
 
     fn numbered(&self, number: u32) -> PathBuf {
@@ -106,6 +107,7 @@ impl LogFile {
             }
         }
         if !is_ours(&self.file)? {
+            fs::DirBuilder::new().recursive(true).mode(self.folder_mode).create(&self.folder)?;
             self.file = append(&path, self.mode)?;
         }
         Ok(())
@@ -166,12 +168,23 @@ mod tests {
     #[test]
     fn two_writers_follow_each_others_rotation_and_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut one = LogFile::open(dir.path(), "x", 0o600).unwrap();
-        let mut two = LogFile::open(dir.path(), "x", 0o600).unwrap();
+        let mut one = LogFile::open(dir.path(), "x", 0o700, 0o600).unwrap();
+        let mut two = LogFile::open(dir.path(), "x", 0o700, 0o600).unwrap();
         one.write_all(&vec![b'a'; ROTATE_AT as usize]).unwrap();
         two.write_all(b"two\n").unwrap();
         one.write_all(b"one\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("x.log")).unwrap(), "two\none\n");
         assert_eq!(fs::metadata(dir.path().join("x.1.log")).unwrap().len(), ROTATE_AT);
+    }
+
+    #[test]
+    fn a_log_folder_that_is_removed_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("logs");
+        fs::create_dir(&folder).unwrap();
+        let mut log = LogFile::open(&folder, "x", 0o700, 0o600).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        log.write_all(b"line\n").unwrap();
+        assert_eq!(fs::read_to_string(folder.join("x.log")).unwrap(), "line\n");
     }
 }

@@ -299,6 +299,13 @@ pub fn recover_as_command(context: &Context, store: &Store) -> Result<()> {
     store.remove_worker(runner.row.uuid)
 }
 
+/// Like [`recover_as_command`], where a run is among what dead workers left.
+pub fn recover_cut_off(context: &Context, store: &Store) -> Result<()> {
+    let workers = context.home.workers();
+    let is_dead = |run: &Run| run.worker.is_some_and(|worker| !worker::is_alive(&workers, &worker));
+    if store.running()?.iter().any(is_dead) { recover_as_command(context, store) } else { Ok(()) }
+}
+
 /// Registers this command as a worker, and puts right what dead ones left.
 fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     let runner = make_runner(context, store, super::config::threads(store, None)?, Role::Command)?;
@@ -356,6 +363,7 @@ fn watch_signals(cancel: &Arc<Cancel>) -> Result<Arc<AtomicI32>> {
 
 pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
     let store = context.open()?;
+    recover_cut_off(context, &store)?;
     for row in select::schedules(&store, &args.schedule)? {
         let name = &row.schedule.name;
         match store.cancel(row.id, context.now())? {

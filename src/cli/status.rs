@@ -36,6 +36,14 @@ struct ServiceState {
     trouble: Vec<String>,
 }
 
+/// A run that is under way, or seems to be.
+struct Underway {
+    run: Run,
+    /// What its worker, a service or a command, says of it.
+    line: Option<RunActivity>,
+    is_cut_off: bool,
+}
+
 /// How one schedule stands.
 struct ScheduleState {
     row: ScheduleRow,
@@ -43,7 +51,7 @@ struct ScheduleState {
     last: Option<Run>,
     newest: Option<Archive>,
     drill: Option<Drill>,
-    running: Option<Run>,
+    running: Option<Underway>,
     new_problems: u64,
     trouble: Vec<String>,
 }
@@ -60,7 +68,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     let schedules = store
         .schedules()?
         .into_iter()
-        .map(|row| schedule_state(context, &store, row, &running, &service, zone))
+        .map(|row| schedule_state(context, &store, row, &running, zone))
         .collect::<Result<Vec<_>>>()?;
     let import_error = store.imported()?.error;
     let healthy =
@@ -130,14 +138,13 @@ fn schedule_state(
     store: &Store,
     row: ScheduleRow,
     running: &[Run],
-    service: &ServiceState,
     zone: Tz,
 ) -> Result<ScheduleState> {
     let mut trouble = Vec::new();
     let zone = row.schedule.zone.unwrap_or(zone);
     let last = store.last_ended(row.id)?;
     let newest = store.newest_good(row.id)?;
-    let running = running.iter().find(|run| run.schedule_id == row.id).cloned();
+    let running = running.iter().find(|run| run.schedule_id == row.id).map(|run| underway(context, run));
     let mut new_problems = 0;
     if let Some(run) = &last {
         new_problems = if run.acknowledged { 0 } else { store.new_problems(run)? };
@@ -165,10 +172,10 @@ fn schedule_state(
     if let Some(error) = drill.as_ref().and_then(|drill| drill.error.as_deref()) {
         trouble.push(format!("the last restore drill failed: {error}"));
     }
-    if let Some(why) = overdue(context, &row, newest.as_ref(), running.as_ref(), zone) {
+    if let Some(why) = overdue(context, &row, newest.as_ref(), running.is_some(), zone) {
         trouble.push(why);
     }
-    if let Some(line) = running.as_ref().and_then(|run| activity_of(service, run.id)) {
+    if let Some(line) = running.as_ref().and_then(|running| running.line.as_ref()) {
         let still = context.now().since(Timestamp::from_millis(line.moved_at_ms));
         if line.phase == "writing" && still > STALLED_AFTER {
             trouble.push(format!("run @{} has not moved for {}", line.run, output::age(still)));
@@ -182,11 +189,11 @@ fn overdue(
     context: &Context,
     row: &ScheduleRow,
     newest: Option<&Archive>,
-    running: Option<&Run>,
+    is_running: bool,
     zone: Tz,
 ) -> Option<String> {
     let cadence = row.schedule.cadence.as_ref().filter(|_| row.schedule.enabled)?;
-    if newest.is_none() && running.is_some() {
+    if newest.is_none() && is_running {
         return None;
     }
     let now = context.now();
@@ -202,9 +209,12 @@ fn overdue(
     })
 }
 
-fn activity_of(service: &ServiceState, run: i64) -> Option<&RunActivity> {
-    let mut lines = service.workers.iter().filter_map(|(_, activity)| activity.as_ref()).flat_map(|a| &a.runs);
-    lines.find(|line| line.run == run)
+fn underway(context: &Context, run: &Run) -> Underway {
+    let folder = context.home.workers();
+    let is_cut_off = run.worker.is_some_and(|worker| !worker::is_alive(&folder, &worker));
+    let activity = run.worker.and_then(|worker| worker::activity(&folder, &worker));
+    let line = activity.and_then(|activity| activity.runs.into_iter().find(|line| line.run == run.id));
+    Underway { run: run.clone(), line, is_cut_off }
 }
 
 fn progress(context: &Context, line: &RunActivity) -> Progress {
@@ -236,11 +246,15 @@ fn page(
         text += &format!("! {error}\n");
     }
     for state in schedules {
-        if let Some(run) = &state.running {
+        if let Some(Underway { run, line, is_cut_off }) = &state.running {
             let name = &state.row.schedule.name;
-            let how = activity_of(service, run.id).map_or("under way".to_owned(), |line| {
-                format!("{}, {}", line.phase, terminal::describe(&progress(context, line)))
-            });
+            let how = match line {
+                _ if *is_cut_off => {
+                    "cut off, its process is gone: the service or the next `run` puts it right".to_owned()
+                }
+                Some(line) => format!("{}, {}", line.phase, terminal::describe(&progress(context, line))),
+                None => "under way".to_owned(),
+            };
             text += &format!("running: {name} @{}: {how}\n", run.id);
         }
     }
@@ -298,7 +312,7 @@ fn document(
         })
         .collect();
     let states: Vec<Value> =
-        schedules.iter().enumerate().map(|(index, state)| schedule_document(context, service, index, state)).collect();
+        schedules.iter().enumerate().map(|(index, state)| schedule_document(context, index, state)).collect();
     json!({
         "healthy": healthy,
         "timezone": zone.name(),
@@ -309,7 +323,7 @@ fn document(
     })
 }
 
-fn schedule_document(context: &Context, service: &ServiceState, index: usize, state: &ScheduleState) -> Value {
+fn schedule_document(context: &Context, index: usize, state: &ScheduleState) -> Value {
     let mut document = super::list::schedule_json(context, index, &state.row, state.zone);
     document["last_run"] = state.last.as_ref().map_or(Value::Null, |run| super::history::run_json(run, &state.zone));
     document["newest_good"] =
@@ -317,11 +331,12 @@ fn schedule_document(context: &Context, service: &ServiceState, index: usize, st
     document["last_drill"] = super::list::drill_json(state.drill.as_ref(), &state.zone);
     document["new_problems"] = json!(state.new_problems);
     document["trouble"] = json!(state.trouble);
-    document["running"] = state.running.as_ref().map_or(Value::Null, |run| {
-        let line = activity_of(service, run.id).cloned().unwrap_or_default();
+    document["running"] = state.running.as_ref().map_or(Value::Null, |Underway { run, line, is_cut_off }| {
+        let line = line.clone().unwrap_or_default();
         json!({
             "run": run.id,
             "by_hand": run.trigger == Trigger::Manual,
+            "cut_off": is_cut_off,
             "phase": line.phase,
             "members": line.members,
             "bytes": line.bytes,

@@ -336,7 +336,8 @@ impl Runner {
                 }
                 Err(unended) => *unended,
             };
-            if error.kind() == ErrorKind::Fenced || (waited && conduct.cancel.is_requested()) {
+            let is_lost = error.kind() == ErrorKind::Fenced || !self.store.is_in_place();
+            if is_lost || (waited && conduct.cancel.is_requested()) {
                 return Err(error);
             }
             log::error!("run @{}: its end cannot be written, trying again every 30 s: {error}", back.run());

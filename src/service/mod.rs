@@ -309,6 +309,12 @@ impl Service {
         }
         supervisor.ready();
         while self.stop.is_none() {
+            if !self.runner.store.is_in_place() {
+                // Who puts another in its place starts another service, and two must not work in one archive folder.
+                log::error!("the database was removed or replaced: this service ends");
+                self.stop = Some(StopRequest::Now);
+                break;
+            }
             match self.tick() {
                 Ok(tick) => {
                     next = tick.next;
@@ -399,7 +405,7 @@ impl Service {
             match events.recv_timeout(pause) {
                 Ok(Event::Stop) => self.stop = Some(StopRequest::Drain),
                 Ok(Event::RunEnded(_)) => {}
-                Err(_) if pause.is_zero() => {}
+                Err(_) if pause.is_zero() || !self.runner.store.is_in_place() => {}
                 Err(_) if self.last_tick.is_some_and(|last| self.runner.clock.now() < last) => return,
                 Err(_) if self.text_file.as_ref().is_some_and(transfer::TextFileState::has_changed) => {}
                 Err(_) => match self.watch.changed() {

@@ -94,6 +94,8 @@ pub struct Archive {
 pub struct Unfinished {
     /// Number of its run.
     pub run: i64,
+    /// Row of its schedule.
+    pub schedule: i64,
     /// How far it has come.
     pub state: ArchiveState,
     /// Final name, below the archive folder.
@@ -468,6 +470,7 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
 fn unfinished_row(row: &Row<'_>) -> rusqlite::Result<Unfinished> {
     Ok(Unfinished {
         run: row.get("run_id")?,
+        schedule: row.get("schedule_id")?,
         state: row.get("state")?,
         file_name: row.get("file_name")?,
         temporary_name: row.get("temporary_name")?,

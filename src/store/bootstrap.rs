@@ -161,11 +161,13 @@ impl Bootstrap {
         // An upgrade of a shared lock is not atomic; whoever comes first migrates, the others find it done.
         flock(lock, FlockOperation::Unlock).map_err(io::Error::from).map_err(Error::io("unlock", path))?;
         if !lock_exclusively(lock) {
-            return Err(Error::busy(format!(
-                "the database {} needs migrating, and others have it open",
-                path.display()
-            ))
-            .hint("stop the service first: `backup-manager stop`"));
+            let name = path.display();
+            return Err(match path.exists() {
+                true => Error::busy(format!("the database {name} needs migrating, and others have it open"))
+                    .hint("stop the service first: `backup-manager stop`"),
+                false => Error::busy(format!("the database {name} is gone, and others still have it open"))
+                    .hint("they end by themselves within a minute: try again then"),
+            });
         }
         if self.current(path)?.is_some() {
             return Ok(());

@@ -39,6 +39,7 @@ mod settings;
 mod upkeep;
 mod workers;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ const POOL_SIZE: u32 = 8;
 pub struct Store {
     pool: r2d2::Pool<SqliteConnectionManager>,
     path: PathBuf,
+    /// Device and inode of the file.
+    place: (u64, u64),
     identity: Uuid,
     // Shared by everyone who has the database open, exclusive for who migrates it.
     _lock: std::sync::Arc<std::fs::File>,
@@ -89,6 +92,7 @@ impl Store {
     /// out for a newer, foreign or damaged one and for one on a network or FUSE file system.
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
+        let place = place_of(path).map_err(Error::io("find the database", path))?;
         let manager = SqliteConnectionManager::file(path).with_init(configure);
         let pool = r2d2::Pool::builder()
             .max_size(POOL_SIZE)
@@ -98,7 +102,7 @@ impl Store {
             .thread_pool(std::sync::Arc::new(scheduled_thread_pool::ScheduledThreadPool::new(1)))
             .build(manager)
             .map_err(|e| Error::failed(format!("cannot open the database {}", path.display())).because(e))?;
-        Ok(Store { pool, path: path.to_owned(), identity, _lock: std::sync::Arc::new(lock) })
+        Ok(Store { pool, path: path.to_owned(), place, identity, _lock: std::sync::Arc::new(lock) })
     }
 
     /// Returns the identity of this database, which the archive folder carries too (I9).
@@ -111,7 +115,18 @@ impl Store {
         &self.path
     }
 
+    /// Says whether the path still leads to the database that was opened. SQLite goes on with a file that was removed,
+    /// and what is written there is lost.
+    pub fn is_in_place(&self) -> bool {
+        place_of(&self.path).is_ok_and(|place| place == self.place)
+    }
+
     fn connection(&self) -> Result<PooledConnection> {
+        if !self.is_in_place() {
+            return Err(
+                Error::failed(format!("the database {} was removed or replaced", self.path.display())).hint(WAYS_OUT)
+            );
+        }
         self.pool
             .get()
             .map_err(|e| Error::failed(format!("cannot open the database {}", self.path.display())).because(e))
@@ -157,6 +172,10 @@ impl Store {
     fn fault(&self, error: rusqlite::Error) -> Error {
         fault(&self.path, error)
     }
+}
+
+fn place_of(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// Notices commits (`PRAGMA data_version`), on a connection that is used for nothing else.

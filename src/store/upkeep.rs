@@ -35,7 +35,7 @@ pub struct Drill {
     pub run: i64,
     /// When it began.
     pub started_at: Timestamp,
-    /// When it ended; none if it was cut off.
+    /// When it ended.
     pub finished_at: Option<Timestamp>,
     /// Everything came back as it was.
     pub passed: bool,
@@ -97,26 +97,25 @@ impl Store {
         })
     }
 
-    /// Records that a drill begins; returns its row.
-    pub fn begin_drill(&self, schedule: i64, run: i64, now: Timestamp) -> Result<i64> {
+    /// Records a drill of a schedule that came to an end.
+    pub fn record_drill(&self, schedule: i64, drill: &Drill) -> Result<()> {
         self.write(|transaction| {
-            transaction.execute(
-                "INSERT INTO drill (schedule_id, run_id, started_at_ms, outcome) VALUES (?1, ?2, ?3, 'running')",
-                params![schedule, run, now.millis()],
-            )?;
-            Ok(transaction.last_insert_rowid())
-        })
-    }
-
-    /// Records how a drill ended: with what error, if it failed.
-    pub fn end_drill(&self, drill: i64, files: u64, bytes: u64, error: Option<&str>, now: Timestamp) -> Result<()> {
-        self.write(|transaction| {
-            let changed = transaction.execute(
-                "UPDATE drill SET finished_at_ms = ?2, outcome = ?3, files = ?4, content_bytes = ?5, error = ?6 \
-                 WHERE id = ?1 AND outcome = 'running'",
-                params![drill, now.millis(), if error.is_none() { "passed" } else { "failed" }, files, bytes, error],
-            )?;
-            super::exactly_one(changed)
+            transaction
+                .execute(
+                    "INSERT INTO drill (schedule_id, run_id, started_at_ms, finished_at_ms, outcome, files, \
+                     content_bytes, error) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    params![
+                        schedule,
+                        drill.run,
+                        drill.started_at.millis(),
+                        drill.finished_at.map(Timestamp::millis),
+                        if drill.passed { "passed" } else { "failed" },
+                        drill.files,
+                        drill.content_bytes,
+                        drill.error
+                    ],
+                )
+                .map(drop)
         })
     }
 

@@ -96,6 +96,44 @@ fn a_service_killed_in_the_middle_is_put_right_at_the_next_start() {
 }
 
 #[test]
+fn a_service_whose_database_is_gone_ends_and_another_may_begin() {
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs", "--name", "docs", "--cron", "* * * * * *"]).ok();
+    let mut service = Running(home.command(&["serve", "-q"]).stderr(Stdio::null()).spawn().unwrap());
+    home.wait_until("service", 10, || home.run(&["status", "--service"]).code == 0);
+    for name in ["backup.db", "backup.db-wal", "backup.db-shm"] {
+        fs::remove_file(home.path(name)).unwrap();
+    }
+    home.wait_until("end", 20, || service.0.try_wait().unwrap().is_some());
+    assert!(home.log("backup_service.log").contains("the database was removed or replaced"));
+    assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")), "{:?}", home.archive_files());
+    let _ = home.run(&["rescan"]).ok();
+    let _ = home.run(&["verify"]).ok();
+}
+
+#[test]
+fn a_run_whose_process_is_gone_is_told_of_and_keeps_nobody_waiting() {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let die = || {
+        let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
+        home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.ends_with(".part")));
+        run.0.kill().unwrap();
+        run.0.wait().unwrap();
+    };
+    die();
+    assert!(home.run(&["status"]).stdout.contains("cut off, its process is gone"));
+    assert_eq!(home.run(&["--json", "status"]).json()["schedules"][0]["running"]["cut_off"], true);
+    let said = home.run(&["cancel", "large"]).ok();
+    assert!(said.stderr.contains("nothing of large runs or waits"), "{said:?}");
+    assert!(!home.run(&["status"]).stdout.contains("running: large") && home.archive_files().is_empty());
+    die();
+    let _ = home.run(&["delete", "large", "--with-archives"]).ok();
+    assert!(home.archive_files().is_empty());
+}
+
+#[test]
 fn several_services_and_commands_share_the_work_exactly_once() {
     let home = TestHome::with_sources(&["a", "b", "c"]);
     for name in ["a", "b", "c"] {

@@ -63,7 +63,10 @@ fn standard_input_replace_force_and_json() {
     let said = home.run(&["export", "out.txt"]).fails(3, &["often", "cron"]);
     assert!(said.stdout.is_empty());
     let _ = home.run(&["export", "out.txt"]).fails(2, &["out.txt", "--force"]);
+    let left_by_a_kill = home.path(".backup-manager-0123456789abcdef.part");
+    fs::write(&left_by_a_kill, "half").unwrap();
     let _ = home.run(&["export", "out.json", "--format", "json"]).ok();
+    assert!(!left_by_a_kill.exists());
     let other = TestHome::new();
     fs::copy(home.path("out.json"), other.path("in.json")).unwrap();
     let _ = other.run(&["import", "in.json", "--format", "json"]).ok();

@@ -170,6 +170,8 @@ pub fn left_over(home: &Path) -> Vec<String> {
                 && !name.contains(".aside-")
             {
                 left.push(format!("left behind: {}", entry.path().display()));
+            } else if folder == home.join("backups") && !entry.path().exists() {
+                left.push(format!("leads nowhere: {}", entry.path().display()));
             }
         }
     }
