@@ -31,6 +31,9 @@ use crate::store::{FoundArchive, Health, Store, Watermark};
 /// Rows that are written in one transaction, roughly.
 const BATCH_ROWS: usize = 5_000;
 
+/// No run has such a number; one that was taken in would use the numbers up.
+const LAST_RUN: i64 = 1 << 40;
+
 /// What a rescan found and did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -69,7 +72,7 @@ struct Candidate {
 }
 
 /// Makes the catalog anew from the archive folder, which must be this database's by now: see
-/// [`archive_folder::adopt`].
+/// [`archive_folder::take_on`].
 ///
 /// Errors: `Interrupted` after `cancel`; what keeps the folder from being read or the database from being written.
 pub fn rescan(
@@ -198,7 +201,7 @@ fn parse_file_name(file: &str, name: &str) -> Option<(Timestamp, i64)> {
     }
     let (stamp, run) = stem.split_once('-')?;
     let at = NaiveDateTime::parse_from_str(stamp, "%Y%m%dT%H%M%SZ").ok()?;
-    let run = run.parse().ok().filter(|run: &i64| *run > 0)?;
+    let run = run.parse().ok().filter(|run: &i64| (1..LAST_RUN).contains(run))?;
     Some((Timestamp::from_datetime(&Utc.from_utc_datetime(&at)), run))
 }
 

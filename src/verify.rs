@@ -2,6 +2,7 @@
 //!
 //! Nothing is ever answered from the catalog alone: it says what the bytes have to be, and the disk says what they are.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -41,12 +42,12 @@ impl Findings {
     }
 
     fn add_member(&mut self, path: Vec<u8>) {
-        if !self.damaged_members.contains(&path) {
-            self.damaged_members.push(path);
-        }
+        self.damaged_members.push(path);
     }
 
     fn concluded(mut self) -> Self {
+        let mut seen = HashSet::new();
+        self.damaged_members.retain(|path| seen.insert(path.clone()));
         let whole = self.damaged_members.is_empty() && self.structure.is_empty();
         self.health = if whole { Health::Good } else { Health::Damaged };
         self

@@ -7,6 +7,17 @@ use super::buffer::Buffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Compression;
 
+/// No chunk that this program makes is longer, stored or decoded; what tells of a longer one lies.
+const LONGEST_CHUNK: u64 = 64 << 20;
+
+/// Fails for a length that no chunk has, before room is made for it.
+pub(super) fn check_length(length: u64) -> Result<()> {
+    match length {
+        0..=LONGEST_CHUNK => Ok(()),
+        _ => Err(Error::new(ErrorKind::Damage, format!("{length} bytes are more than any chunk has"))),
+    }
+}
+
 /// How the chunks of an archive file are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
@@ -157,6 +168,7 @@ impl Decoder {
     /// Anything else is [`ErrorKind::Damage`].
     pub fn decode(&mut self, stored: &[u8], content_length: u64, out: &mut Buffer) -> Result<()> {
         let damage = |why: String| Error::new(ErrorKind::Damage, format!("a chunk does not decode: {why}"));
+        check_length(content_length)?;
         let length = usize::try_from(content_length).map_err(|e| damage(e.to_string()))?;
         let written = match &mut self.0 {
             DecoderKind::Plain if stored.len() == length => {

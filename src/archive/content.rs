@@ -15,9 +15,6 @@ use super::header::BLOCK;
 use super::reader::ArchiveReader;
 use crate::error::{Error, ErrorKind, Result};
 
-/// No chunk that this program makes is longer; a trailer that tells of a longer one lies.
-const LONGEST_CHUNK: u64 = 64 << 20;
-
 /// Bytes that are read at a time where there are no chunks.
 const PIECE_BYTES: usize = 1 << 20;
 
@@ -393,9 +390,6 @@ fn read_chunk(
     out: &mut Buffer,
 ) -> Result<()> {
     let damage = |why: &str| Err(Error::new(ErrorKind::Damage, why));
-    if chunk.stored_length.max(chunk.content_length) > LONGEST_CHUNK {
-        return damage("it is longer than any chunk can be");
-    }
     let read = if archive.codec() == Codec::Plain { &mut *out } else { &mut *stored };
     read.clear();
     archive.read_stored(chunk.offset, chunk.stored_length, read)?;

@@ -163,7 +163,14 @@ fn remove_left_behind(folder: &OwnedFd) -> io::Result<()> {
             left.push(entry.file_name().to_owned());
         }
     }
-    left.iter().try_for_each(|name| Ok(rustix::fs::unlinkat(folder, name.as_c_str(), AtFlags::empty())?))
+    for name in &left {
+        match rustix::fs::unlinkat(folder, name.as_c_str(), AtFlags::empty()) {
+            // We make none that are folders.
+            Ok(()) | Err(Errno::ISDIR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Removes what stands under a name; of folders only empty ones.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise};
 
 use super::buffer::Buffer;
-use super::codec::Codec;
+use super::codec::{self, Codec};
 use super::trailer::Trailer;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -69,6 +69,7 @@ impl ArchiveReader {
         if offset.checked_add(length).is_none_or(|end| end > self.size) {
             return Err(ends_early());
         }
+        codec::check_length(length)?;
         let length = usize::try_from(length).map_err(|_| ends_early())?;
         self.file.read_exact_at(out.spare(length), offset).map_err(|e| match e.kind() {
             io::ErrorKind::UnexpectedEof => ends_early(),

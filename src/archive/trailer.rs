@@ -23,6 +23,8 @@ use super::entries::EntryTable;
 use super::header::BLOCK;
 use crate::error::{Error, ErrorKind, Result};
 
+/// What is said of a run, in bytes; more is a trap for memory.
+const MOST_FACTS_BYTES: u64 = 1 << 20;
 /// Bytes of one chunk's entry.
 pub(super) const ENTRY_BYTES: usize = 40;
 const FOOTER_BYTES: usize = 64;
@@ -241,6 +243,9 @@ impl Trailer {
         }
         let word = |at: usize| u64::from(u32_at(&footer, at));
         let (chunks, facts_bytes) = (word(0) | word(4) << 32, word(8));
+        if facts_bytes > MOST_FACTS_BYTES {
+            return Err(damaged());
+        }
         let entries_bytes = chunks.checked_mul(ENTRY_BYTES as u64).filter(|&bytes| bytes < size).ok_or_else(damaged)?;
         let body_bytes = entries_bytes + facts_bytes;
         let in_members = codec == Codec::Gzip;

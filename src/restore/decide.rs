@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::{
-    Action, Entry, FileJob, Folder, MOST_HANDED_OVER, MOST_LINKS_WAITING, Made, Member, MemberKind, MemberPath,
-    Members, Obstacle, Overwrite, PIECE_BYTES, Restorer, Unwritten, extract, tell,
+    Action, Entry, FileJob, Folder, MOST_HANDED_OVER, MOST_LINKS_BYTES, MOST_LINKS_WAITING, Made, Member, MemberKind,
+    MemberPath, Members, Obstacle, Overwrite, PIECE_BYTES, Restorer, Unwritten, extract, tell,
 };
 use crate::error::{Error, Result};
 
@@ -372,8 +372,12 @@ impl Restorer<'_, '_> {
         Ok(())
     }
 
-    fn wait_for(&mut self, first: MemberPath, entry: Box<Entry>) -> Result<()> {
-        if self.links.len() >= MOST_LINKS_WAITING {
+    fn wait_for(&mut self, first: MemberPath, mut entry: Box<Entry>) -> Result<()> {
+        // All but the name comes from the first name.
+        entry.member.xattrs = Vec::new();
+        entry.member.link_target = None;
+        self.links_bytes += first.as_bytes().len() + entry.member.path.as_bytes().len();
+        if self.links.len() >= MOST_LINKS_WAITING || self.links_bytes > MOST_LINKS_BYTES {
             return Err(Error::failed(format!(
                 "more than {MOST_LINKS_WAITING} hard links lead to members not restored"
             ))

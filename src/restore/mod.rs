@@ -45,6 +45,8 @@ const PIECE_BYTES: usize = 1 << 18;
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 /// Hard links whose first name was not restored; more are a trap for memory.
 const MOST_LINKS_WAITING: usize = 1 << 20;
+/// Bytes of their names.
+const MOST_LINKS_BYTES: usize = 256 << 20;
 
 /// What happens to what stands at a member's place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +165,7 @@ pub fn restore(
             powers,
             jobs,
             links: Vec::new(),
+            links_bytes: 0,
             digests: Digests::default(),
             started,
             told_at: started,
@@ -255,6 +258,7 @@ struct Restorer<'a, 'c> {
     jobs: Sender<(FileJob, Vec<u8>)>,
     /// Hard links whose first name does not stand restored: that name in the archive, and the link with its place.
     links: Vec<(MemberPath, Box<Entry>)>,
+    links_bytes: usize,
     digests: Digests,
     started: Duration,
     told_at: Duration,

@@ -65,6 +65,11 @@ impl Opened {
         self.note.as_deref()
     }
 
+    /// Says whether this program made it, so that it has no name twice.
+    pub fn is_ours(&self) -> bool {
+        self.catalog.is_some() || self.trailer.is_some()
+    }
+
     /// Returns members and bytes of content of the whole archive, where they are known.
     pub fn totals(&self) -> Option<(u64, u64)> {
         let catalog = self.catalog.as_ref().map(|catalog| (catalog.archive.members, catalog.archive.content_bytes));
@@ -104,8 +109,6 @@ impl Opened {
 
     /// Reads the members that `selection` means, and perhaps others: only the chunks that hold them where the catalog
     /// knows these.
-    ///
-    /// Errors: `NotFound` for a path that the catalog knows is not there, with the nearest ones.
     pub fn members(&self, selection: &Selection, threads: usize) -> Result<Members> {
         let reader = self.reader.clone();
         if let Some(catalog) = &self.catalog {

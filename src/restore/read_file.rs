@@ -8,18 +8,21 @@ use crate::member::{MemberKind, MemberPath};
 /// Bytes that are passed on at a time.
 const PIECE_BYTES: usize = 1 << 18;
 
-/// Passes the content of a file to `put`, holes as zeros. Of a name that the archive has several times, the last counts
-/// only where the catalog does not know the archive; a further name of a file has that file's content.
+/// Passes the content of a file to `put`, holes as zeros. Of a name that the archive of another program has several
+/// times, the last counts, as when it is restored; a further name of a file has that file's content.
 ///
 /// Errors: `NotFound`; `Usage` for what has no content; `Damage` where it is not whole, after what there is of it.
 pub fn read_file(archive: &Opened, path: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let selection = Selection::exactly(vec![path.clone()])?;
+    let mut before = if archive.is_ours() { 0 } else { times(archive, &selection, path)?.saturating_sub(1) };
     let mut members = archive.members(&selection, 2)?;
     let mut trouble = None;
     while let Some(event) = members.next()? {
         match event {
-            Event::Member(entry) if entry.member.path == *path => return pass(archive, &mut members, &entry, put),
-            Event::Member(_) => {}
+            Event::Member(entry) if entry.member.path == *path && before == 0 => {
+                return pass(archive, &mut members, &entry, put);
+            }
+            Event::Member(entry) => before -= u64::from(entry.member.path == *path),
             Event::Refused { reason, .. } | Event::Damaged { reason, .. } => trouble = Some(reason),
         }
     }
@@ -27,6 +30,16 @@ pub fn read_file(archive: &Opened, path: &MemberPath, put: &mut dyn FnMut(&[u8])
         Some(reason) => Err(damaged(path, &reason)),
         None => Err(archive.not_found([path])),
     }
+}
+
+/// Counts how often an archive has a name.
+fn times(archive: &Opened, selection: &Selection, path: &MemberPath) -> Result<u64> {
+    let mut members = archive.members(selection, 2)?;
+    let mut count = 0;
+    while let Some(event) = members.next()? {
+        count += u64::from(matches!(event, Event::Member(entry) if entry.member.path == *path));
+    }
+    Ok(count)
 }
 
 fn damaged(path: &MemberPath, reason: &str) -> Error {

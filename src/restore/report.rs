@@ -7,21 +7,26 @@ use crate::member::MemberPath;
 /// Paths that are kept of each kind of trouble; all are counted.
 const MOST_LISTED: usize = 10_000;
 
+/// Bytes of a path or a reason that are kept; a hostile archive may have names of megabytes.
+const MOST_TOLD: usize = 8192;
+
 /// Paths with what is to be said of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
     /// How many there are.
     pub count: u64,
-    /// The first 10,000, as the archive names them, with the reason.
+    /// The first 10,000, as the archive names them, with the reason; of either the first 8 KiB.
     pub list: Vec<(Box<[u8]>, String)>,
 }
 
 impl Paths {
     /// Adds one.
-    pub fn add(&mut self, path: &[u8], reason: String) {
+    pub fn add(&mut self, path: &[u8], mut reason: String) {
         self.count += 1;
         if self.list.len() < MOST_LISTED {
-            self.list.push((path.into(), reason));
+            reason.truncate(reason.floor_char_boundary(MOST_TOLD));
+            reason.shrink_to_fit();
+            self.list.push((path[..path.len().min(MOST_TOLD)].into(), reason));
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::shared::Shared;
 use crate::archive::extract::{self, Powers, Target};
+use crate::error::Error;
 use crate::member::{Member, MemberKind, MemberPath};
 
 /// An open folder beneath the target.
@@ -14,10 +15,30 @@ pub(super) struct Folder {
     pub handle: Arc<OwnedFd>,
     /// What is made in it may inherit rights that the archive does not give.
     pub lends_rights: bool,
-    path: Option<MemberPath>,
+    /// Nothing for the target itself.
+    way: Option<Arc<Way>>,
     finish: Finish,
     shared: Arc<Shared>,
     powers: Powers,
+}
+
+/// The path of a folder, each level once however many folders lie in it: an archive may have thousands of levels.
+struct Way {
+    above: Option<Arc<Way>>,
+    name: Box<[u8]>,
+}
+
+impl Way {
+    fn path(&self) -> Result<MemberPath, Error> {
+        let mut names = vec![&*self.name];
+        let mut at = &self.above;
+        while let Some(way) = at {
+            names.push(&way.name);
+            at = &way.above;
+        }
+        names.reverse();
+        MemberPath::parse(&names.join(&b'/'))
+    }
 }
 
 /// What a folder gets in the end.
@@ -31,16 +52,18 @@ enum Finish {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let Some(path) = &self.path else { return };
+        let Some(way) = &self.way else { return };
         let result = match &self.finish {
             Finish::Nothing => return,
             Finish::Member(_) if self.shared.is_abandoned() => return,
             Finish::Member(member) => extract::finish(&*self.handle, member, self.powers),
             Finish::Again(stat) => extract::leave_as_was(&*self.handle, stat).map(|()| extract::Shortfall::default()),
         };
+        // It was made of a path.
+        let Ok(path) = way.path() else { return };
         match result {
-            Ok(shortfall) => self.shared.fell_short(path, shortfall),
-            Err(error) => self.shared.failed(path, &error),
+            Ok(shortfall) => self.shared.fell_short(&path, shortfall),
+            Err(error) => self.shared.failed(&path, &error),
         }
     }
 }
@@ -61,7 +84,7 @@ impl From<io::Error> for Obstacle {
 /// The way from the target to where the restore is working.
 pub(super) struct Tree {
     target: Option<Target>,
-    levels: Vec<(MemberPath, Option<Arc<Folder>>)>,
+    levels: Vec<(Arc<Way>, Option<Arc<Folder>>)>,
     root: Option<Arc<Folder>>,
     shared: Arc<Shared>,
     powers: Powers,
@@ -73,7 +96,7 @@ impl Tree {
     pub fn new(target: Option<Target>, shared: Arc<Shared>, powers: Powers, dry: bool) -> Tree {
         let root = target.as_ref().map(|target| {
             let (handle, shared) = (target.root(), shared.clone());
-            Arc::new(Folder { handle, lends_rights: true, path: None, finish: Finish::Nothing, shared, powers })
+            Arc::new(Folder { handle, lends_rights: true, way: None, finish: Finish::Nothing, shared, powers })
         });
         Tree { target, levels: Vec::new(), root, shared, powers, dry }
     }
@@ -91,29 +114,36 @@ impl Tree {
     }
 
     fn enter(&mut self, path: &MemberPath) -> Result<Option<Arc<Folder>>, Obstacle> {
-        while self.levels.last().is_some_and(|(level, _)| !is_at_or_below(path, level)) {
-            self.levels.pop();
-        }
+        let shared = self.shared_levels(path);
+        self.levels.truncate(shared);
         let mut current = self.levels.last().map_or_else(|| self.root.clone(), |(_, folder)| folder.clone());
-        let reached = self.levels.last().map_or(0, |(level, _)| level.as_bytes().len() + 1);
         let bytes = path.as_bytes();
-        let ends = (reached..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
-        for end in ends.collect::<Vec<_>>() {
-            if end < reached {
-                break;
-            }
+        let ends = (0..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
+        for end in ends.skip(shared).collect::<Vec<_>>() {
             let level = MemberPath::parse(&bytes[..end]).map_err(|e| io::Error::other(e.to_string()))?;
+            let way = self.way_below(&level);
             current = match current {
-                Some(folder) => self.step(&folder, &level)?,
+                Some(folder) => self.step(&folder, &level, &way)?,
                 None => None,
             };
-            self.levels.push((level, current.clone()));
+            self.levels.push((way, current.clone()));
         }
         Ok(current)
     }
 
+    /// Returns how many of the levels that are open lead to `path`.
+    fn shared_levels(&self, path: &MemberPath) -> usize {
+        let names = path.as_bytes().split(|&b| b == b'/');
+        self.levels.iter().zip(names).take_while(|((way, _), name)| *way.name == **name).count()
+    }
+
+    /// Returns the way to a folder right below the last level.
+    fn way_below(&self, path: &MemberPath) -> Arc<Way> {
+        Arc::new(Way { above: self.levels.last().map(|(way, _)| way.clone()), name: path.file_name().into() })
+    }
+
     /// Goes into one folder, which is made if it is missing.
-    fn step(&self, parent: &Folder, path: &MemberPath) -> Result<Option<Arc<Folder>>, Obstacle> {
+    fn step(&self, parent: &Folder, path: &MemberPath, way: &Arc<Way>) -> Result<Option<Arc<Folder>>, Obstacle> {
         let name = path.file_name();
         // A file of this name may still be under way.
         let ours = self.shared.is_placed(path);
@@ -123,13 +153,13 @@ impl Tree {
                 let make = if self.shared.is_owed(path) { extract::make_folder } else { extract::make_plain_folder };
                 make(&parent.handle, name)?;
                 self.shared.made_folder(path);
-                self.open(parent, path, parent.lends_rights, Finish::Nothing).map(Some)
+                self.open(parent, path, way, parent.lends_rights, Finish::Nothing).map(Some)
             }
             Some(stat) if extract::kind_of(&stat) == Some(MemberKind::Folder) => {
                 // Who comes back to a folder that is finished leaves it as it was.
                 let again = ours && !extract::is_unfinished(&stat, stat.st_mode) && !self.dry;
                 let finish = if again { Finish::Again(Box::new(stat)) } else { Finish::Nothing };
-                self.open(parent, path, true, finish).map(Some)
+                self.open(parent, path, way, true, finish).map(Some)
             }
             Some(_) => Err(Obstacle::InTheWay(path.clone())),
         }
@@ -139,34 +169,35 @@ impl Tree {
     /// member says.
     pub fn make(&mut self, member: &Member, exists: bool, metadata: bool) -> Result<(), Obstacle> {
         let path = &member.path;
-        while self.levels.last().is_some_and(|(level, _)| is_at_or_below(level, path)) {
-            self.levels.pop();
-        }
-        let Some(parent) = self.folder_of(path)? else {
-            self.levels.push((path.clone(), None));
+        let parent = self.folder_of(path)?;
+        let depth = path.as_bytes().iter().filter(|&&b| b == b'/').count();
+        self.levels.truncate(depth);
+        let way = self.way_below(path);
+        let Some(parent) = parent.filter(|_| !self.dry || exists) else {
+            self.levels.push((way, None));
             return Ok(());
         };
-        if self.dry && !exists {
-            self.levels.push((path.clone(), None));
-            return Ok(());
-        }
         if !exists {
             extract::make_folder(&*parent.handle, path.file_name())?;
         }
         let finish = match metadata {
             _ if self.dry => Finish::Nothing,
-            true => Finish::Member(Box::new(member.clone())),
+            // Its path is known by the way.
+            true => Finish::Member(Box::new(Member {
+                path: MemberPath::parse(path.file_name()).map_err(|e| io::Error::other(e.to_string()))?,
+                ..member.clone()
+            })),
             // What is missing in a folder that is as the archive has it does not make it another.
             false => match extract::look(&*parent.handle, path.file_name())? {
                 Some(stat) if extract::modified_of(&stat) == member.modified => Finish::Again(Box::new(stat)),
                 _ => Finish::Nothing,
             },
         };
-        let folder = self.open(&parent, path, exists, finish)?;
+        let folder = self.open(&parent, path, &way, exists, finish)?;
         if !exists && parent.lends_rights {
             extract::clear_inherited_acl(&*folder.handle);
         }
-        self.levels.push((path.clone(), Some(folder)));
+        self.levels.push((way, Some(folder)));
         Ok(())
     }
 
@@ -174,6 +205,7 @@ impl Tree {
         &self,
         parent: &Folder,
         path: &MemberPath,
+        way: &Arc<Way>,
         lends_rights: bool,
         finish: Finish,
     ) -> Result<Arc<Folder>, Obstacle> {
@@ -190,8 +222,8 @@ impl Tree {
         if !self.dry {
             extract::hold(&handle)?;
         }
-        let (path, shared, powers) = (Some(path.clone()), self.shared.clone(), self.powers);
-        Ok(Arc::new(Folder { handle, lends_rights, path, finish, shared, powers }))
+        let (way, shared, powers) = (Some(way.clone()), self.shared.clone(), self.powers);
+        Ok(Arc::new(Folder { handle, lends_rights, way, finish, shared, powers }))
     }
 
     /// Opens the folder of something that was placed before, for a link to it.
@@ -199,9 +231,10 @@ impl Tree {
         let Some(target) = &self.target else { return Err(io::Error::other("there is no target")) };
         match path.parent() {
             Some(parent) => {
-                let open = self.levels.iter().rev().find(|(level, _)| *level == parent);
+                let depth = parent.as_bytes().iter().filter(|&&b| b == b'/').count() + 1;
+                let open = (self.shared_levels(&parent) == depth).then(|| &self.levels[depth - 1].1);
                 match open {
-                    Some((_, Some(folder))) => Ok(folder.handle.clone()),
+                    Some(Some(folder)) => Ok(folder.handle.clone()),
                     _ => target.folder(&parent).map(Arc::new),
                 }
             }
@@ -214,9 +247,4 @@ impl Tree {
         while self.levels.pop().is_some() {}
         self.target.take()
     }
-}
-
-fn is_at_or_below(path: &MemberPath, folder: &MemberPath) -> bool {
-    let rest = path.as_bytes().strip_prefix(folder.as_bytes());
-    rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }

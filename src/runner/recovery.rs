@@ -1,5 +1,8 @@
 //! Putting right what dead workers left (§5): by compare-and-set, from what the row says, twice with the same result.
 
+use std::io;
+use std::path::Path;
+
 use crate::archive::place;
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
@@ -124,8 +127,8 @@ pub fn put_right(runner: &Runner, taken: TakenOver, conduct: &Conduct<'_>) -> Re
 fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, conduct: &Conduct<'_>) -> Result<RunState> {
     let last = runner.home.backups().join(&archive.file_name);
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
-    let temporary_left = temporary.as_ref().is_some_and(|path| path.symlink_metadata().is_ok());
-    match (last.symlink_metadata().is_ok(), temporary) {
+    let temporary_left = temporary.as_deref().map(stands).transpose()?.unwrap_or(false);
+    match (stands(&last)?, temporary) {
         (true, Some(temporary)) if temporary_left => place::remove(&temporary)?,
         (true, _) => place::sync_folder(last.parent().unwrap_or(&last))?,
         (false, Some(temporary)) if temporary_left => place::rename_new(&temporary, &last)?,
@@ -138,6 +141,15 @@ fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, conduct: &Conduct
     };
     let placing = Placing { file_name: &archive.file_name, size, digest, incomplete: archive.incomplete };
     runner.finish_sealed(claim, &placing, &row, conduct).map(|ended| ended.state)
+}
+
+/// Says whether a name stands there. Where that cannot be told, nothing may be concluded.
+fn stands(path: &Path) -> Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("inspect", path)(error)),
+    }
 }
 
 fn remove_temporary(runner: &Runner, archive: &Unfinished) -> Result<()> {

@@ -23,7 +23,7 @@ use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Wa
 use crate::supervisor::Supervisor;
 use crate::transfer;
 use crate::upkeep;
-use crate::worker::{self, Registration};
+use crate::worker::{self, Activity, Registration};
 use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
@@ -149,7 +149,7 @@ impl Service {
     /// Does one round: what dead workers left, requests, the text file, what is due.
     pub fn tick(&mut self) -> Result<Tick> {
         let now = self.runner.clock.now();
-        self.runner.worker.update(|activity| activity.ticked_at_ms = now.millis())?;
+        self.say(|activity| activity.ticked_at_ms = now.millis());
         self.recover()?;
         if self.stop.is_none() {
             self.stop = self.runner.store.stop_request(self.runner.row.uuid)?;
@@ -184,6 +184,13 @@ impl Service {
             look_again.then(|| now.plus(SETTLING)),
         ];
         Ok(Tick { materialised, next: waiting.into_iter().flatten().min() })
+    }
+
+    /// Says something in the worker file. What `status` shows is no reason to stop working.
+    fn say(&self, change: impl FnOnce(&mut Activity)) {
+        if let Err(error) = self.runner.worker.update(change) {
+            log::warn!("{error}");
+        }
     }
 
     /// Puts right what dead workers left. While serving, each run on a thread of its own: reading a large archive back
@@ -319,14 +326,14 @@ impl Service {
                 Ok(tick) => {
                     next = tick.next;
                     if std::mem::take(&mut failing) {
-                        self.runner.worker.update(|activity| activity.trouble = None)?;
+                        self.say(|activity| activity.trouble = None);
                     }
                 }
                 Err(error) => {
                     log::error!("this round failed and is tried again: {error}");
                     failing = true;
                     let why = format!("its last round failed: {error}");
-                    self.runner.worker.update(|activity| activity.trouble = Some(why))?;
+                    self.say(|activity| activity.trouble = Some(why));
                     next = None;
                 }
             }

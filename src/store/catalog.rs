@@ -11,7 +11,7 @@ use crate::member::{CatalogMember, ChunkRecord, MemberKind};
 
 /// Rows a transaction may write at most.
 const BATCH_ROWS: usize = 10_000;
-/// Chunks a transaction deletes; each brings its members along.
+/// Chunks a transaction deletes at most; each brings its members along.
 const DELETE_CHUNKS: u32 = 64;
 
 /// A chunk of an archive file without its members, as proof and random access need it.
@@ -141,7 +141,16 @@ pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rus
         .prepare_cached("SELECT sequence, chunk_id FROM archive_chunk WHERE archive_file_id = ?1 LIMIT ?2")?
         .query_map(params![file, DELETE_CHUNKS], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
+    let (mut gone, mut rows) = (0, 0);
     for (sequence, chunk) in &chunks {
+        let members: usize = transaction
+            .prepare_cached("SELECT count(*) FROM member WHERE chunk_id = ?1")?
+            .query_row([chunk], |row| row.get(0))?;
+        rows += 2 + members;
+        if gone > 0 && rows > BATCH_ROWS {
+            break;
+        }
+        gone += 1;
         transaction
             .prepare_cached("DELETE FROM archive_chunk WHERE archive_file_id = ?1 AND sequence = ?2")?
             .execute([file, *sequence])?;
@@ -151,7 +160,7 @@ pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rus
             )?
             .execute([chunk])?;
     }
-    Ok(chunks.len())
+    Ok(gone)
 }
 
 pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {

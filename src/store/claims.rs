@@ -439,6 +439,12 @@ fn requeue(
             }
         }
     };
+    let is_cancelled: bool = transaction
+        .prepare_cached("SELECT cancel_requested_at_ms IS NOT NULL FROM run WHERE id = ?1")?
+        .query_row([claim.run], |row| row.get(0))?;
+    if is_cancelled {
+        return end(transaction, claim, RunState::Cancelled, Some(reason), now).map(|()| Requeued::Ended);
+    }
     let wanted: bool = transaction
         .prepare_cached("SELECT enabled = 1 AND deleted_at_ms IS NULL FROM schedule WHERE id = ?1")?
         .query_row([claim.schedule], |row| row.get(0))?;
@@ -462,8 +468,8 @@ fn requeue(
     }
     let changed = transaction
         .prepare_cached(
-            "UPDATE run SET state = 'queued', worker = NULL, tries = ?2, not_before_ms = ?3, error = ?4 \
-         WHERE id = ?1 AND state = 'running'",
+            "UPDATE run SET state = 'queued', worker = NULL, tries = ?2, not_before_ms = ?3, error = ?4, \
+         verify = 1, reread = 0 WHERE id = ?1 AND state = 'running'",
         )?
         .execute(params![claim.run, tries, not_before.millis(), reason])?;
     super::exactly_one(changed).map(|()| Requeued::Queued { not_before })

@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -93,7 +93,9 @@ impl Store {
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
         let place = place_of(path).map_err(Error::io("find the database", path))?;
-        let manager = SqliteConnectionManager::file(path).with_init(configure);
+        // Never made here: one that was removed must not come back empty.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(configure);
         let pool = r2d2::Pool::builder()
             .max_size(POOL_SIZE)
             .min_idle(Some(0))

@@ -36,7 +36,7 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
     place::make_folder(&folder, home.folder_mode())?;
     // What a killed process left half written: of several services one makes the copy, so nobody is using it.
     place::remove_abandoned(&folder)?;
-    let path = folder.join(format!("backup-{}.db", now.compact_utc()));
+    let path = copy_of(home, now);
     let pending = PendingFile::create(&path, home.file_mode())?;
     store.copy_into(pending.temp_path())?;
     store::check_copy(pending.temp_path())?;
@@ -45,11 +45,25 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
         Err(error) if path.exists() => log::debug!("a copy of this second exists: {error}"),
         other => drop(other?),
     }
-    let old = copies(home)?;
-    for path in old.iter().rev().skip(KEPT) {
-        place::remove(path)?;
+    // Those made under a clock that was ahead must not keep the true ones from staying; which of the two clocks is
+    // wrong, nobody knows.
+    for group in ahead_and_old(home, &path)? {
+        for path in group.iter().rev().skip(KEPT) {
+            place::remove(path)?;
+        }
     }
     Ok(path)
+}
+
+/// Returns what a copy made now is called.
+fn copy_of(home: &Home, now: Timestamp) -> PathBuf {
+    home.backups().join(FOLDER).join(format!("backup-{}.db", now.compact_utc()))
+}
+
+/// Returns the copies that are called as later than `path`, and the others, oldest first.
+fn ahead_and_old(home: &Home, path: &Path) -> Result<[Vec<PathBuf>; 2]> {
+    let (ahead, old) = copies(home)?.into_iter().partition(|other| other.as_path() > path);
+    Ok([ahead, old])
 }
 
 /// Returns the copies beside the archives, oldest first.
@@ -81,7 +95,7 @@ pub fn put_back_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result
             store::check_copy(path)?;
             path.to_owned()
         }
-        None => newest_whole(home)?,
+        None => newest_whole(home, now)?,
     };
     let lock_path = beside(home.db(), ".lock");
     let lock = File::options()
@@ -106,9 +120,10 @@ pub fn put_back_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result
     Ok(PutBack { copy, aside })
 }
 
-fn newest_whole(home: &Home) -> Result<PathBuf> {
+/// Those that a clock made that was ahead come last.
+fn newest_whole(home: &Home, now: Timestamp) -> Result<PathBuf> {
     let mut why = None;
-    for path in copies(home)?.into_iter().rev() {
+    for path in ahead_and_old(home, &copy_of(home, now))?.concat().into_iter().rev() {
         match store::check_copy(&path) {
             Ok(()) => return Ok(path),
             Err(error) => why = why.or(Some(error)),

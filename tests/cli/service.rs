@@ -105,7 +105,8 @@ fn a_service_whose_database_is_gone_ends_and_another_may_begin() {
         fs::remove_file(home.path(name)).unwrap();
     }
     home.wait_until("end", 20, || service.0.try_wait().unwrap().is_some());
-    assert!(home.log("backup_service.log").contains("the database was removed or replaced"));
+    let log = home.log("backup_service.log");
+    assert!(log.contains("was removed or replaced"), "{log}");
     assert!(!home.archive_files().iter().any(|name| name.ends_with(".part")), "{:?}", home.archive_files());
     let _ = home.run(&["rescan"]).ok();
     let _ = home.run(&["verify"]).ok();

@@ -393,6 +393,32 @@ fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next()
 }
 
 #[test]
+fn a_sealed_archive_that_cannot_be_looked_at_is_not_taken_for_lost() {
+    let world = World::new();
+    let run = die_sealed(&world, (false, true));
+    let (folder, away) = (world.home.backups().join("docs"), world.home.backups().join("away"));
+    fs::rename(&folder, &away).unwrap();
+    // A link to itself: whatever is asked of what lies behind it fails, and not because it is not there.
+    std::os::unix::fs::symlink("docs", &folder).unwrap();
+    recovered(&world.process(Role::Command));
+    assert_eq!(world.store.run(run).unwrap().state, RunState::Running);
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&away, &folder).unwrap();
+    recovered(&world.process(Role::Command));
+    assert_eq!(world.store.run(run).unwrap().state, RunState::Succeeded);
+}
+
+#[test]
+fn a_run_that_was_to_be_cancelled_does_not_come_back_from_the_dead() {
+    let world = World::new();
+    let run = die_sealed(&world, (false, false));
+    let row = world.store.schedule(world.store.run(run).unwrap().schedule_id).unwrap();
+    assert_eq!(world.store.cancel(row.id, world.clock.now()).unwrap(), 1);
+    recovered(&world.process(Role::Command));
+    assert_eq!(world.store.run(run).unwrap().state, RunState::Cancelled);
+}
+
+#[test]
 fn an_archive_that_cannot_be_deleted_keeps_no_other_from_it() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");

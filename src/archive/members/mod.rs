@@ -23,6 +23,8 @@ use crate::member::{FileTime, Member, MemberKind, MemberPath};
 pub const MOST_PAX_BYTES: u64 = 8 << 20;
 /// A name, in bytes.
 pub const MOST_NAME_BYTES: usize = 1 << 20;
+/// Bytes of the name that is told of a member that is refused.
+const MOST_TOLD: usize = 8192;
 /// Folders within folders.
 pub const MOST_DEPTH: usize = 8192;
 /// Members of an archive.
@@ -472,6 +474,7 @@ impl Missing {
     }
 }
 
-fn refused(name: Vec<u8>, reason: &str, can_go_on: bool) -> Trouble {
+fn refused(mut name: Vec<u8>, reason: &str, can_go_on: bool) -> Trouble {
+    name.truncate(MOST_TOLD);
     Trouble::Refused(name, reason.to_owned(), can_go_on)
 }

@@ -19,6 +19,9 @@ pub(super) struct Pax {
     pub sparse: Sparse,
 }
 
+/// Extended attributes of a member. Their names take 64 KiB at most on Linux; more are a trap for time.
+const MOST_XATTRS: usize = 1 << 13;
+
 /// The records with which GNU tar describes a sparse file, in its three forms.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sparse {
@@ -78,6 +81,9 @@ impl Pax {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    if self.xattrs.len() >= MOST_XATTRS {
+                        return Err(format!("it has more than {MOST_XATTRS} extended attributes"));
+                    }
                     self.set_xattr(&unescape(name), value);
                 }
             }
@@ -159,14 +165,13 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;
     while let Some((&byte, behind)) = rest.split_first() {
-        (plain, rest) = match rest {
-            [b'%', b'3', b'D', behind @ ..] => ([plain, vec![b'=']].concat(), behind),
-            [b'%', b'2', b'5', behind @ ..] => ([plain, vec![b'%']].concat(), behind),
-            _ => {
-                plain.push(byte);
-                (plain, behind)
-            }
+        let (byte, behind) = match rest {
+            [b'%', b'3', b'D', behind @ ..] => (b'=', behind),
+            [b'%', b'2', b'5', behind @ ..] => (b'%', behind),
+            _ => (byte, behind),
         };
+        plain.push(byte);
+        rest = behind;
     }
     plain
 }
