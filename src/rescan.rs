@@ -1,8 +1,8 @@
 //! The catalog made anew from the archive files (I12): schedules, runs, archives, chunks and members.
 //!
-//! A file is ours if its name, its folder and the comment in its header agree, and its trailer proves it. Everything
-//! else is listed and left alone. What the catalog knows already is not touched, so that a second rescan changes
-//! nothing.
+//! A file is ours if its name, its folder and the schedule in its header agree, and its trailer proves it. Its time and
+//! its run are those of its name: a file under several names is an archive of several runs. Everything else is listed
+//! and left alone. What the catalog knows already is not touched, so that a second rescan changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;

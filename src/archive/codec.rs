@@ -196,6 +196,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_room_is_made_for_what_no_chunk_has() {
+        for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
+            let mut out = Buffer::new();
+            let error = Decoder::new(codec).unwrap().decode(b"short", 1 << 40, &mut out).unwrap_err();
+            assert!(error.to_string().contains("more than any chunk has"), "{error}");
+        }
+    }
+
+    #[test]
     fn chunks_come_back_and_damage_is_seen() {
         for compression in [Compression::None, Compression::Gzip(6), Compression::Zstd(3), Compression::Zstd(19)] {
             let mut content = Buffer::new();

@@ -107,13 +107,13 @@ impl Shared {
         state.under_way.remove(&key(path));
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
-                let kind = match error.kind() {
-                    io::ErrorKind::ReadOnlyFilesystem => ErrorKind::Failed,
-                    _ => ErrorKind::DiskFull,
+                let (kind, first) = match error.kind() {
+                    io::ErrorKind::ReadOnlyFilesystem => (ErrorKind::Failed, "make the file system writable"),
+                    _ => (ErrorKind::DiskFull, "free space"),
                 };
                 state.fatal.get_or_insert_with(|| {
                     Error::new(kind, format!("cannot restore {path}: {error}"))
-                        .hint("free space, then run the same command again: it finishes the rest")
+                        .hint(format!("{first}, then run the same command again: it finishes the rest"))
                 });
             }
             _ => state.report.failed.add(path.as_bytes(), error.to_string()),

@@ -74,9 +74,10 @@ pub struct Means<'a> {
     pub cancel: &'a AtomicBool,
 }
 
-/// Does what is due of the daily work. Trouble with one task is logged and keeps none of the others.
+/// Does what is due of the daily work. Trouble with an archive, a drill or the copy is logged and keeps none of the
+/// others.
 ///
-/// Errors: `Interrupted` after `cancel`.
+/// Errors: `Interrupted` after `cancel`; where the archive folder is not ours or the database cannot be written.
 pub fn look_after(means: &Means<'_>, intervals: Intervals) -> Result<Round> {
     let Means { home, store, clock, cancel, .. } = *means;
     let mut round = Round::default();

@@ -144,6 +144,8 @@ fn links_and_names(outside: &str) -> Vec<Case> {
 
 fn headers() -> Vec<Case> {
     let tar = TarFile::default;
+    let attributes: Vec<u8> = (0..9_000).flat_map(|n| record(&format!("SCHILY.xattr.user.n{n}"), b"v")).collect();
+    let escapes = format!("SCHILY.xattr.user.{}", "%3D".repeat(1 << 20));
     let good = |tar: TarFile| tar.file("good", "good".as_bytes()).end();
     let sparse = |map: &[u8], size: &[u8]| {
         let records: &[(&str, &[u8])] = &[
@@ -184,6 +186,8 @@ fn headers() -> Vec<Case> {
             Want::Damaged,
         ),
         ("a large pax header", good(tar().raw_pax(b'x', &vec![b'x'; 9 << 20]).file("x", b"evil")), Want::Refused(1)),
+        ("attributes without end", good(tar().raw_pax(b'x', &attributes).file("x", b"evil")), Want::Refused(1)),
+        ("a name of escapes", good(tar().raw_pax(b'x', &record(&escapes, b"v")).file("x", b"evil")), Want::Incomplete),
         (
             "a long name with dots",
             good(tar().block(Block::new(b"l", b'L', 15)).bytes(b"../canary/file\0").file("x", b"e")),
