@@ -14,7 +14,7 @@ use backup_manager::archive::place::PendingFile;
 use backup_manager::archive::proof::{self, ExpectedChunk};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::member::{ChunkRecord, MemberPath};
-use backup_manager::report::{Observer, Problem, Progress};
+use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::runner::pipeline::{self, Job, Written};
 use backup_manager::schedule::{Compression, Excludes};
 

@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::member::{CatalogMember, MemberKind, MemberPath};
-use crate::report::Observer;
+use crate::progress::Observer;
 use crate::restore::{self, Opened, Options, Selection};
 use crate::store::{Archive, Drill, ScheduleRow, Store};
 use crate::verify;

@@ -24,7 +24,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::member::ChunkRecord;
-use crate::report::Observer;
+use crate::progress::Observer;
 use crate::schedule::Schedule;
 use crate::store::{FoundArchive, Health, Store, Watermark};
 

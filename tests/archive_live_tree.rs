@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use backup_manager::clock::{Clock, SystemClock};
-use backup_manager::report::ProblemKind;
+use backup_manager::progress::ProblemKind;
 use backup_manager::schedule::Compression;
 
 use support::archive::{Made, has_tool, is_long_run, make, run_tool};

@@ -19,7 +19,7 @@ use std::time::Duration;
 use backup_manager::clock::{Clock, SystemClock, Timestamp};
 use backup_manager::error::{Error, ErrorKind};
 use backup_manager::member::{MemberKind, MemberPath};
-use backup_manager::report::{Observer, Problem, ProblemKind, Progress};
+use backup_manager::progress::{Observer, Problem, ProblemKind, Progress};
 use backup_manager::schedule::Compression;
 
 use support::archive::{Made, make, make_with, run_tool, try_make};

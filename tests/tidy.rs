@@ -21,7 +21,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("clock", 0, ANY),
     ("home", 0, ANY),
     ("member", 0, ANY),
-    ("report", 0, ANY),
+    ("progress", 0, ANY),
     ("schedule", 0, ANY),
     // Floor 1: one resource each, never each other.
     ("store", 1, &[]),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::output::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
-use crate::report::Problem;
+use crate::progress::Problem;
 use crate::schedule::parse_since;
 use crate::store::{HistoryFilter, Run, RunState, Store};
 

@@ -12,7 +12,7 @@ use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::Progress;
+use crate::progress::Progress;
 use crate::runner::{self, Cancel, Conduct, Ended, Runner};
 use crate::store::{Claim, ClaimNow, Intent, Role, Run, RunRequest, RunState, ScheduleRow, Store, WorkerRow};
 use crate::worker::{self, Worker};
@@ -220,7 +220,7 @@ fn join(
         match current.worker {
             Some(uuid) if worker::is_alive(&workers, &uuid) => {
                 if let Some(progress) = progress_of(context, &workers, &uuid, run) {
-                    crate::report::Observer::progress(&observer, &progress);
+                    crate::progress::Observer::progress(&observer, &progress);
                 }
             }
             // Its process died, and there may be no service to put it right.

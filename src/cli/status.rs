@@ -11,7 +11,7 @@ use super::{Context, start, terminal};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::report::Progress;
+use crate::progress::Progress;
 use crate::rescan;
 use crate::store::{Access, Archive, Drill, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
 use crate::worker::{self, Activity, RunActivity};

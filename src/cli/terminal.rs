@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output;
-use crate::report::{Observer, Problem, Progress};
+use crate::progress::{Observer, Problem, Progress};
 
 /// A progress bar on stderr where that is a terminal; problems and notes as lines in any case.
 pub struct TerminalObserver {

@@ -30,7 +30,7 @@ use crate::archive::members::{Entry, Event, Members};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
-use crate::report::{Observer, Progress};
+use crate::progress::{Observer, Progress};
 pub use compare::{Brief, Change, Contents, compare, contents};
 pub use opened::Opened;
 pub use read_file::read_file;

@@ -8,7 +8,7 @@ use super::report::Report;
 use crate::archive::extract::Shortfall;
 use crate::error::{Error, ErrorKind};
 use crate::member::MemberPath;
-use crate::report::{Observer, Problem, ProblemKind};
+use crate::progress::{Observer, Problem, ProblemKind};
 
 /// Names a path in little room.
 type Key = [u8; 16];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Runner;
 use super::space::Expected;
-use crate::report::{Observer, Problem, Progress};
+use crate::progress::{Observer, Problem, Progress};
 
 /// Least time between two looks at a request to cancel, and between two writes of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);

@@ -30,7 +30,7 @@ use crate::archive::writer::{ArchiveWriter, Finished};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{ChunkRecord, MemberPath};
-use crate::report::{Observer, Problem, Progress};
+use crate::progress::{Observer, Problem, Progress};
 use crate::schedule::{Compression, Excludes};
 use crate::source::{Names, WalkOptions, WalkSummary, walk};
 

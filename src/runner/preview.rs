@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::MemberKind;
-use crate::report::Problem;
+use crate::progress::Problem;
 use crate::source::{self, Found};
 use crate::store::ScheduleRow;
 

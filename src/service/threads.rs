@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 
 use super::{Event, Options};
 use crate::error::{ErrorKind, Result};
-use crate::report::{Observer, Problem, Progress};
+use crate::progress::{Observer, Problem, Progress};
 use crate::runner::{self, Cancel, Conduct, Ended, Runner, TakenOver};
 use crate::store::{Claim, Intent, RunState};
 use crate::upkeep;

@@ -15,7 +15,7 @@ use super::folder::{Folder, Tree};
 use super::open_file::OpenFile;
 use super::trouble::Trouble;
 use crate::member::{FileTime, MemberKind, MemberPath};
-use crate::report::Problem;
+use crate::progress::Problem;
 
 /// What the system says of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

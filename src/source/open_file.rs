@@ -9,7 +9,7 @@ use rustix::io::{Errno, pread, retry_on_intr};
 use super::attributes::{self, Xattrs};
 use super::found::{Found, Stat};
 use super::trouble::Trouble;
-use crate::report::Problem;
+use crate::progress::Problem;
 
 /// More extents than this are told coarser: what is between two of them is then read as the zeros it is.
 const MOST_EXTENTS: usize = 65_536;

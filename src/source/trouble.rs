@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use crate::report::{Problem, ProblemKind};
+use crate::progress::{Problem, ProblemKind};
 
 /// What went wrong with a path; [`Trouble::at`] adds which.
 #[derive(Debug)]

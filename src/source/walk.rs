@@ -20,7 +20,7 @@ use super::own::Own;
 use super::trouble::Trouble;
 use crate::error::{Error, Result};
 use crate::member::{MemberKind, MemberPath};
-use crate::report::Problem;
+use crate::progress::Problem;
 use crate::schedule::Excludes;
 
 /// What makes a `CACHEDIR.TAG` one.

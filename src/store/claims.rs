@@ -11,7 +11,7 @@ use super::runs::{RunCounts, RunState, Trigger};
 use super::{Store, WorkerRow};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::Problem;
+use crate::progress::Problem;
 
 /// A `not_before` further ahead than this was written under a wrong clock and counts as now.
 const NOT_BEFORE_LIMIT: Duration = Duration::from_secs(3600);

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Store;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::report::{Problem, ProblemKind};
+use crate::progress::{Problem, ProblemKind};
 
 /// What caused a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

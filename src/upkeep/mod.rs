@@ -13,7 +13,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::drill;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
-use crate::report::Observer;
+use crate::progress::Observer;
 use crate::store::{Archive, ScheduleRow, Store, Task};
 use crate::verify;
 

@@ -10,7 +10,7 @@ use backup_manager::archive_folder;
 use backup_manager::clock::Clock;
 use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
-use backup_manager::report::{Observer, Problem, Progress};
+use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::runner::{Cancel, Runner, pipeline};
 use backup_manager::store::{Claim, Completed, Intent, ScheduleRow, Sealed};
 

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use backup_manager::error::ErrorKind;
 use backup_manager::member::{MemberKind, MemberPath};
-use backup_manager::report::ProblemKind;
+use backup_manager::progress::ProblemKind;
 use backup_manager::source::scan;
 
 use crate::support::*;

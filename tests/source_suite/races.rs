@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use backup_manager::member::MemberKind;
-use backup_manager::report::{Problem, ProblemKind};
+use backup_manager::progress::{Problem, ProblemKind};
 
 use crate::support::*;
 

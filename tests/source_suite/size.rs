@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use backup_manager::member::MemberKind;
-use backup_manager::report::ProblemKind;
+use backup_manager::progress::ProblemKind;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat, renameat};
 use rustix::io::write;
 

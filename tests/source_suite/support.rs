@@ -8,7 +8,7 @@ use std::{env, fs, io};
 
 use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
-use backup_manager::report::Problem;
+use backup_manager::progress::Problem;
 use backup_manager::schedule::Excludes;
 use backup_manager::source::{Found, WalkOptions, WalkSummary, walk};
 use tempfile::TempDir;

@@ -9,7 +9,7 @@ use backup_manager::archive::proof::{self, ExpectedChunk};
 use backup_manager::clock::SystemClock;
 use backup_manager::error::Result;
 use backup_manager::member::{ChunkRecord, MemberPath};
-use backup_manager::report::{Observer, Problem, Progress};
+use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::runner::pipeline::{self, Job, Written};
 use backup_manager::schedule::Compression;
 

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::archive::buffer::Buffer;
 use crate::error::{Error, ErrorKind};
-use crate::report::{Observer, Problem};
+use crate::progress::{Observer, Problem};
 
 /// Bytes of chunks that may be under way at once for each thread, raw and encoded together, and in all. With the
 /// codecs and what the members take in memory this keeps the pipeline below 48 MiB.

@@ -9,7 +9,7 @@ use super::large::LargeFile;
 use crate::archive::buffer::Buffer;
 use crate::archive::sparse::Span;
 use crate::member::{Member, MemberKind};
-use crate::report::{Problem, ProblemKind};
+use crate::progress::{Problem, ProblemKind};
 use crate::source::{Found, Names, OpenFile, Stability, Stat, Xattrs};
 
 /// How often a file is read, or a replaced one looked at, before what there is has to do.

@@ -17,7 +17,7 @@ use crate::archive::header::{self, BLOCK};
 use crate::clock::Timestamp;
 use crate::error;
 use crate::member::{CatalogMember, Member, MemberKind, MemberPath};
-use crate::report::{Problem, ProblemKind};
+use crate::progress::{Problem, ProblemKind};
 use crate::schedule::Compression;
 use crate::source::{Found, Names, Stability, Stat, Xattrs};
 
