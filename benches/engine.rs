@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::home::{Home, Places};
+use backup_manager::liveness::Worker;
 use backup_manager::runner::Runner;
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{Access, Bootstrap, Role, RunState, Store, Watermark, WorkerRow};
-use backup_manager::worker::Worker;
 use chrono_tz::Tz;
 use rusqlite::Connection;
 

@@ -27,7 +27,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("store", 1, &[]),
     ("source", 1, &[]),
     ("archive", 1, &[]),
-    ("worker", 1, &[]),
+    ("liveness", 1, &[]),
     ("supervisor", 1, &[]),
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),

@@ -12,10 +12,10 @@ use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::{self, Worker};
 use crate::progress::Progress;
 use crate::runner::{self, Cancel, Conduct, Ended, Runner};
 use crate::store::{Claim, ClaimNow, Intent, Role, Run, RunRequest, RunState, ScheduleRow, Store, WorkerRow};
-use crate::worker::{self, Worker};
 
 /// How often a run of another process is looked at.
 const JOIN_EVERY: Duration = Duration::from_millis(200);
@@ -218,7 +218,7 @@ fn join(
             return Err(Error::new(ErrorKind::Interrupted, format!("no longer waiting for run @{run}, which goes on")));
         }
         match current.worker {
-            Some(uuid) if worker::is_alive(&workers, &uuid) => {
+            Some(uuid) if liveness::is_alive(&workers, &uuid) => {
                 if let Some(progress) = progress_of(context, &workers, &uuid, run) {
                     crate::progress::Observer::progress(&observer, &progress);
                 }
@@ -236,7 +236,7 @@ fn join(
 }
 
 fn progress_of(context: &Context, workers: &std::path::Path, uuid: &uuid::Uuid, run: i64) -> Option<Progress> {
-    let line = worker::activity(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
+    let line = liveness::activity(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
     Some(Progress {
         members: line.members,
         bytes: line.bytes,
@@ -302,7 +302,7 @@ pub fn recover_as_command(context: &Context, store: &Store) -> Result<()> {
 /// Like [`recover_as_command`], where a run is among what dead workers left.
 pub fn recover_cut_off(context: &Context, store: &Store) -> Result<()> {
     let workers = context.home.workers();
-    let is_dead = |run: &Run| run.worker.is_some_and(|worker| !worker::is_alive(&workers, &worker));
+    let is_dead = |run: &Run| run.worker.is_some_and(|worker| !liveness::is_alive(&workers, &worker));
     if store.running()?.iter().any(is_dead) { recover_as_command(context, store) } else { Ok(()) }
 }
 

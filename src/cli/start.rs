@@ -11,8 +11,8 @@ use super::Context;
 use super::output::{self, Format};
 use super::serve::ServiceOptions;
 use crate::error::{Error, Result};
+use crate::liveness;
 use crate::store::{Access, Role, StopRequest, Store, WorkerRow};
-use crate::worker;
 
 /// How often it is looked whether the service is gone.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -101,7 +101,7 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
 pub fn live_services(context: &Context, store: &Store) -> Result<Vec<WorkerRow>> {
     let workers = context.home.workers();
     let mut rows = store.workers()?;
-    rows.retain(|row| row.role == Role::Service && worker::is_alive(&workers, &row.uuid));
+    rows.retain(|row| row.role == Role::Service && liveness::is_alive(&workers, &row.uuid));
     Ok(rows)
 }
 
@@ -143,7 +143,7 @@ fn wait_until_gone(context: &Context, store: &Store, services: &[WorkerRow]) -> 
     let started = context.clock.monotonic();
     let mut said = false;
     loop {
-        let left: Vec<&WorkerRow> = services.iter().filter(|row| worker::is_alive(&workers, &row.uuid)).collect();
+        let left: Vec<&WorkerRow> = services.iter().filter(|row| liveness::is_alive(&workers, &row.uuid)).collect();
         let Some(first) = left.first() else { return Ok(()) };
         let waited = context.clock.monotonic().saturating_sub(started);
         if waited > limit {

@@ -11,10 +11,10 @@ use super::{Context, start, terminal};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::liveness::{self, Activity, RunActivity};
 use crate::progress::Progress;
 use crate::rescan;
 use crate::store::{Access, Archive, Drill, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
-use crate::worker::{self, Activity, RunActivity};
 
 /// Beyond one period, how old the newest good archive may be.
 const OVERDUE_AFTER: Duration = Duration::from_secs(3 * 3600);
@@ -86,7 +86,7 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     let workers: Vec<_> = start::live_services(context, store)?
         .into_iter()
         .map(|row| {
-            let activity = worker::activity(&folder, &row.uuid);
+            let activity = liveness::activity(&folder, &row.uuid);
             (row, activity)
         })
         .collect();
@@ -211,8 +211,8 @@ fn overdue(
 
 fn underway(context: &Context, run: &Run) -> Underway {
     let folder = context.home.workers();
-    let is_cut_off = run.worker.is_some_and(|worker| !worker::is_alive(&folder, &worker));
-    let activity = run.worker.and_then(|worker| worker::activity(&folder, &worker));
+    let is_cut_off = run.worker.is_some_and(|worker| !liveness::is_alive(&folder, &worker));
+    let activity = run.worker.and_then(|worker| liveness::activity(&folder, &worker));
     let line = activity.and_then(|activity| activity.runs.into_iter().find(|line| line.run == run.id));
     Underway { run: run.clone(), line, is_cut_off }
 }

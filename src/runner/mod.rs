@@ -25,10 +25,10 @@ use crate::archive_folder;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
+use crate::liveness::Worker;
 use crate::store::{
     Claim, Completed, Ending, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, Unended, WorkerRow,
 };
-use crate::worker::Worker;
 use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::archive::place;
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::liveness;
 use crate::store::{ArchiveState, Claim, Requeue, Run, RunState, Unfinished};
-use crate::worker;
 
 use super::{Conduct, Placing, Runner};
 
@@ -58,7 +58,7 @@ pub fn recover(runner: &Runner, conduct: &Conduct<'_>) -> Result<Recovered> {
 /// take-over that could not be put right.
 pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<TakenOver>> {
     let workers = runner.home.workers();
-    let is_dead = |uuid: &uuid::Uuid| *uuid != runner.row.uuid && !worker::is_alive(&workers, uuid);
+    let is_dead = |uuid: &uuid::Uuid| *uuid != runner.row.uuid && !liveness::is_alive(&workers, uuid);
     // After an end that was none, a look at the database comes before anything is built on it.
     if runner.store.workers()?.iter().any(|row| is_dead(&row.uuid)) {
         runner.store.quick_check()?;
@@ -66,7 +66,7 @@ pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<V
     let mut taken = Vec::new();
     for run in runner.store.running()? {
         let Some(dead) = run.worker else { continue };
-        let alive = if dead == runner.row.uuid { active(run.id) } else { worker::is_alive(&workers, &dead) };
+        let alive = if dead == runner.row.uuid { active(run.id) } else { liveness::is_alive(&workers, &dead) };
         if alive {
             continue;
         }
@@ -89,7 +89,7 @@ pub fn forget_dead(runner: &Runner) -> Result<()> {
     let workers = runner.home.workers();
     let mut dead = Vec::new();
     for row in runner.store.workers()? {
-        if row.uuid != runner.row.uuid && !worker::is_alive(&workers, &row.uuid) {
+        if row.uuid != runner.row.uuid && !liveness::is_alive(&workers, &row.uuid) {
             dead.push(row.uuid);
         }
     }

@@ -17,13 +17,13 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::liveness::{self, Activity, Registration};
 use crate::runner::{self, Cancel, Ended, Runner};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::supervisor::Supervisor;
 use crate::transfer;
 use crate::upkeep;
-use crate::worker::{self, Activity, Registration};
 use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
@@ -467,5 +467,5 @@ impl Service {
 pub fn serving(runner: &Runner) -> Result<Option<u32>> {
     let workers = runner.home.workers();
     let rows = runner.store.workers()?;
-    Ok(rows.iter().find(|row| row.role == Role::Service && worker::is_alive(&workers, &row.uuid)).map(|row| row.pid))
+    Ok(rows.iter().find(|row| row.role == Role::Service && liveness::is_alive(&workers, &row.uuid)).map(|row| row.pid))
 }

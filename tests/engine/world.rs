@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use backup_manager::clock::{Clock, ManualClock, Timestamp};
 use backup_manager::home::{Home, Places};
+use backup_manager::liveness::Worker;
 use backup_manager::runner::Runner;
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{
     Access, Bootstrap, Claim, HistoryFilter, Intent, Role, Run, ScheduleRow, Store, Watermark, WorkerRow,
 };
-use backup_manager::worker::Worker;
 use chrono_tz::Tz;
 
 /// 2026-11-23T00:00:00Z, a Monday.
