@@ -10,9 +10,9 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use backup_manager::archive::place::PendingFile;
 use backup_manager::archive::proof::{self, ExpectedChunk};
 use backup_manager::clock::{Clock, SystemClock};
+use backup_manager::durable::PendingFile;
 use backup_manager::member::{ChunkRecord, MemberPath};
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::runner::pipeline::{self, Job, Written};

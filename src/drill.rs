@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::archive::place;
 use crate::archive_folder;
 use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::member::{CatalogMember, MemberKind, MemberPath};
@@ -244,7 +244,7 @@ struct Scratch {
 impl Scratch {
     fn open(home: &Home, named: Option<&Path>) -> Result<Scratch> {
         let folder = named.map_or_else(|| home.backups().join(FOLDER), Path::to_owned);
-        place::make_folder(&folder, home.folder_mode())?;
+        durable::make_folder(&folder, home.folder_mode())?;
         let handle = File::open(&folder).map_err(Error::io("open", &folder))?;
         flock(&handle, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             Error::busy(format!("another drill goes on in {}", folder.display())).hint("wait until it is over")
@@ -261,7 +261,7 @@ impl Scratch {
 
     fn fresh(&self) -> Result<PathBuf> {
         let target = self.target();
-        place::make_folder(&target, 0o700)?;
+        durable::make_folder(&target, 0o700)?;
         Ok(target)
     }
 

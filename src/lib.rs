@@ -7,6 +7,7 @@ pub mod archive_folder;
 pub mod cli;
 pub mod clock;
 pub mod drill;
+pub mod durable;
 pub mod error;
 pub mod home;
 pub mod liveness;

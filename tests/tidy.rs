@@ -25,6 +25,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("schedule", 0, ANY),
     // Floor 1: one resource each, never each other.
     ("store", 1, &[]),
+    ("durable", 1, &[]),
     ("source", 1, &[]),
     ("archive", 1, &[]),
     ("liveness", 1, &[]),

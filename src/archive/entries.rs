@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::place::PendingFile;
 use super::trailer::{ENTRY_BYTES, SEGMENT_BYTES};
+use crate::durable::PendingFile;
 use crate::error::{Error, Result};
 
 /// Entries in memory go to the file when they are so many bytes.

@@ -20,7 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
-use super::place::{is_temporary_name, random_name};
+use crate::durable::{is_temporary_name, random_name};
 use crate::error::{Error, Result};
 use crate::member::{FileTime, Member, MemberKind, MemberPath};
 

@@ -11,7 +11,6 @@ pub mod extract;
 pub mod foreign;
 pub mod header;
 pub mod members;
-pub mod place;
 pub mod proof;
 pub mod reader;
 pub mod record;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 
-use crate::archive::place;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{self, Store};
@@ -24,7 +24,7 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let unmade = super::renew_links(home, store, &rows)?;
     let mut stuck = None;
     for archive in &deleting {
-        match place::remove(&home.backups().join(&archive.file_name)) {
+        match durable::remove(&home.backups().join(&archive.file_name)) {
             Ok(()) => store.remove_deleted(archive.run)?,
             Err(error) => drop(stuck.get_or_insert(error)),
         }
@@ -53,7 +53,7 @@ pub fn remove_left_behind(home: &Home, store: &Store, schedule: &str) -> Result<
     }
     let under_way: HashSet<String> = store.temporary_names()?.into_iter().collect();
     for name in found.iter().filter(|name| !under_way.contains(&format!("{schedule}/{name}"))) {
-        place::remove(&folder.join(name))?;
+        durable::remove(&folder.join(name))?;
         log::info!("{schedule}: removed {name}, which an attempt left behind");
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::archive::place;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
 use crate::store::Store;
@@ -35,7 +35,7 @@ pub fn check(home: &Home, store: &Store) -> Result<()> {
     match read_identity(home, store)? {
         Some(()) => writable(home.backups()),
         None => {
-            place::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
+            durable::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
             let _lock = FolderLock::take(home.backups())?;
             write_identity(home, store)
         }
@@ -83,7 +83,7 @@ fn read_identity(home: &Home, store: &Store) -> Result<Option<()>> {
 ///
 /// Errors: what [`check`] says, where neither may be done.
 pub fn take_on(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
-    place::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
+    durable::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
     let _lock = FolderLock::take(home.backups())?;
     let path = home.backups().join(IDENTITY);
     let found = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
@@ -120,7 +120,7 @@ fn put_identity(home: &Home, store: &Store, replace: bool) -> Result<()> {
     let folder = home.backups();
     let text = serde_json::to_vec(&Identity { database: store.identity() })
         .map_err(|e| Error::failed("cannot write the identity").because(e))?;
-    place::put(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
+    durable::put(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
 }
 
 /// Held by who places something in the archive folder itself, or in another that belongs to nobody; archives lie in
@@ -134,7 +134,7 @@ impl FolderLock {
     fn take(folder: &Path) -> Result<FolderLock> {
         let handle = File::open(folder).map_err(Error::io("open", folder))?;
         match flock(&handle, FlockOperation::LockExclusive) {
-            Ok(()) => place::remove_abandoned(folder)?,
+            Ok(()) => durable::remove_abandoned(folder)?,
             Err(error) => log::debug!("{} cannot be locked: {error}", folder.display()),
         }
         Ok(FolderLock { _locked: handle })
@@ -146,7 +146,7 @@ impl FolderLock {
 pub fn clear_up(folder: &Path) -> Option<FolderLock> {
     let handle = File::open(folder).ok()?;
     flock(&handle, FlockOperation::NonBlockingLockExclusive).ok()?;
-    place::remove_abandoned(folder).ok()?;
+    durable::remove_abandoned(folder).ok()?;
     Some(FolderLock { _locked: handle })
 }
 

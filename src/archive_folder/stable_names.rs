@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::FolderLock;
-use crate::archive::{foreign, place};
+use crate::archive::foreign;
 use crate::clock::Timestamp;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{LegacyArchive, ScheduleRow, Store};
@@ -71,8 +72,8 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
         match wanted {
             // `.tar` is no suffix of the others, so at most one extension is wanted.
             Some(target) if current.as_deref() == Some(Path::new(target)) => {}
-            Some(target) => place::link_relative(&link, &folder.join(target))?,
-            None if current.is_some_and(|target| target.starts_with(name)) => place::remove(&link)?,
+            Some(target) => durable::link_relative(&link, &folder.join(target))?,
+            None if current.is_some_and(|target| target.starts_with(name)) => durable::remove(&link)?,
             None => {}
         }
     }
@@ -89,10 +90,10 @@ fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp)
         let found = home.backups().join(format!("{name}.{extension}"));
         let Ok(metadata) = fs::symlink_metadata(&found) else { continue };
         if metadata.is_file() {
-            place::make_folder(&own_folder, home.folder_mode())?;
+            durable::make_folder(&own_folder, home.folder_mode())?;
             let stamp = Timestamp::from_millis(metadata.mtime().saturating_mul(1000)).compact_utc();
             let aside = own_folder.join(format!("{name}-{stamp}-legacy.{extension}"));
-            place::rename_new(&found, &aside)?;
+            durable::rename_new(&found, &aside)?;
             notes.push(format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
         }
     }

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::Context;
 use super::output::{self, Format};
-use crate::archive::place::{self, Placement};
 use crate::archive_folder;
+use crate::durable::{self, Placement};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transfer::{self, Imported};
 
@@ -123,7 +123,7 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
         Some(file) => {
             let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
             let _held = absolute.parent().and_then(archive_folder::clear_up);
-            let how = match place::put(&absolute, &bytes, context.home.file_mode(), args.force)? {
+            let how = match durable::put(&absolute, &bytes, context.home.file_mode(), args.force)? {
                 Placement::Renamed => "",
                 Placement::WrittenInPlace => ", in place, since it is a mount point",
             };

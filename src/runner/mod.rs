@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::archive::place::{self, PendingFile, SealedFile};
 use crate::archive::proof;
 use crate::archive_folder;
 use crate::clock::{Clock, Timestamp};
+use crate::durable::{self, PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::liveness::Worker;
@@ -139,7 +139,7 @@ impl Runner {
         let scan_started = self.clock.now();
         let comment = self.comment(claim, &row, scan_started).map_err(Failure::source)?;
         let folder = self.home.backups().join(row.schedule.name.as_str());
-        place::make_folder(&folder, self.home.folder_mode()).map_err(Failure::own)?;
+        durable::make_folder(&folder, self.home.folder_mode()).map_err(Failure::own)?;
         if let Err(error) = archive_folder::remove_left_behind(&self.home, &self.store, row.schedule.name.as_str()) {
             log::warn!("{}: what earlier attempts left behind stays: {error}", row.schedule.name);
         }
@@ -297,7 +297,7 @@ impl Runner {
             _ => {}
         }
         // Gone already unless removing it failed once.
-        if let Err(error) = place::remove(&self.home.backups().join(&intent.temporary_name)) {
+        if let Err(error) = durable::remove(&self.home.backups().join(&intent.temporary_name)) {
             log::warn!("run @{run}: its temporary file stays behind: {error}");
         }
         let interrupted = failure.error.kind() == ErrorKind::Interrupted;

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use crate::archive::place;
 use crate::archive_folder;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
 use crate::store::{ArchiveState, Claim, Requeue, Run, RunState, Unfinished};
@@ -129,9 +129,9 @@ fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, conduct: &Conduct
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
     let temporary_left = temporary.as_deref().map(stands).transpose()?.unwrap_or(false);
     match (stands(&last)?, temporary) {
-        (true, Some(temporary)) if temporary_left => place::remove(&temporary)?,
-        (true, _) => place::sync_folder(last.parent().unwrap_or(&last))?,
-        (false, Some(temporary)) if temporary_left => place::rename_new(&temporary, &last)?,
+        (true, Some(temporary)) if temporary_left => durable::remove(&temporary)?,
+        (true, _) => durable::sync_folder(last.parent().unwrap_or(&last))?,
+        (false, Some(temporary)) if temporary_left => durable::rename_new(&temporary, &last)?,
         (false, _) => return queue_again(runner, claim, "its archive file was lost before it was in place"),
     }
     let row = runner.store.schedule(claim.schedule())?;
@@ -154,7 +154,7 @@ fn stands(path: &Path) -> Result<bool> {
 
 fn remove_temporary(runner: &Runner, archive: &Unfinished) -> Result<()> {
     match &archive.temporary_name {
-        Some(name) => place::remove(&runner.home.backups().join(name)),
+        Some(name) => durable::remove(&runner.home.backups().join(name)),
         None => Ok(()),
     }
 }

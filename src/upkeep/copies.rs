@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::archive::place::{self, PendingFile};
 use crate::archive_folder;
 use crate::clock::Timestamp;
+use crate::durable::{self, PendingFile};
 use crate::error::{Error, Result};
 use crate::home::{Home, beside};
 use crate::store::{self, Store};
@@ -33,9 +33,9 @@ pub struct PutBack {
 pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathBuf> {
     archive_folder::check(home, store)?;
     let folder = home.backups().join(FOLDER);
-    place::make_folder(&folder, home.folder_mode())?;
+    durable::make_folder(&folder, home.folder_mode())?;
     // What a killed process left half written: of several services one makes the copy, so nobody is using it.
-    place::remove_abandoned(&folder)?;
+    durable::remove_abandoned(&folder)?;
     let path = copy_of(home, now);
     let pending = PendingFile::create(&path, home.file_mode())?;
     store.copy_into(pending.temp_path())?;
@@ -49,7 +49,7 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
     // wrong, nobody knows.
     for group in ahead_and_old(home, &path)? {
         for path in group.iter().rev().skip(KEPT) {
-            place::remove(path)?;
+            durable::remove(path)?;
         }
     }
     Ok(path)
@@ -110,7 +110,7 @@ pub fn put_back_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result
     }
     // With the lock, nobody is using what a killed process left of this name.
     let temporary = beside(home.db(), ".put-back");
-    place::remove(&temporary)?;
+    durable::remove(&temporary)?;
     let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
     let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
     io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
@@ -147,7 +147,7 @@ fn move_aside(home: &Home, now: Timestamp) -> Result<Option<PathBuf>> {
     for suffix in PARTS {
         let from = beside(home.db(), suffix);
         match fs::symlink_metadata(&from) {
-            Ok(_) => place::rename_new(&from, &beside(&aside, suffix))?,
+            Ok(_) => durable::rename_new(&from, &beside(&aside, suffix))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("inspect", &from)(error)),
         }

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::place::{self, PendingFile, SealedFile};
 use backup_manager::archive_folder;
 use backup_manager::clock::Clock;
+use backup_manager::durable::{self, PendingFile, SealedFile};
 use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
 use backup_manager::progress::{Observer, Problem, Progress};
@@ -86,7 +86,7 @@ pub fn carry_to(
     let last = world.home.backups().join(&intent.file_name);
     match stage {
         Stage::Linked => fs::hard_link(&temporary, &last).unwrap(),
-        Stage::InPlace | Stage::Complete => place::rename_new(&temporary, &last).unwrap(),
+        Stage::InPlace | Stage::Complete => durable::rename_new(&temporary, &last).unwrap(),
         Stage::Lost => fs::remove_file(&temporary).unwrap(),
         _ => {}
     }
@@ -108,7 +108,7 @@ fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: 
     archive_folder::check(&world.home, &world.store)?;
     let source = world.home.source_path(&row.schedule.source);
     fs::read_dir(&source).map_err(backup_manager::error::Error::io("list", &source))?;
-    place::make_folder(&world.home.backups().join(row.schedule.name.as_str()), 0o700)?;
+    durable::make_folder(&world.home.backups().join(row.schedule.name.as_str()), 0o700)?;
     let temporary = world.home.backups().join(&intent.temporary_name);
     if stage == Stage::HalfWritten {
         fs::write(&temporary, "half an arch").map_err(backup_manager::error::Error::io("write", &temporary))?;

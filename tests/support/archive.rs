@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::place::PendingFile;
 use backup_manager::archive::proof::{self, ExpectedChunk};
 use backup_manager::clock::SystemClock;
+use backup_manager::durable::PendingFile;
 use backup_manager::error::Result;
 use backup_manager::member::{ChunkRecord, MemberPath};
 use backup_manager::progress::{Observer, Problem, Progress};

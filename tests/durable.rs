@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use backup_manager::archive::place::{self, PendingFile, Placement};
+use backup_manager::durable::{self, PendingFile, Placement};
 use backup_manager::error::ErrorKind;
 
 fn names(folder: &Path) -> Vec<String> {
@@ -22,9 +22,9 @@ fn modes_are_exact_whatever_the_umask() {
     // The umask belongs to the process; widening it here only makes the other tests of this file stricter.
     let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o027));
     let path = folder.path().join("a");
-    place::put(&path, b"x", 0o646, false).unwrap();
-    assert!(place::make_folder(&folder.path().join("p/q"), 0o757).unwrap());
-    assert!(!place::make_folder(&folder.path().join("p/q"), 0o700).unwrap());
+    durable::put(&path, b"x", 0o646, false).unwrap();
+    assert!(durable::make_folder(&folder.path().join("p/q"), 0o757).unwrap());
+    assert!(!durable::make_folder(&folder.path().join("p/q"), 0o700).unwrap());
     rustix::process::umask(before);
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o646);
     for made in ["p", "p/q"] {
@@ -36,17 +36,17 @@ fn modes_are_exact_whatever_the_umask() {
 fn nothing_is_clobbered_unless_asked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a");
-    assert_eq!(place::put(&path, b"first", 0o600, false).unwrap(), Placement::Renamed);
-    let error = place::put(&path, b"second", 0o600, false).unwrap_err();
+    assert_eq!(durable::put(&path, b"first", 0o600, false).unwrap(), Placement::Renamed);
+    let error = durable::put(&path, b"second", 0o600, false).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(error.to_string().contains("exists already"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"first");
-    place::put(&path, b"third", 0o600, true).unwrap();
+    durable::put(&path, b"third", 0o600, true).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"third");
     assert_eq!(names(folder.path()), ["a"]);
     let other = folder.path().join("b");
     fs::write(&other, b"other").unwrap();
-    assert_eq!(place::rename_new(&other, &path).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(durable::rename_new(&other, &path).unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(names(folder.path()), ["a", "b"]);
 }
 
@@ -79,11 +79,11 @@ fn a_sealed_file_can_be_left_and_placed_by_another() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a");
     let temp = PendingFile::create(&path, 0o400).unwrap().seal().unwrap().leave();
-    place::rename_new(&temp, &path).unwrap();
+    durable::rename_new(&temp, &path).unwrap();
     assert_eq!(names(folder.path()), ["a"]);
-    place::remove(&path).unwrap();
-    place::remove(&path).unwrap();
-    place::remove(&folder.path().join("no/such/folder/file")).unwrap();
+    durable::remove(&path).unwrap();
+    durable::remove(&path).unwrap();
+    durable::remove(&folder.path().join("no/such/folder/file")).unwrap();
 }
 
 #[test]
@@ -93,17 +93,17 @@ fn links_are_relative_and_replace_only_links() {
     fs::write(folder.path().join("docs/one.tar"), b"1").unwrap();
     fs::write(folder.path().join("docs/two.tar"), b"2").unwrap();
     let link = folder.path().join("docs.tar");
-    place::link_relative(&link, &folder.path().join("docs/one.tar")).unwrap();
+    durable::link_relative(&link, &folder.path().join("docs/one.tar")).unwrap();
     assert_eq!(fs::read_link(&link).unwrap(), Path::new("docs/one.tar"));
-    place::link_relative(&link, &folder.path().join("docs/two.tar")).unwrap();
-    place::link_relative(&link, &folder.path().join("docs/two.tar")).unwrap();
+    durable::link_relative(&link, &folder.path().join("docs/two.tar")).unwrap();
+    durable::link_relative(&link, &folder.path().join("docs/two.tar")).unwrap();
     assert_eq!(fs::read(&link).unwrap(), b"2");
     let deep = folder.path().join("docs/deep.tar");
-    place::link_relative(&deep, &folder.path().join("elsewhere/x.tar")).unwrap();
+    durable::link_relative(&deep, &folder.path().join("elsewhere/x.tar")).unwrap();
     assert_eq!(fs::read_link(&deep).unwrap(), Path::new("../elsewhere/x.tar"));
     let regular = folder.path().join("regular");
     fs::write(&regular, b"the only copy").unwrap();
-    assert_eq!(place::link_relative(&regular, &link).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(durable::link_relative(&regular, &link).unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(fs::read(&regular).unwrap(), b"the only copy");
     assert_eq!(names(folder.path()), ["docs", "docs.tar", "regular"]);
 }
@@ -112,10 +112,10 @@ fn links_are_relative_and_replace_only_links() {
 fn a_folder_that_is_a_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("f"), b"").unwrap();
-    assert!(place::make_folder(&folder.path().join("f"), 0o700).is_err());
+    assert!(durable::make_folder(&folder.path().join("f"), 0o700).is_err());
     fs::create_dir(folder.path().join("real")).unwrap();
     symlink("real", folder.path().join("link")).unwrap();
-    assert!(!place::make_folder(&folder.path().join("link"), 0o700).unwrap());
+    assert!(!durable::make_folder(&folder.path().join("link"), 0o700).unwrap());
     let error = PendingFile::create(&folder.path().join("missing/x"), 0o600).unwrap_err();
     assert!(error.next_step().unwrap().contains("missing"), "{error}");
 }
@@ -131,7 +131,7 @@ fn a_mount_point_is_written_in_place() {
         eprintln!("skipped: bind mounts need root");
         return;
     }
-    let placed = place::put(&target, b"new", 0o600, true);
+    let placed = durable::put(&target, b"new", 0o600, true);
     let read = fs::read(&target);
     assert!(Command::new("umount").arg(&target).status().unwrap().success());
     assert_eq!(placed.unwrap(), Placement::WrittenInPlace);
@@ -147,7 +147,7 @@ fn a_full_file_system_says_so_and_keeps_nothing() {
         eprintln!("skipped: mounting a tmpfs needs root");
         return;
     }
-    let error = place::put(&folder.path().join("a"), &vec![1; 1 << 20], 0o600, false);
+    let error = durable::put(&folder.path().join("a"), &vec![1; 1 << 20], 0o600, false);
     let left = names(folder.path());
     assert!(Command::new("umount").arg(folder.path()).status().unwrap().success());
     assert_eq!(error.unwrap_err().kind(), ErrorKind::DiskFull);

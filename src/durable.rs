@@ -304,7 +304,7 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 }
 
 /// Returns a name for something that is about to be renamed.
-pub(super) fn random_name() -> Result<String> {
+pub fn random_name() -> Result<String> {
     let random = getrandom::u64()
         .map_err(|e| Error::failed("the system gives no random numbers").because(io::Error::other(e.to_string())))?;
     Ok(format!("{TEMP_PREFIX}{random:016x}{TEMP_SUFFIX}"))
@@ -323,7 +323,7 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
 }
 
 /// Says whether only this module makes such names.
-pub(super) fn is_temporary_name(name: &str) -> bool {
+pub fn is_temporary_name(name: &str) -> bool {
     let random = name.strip_prefix(TEMP_PREFIX).and_then(|rest| rest.strip_suffix(TEMP_SUFFIX));
     random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
 }
