@@ -32,7 +32,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("supervisor", 1, &[]),
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),
-    ("transfer", 2, &[]),
+    ("import_export", 2, &[]),
     // Floor 3: acts.
     ("prune", 3, &[]),
     ("runner", 3, &["prune"]),

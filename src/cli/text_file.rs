@@ -12,7 +12,7 @@ use super::output::{self, Format};
 use crate::archive_folder;
 use crate::durable::{self, Placement};
 use crate::error::{Error, ErrorKind, Result};
-use crate::transfer::{self, Imported};
+use crate::import_export::{self, Imported};
 
 /// Form of a file of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,14 +52,14 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
     let (name, bytes) = read(&path)?;
     // A file that cannot be used leaves no new database behind.
     let entries = match args.format {
-        FileFormat::Text => Some(transfer::parse_text(&bytes, &name)?),
+        FileFormat::Text => Some(import_export::parse_text(&bytes, &name)?),
         FileFormat::Json => None,
     };
     let store = context.open_or_create()?;
     let (zone, now) = (context.default_zone(&store)?, context.now());
     let imported = match &entries {
-        Some(entries) => transfer::import_text(&store, entries, args.replace, zone, now)?,
-        None => transfer::import_json(&store, &bytes, &name, args.replace, zone, now)?,
+        Some(entries) => import_export::import_text(&store, entries, args.replace, zone, now)?,
+        None => import_export::import_json(&store, &bytes, &name, args.replace, zone, now)?,
     };
     tell(context, &name, &imported)?;
     Ok(0)
@@ -111,8 +111,8 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
     let store = context.open()?;
     let rows = store.schedules()?;
     let (bytes, left_out) = match args.format {
-        FileFormat::Text => transfer::export_text(&rows),
-        FileFormat::Json => (transfer::export_json(&rows)?, Vec::new()),
+        FileFormat::Text => import_export::export_text(&rows),
+        FileFormat::Json => (import_export::export_json(&rows)?, Vec::new()),
     };
     match &args.file {
         None => output::print_bytes(&bytes)?,

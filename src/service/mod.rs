@@ -17,12 +17,12 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::import_export;
 use crate::liveness::{self, Activity, Registration};
 use crate::runner::{self, Cancel, Ended, Runner};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::supervisor::Supervisor;
-use crate::transfer;
 use crate::upkeep;
 use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
 
@@ -89,7 +89,7 @@ pub struct Service {
     background: Option<Sender<Event>>,
     watch: Watch,
     last_tick: Option<Timestamp>,
-    text_file: Option<transfer::TextFileState>,
+    text_file: Option<import_export::TextFileState>,
     stop: Option<StopRequest>,
     upkeep: Option<UpkeepThread>,
     upkeep_begun: Option<Duration>,
@@ -116,7 +116,7 @@ impl Service {
         runner.store.add_worker(row.uuid, Role::Service, row.pid, &row.host, runner.clock.now())?;
         let watch = runner.store.watch()?;
         let mut service = Service {
-            text_file: options.import.clone().map(transfer::TextFileState::new),
+            text_file: options.import.clone().map(import_export::TextFileState::new),
             runner,
             options,
             active: Arc::default(),
@@ -158,7 +158,7 @@ impl Service {
             return Ok(Tick::default());
         }
         let look_again = match &mut self.text_file {
-            Some(state) => transfer::follow_text_file(state, &self.runner.store, self.options.zone, now)?,
+            Some(state) => import_export::follow_text_file(state, &self.runner.store, self.options.zone, now)?,
             None => false,
         };
         if self.last_tick.is_none() {
@@ -414,7 +414,7 @@ impl Service {
                 Ok(Event::RunEnded(_)) => {}
                 Err(_) if pause.is_zero() || !self.runner.store.is_in_place() => {}
                 Err(_) if self.last_tick.is_some_and(|last| self.runner.clock.now() < last) => return,
-                Err(_) if self.text_file.as_ref().is_some_and(transfer::TextFileState::has_changed) => {}
+                Err(_) if self.text_file.as_ref().is_some_and(import_export::TextFileState::has_changed) => {}
                 Err(_) => match self.watch.changed() {
                     Ok(false) => continue,
                     Ok(true) => return,

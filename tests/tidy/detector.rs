@@ -33,7 +33,7 @@ fn the_detector_sees_bad_imports() {
     assert_tidy("src/store/runs.rs", "use crate::{error::{Error, Result}, clock::Timestamp};\nuse crate::store::x;\n");
     assert_tidy("src/store/runs.rs", "// use crate::archive\nconst X: &str = \"crate::archive\";\n");
     assert_tidy("src/runner/mod.rs", "use crate::archive_folder::x;\n");
-    assert_tidy("src/service.rs", "use crate::runner::x;\nuse crate::transfer;\n");
+    assert_tidy("src/service.rs", "use crate::runner::x;\nuse crate::import_export;\n");
     assert_tidy("src/runner.rs", "mod tests {\n    use super::*;\n}\n");
     assert_tidy("src/main.rs", "use backup_manager::cli;\n");
 }
