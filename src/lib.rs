@@ -22,6 +22,5 @@ pub mod schedule;
 pub mod service;
 pub mod source;
 pub mod store;
-pub mod supervisor;
 pub mod upkeep;
 pub mod verify;

@@ -29,7 +29,6 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("source", 1, &[]),
     ("archive", 1, &[]),
     ("liveness", 1, &[]),
-    ("supervisor", 1, &[]),
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),

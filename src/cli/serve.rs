@@ -13,9 +13,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::{Context, config, environment, logging, output, run};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::service::systemd::Supervisor;
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
-use crate::supervisor::Supervisor;
 use crate::upkeep;
 
 /// What a detached service says on stdout when it serves.

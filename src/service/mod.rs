@@ -3,6 +3,7 @@
 //! [`Service::tick`] is one round and takes the time from the clock, so that tests and simulation drive it step by
 //! step. [`Service::serve`] only repeats it and waits in between.
 
+pub mod systemd;
 mod threads;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use crossbeam_channel::{Receiver, Sender};
 
+use self::systemd::Supervisor;
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -22,7 +24,6 @@ use crate::liveness::{self, Activity, Registration};
 use crate::runner::{self, Cancel, Ended, Runner};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
-use crate::supervisor::Supervisor;
 use crate::upkeep;
 use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
 
