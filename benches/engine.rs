@@ -12,10 +12,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_manager::backup::Runner;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::home::{Home, Places};
 use backup_manager::liveness::Worker;
-use backup_manager::runner::Runner;
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{Access, Bootstrap, Role, RunState, Store, Watermark, WorkerRow};

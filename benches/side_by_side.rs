@@ -11,11 +11,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backup_manager::archive::proof::{self, ExpectedChunk};
+use backup_manager::backup::pipeline::{self, Job, Written};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
 use backup_manager::member::{ChunkRecord, MemberPath};
 use backup_manager::progress::{Observer, Problem, Progress};
-use backup_manager::runner::pipeline::{self, Job, Written};
 use backup_manager::schedule::{Compression, Excludes};
 
 const ROUNDS: usize = 5;

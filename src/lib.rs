@@ -4,6 +4,7 @@
 
 pub mod archive;
 pub mod archive_folder;
+pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod drill;
@@ -17,7 +18,6 @@ pub mod progress;
 pub mod prune;
 pub mod rescan;
 pub mod restore;
-pub mod runner;
 pub mod schedule;
 pub mod service;
 pub mod source;

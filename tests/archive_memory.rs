@@ -11,10 +11,10 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use backup_manager::backup::pipeline::{self, Job, Written};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
 use backup_manager::member::MemberPath;
-use backup_manager::runner::pipeline::{self, Job, Written};
 use backup_manager::schedule::{Compression, Excludes};
 
 use support::archive::{Silent, is_long_run};

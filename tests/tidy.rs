@@ -34,7 +34,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("import_export", 2, &[]),
     // Floor 3: acts.
     ("prune", 3, &[]),
-    ("runner", 3, &["prune"]),
+    ("backup", 3, &["prune"]),
     ("verify", 3, &[]),
     ("rescan", 3, &[]),
     ("drill", 3, &["restore", "verify"]),

@@ -10,8 +10,8 @@ use super::list::schedule_json;
 use super::output::{self, Format};
 use super::schedule_options::ScheduleOptions;
 use super::{Context, list, run};
+use crate::backup;
 use crate::error::{Error, Result};
-use crate::runner;
 use crate::schedule::{Cadence, Schedule, ScheduleName, Spec};
 use crate::store::{Revived, ScheduleRow, Store, Watermark};
 
@@ -112,14 +112,14 @@ fn with_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> R
 fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zone: chrono_tz::Tz) -> Result<Value> {
     let schedule = &row.schedule;
     let path = context.home.source_path(&schedule.source);
-    let size = match runner::measure(&context.home, row, &*context.clock, SIZING) {
+    let size = match backup::measure(&context.home, row, &*context.clock, SIZING) {
         Ok(size) => Some(size),
         Err(error) => {
             context.warn(&error.to_string());
             None
         }
     };
-    let free = runner::free_bytes(context.home.backups()).ok();
+    let free = backup::free_bytes(context.home.backups()).ok();
     let own_zone = schedule.zone.unwrap_or(zone);
     let period = schedule.cadence.as_ref().map_or(Duration::MAX, |cadence| cadence.period(own_zone, context.now()));
     let copies = schedule.retention.copies(period);

@@ -7,10 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::output::{self, Format};
 use super::{Context, select};
+use crate::backup;
 use crate::error::{Error, Result};
 use crate::member::MemberKind;
 use crate::restore::{self, Brief, Change, Contents};
-use crate::runner;
 use crate::store::{ScheduleRow, Store};
 
 #[derive(Args)]
@@ -79,7 +79,7 @@ fn schedule_of(context: &Context, store: &Store, what: &str) -> Result<ScheduleR
 fn source_now(context: &Context, row: &ScheduleRow, was: &Contents) -> Result<Contents> {
     let mut is = Contents::new();
     let mut failed = None;
-    let problems = runner::visit_source(&context.home, row, &mut |found| {
+    let problems = backup::visit_source(&context.home, row, &mut |found| {
         let stat = &found.stat;
         let link_target = match found.kind {
             MemberKind::Symlink => match found.read_link() {

@@ -11,10 +11,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
+use crate::backup::{self, Cancel, Conduct, Ended, Runner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::{self, Worker};
 use crate::progress::Progress;
-use crate::runner::{self, Cancel, Conduct, Ended, Runner};
 use crate::store::{Claim, ClaimNow, Intent, Role, Run, RunRequest, RunState, ScheduleRow, Store, WorkerRow};
 
 /// How often a run of another process is looked at.
@@ -86,7 +86,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
     let mut losses = false;
     let mut documents = Vec::new();
     for row in rows {
-        let listing = runner::list_source(&context.home, row, &mut |path, size| {
+        let listing = backup::list_source(&context.home, row, &mut |path, size| {
             if context.format == Format::Json {
                 let mut object = Map::new();
                 output::put_path(&mut object, "path", path);
@@ -224,7 +224,7 @@ fn join(
                 }
             }
             // Its process died, and there may be no service to put it right.
-            Some(_) => runner::recover(runner, &conduct).map(drop)?,
+            Some(_) => backup::recover(runner, &conduct).map(drop)?,
             // It was cut off and waits for another try: that is this command's now, as any run that waits.
             None => {
                 observer.finish();
@@ -313,7 +313,7 @@ fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
     let (cancel, observer) = (Cancel::default(), TerminalObserver::new("recovery", context.quiet));
     let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: true };
-    runner::recover(&runner, &conduct)?;
+    backup::recover(&runner, &conduct)?;
     Ok(runner)
 }
 

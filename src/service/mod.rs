@@ -17,11 +17,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use self::systemd::Supervisor;
 use crate::archive_folder;
+use crate::backup::{self, Cancel, Ended, Runner};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::import_export;
 use crate::liveness::{self, Activity, Registration};
-use crate::runner::{self, Cancel, Ended, Runner};
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
 use crate::upkeep;
@@ -202,7 +202,7 @@ impl Service {
         let taken = {
             let (active, stuck) = (lock(&self.active), lock(&self.stuck));
             let is_ours = |run| active.contains_key(&run) || stuck.contains_key(&run);
-            runner::take_over_dead(&self.runner, &is_ours)?
+            backup::take_over_dead(&self.runner, &is_ours)?
         };
         for taken in taken {
             let run = taken.run();
@@ -218,7 +218,7 @@ impl Service {
                 None => work(),
             }
         }
-        runner::forget_dead(&self.runner)
+        backup::forget_dead(&self.runner)
     }
 
     /// A process may have died between the end of a run and its stable name.

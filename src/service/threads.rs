@@ -8,9 +8,9 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::{Event, Options};
+use crate::backup::{self, Cancel, Conduct, Ended, Runner, TakenOver};
 use crate::error::{ErrorKind, Result};
 use crate::progress::{Observer, Problem, Progress};
-use crate::runner::{self, Cancel, Conduct, Ended, Runner, TakenOver};
 use crate::store::{Claim, Intent, RunState};
 use crate::upkeep;
 
@@ -57,7 +57,7 @@ pub(super) fn put_right(runner: &Runner, taken: TakenOver, stuck: &Mutex<HashMap
     let run = taken.run();
     let cancel = Cancel::default();
     let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
-    match runner::put_right(runner, taken, &conduct) {
+    match backup::put_right(runner, taken, &conduct) {
         Ok(state) => log::info!("run @{run}: put right, now {}", state.as_str()),
         Err(error) => {
             log::error!("run @{run}: cannot be put right yet: {error}");

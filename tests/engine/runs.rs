@@ -7,10 +7,10 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use backup_manager::archive_folder;
+use backup_manager::backup::{Cancel, Conduct, Ended, Recovered, Runner, recover};
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
 use backup_manager::progress::{Observer, Problem, Progress};
-use backup_manager::runner::{Cancel, Conduct, Ended, Recovered, Runner, recover};
 use backup_manager::store::{ClaimNow, Health, Role, RunRequest, RunState, ScheduleRow, Sealed, Trigger};
 
 use crate::world::{DAY, HOUR, MINUTE, World};

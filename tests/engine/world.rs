@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_manager::backup::Runner;
 use backup_manager::clock::{Clock, ManualClock, Timestamp};
 use backup_manager::home::{Home, Places};
 use backup_manager::liveness::Worker;
-use backup_manager::runner::Runner;
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{

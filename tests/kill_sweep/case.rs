@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
+use backup_manager::backup::{Cancel, Conduct, Recovered, Runner, recover};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::home::{Home, Places};
 use backup_manager::liveness::Worker;
 use backup_manager::progress::{Observer, Problem, Progress};
-use backup_manager::runner::{Cancel, Conduct, Recovered, Runner, recover};
 use backup_manager::store::{Access, Bootstrap, Role, Store, WorkerRow};
 
 use crate::looks::{self, Look};

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive_folder;
+use backup_manager::backup::{Cancel, Runner, pipeline};
 use backup_manager::clock::Clock;
 use backup_manager::durable::{self, PendingFile, SealedFile};
 use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
 use backup_manager::progress::{Observer, Problem, Progress};
-use backup_manager::runner::{Cancel, Runner, pipeline};
 use backup_manager::store::{Claim, Completed, Intent, ScheduleRow, Sealed};
 
 use crate::world::World;

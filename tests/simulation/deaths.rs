@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use backup_manager::backup::{Cancel, Conduct, Runner, recover};
 use backup_manager::error::ErrorKind;
-use backup_manager::runner::{Cancel, Conduct, Runner, recover};
 use backup_manager::store::{Claim, Completed, Intent, Requeue, Role, RunState};
 use uuid::Uuid;
 

@@ -8,9 +8,9 @@ mod deaths;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use backup_manager::backup::{Cancel, Conduct, Recovered, Runner, recover};
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::error::ErrorKind;
-use backup_manager::runner::{Cancel, Conduct, Recovered, Runner, recover};
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{
     Claim, ClaimNow, Due, Intent, Materialised, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,

@@ -5,12 +5,12 @@ use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::proof::{self, ExpectedChunk};
+use backup_manager::backup::pipeline::{self, Job, Written};
 use backup_manager::clock::SystemClock;
 use backup_manager::durable::PendingFile;
 use backup_manager::error::Result;
 use backup_manager::member::{ChunkRecord, MemberPath};
 use backup_manager::progress::{Observer, Problem, Progress};
-use backup_manager::runner::pipeline::{self, Job, Written};
 use backup_manager::schedule::Compression;
 
 /// An archive and what the pipeline said of it.

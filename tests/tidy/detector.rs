@@ -24,7 +24,7 @@ fn the_detector_sees_bad_imports() {
     assert_found("src/clock.rs", "\nuse crate::store::Store;\n", 2, "goes up");
     assert_found("src/store/runs.rs", "use crate::archive::x;\n", 1, "sideways");
     assert_found("src/store/runs.rs", "use crate::{\n    error::Error,\n    source::{walk, x},\n};\n", 3, "sideways");
-    assert_found("src/store/mod.rs", "fn f() { let _ = crate::runner::run(); }\n", 1, "goes up");
+    assert_found("src/store/mod.rs", "fn f() { let _ = crate::backup::run(); }\n", 1, "goes up");
     assert_found("src/transfer.rs", "use super::archive_folder::x;\n", 1, "sideways");
     assert_found("src/runner/part.rs", "use super::super::service::x;\n", 1, "two modules");
     assert_found("src/runner.rs", "use crate::*;\n", 1, "everything");
@@ -33,7 +33,7 @@ fn the_detector_sees_bad_imports() {
     assert_tidy("src/store/runs.rs", "use crate::{error::{Error, Result}, clock::Timestamp};\nuse crate::store::x;\n");
     assert_tidy("src/store/runs.rs", "// use crate::archive\nconst X: &str = \"crate::archive\";\n");
     assert_tidy("src/runner/mod.rs", "use crate::archive_folder::x;\n");
-    assert_tidy("src/service.rs", "use crate::runner::x;\nuse crate::import_export;\n");
+    assert_tidy("src/service.rs", "use crate::backup::x;\nuse crate::import_export;\n");
     assert_tidy("src/runner.rs", "mod tests {\n    use super::*;\n}\n");
     assert_tidy("src/main.rs", "use backup_manager::cli;\n");
 }
