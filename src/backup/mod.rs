@@ -4,11 +4,11 @@
 //! folder's sync before the proof, the proof before `complete`. Whatever stops in between, recovery knows from the
 //! row what is on disk.
 
-mod aftermath;
+mod estimate;
 mod monitor;
 pub mod pipeline;
-mod preview;
-mod recovery;
+mod post_backup;
+mod recover;
 mod source_root;
 mod space;
 
@@ -29,11 +29,11 @@ use crate::liveness::Worker;
 use crate::store::{
     Claim, Completed, Ending, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, Unended, WorkerRow,
 };
+pub use estimate::{Listing, free_bytes, list_source, measure, visit_source};
 use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
-pub use preview::{Listing, free_bytes, list_source, measure, visit_source};
-pub use recovery::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
+pub use recover::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
 pub(crate) use source_root::SourceRoot;
 
 /// Pause before writing a run's end again, where the database could not take it.
