@@ -6,13 +6,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-use super::SourceRoot;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::MemberKind;
 use crate::progress::Problem;
-use crate::source::{self, Found};
+use crate::source::{self, Found, SourceRoot};
 use crate::store::ScheduleRow;
 
 /// How much a source holds, as far as it was looked at.
@@ -71,13 +70,13 @@ fn walk_found(
     row: &ScheduleRow,
     visit: &mut dyn FnMut(&Found, u64) -> ControlFlow<()>,
 ) -> Result<Listing> {
-    let source = SourceRoot::find(home, row)?;
+    let source = SourceRoot::find(home, &row.schedule)?;
     let never = home.never_archived();
     let mut listing = Listing { complete: true, ..Listing::default() };
     let mut problems = Vec::new();
     let mut linked = HashSet::new();
     source::walk(
-        &source.walk_options(row, &never),
+        &source.walk_options(&row.schedule, &never),
         &mut |found| {
             let first_name = found.stat.links < 2 || linked.insert((found.stat.device, found.stat.inode));
             let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };

@@ -9,7 +9,6 @@ mod monitor;
 pub mod pipeline;
 mod post_backup;
 mod recover;
-mod source_root;
 mod space;
 
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +25,7 @@ use crate::durable::{self, PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::liveness::Worker;
+use crate::source::SourceRoot;
 use crate::store::{
     Claim, Completed, Ending, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, Unended, WorkerRow,
 };
@@ -34,7 +34,6 @@ use monitor::Monitor;
 pub use monitor::{Cancel, Conduct};
 use pipeline::Written;
 pub use recover::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
-pub(crate) use source_root::SourceRoot;
 
 /// Pause before writing a run's end again, where the database could not take it.
 const END_RETRY: Duration = Duration::from_secs(30);
@@ -135,7 +134,7 @@ impl Runner {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
         row.schedule.compression = intent.compression;
         archive_folder::check(&self.home, &self.store).map_err(Failure::source)?;
-        let source = SourceRoot::find(&self.home, &row).map_err(Failure::source)?;
+        let source = SourceRoot::find(&self.home, &row.schedule).map_err(Failure::source)?;
         let scan_started = self.clock.now();
         let comment = self.comment(claim, &row, scan_started).map_err(Failure::source)?;
         let folder = self.home.backups().join(row.schedule.name.as_str());

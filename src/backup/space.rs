@@ -1,9 +1,9 @@
 //! Before a run writes: how much it is going to be, and whether that fits.
 
-use super::{Runner, SourceRoot, free_bytes};
+use super::{Runner, free_bytes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Compression;
-use crate::source;
+use crate::source::{self, SourceRoot};
 use crate::store::ScheduleRow;
 
 /// What the headers and the padding of a member take in a plain archive, about.
@@ -30,7 +30,7 @@ impl Runner {
             return Ok(Expected { members: last.members, content_bytes: last.content_bytes });
         }
         let never = self.home.never_archived();
-        let totals = source::scan(&root.walk_options(row, &never))?;
+        let totals = source::scan(&root.walk_options(&row.schedule, &never))?;
         let plain = totals.bytes.saturating_add(totals.members.saturating_mul(BYTES_A_MEMBER));
         let needed = match (row.schedule.compression, &last) {
             (Compression::None, _) => Some(plain),

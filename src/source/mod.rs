@@ -12,6 +12,7 @@ mod listing;
 mod names;
 mod open_file;
 mod own;
+mod root;
 mod trouble;
 mod walk;
 
@@ -20,4 +21,5 @@ pub use filter::check_patterns;
 pub use found::{Found, Stat};
 pub use names::Names;
 pub use open_file::{Extent, OpenFile, Stability};
+pub use root::SourceRoot;
 pub use walk::{Totals, WalkOptions, WalkSummary, scan, walk};

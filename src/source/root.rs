@@ -4,16 +4,19 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use super::WalkOptions;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::MemberPath;
-use crate::source::WalkOptions;
-use crate::store::ScheduleRow;
+use crate::schedule::Schedule;
 
 /// A schedule's source, resolved.
-pub(crate) struct SourceRoot {
+pub struct SourceRoot {
+    /// Its absolute path, links resolved.
     pub path: PathBuf,
+    /// What it is called in the archive.
     pub name: MemberPath,
+    /// Lines of the exclude files.
     pub patterns: Vec<String>,
 }
 
@@ -21,18 +24,18 @@ impl SourceRoot {
     /// Resolves the source of a schedule and reads its exclude files.
     ///
     /// Errors: `Failed` where the source is missing, `Usage` where an exclude file cannot be read.
-    pub(crate) fn find(home: &Home, row: &ScheduleRow) -> Result<SourceRoot> {
-        let path = home.source_path(&row.schedule.source);
+    pub fn find(home: &Home, schedule: &Schedule) -> Result<SourceRoot> {
+        let path = home.source_path(&schedule.source);
         let root = fs::canonicalize(&path).map_err(|e| {
             Error::failed(format!("the source {} cannot be opened", path.display()))
                 .because(e)
-                .hint(format!("mount it, or name another with `backup-manager edit {} --path PATH`", row.schedule.name))
+                .hint(format!("mount it, or name another with `backup-manager edit {} --path PATH`", schedule.name))
         })?;
         // The name as it was written, even where that is a link; `/` and `..` have none.
         let name = path.file_name().or(root.file_name()).map_or(&b"root"[..], |name| name.as_bytes());
         let root_name = MemberPath::parse(name)?;
         let mut patterns = Vec::new();
-        for file in &row.schedule.excludes.files {
+        for file in &schedule.excludes.files {
             let path = home.source_path(file.as_bytes());
             let text = fs::read_to_string(&path)
                 .map_err(|e| Error::usage(format!("the exclude file {} cannot be read", path.display())).because(e))?;
@@ -44,11 +47,11 @@ impl SourceRoot {
     }
 
     /// Returns what a walk over it takes in, without what is `never` archived.
-    pub(crate) fn walk_options<'a>(&'a self, row: &'a ScheduleRow, never: &'a [PathBuf]) -> WalkOptions<'a> {
+    pub fn walk_options<'a>(&'a self, schedule: &'a Schedule, never: &'a [PathBuf]) -> WalkOptions<'a> {
         WalkOptions {
             root: &self.path,
             root_name: &self.name,
-            excludes: &row.schedule.excludes,
+            excludes: &schedule.excludes,
             patterns: &self.patterns,
             never,
         }
