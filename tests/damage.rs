@@ -18,8 +18,8 @@ use backup_manager::archive::proof::{self, DamagedChunk, ExpectedChunk};
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::record;
 use backup_manager::clock::Timestamp;
+use backup_manager::maintenance::verify::verify_file;
 use backup_manager::member::ChunkRecord;
-use backup_manager::verify::verify_file;
 use support::archive::{Made, make, run_tool};
 
 /// A small generator with a seed that is printed.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backup_manager::clock::Timestamp;
-use backup_manager::prune::{ArchiveFacts, Rule, Verdict, select};
+use backup_manager::maintenance::prune::{ArchiveFacts, Rule, Verdict, select};
 use backup_manager::schedule::Retention;
 use chrono_tz::Tz;
 use proptest::prelude::*;

@@ -33,13 +33,9 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),
     // Floor 3: acts.
-    ("prune", 3, &[]),
-    ("backup", 3, &["prune"]),
-    ("verify", 3, &[]),
-    ("rescan", 3, &[]),
-    ("drill", 3, &["restore", "verify"]),
-    ("upkeep", 3, &["verify", "drill"]),
     ("restore", 3, &[]),
+    ("maintenance", 3, &["restore"]),
+    ("backup", 3, &["maintenance"]),
     ("service", 3, ANY),
     // Floor 4: the edge.
     ("cli", 4, ANY),

@@ -3,7 +3,7 @@
 use super::{Conduct, Runner};
 use crate::archive_folder;
 use crate::error::Result;
-use crate::prune;
+use crate::maintenance::prune;
 use crate::store::ScheduleRow;
 
 /// What an archive holds, as far as a sudden change would show.

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, config, select};
-use crate::drill::{self, Conduct};
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance::drill::{self, Conduct};
 
 #[derive(Args)]
 pub struct DrillArgs {

@@ -7,7 +7,7 @@ use super::output::{self, Format};
 use super::{Context, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
-use crate::prune::{self, Plan, Verdict};
+use crate::maintenance::prune::{self, Plan, Verdict};
 use crate::store::{Archive, ScheduleRow, Store};
 
 #[derive(Args)]

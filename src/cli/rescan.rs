@@ -11,9 +11,9 @@ use super::terminal::TerminalObserver;
 use super::{Context, config, start};
 use crate::archive_folder;
 use crate::error::{ErrorKind, Result};
-use crate::rescan::{self, Report};
+use crate::maintenance;
+use crate::maintenance::rescan::{self, Report};
 use crate::store::Access;
-use crate::upkeep;
 
 #[derive(Args)]
 pub struct RescanArgs {
@@ -27,7 +27,7 @@ pub struct RescanArgs {
 
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Some(copy) = &args.from_copy {
-        let put_back = upkeep::put_back_copy(&context.home, copy.as_deref(), context.now())?;
+        let put_back = maintenance::put_back_copy(&context.home, copy.as_deref(), context.now())?;
         context.say(&format!("put back {}", put_back.copy.display()));
         if let Some(aside) = put_back.aside {
             context.say(&format!("the database that was there is now {}", aside.display()));

@@ -13,10 +13,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::{Context, config, environment, logging, output, run};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance;
 use crate::service::systemd::Supervisor;
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
-use crate::upkeep;
 
 /// What a detached service says on stdout when it serves.
 pub const READY: &str = "ready";
@@ -151,7 +151,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         zone: context.zone,
         import: args.options.import.clone(),
         scratch: args.options.scratch.clone(),
-        upkeep: upkeep::Intervals {
+        upkeep: maintenance::Intervals {
             reverify_days: config::days(&store, "reverify_days", args.options.reverify_days)?,
             drill_days: config::days(&store, "drill_days", args.options.drill_days)?,
             history_days: config::days(&store, "history_days", args.options.history_days)?,

@@ -12,8 +12,8 @@ use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::liveness::{self, Activity, RunActivity};
+use crate::maintenance::rescan;
 use crate::progress::Progress;
-use crate::rescan;
 use crate::store::{Access, Archive, Drill, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
 
 /// Beyond one period, how old the newest good archive may be.

@@ -12,9 +12,9 @@ use super::output::{self, Format};
 use super::{Context, config, select};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance::verify::{self, Findings};
 use crate::schedule::parse_age;
 use crate::store::{Access, Archive, Store};
-use crate::verify::{self, Findings};
 
 #[derive(Args)]
 pub struct VerifyArgs {
@@ -79,7 +79,7 @@ fn choose(
     let mut archives = Vec::new();
     for word in words {
         match select::run_number(word) {
-            Some(run) => archives.push(store.archive(run)?.ok_or_else(|| crate::prune::no_archive(run))?),
+            Some(run) => archives.push(store.archive(run)?.ok_or_else(|| crate::maintenance::prune::no_archive(run))?),
             None => archives.extend(store.archives(Some(select::schedule_or_history(store, word)?.id))?),
         }
     }

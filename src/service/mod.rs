@@ -22,9 +22,9 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::import_export;
 use crate::liveness::{self, Activity, Registration};
+use crate::maintenance;
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
-use crate::upkeep;
 use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
@@ -65,7 +65,7 @@ pub struct Options {
     /// A text file that is read at start and whenever it changes (§4).
     pub import: Option<PathBuf>,
     /// What is looked after, and how often.
-    pub upkeep: upkeep::Intervals,
+    pub upkeep: maintenance::Intervals,
     /// Where restore drills write; without it, below the archive folder.
     pub scratch: Option<PathBuf>,
 }
@@ -375,8 +375,8 @@ impl Service {
         }
     }
 
-    /// Does what is due of the daily work on this thread: see [`upkeep::look_after`].
-    pub fn look_after(&self, cancel: &AtomicBool) -> Result<upkeep::Round> {
+    /// Does what is due of the daily work on this thread: see [`maintenance::look_after`].
+    pub fn look_after(&self, cancel: &AtomicBool) -> Result<maintenance::Round> {
         look_after(&self.runner, &self.options, cancel)
     }
 

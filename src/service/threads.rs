@@ -10,13 +10,13 @@ use crossbeam_channel::Sender;
 use super::{Event, Options};
 use crate::backup::{self, Cancel, Conduct, Ended, Runner, TakenOver};
 use crate::error::{ErrorKind, Result};
+use crate::maintenance;
 use crate::progress::{Observer, Problem, Progress};
 use crate::store::{Claim, Intent, RunState};
-use crate::upkeep;
 
 /// The work of a day takes one thread: runs come first.
-pub(super) fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool) -> Result<upkeep::Round> {
-    let means = upkeep::Means {
+pub(super) fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool) -> Result<maintenance::Round> {
+    let means = maintenance::Means {
         home: &runner.home,
         store: &runner.store,
         clock: &*runner.clock,
@@ -25,7 +25,7 @@ pub(super) fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool
         scratch: options.scratch.as_deref(),
         cancel,
     };
-    upkeep::look_after(&means, options.upkeep)
+    maintenance::look_after(&means, options.upkeep)
 }
 
 pub(super) fn carry_out(

@@ -29,6 +29,7 @@ mod bootstrap;
 mod catalog;
 mod chunk_members;
 mod claims;
+mod maintenance;
 mod members;
 mod occurrences;
 mod rescan;
@@ -36,7 +37,6 @@ mod retention;
 mod runs;
 mod schedules;
 mod settings;
-mod upkeep;
 mod workers;
 
 use std::os::unix::fs::MetadataExt;
@@ -53,13 +53,13 @@ pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed,
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
+pub use maintenance::{Drill, Task, check_copy};
 pub use members::{Listed, Sighting};
 pub use occurrences::{Due, Materialised};
 pub use rescan::FoundArchive;
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedules::{Revived, ScheduleRow, Watermark};
 pub use settings::Imported;
-pub use upkeep::{Drill, Task, check_copy};
 pub use workers::{Role, StopRequest, WorkerRow};
 
 /// How long a connection waits for another's write.

@@ -9,10 +9,10 @@ use backup_manager::archive_folder;
 use backup_manager::backup::Runner;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
-use backup_manager::prune::{self, Plan};
+use backup_manager::maintenance::prune::{self, Plan};
+use backup_manager::maintenance::verify::{Findings, verify_archive, verify_file};
 use backup_manager::schedule::Retention;
 use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow};
-use backup_manager::verify::{Findings, verify_archive, verify_file};
 
 use crate::runs::run_now;
 use crate::world::{DAY, HOUR, World};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backup_manager::clock::{Clock, SystemClock};
-use backup_manager::upkeep;
+use backup_manager::maintenance;
 use refinery::Target;
 use rusqlite::Connection;
 
@@ -131,7 +131,7 @@ impl Homes {
         fs::rename(older.join("older.db"), older.join("backup.db")).unwrap();
         let copied = self.like("rescan-older", "rescan-copied");
         let (home, store) = home_and_store(&copied).expect("a store");
-        upkeep::copy_database(&home, &store, SystemClock::new().now()).expect("a copy");
+        maintenance::copy_database(&home, &store, SystemClock::new().now()).expect("a copy");
         drop(store);
         for (name, home, command) in [
             ("database lost", lost, "rescan"),

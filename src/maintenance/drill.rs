@@ -15,11 +15,11 @@ use crate::clock::Clock;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
+use crate::maintenance::verify;
 use crate::member::{CatalogMember, MemberKind, MemberPath};
 use crate::progress::Observer;
 use crate::restore::{self, Opened, Options, Selection};
 use crate::store::{Archive, Drill, ScheduleRow, Store};
-use crate::verify;
 
 /// Folder of drills in the archive folder, unless another is named.
 const FOLDER: &str = ".scratch";

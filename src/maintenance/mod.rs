@@ -1,7 +1,11 @@
 //! What a service does by itself, a little each day: reading old archives back, restore drills, copies of the database,
 //! a shorter history.
 
-mod copies;
+mod database_copies;
+pub mod drill;
+pub mod prune;
+pub mod rescan;
+pub mod verify;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,14 +14,12 @@ use std::time::Duration;
 
 use crate::archive_folder;
 use crate::clock::{Clock, Timestamp};
-use crate::drill;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::progress::Observer;
 use crate::store::{Archive, ScheduleRow, Store, Task};
-use crate::verify;
 
-pub use copies::{PutBack, copies, copy_database, put_back_copy};
+pub use database_copies::{PutBack, copies, copy_database, put_back_copy};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How often each task comes, a little less than a day so that its hour does not move.
