@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use backup_manager::archive::proof::{self, ExpectedChunk};
+use backup_manager::archive::check::{self, ExpectedChunk};
 use backup_manager::backup::pipeline::{self, Job, Written};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
@@ -68,7 +68,7 @@ fn compare(tree: &Path, scratch: &Path, compression: Compression, label: &str, p
         let made = clock.monotonic();
         ours_cpu = ours_cpu.min(cpu_ticks().0 - cpu.0);
         let mut expected = records.iter().map(|record| Ok(ExpectedChunk::from(record)));
-        proof::prove(&ours_path, &mut expected, &written.digest, written.size, cores, &AtomicBool::new(false))
+        check::prove(&ours_path, &mut expected, &written.digest, written.size, cores, &AtomicBool::new(false))
             .expect("the archive is whole");
         ours = ours.min(made);
         proven = proven.min(clock.monotonic());

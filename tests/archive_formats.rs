@@ -9,9 +9,9 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::buffer::Buffer;
+use backup_manager::archive::check::{examine, prove_by_trailer};
 use backup_manager::archive::foreign::{TarFacts, check_plain_tar};
 use backup_manager::archive::header::{self, END_MARKS};
-use backup_manager::archive::proof::{examine, prove_by_trailer};
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::error::ErrorKind;
 use backup_manager::member::{FileTime, Member, MemberKind, MemberPath};

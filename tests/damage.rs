@@ -13,10 +13,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::damage;
-use backup_manager::archive::proof::{self, DamagedChunk, ExpectedChunk};
+use backup_manager::archive::check::{self, DamagedChunk, ExpectedChunk};
+use backup_manager::archive::damaged_members;
 use backup_manager::archive::reader::ArchiveReader;
-use backup_manager::archive::record;
+use backup_manager::archive::rebuild;
 use backup_manager::clock::Timestamp;
 use backup_manager::maintenance::verify::verify_file;
 use backup_manager::member::ChunkRecord;
@@ -71,7 +71,7 @@ fn examine_flipped(made: &Made, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, 
     let mut expected = made.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
     let mut damaged = Vec::new();
     let never = AtomicBool::new(false);
-    let result = proof::examine(&reader, &mut expected, 2, &never, &mut |chunk| {
+    let result = check::examine(&reader, &mut expected, 2, &never, &mut |chunk| {
         damaged.push(chunk);
         std::ops::ControlFlow::Continue(())
     });

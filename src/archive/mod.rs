@@ -2,18 +2,18 @@
 
 mod acl;
 pub mod buffer;
-pub mod chunk;
+pub mod check;
+mod chunk_table;
 pub mod codec;
 pub mod content;
-pub mod damage;
-mod entries;
+pub mod cutter;
+pub mod damaged_members;
 pub mod extract;
 pub mod foreign;
 pub mod header;
 pub mod members;
-pub mod proof;
 pub mod reader;
-pub mod record;
+pub mod rebuild;
 pub mod sparse;
 pub mod trailer;
 pub mod writer;

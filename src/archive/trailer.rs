@@ -18,8 +18,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::chunk_table::EntryTable;
 use super::codec::Codec;
-use super::entries::EntryTable;
 use super::header::BLOCK;
 use crate::error::{Error, ErrorKind, Result};
 

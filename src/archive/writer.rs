@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Advice, fadvise};
 
 use super::buffer::Buffer;
+use super::chunk_table::EntryTable;
 use super::codec::{Codec, EncodedChunk, Encoder};
-use super::entries::EntryTable;
 use super::header;
 use super::trailer::{self, Facts};
 use crate::error::{Error, Result};

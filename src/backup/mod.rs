@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::archive::proof;
+use crate::archive::check;
 use crate::archive_folder;
 use crate::clock::{Clock, Timestamp};
 use crate::durable::{self, PendingFile, SealedFile};
@@ -270,7 +270,7 @@ impl Runner {
             }
             let chunk = page.next()?;
             next = chunk.sequence + 1;
-            Some(Ok(proof::ExpectedChunk {
+            Some(Ok(check::ExpectedChunk {
                 sequence: chunk.sequence,
                 offset: chunk.offset,
                 stored_length: chunk.stored_length,
@@ -281,7 +281,7 @@ impl Runner {
         });
         // What is sealed always finishes (I10): nothing cancels the proof.
         let never = AtomicBool::new(false);
-        proof::prove(&path, &mut chunks, &placing.digest, placing.size, self.threads, &never)?;
+        check::prove(&path, &mut chunks, &placing.digest, placing.size, self.threads, &never)?;
         let now = self.clock.now();
         self.store.mark_proved(claim, now)?;
         Ok(now)

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::archive::codec::Codec;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
-use crate::archive::{proof, record};
+use crate::archive::{check, rebuild};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
@@ -184,7 +184,7 @@ fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Cand
     let Some(trailer) = reader.trailer()? else {
         return Err(Error::new(ErrorKind::Damage, "it does not end as archives of this program do: it was cut off"));
     };
-    let Some(comment) = record::read_comment(&reader, &trailer)? else { return Ok(None) };
+    let Some(comment) = rebuild::read_comment(&reader, &trailer)? else { return Ok(None) };
     let Ok(Comment { schedule, source }) = serde_json::from_slice::<Comment>(&comment) else { return Ok(None) };
     if schedule.name.as_str() != folder {
         return Ok(None);
@@ -228,7 +228,7 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Atomic
     let row = store
         .schedule_named(name)?
         .ok_or_else(|| Error::failed(format!("the schedule \"{name}\" was removed while its archives were read")))?;
-    let (_, digest) = proof::prove_by_trailer(&candidate.path, threads, cancel)?;
+    let (_, digest) = check::prove_by_trailer(&candidate.path, threads, cancel)?;
     let metadata = candidate.reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
     let facts = candidate.trailer.facts();
     let found = FoundArchive {
@@ -259,7 +259,7 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Atomic
     let run = store.begin_found(&found, now)?;
     let (mut batch, mut rows): (Vec<ChunkRecord>, usize) = (Vec::new(), 0);
     let reader = Arc::clone(&candidate.reader);
-    record::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
+    rebuild::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
         rows += 2 + chunk.members.len();
         batch.push(chunk);
         if rows >= BATCH_ROWS {

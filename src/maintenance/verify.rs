@@ -7,9 +7,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::archive::proof::{self, DamagedChunk, ExpectedChunk};
+use crate::archive::check::{self, DamagedChunk, ExpectedChunk};
 use crate::archive::reader::ArchiveReader;
-use crate::archive::{damage, foreign};
+use crate::archive::{damaged_members, foreign};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
@@ -97,7 +97,7 @@ fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel
     let Some(digest) = digest else { return examine_foreign(path, Some(archive.size)) };
     let mut damaged = Vec::new();
     let mut expected = ExpectedChunks { store, run: archive.run, page: Vec::new().into_iter(), next: 0 };
-    let found = proof::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
+    let found = check::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
     });
@@ -144,7 +144,7 @@ fn name_damage(
         }
         return Ok(());
     }
-    for member in damage::differing(reader, &damaged.chunk, &members) {
+    for member in damaged_members::differing(reader, &damaged.chunk, &members) {
         findings.add_member(member.path.as_bytes().to_vec());
     }
     Ok(())
@@ -195,7 +195,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<F
     let reading = |e| Error::io("read the trailer of", path)(e);
     let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map(Into::into).map_err(reading));
     let mut damaged = Vec::new();
-    let found = proof::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
+    let found = check::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
     });
@@ -209,7 +209,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<F
     for DamagedChunk { chunk, reason } in &damaged {
         let (from, to) = (chunk.offset, chunk.offset + chunk.stored_length);
         findings.structure.push(format!("chunk {} (bytes {from} to {to}): {reason}", chunk.sequence));
-        damage::names_in(&reader, chunk).into_iter().for_each(|path| findings.add_member(path));
+        damaged_members::names_in(&reader, chunk).into_iter().for_each(|path| findings.add_member(path));
     }
     Ok(findings.concluded())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::proof::{self, ExpectedChunk};
+use backup_manager::archive::check::{self, ExpectedChunk};
 use backup_manager::backup::pipeline::{self, Job, Written};
 use backup_manager::clock::SystemClock;
 use backup_manager::durable::PendingFile;
@@ -95,7 +95,7 @@ impl Made {
     pub fn prove(&self) -> Result<()> {
         let mut expected = self.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
         let (digest, size) = (self.written.digest, self.written.size);
-        proof::prove(&self.path, &mut expected, &digest, size, 2, &AtomicBool::new(false))
+        check::prove(&self.path, &mut expected, &digest, size, 2, &AtomicBool::new(false))
     }
 }
 

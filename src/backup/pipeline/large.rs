@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use super::read::Shortfall;
-use crate::archive::chunk::LARGEST_CONTENT;
+use crate::archive::cutter::LARGEST_CONTENT;
 use crate::archive::sparse::Span;
 use crate::member::Member;
 use crate::source::{Found, OpenFile};

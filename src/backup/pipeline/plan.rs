@@ -9,7 +9,7 @@ use super::flow::Flow;
 use super::large::{LargeFile, PIECE_BYTES};
 use super::links::{LinkTurn, Links};
 use super::read;
-use crate::archive::chunk::{Cutter, LARGEST_CONTENT};
+use crate::archive::cutter::{Cutter, LARGEST_CONTENT};
 use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
 use crate::member::MemberKind;

@@ -1,9 +1,9 @@
 //! Which members a damaged chunk takes along.
 
 use super::buffer::Buffer;
+use super::check::ExpectedChunk;
 use super::codec::{Codec, Decoder};
 use super::header::{self, BLOCK};
-use super::proof::ExpectedChunk;
 use super::reader::ArchiveReader;
 use crate::member::{CatalogMember, Member, MemberKind};
 
