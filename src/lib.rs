@@ -5,6 +5,7 @@
 pub mod archive;
 pub mod archive_folder;
 pub mod backup;
+pub mod browse;
 pub mod cli;
 pub mod clock;
 pub mod durable;

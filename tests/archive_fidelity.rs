@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use backup_manager::browse::{Opened, Selection};
 use backup_manager::clock::SystemClock;
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Conduct, Opened, Options, Selection};
+use backup_manager::restore::{self, Conduct, Options};
 use backup_manager::schedule::Compression;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

@@ -32,6 +32,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),
+    ("browse", 2, &[]),
     // Floor 3: acts.
     ("restore", 3, &[]),
     ("maintenance", 3, &["restore"]),

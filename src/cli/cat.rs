@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Context, select};
+use crate::browse;
 use crate::error::{Error, Result};
-use crate::restore;
 use crate::schedule::parse_when;
 
 #[derive(Args)]
@@ -32,7 +32,7 @@ pub fn cmd_cat(context: &Context, args: &CatArgs) -> Result<u8> {
     for path in &args.path {
         let path = archive.member_path(path)?;
         let mut gone = false;
-        let written = restore::read_file(&archive, &path, &mut |bytes| {
+        let written = browse::read_file(&archive, &path, &mut |bytes| {
             stdout.write_all(bytes).map_err(|e| {
                 gone = e.kind() == io::ErrorKind::BrokenPipe;
                 Error::failed("cannot write to standard output").because(e)

@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 use super::output::{self, Format};
 use super::{Context, select};
 use crate::backup;
+use crate::browse::{self, Brief, Change, Contents};
 use crate::error::{Error, Result};
 use crate::member::MemberKind;
-use crate::restore::{self, Brief, Change, Contents};
 use crate::store::{ScheduleRow, Store};
 
 #[derive(Args)]
@@ -23,9 +23,9 @@ pub struct DiffArgs {
 
 pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
     let older = select::archive(context, &args.older, None, None)?;
-    let was = restore::contents(&older)?;
+    let was = browse::contents(&older)?;
     let is = match &args.newer {
-        Some(newer) => restore::contents(&select::archive(context, newer, None, None)?)?,
+        Some(newer) => browse::contents(&select::archive(context, newer, None, None)?)?,
         None => {
             let store = context.open()?;
             source_now(context, &schedule_of(context, &store, &args.older)?, &was)?
@@ -33,7 +33,7 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
     };
     let mut documents: [Vec<Value>; 3] = Default::default();
     let mut lines = Vec::new();
-    restore::compare(&was, &is, &mut |path, change| {
+    browse::compare(&was, &is, &mut |path, change| {
         let (at, word, what) = match change {
             Change::Added(_) => (0, "added", Vec::new()),
             Change::Removed(_) => (1, "removed", Vec::new()),

@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use super::ls::{kind_word, timestamp};
 use super::output::{self, Format};
 use super::{Context, select};
+use crate::browse::Globs;
 use crate::error::{Error, Result};
 use crate::member::{MemberKind, MemberPath};
-use crate::restore::Globs;
 use crate::store::{Sighting, Store};
 
 #[derive(Args)]

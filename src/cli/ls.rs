@@ -10,10 +10,10 @@ use serde_json::{Map, Value, json};
 use super::output::{self, Format};
 use super::{Context, select};
 use crate::archive::members::Event;
+use crate::browse::{Globs, Opened, Selection};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{FileTime, Member, MemberKind};
-use crate::restore::{Globs, Opened, Selection};
 use crate::schedule::parse_when;
 
 #[derive(Args)]

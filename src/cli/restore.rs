@@ -10,8 +10,9 @@ use super::output::{self, Format};
 use super::signals::Stop;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
+use crate::browse::{Globs, Opened, Selection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::restore::{self, Action, Conduct, Globs, Opened, Options, Overwrite, Paths, Report, Selection};
+use crate::restore::{self, Action, Conduct, Options, Overwrite, Paths, Report};
 use crate::schedule::parse_when;
 
 const AFTER_HELP: &str = "\

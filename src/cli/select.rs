@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::Context;
+use crate::browse::Opened;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::restore::Opened;
 use crate::store::{Archive, ScheduleRow, Store};
 
 /// Returns the schedule that `word` names: an index in `list` if it is all digits, else a name.

@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::archive_folder;
+use crate::browse::{Opened, Selection};
 use crate::clock::Clock;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +19,7 @@ use crate::home::Home;
 use crate::maintenance::verify;
 use crate::member::{CatalogMember, MemberKind, MemberPath};
 use crate::progress::Observer;
-use crate::restore::{self, Opened, Options, Selection};
+use crate::restore::{self, Options};
 use crate::store::{Archive, Drill, ScheduleRow, Store};
 
 /// Folder of drills in the archive folder, unless another is named.

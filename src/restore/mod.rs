@@ -4,12 +4,8 @@
 //! write small files. Folders get their mode and times last. A restore that was cut off is finished by running it
 //! again: whatever stands at its place with the right size and time is whole.
 
-mod compare;
 mod decide;
-mod opened;
-mod read_file;
 mod report;
-mod selection;
 mod shared;
 mod tree;
 mod write;
@@ -27,15 +23,12 @@ use self::tree::{Folder, Obstacle, Tree};
 use self::write::{FileJob, Unwritten};
 use crate::archive::extract::{self, Made, Powers, Target};
 use crate::archive::members::{Entry, Event, Members};
+use crate::browse::{Opened, Selection};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 use crate::progress::{Observer, Progress};
-pub use compare::{Brief, Change, Contents, compare, contents};
-pub use opened::Opened;
-pub use read_file::read_file;
 pub use report::{Paths, Report};
-pub use selection::{Globs, Selection};
 
 /// Files up to this many bytes are handed to other threads whole.
 const MOST_HANDED_OVER: u64 = 1 << 20;

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use backup_manager::browse::{Globs, Opened, Selection};
 use backup_manager::clock::SystemClock;
 use backup_manager::error::{ErrorKind, Result};
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Conduct, Globs, Opened, Options, Report, Selection};
+use backup_manager::restore::{self, Conduct, Options, Report};
 use backup_manager::schedule::Compression;
 
 use crate::support::archive::{Silent, make};

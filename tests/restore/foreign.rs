@@ -5,7 +5,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use backup_manager::restore::{Opened, Options, read_file};
+use backup_manager::browse::{Opened, read_file};
+use backup_manager::restore::Options;
 
 use crate::fidelity::restore_all;
 use crate::support::archive::run_tool;

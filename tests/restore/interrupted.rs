@@ -5,10 +5,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use backup_manager::browse::{Opened, Selection};
 use backup_manager::clock::SystemClock;
 use backup_manager::error::ErrorKind;
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Action, Conduct, Opened, Options, Overwrite, Selection};
+use backup_manager::restore::{self, Action, Conduct, Options, Overwrite};
 use backup_manager::schedule::Compression;
 
 use crate::fidelity::{FORMATS, restore_all};

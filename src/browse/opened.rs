@@ -150,7 +150,7 @@ impl Opened {
 
     /// Returns what the catalog knows of the members that begin in a few chunks from `sequence` on, and the first
     /// chunk behind these; nothing where the catalog does not know the archive.
-    pub(super) fn catalog_page(&self, sequence: u64) -> Result<Option<(Vec<store::Listed>, Option<u64>)>> {
+    pub fn catalog_page(&self, sequence: u64) -> Result<Option<(Vec<store::Listed>, Option<u64>)>> {
         let page = |catalog: &Catalog| catalog.store.members(catalog.archive.run, sequence, 32);
         self.catalog.as_ref().map(page).transpose()
     }
