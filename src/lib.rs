@@ -8,6 +8,7 @@ pub mod backup;
 pub mod browse;
 pub mod cli;
 pub mod clock;
+pub mod confined;
 pub mod durable;
 pub mod error;
 pub mod home;

@@ -27,7 +27,8 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("store", 1, &[]),
     ("durable", 1, &[]),
     ("source", 1, &[]),
-    ("archive", 1, &[]),
+    ("archive", 1, &["durable"]),
+    ("confined", 1, &["durable"]),
     ("liveness", 1, &[]),
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),

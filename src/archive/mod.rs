@@ -8,7 +8,6 @@ pub mod codec;
 pub mod content;
 pub mod cutter;
 pub mod damaged_members;
-pub mod extract;
 pub mod foreign;
 pub mod header;
 pub mod members;

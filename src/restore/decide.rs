@@ -112,22 +112,22 @@ impl Restorer<'_, '_> {
             return Ok(Place::Free);
         };
         let ours = self.shared.is_placed(path);
-        let Some(stat) = extract::look(&*folder.handle, path.file_name())? else {
+        let Some(stat) = confined::look(&*folder.handle, path.file_name())? else {
             (self.conduct.told)(Action::Create, path);
             return Ok(Place::Free);
         };
-        let kind = extract::kind_of(&stat);
+        let kind = confined::kind_of(&stat);
         let same = kind == Some(member.kind)
             && match member.kind {
                 MemberKind::File => {
-                    stat.st_size.cast_unsigned() == member.size && extract::modified_of(&stat) == member.modified
+                    stat.st_size.cast_unsigned() == member.size && confined::modified_of(&stat) == member.modified
                 }
                 MemberKind::Symlink => {
-                    extract::link_target(&*folder.handle, path.file_name())?[..]
+                    confined::link_target(&*folder.handle, path.file_name())?[..]
                         == *member.link_target.as_deref().unwrap_or_default()
                 }
                 MemberKind::Folder => true,
-                _ => extract::device_of(&stat) == member.device_number.unwrap_or((0, 0)),
+                _ => confined::device_of(&stat) == member.device_number.unwrap_or((0, 0)),
             };
         // What the archive has twice is there as it has it last.
         let overwrite = if ours { Overwrite::Always } else { self.options.overwrite };
@@ -163,13 +163,13 @@ impl Restorer<'_, '_> {
             (Place::Free, _) | (_, None) => (false, true, true),
             (Place::Taken, Some(parent)) => {
                 if !dry {
-                    extract::remove(&*parent.handle, path.file_name(), false)?;
+                    confined::remove(&*parent.handle, path.file_name(), false)?;
                 }
                 (false, true, true)
             }
             (Place::Same, Some(parent)) => {
-                let unfinished = extract::look(&*parent.handle, path.file_name())?
-                    .is_some_and(|stat| extract::is_unfinished(&stat, member.mode));
+                let unfinished = confined::look(&*parent.handle, path.file_name())?
+                    .is_some_and(|stat| confined::is_unfinished(&stat, member.mode));
                 let ours = unfinished || self.shared.is_placed(path);
                 (true, ours || self.options.overwrite != Overwrite::Never, ours)
             }
@@ -328,7 +328,7 @@ impl Restorer<'_, '_> {
             found => Some(found?),
         };
         let there = match &carrier_folder {
-            Some(carrier_folder) => extract::look(&**carrier_folder, carrier.file_name())?,
+            Some(carrier_folder) => confined::look(&**carrier_folder, carrier.file_name())?,
             None => None,
         };
         let (Some(folder), Some(carrier_folder), true) =
@@ -338,17 +338,17 @@ impl Restorer<'_, '_> {
             self.shared.placed(path, count);
             return Ok(());
         };
-        let there = there.filter(|stat| extract::kind_of(stat) != Some(MemberKind::Folder));
+        let there = there.filter(|stat| confined::kind_of(stat) != Some(MemberKind::Folder));
         let Some(there) = there else {
             self.refuse(path.as_bytes(), &format!("it is a hard link to {carrier}, which is no file"));
             return Ok(());
         };
-        let here = extract::look(&*folder.handle, path.file_name())?;
+        let here = confined::look(&*folder.handle, path.file_name())?;
         let ours = self.shared.is_placed(path);
         let (action, replace) = match here {
             None => (Action::Create, false),
             Some(here) if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) => (Action::Keep, false),
-            Some(here) if extract::kind_of(&here) == Some(MemberKind::Folder) => (Action::Conflict, false),
+            Some(here) if confined::kind_of(&here) == Some(MemberKind::Folder) => (Action::Conflict, false),
             Some(_) if !ours && self.options.overwrite == Overwrite::Never => (Action::Conflict, false),
             Some(_) => (Action::Replace, true),
         };

@@ -21,10 +21,10 @@ use crossbeam_channel::{Sender, bounded};
 use self::shared::{Shared, tell};
 use self::tree::{Folder, Obstacle, Tree};
 use self::write::{FileJob, Unwritten};
-use crate::archive::extract::{self, Made, Powers, Target};
 use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{Opened, Selection};
 use crate::clock::Clock;
+use crate::confined::{self, Made, Powers, Target};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 use crate::progress::{Observer, Progress};
@@ -226,7 +226,7 @@ fn open_target(options: &Options) -> Result<Option<Target>> {
     }
     let target = Target::open(to)?;
     if !options.dry_run {
-        extract::hold(&target.root()).map_err(Error::io("clear up in the target", to))?;
+        confined::hold(&target.root()).map_err(Error::io("clear up in the target", to))?;
     }
     Ok(Some(if options.by_steps { target.by_steps() } else { target }))
 }

@@ -1,6 +1,6 @@
 //! What a restore tells when it is done.
 
-use crate::archive::extract::Shortfall;
+use crate::confined::Shortfall;
 use crate::error::ErrorKind;
 use crate::member::MemberPath;
 

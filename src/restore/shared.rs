@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::report::Report;
-use crate::archive::extract::Shortfall;
+use crate::confined::Shortfall;
 use crate::error::{Error, ErrorKind};
 use crate::member::MemberPath;
 use crate::progress::{Observer, Problem, ProblemKind};

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::shared::Shared;
-use crate::archive::extract::{self, Powers, Target};
+use crate::confined::{self, Powers, Target};
 use crate::error::Error;
 use crate::member::{Member, MemberKind, MemberPath};
 
@@ -56,8 +56,8 @@ impl Drop for Folder {
         let result = match &self.finish {
             Finish::Nothing => return,
             Finish::Member(_) if self.shared.is_abandoned() => return,
-            Finish::Member(member) => extract::finish(&*self.handle, member, self.powers),
-            Finish::Again(stat) => extract::leave_as_was(&*self.handle, stat).map(|()| extract::Shortfall::default()),
+            Finish::Member(member) => confined::finish(&*self.handle, member, self.powers),
+            Finish::Again(stat) => confined::leave_as_was(&*self.handle, stat).map(|()| confined::Shortfall::default()),
         };
         // It was made of a path.
         let Ok(path) = way.path() else { return };
@@ -147,17 +147,17 @@ impl Tree {
         let name = path.file_name();
         // A file of this name may still be under way.
         let ours = self.shared.is_placed(path);
-        match extract::look(&*parent.handle, name)? {
+        match confined::look(&*parent.handle, name)? {
             None if self.dry => Ok(None),
             None => {
-                let make = if self.shared.is_owed(path) { extract::make_folder } else { extract::make_plain_folder };
+                let make = if self.shared.is_owed(path) { confined::make_folder } else { confined::make_plain_folder };
                 make(&parent.handle, name)?;
                 self.shared.made_folder(path);
                 self.open(parent, path, way, parent.lends_rights, Finish::Nothing).map(Some)
             }
-            Some(stat) if extract::kind_of(&stat) == Some(MemberKind::Folder) => {
+            Some(stat) if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
                 // Who comes back to a folder that is finished leaves it as it was.
-                let again = ours && !extract::is_unfinished(&stat, stat.st_mode) && !self.dry;
+                let again = ours && !confined::is_unfinished(&stat, stat.st_mode) && !self.dry;
                 let finish = if again { Finish::Again(Box::new(stat)) } else { Finish::Nothing };
                 self.open(parent, path, way, true, finish).map(Some)
             }
@@ -178,7 +178,7 @@ impl Tree {
             return Ok(());
         };
         if !exists {
-            extract::make_folder(&*parent.handle, path.file_name())?;
+            confined::make_folder(&*parent.handle, path.file_name())?;
         }
         let finish = match metadata {
             _ if self.dry => Finish::Nothing,
@@ -188,14 +188,14 @@ impl Tree {
                 ..member.clone()
             })),
             // What is missing in a folder that is as the archive has it does not make it another.
-            false => match extract::look(&*parent.handle, path.file_name())? {
-                Some(stat) if extract::modified_of(&stat) == member.modified => Finish::Again(Box::new(stat)),
+            false => match confined::look(&*parent.handle, path.file_name())? {
+                Some(stat) if confined::modified_of(&stat) == member.modified => Finish::Again(Box::new(stat)),
                 _ => Finish::Nothing,
             },
         };
         let folder = self.open(&parent, path, &way, exists, finish)?;
         if !exists && parent.lends_rights {
-            extract::clear_inherited_acl(&*folder.handle);
+            confined::clear_inherited_acl(&*folder.handle);
         }
         self.levels.push((way, Some(folder)));
         Ok(())
@@ -217,10 +217,10 @@ impl Tree {
             })?;
         let handle = Arc::new(handle);
         if !matches!(finish, Finish::Nothing) {
-            extract::make_passable(&*handle)?;
+            confined::make_passable(&*handle)?;
         }
         if !self.dry {
-            extract::hold(&handle)?;
+            confined::hold(&handle)?;
         }
         let (way, shared, powers) = (Some(way.clone()), self.shared.clone(), self.powers);
         Ok(Arc::new(Folder { handle, lends_rights, way, finish, shared, powers }))

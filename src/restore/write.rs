@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::shared::Shared;
 use super::tree::Folder;
-use crate::archive::extract::{self, Made, Powers, Shortfall};
 use crate::archive::members::Entry;
 use crate::archive::sparse::Span;
+use crate::confined::{self, Made, Powers, Shortfall};
 
 /// Zeros longer than this are not hashed: the chunks' digests vouch for the map.
 const MOST_HOLES_HASHED: u64 = 256 << 20;
@@ -67,9 +67,9 @@ impl FileJob {
             return Err(Unwritten::Damaged("its content is not what the catalog says".to_owned()));
         }
         if self.folder.lends_rights {
-            extract::clear_inherited_acl(&file);
+            confined::clear_inherited_acl(&file);
         }
-        let shortfall = extract::finish(&file, member, powers)?;
+        let shortfall = confined::finish(&file, member, powers)?;
         made.place(member.path.file_name(), self.replace)?;
         Ok(shortfall)
     }

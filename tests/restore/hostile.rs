@@ -309,7 +309,7 @@ fn setuid_is_not_given_and_a_link_that_stands_there_is_not_followed() {
 
 #[test]
 fn a_target_opens_no_folder_through_a_link_even_if_nobody_looked_before() {
-    use backup_manager::archive::extract::Target;
+    use backup_manager::confined::Target;
     use backup_manager::member::MemberPath;
     let scene = Scene::new();
     fs::create_dir_all(scene.target().join("real/sub")).unwrap();
