@@ -1,7 +1,7 @@
 //! The archive folder as a whole: whose it is (I9), the stable names in it, and how archives leave it (I8).
 
 mod deletion;
-mod stable_names;
+mod stable_links;
 
 use std::fs::{self, File};
 use std::io;
@@ -16,7 +16,7 @@ use crate::home::{self, Home};
 use crate::store::Store;
 
 pub use deletion::{finish_deletions, remove_left_behind};
-pub use stable_names::{refresh_stable_names, renew_links};
+pub use stable_links::{refresh_stable_links, renew_stable_links};
 
 /// Name of the file that says whose the folder is.
 const IDENTITY: &str = ".backup-manager";

@@ -62,7 +62,7 @@ impl Runner {
             }
         }
         let names = std::slice::from_ref(row);
-        match archive_folder::refresh_stable_names(&self.home, &self.store, names, self.clock.now()) {
+        match archive_folder::refresh_stable_links(&self.home, &self.store, names, self.clock.now()) {
             Ok(notes) => notes.iter().for_each(|note| conduct.observer.note(note)),
             Err(error) => log::warn!("run @{run}: the stable name was not renewed: {error}"),
         }

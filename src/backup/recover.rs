@@ -96,7 +96,7 @@ pub fn forget_dead(runner: &Runner) -> Result<()> {
     // A dead worker may have fallen between a run's end and its stable name, and left nothing else to put right.
     if deleted > 0 || !dead.is_empty() {
         let rows = runner.store.schedules()?;
-        match archive_folder::renew_links(&runner.home, &runner.store, &rows) {
+        match archive_folder::renew_stable_links(&runner.home, &runner.store, &rows) {
             Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
             Err(error) => log::warn!("the stable names were not renewed: {error}"),
         }

@@ -107,7 +107,7 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], ye
 }
 
 fn refresh(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
-    let notes = archive_folder::refresh_stable_names(&context.home, store, rows, context.now())?;
+    let notes = archive_folder::refresh_stable_links(&context.home, store, rows, context.now())?;
     notes.iter().for_each(|note| context.say(note));
     Ok(())
 }

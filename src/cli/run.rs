@@ -383,7 +383,7 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         }
         // An archive that fell may be the newest good one by now.
         let names = std::slice::from_ref(&row);
-        let notes = crate::archive_folder::refresh_stable_names(&context.home, &store, names, context.now())?;
+        let notes = crate::archive_folder::refresh_stable_links(&context.home, &store, names, context.now())?;
         notes.iter().for_each(|note| context.say(note));
         let name = &row.schedule.name;
         context.say(&format!("the next run of {name} may find its source emptied, and known problems raise no alarm"));

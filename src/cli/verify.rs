@@ -136,7 +136,7 @@ fn verify_archives(
         tell(context, &one)?;
         told.push(one);
     }
-    let notes = archive_folder::refresh_stable_names(&context.home, store, &store.schedules()?, context.now())?;
+    let notes = archive_folder::refresh_stable_links(&context.home, store, &store.schedules()?, context.now())?;
     notes.iter().for_each(|note| context.say(note));
     Ok(told)
 }

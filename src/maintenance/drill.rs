@@ -100,7 +100,7 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, conduct: &Conduct<'_
     if error.is_some() {
         let now = conduct.clock.now();
         verify::verify_archive(home, store, &archive, conduct.threads, conduct.cancel, now)?;
-        archive_folder::refresh_stable_names(home, store, std::slice::from_ref(row), now)?;
+        archive_folder::refresh_stable_links(home, store, std::slice::from_ref(row), now)?;
     }
     Ok(outcome)
 }

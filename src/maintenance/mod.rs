@@ -167,7 +167,7 @@ fn reverify(means: &Means<'_>, due: &[Archive], round: &mut Round) -> Result<()>
         }
     }
     if !round.bad.is_empty() {
-        archive_folder::refresh_stable_names(home, store, &store.schedules()?, clock.now())?;
+        archive_folder::refresh_stable_links(home, store, &store.schedules()?, clock.now())?;
     }
     Ok(())
 }

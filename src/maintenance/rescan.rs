@@ -104,7 +104,7 @@ pub fn rescan(
         }
     }
     mark_missing(home, store, &mut report)?;
-    let notes = archive_folder::refresh_stable_names(home, store, &store.schedules()?, now)?;
+    let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
     notes.iter().for_each(|note| observer.note(note));
     Ok(report)
 }

@@ -163,7 +163,7 @@ impl Service {
             None => false,
         };
         if self.last_tick.is_none() {
-            self.renew_stable_names();
+            self.renew_stable_links();
         }
         if self.last_tick.is_none_or(|last| now < last) {
             self.mend_watermarks(now)?;
@@ -222,9 +222,9 @@ impl Service {
     }
 
     /// A process may have died between the end of a run and its stable name.
-    fn renew_stable_names(&self) {
+    fn renew_stable_links(&self) {
         let (home, store) = (&self.runner.home, &self.runner.store);
-        let renewed = store.schedules().and_then(|rows| archive_folder::renew_links(home, store, &rows));
+        let renewed = store.schedules().and_then(|rows| archive_folder::renew_stable_links(home, store, &rows));
         match renewed {
             Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
             Err(error) => log::warn!("the stable names were not renewed: {error}"),

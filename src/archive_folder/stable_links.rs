@@ -23,7 +23,7 @@ const EXTENSIONS: [(&str, &str); 3] = [("tar", "none"), ("tar.gz", "gzip"), ("ta
 ///
 /// A regular file found under such a name is the old system's: it is moved aside without clobbering and taken into the
 /// catalog, pinned. Returns what is worth saying; where links cannot be made that is said, and never a failure.
-pub fn refresh_stable_names(
+pub fn refresh_stable_links(
     home: &Home,
     store: &Store,
     schedules: &[ScheduleRow],
@@ -42,8 +42,8 @@ pub fn refresh_stable_names(
     Ok(notes)
 }
 
-/// Like [`refresh_stable_names`], but leaves what the old system left where it is: reading that through takes long.
-pub fn renew_links(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Result<Vec<String>> {
+/// Like [`refresh_stable_links`], but leaves what the old system left where it is: reading that through takes long.
+pub fn renew_stable_links(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Result<Vec<String>> {
     if !home.backups().exists() {
         return Ok(Vec::new());
     }
