@@ -228,7 +228,7 @@ fn tick() {
             grace: Duration::ZERO,
             zone: Tz::UTC,
             import: None,
-            upkeep: Default::default(),
+            maintenance: Default::default(),
             scratch: None,
         };
         let mut service = Service::register(runner(scratch.path(), Role::Service), options, false).expect("a service");

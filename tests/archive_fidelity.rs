@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use backup_manager::browse::{Opened, Selection};
 use backup_manager::clock::SystemClock;
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Conduct, Options};
+use backup_manager::restore::{self, Options, RestoreContext};
 use backup_manager::schedule::Compression;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -231,8 +231,8 @@ fn restore(archive: &Path, out: &Path, by_steps: bool) {
     let options = Options { setuid: true, devices: true, sync: false, by_steps, threads: 3, ..Options::to(out) };
     let (clock, cancel) = (SystemClock::new(), AtomicBool::new(false));
     let mut told = |_, _: &MemberPath| {};
-    let mut conduct = Conduct { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
-    let report = restore::restore(&opened, &Selection::everything().unwrap(), &options, &mut conduct).unwrap();
+    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+    let report = restore::restore(&opened, &Selection::everything().unwrap(), &options, &mut context).unwrap();
     assert_eq!((report.outcome(), report.setuid.count), (None, 0), "{report:?}");
 }
 

@@ -31,7 +31,7 @@ use crate::store::{
 };
 pub use estimate::{Listing, free_bytes, list_source, measure, visit_source};
 use monitor::Monitor;
-pub use monitor::{Cancel, Conduct};
+pub use monitor::{Cancel, RunContext};
 use pipeline::Written;
 pub use recover::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
 
@@ -86,7 +86,7 @@ impl Failure {
 }
 
 /// A sealed archive as the last steps need it.
-pub(crate) struct Placing<'a> {
+pub(crate) struct SealedArchive<'a> {
     pub file_name: &'a str,
     pub size: u64,
     pub digest: [u8; 32],
@@ -98,27 +98,27 @@ impl Runner {
     ///
     /// Errors: only what keeps the end itself from being written: `Fenced` where another worker took the run over, or
     /// the database's own trouble once a stop was asked for.
-    pub fn execute(&self, claim: Claim, intent: &Intent, conduct: &Conduct<'_>) -> Result<Ended> {
+    pub fn execute(&self, claim: Claim, intent: &Intent, context: &RunContext<'_>) -> Result<Ended> {
         let run = claim.run();
-        let monitor = Monitor::new(self, run, conduct);
-        let ended = match self.make_archive(&claim, intent, conduct, &monitor) {
+        let monitor = Monitor::new(self, run, context);
+        let ended = match self.make_archive(&claim, intent, context, &monitor) {
             Ok((schedule, made)) => {
                 monitor.phase("proving");
-                let placing = Placing {
+                let archive = SealedArchive {
                     file_name: &intent.file_name,
                     size: made.written.size,
                     digest: made.written.digest,
                     incomplete: made.written.losses > 0,
                 };
                 let sealed = (made.file.device(), made.file.inode());
-                match self.put_in_place(&claim, made.file, &placing) {
-                    Ok(()) => self.finish_sealed(claim, &placing, &schedule, conduct),
+                match self.put_in_place(&claim, made.file, &archive) {
+                    Ok(()) => self.finish_sealed(claim, &archive, &schedule, context),
                     // Renamed, but the folder was not synced: the file is there, and recovery goes on from it.
                     Err(error) if self.is_in_place(intent, sealed) => Err(error),
-                    Err(error) => self.end_without(claim, intent, Failure::own(error), conduct),
+                    Err(error) => self.end_without(claim, intent, Failure::own(error), context),
                 }
             }
-            Err(failure) => self.end_without(claim, intent, failure, conduct),
+            Err(failure) => self.end_without(claim, intent, failure, context),
         };
         let _ = self.worker.forget_run(run);
         ended
@@ -128,7 +128,7 @@ impl Runner {
         &self,
         claim: &Claim,
         intent: &Intent,
-        conduct: &Conduct<'_>,
+        context: &RunContext<'_>,
         monitor: &Monitor<'_>,
     ) -> std::result::Result<(ScheduleRow, Made), Failure> {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::source)?;
@@ -160,7 +160,7 @@ impl Runner {
             run: claim.run(),
             clock: &*self.clock,
             observer: monitor,
-            cancel: conduct.cancel.flag(),
+            cancel: context.cancel.flag(),
         };
         let written = pipeline::write(&job, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks)).map_err(
             |error| match error.kind() {
@@ -216,10 +216,10 @@ impl Runner {
         }
     }
 
-    fn put_in_place(&self, claim: &Claim, file: SealedFile, placing: &Placing<'_>) -> Result<()> {
+    fn put_in_place(&self, claim: &Claim, file: SealedFile, archive: &SealedArchive<'_>) -> Result<()> {
         // The temporary goes with `file` if the claim is lost; the final name is never touched without it (I4).
         self.store.check_claim(claim)?;
-        file.place(&self.home.backups().join(placing.file_name), false).map(drop)
+        file.place(&self.home.backups().join(archive.file_name), false).map(drop)
     }
 
     /// Says whether the final name is that of the very file that was sealed.
@@ -233,12 +233,12 @@ impl Runner {
     pub(crate) fn finish_sealed(
         &self,
         claim: Claim,
-        placing: &Placing<'_>,
+        archive: &SealedArchive<'_>,
         row: &ScheduleRow,
-        conduct: &Conduct<'_>,
+        context: &RunContext<'_>,
     ) -> Result<Ended> {
         let run = claim.run();
-        let proven = if claim.verify() { self.prove(&claim, placing).map(Some) } else { Ok(None) };
+        let proven = if claim.verify() { self.prove(&claim, archive).map(Some) } else { Ok(None) };
         let (verified_at, damaged) = match proven {
             Ok(at) => (at, None),
             Err(error) if error.kind() == ErrorKind::Damage => (None, Some(error)),
@@ -246,18 +246,18 @@ impl Runner {
             Err(error) => return Err(error),
         };
         let completed = Completed {
-            incomplete: placing.incomplete,
+            incomplete: archive.incomplete,
             verified_at,
-            suspect: damaged.is_none() && self.looks_suspicious(run, row, conduct)?,
+            suspect: damaged.is_none() && self.looks_suspicious(run, row, context)?,
             damaged: damaged.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
-        let state = self.write_end(claim, conduct, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
-        self.tidy_up_after(run, row, conduct);
+        let state = self.write_end(claim, context, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
+        self.tidy_up_after(run, row, context);
         Ok(Ended { run, state, error: damaged })
     }
 
-    fn prove(&self, claim: &Claim, placing: &Placing<'_>) -> Result<Timestamp> {
-        let path = self.home.backups().join(placing.file_name);
+    fn prove(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Timestamp> {
+        let path = self.home.backups().join(archive.file_name);
         let run = claim.run();
         let mut page = Vec::new().into_iter();
         let mut next = 0;
@@ -281,14 +281,14 @@ impl Runner {
         });
         // What is sealed always finishes (I10): nothing cancels the proof.
         let never = AtomicBool::new(false);
-        check::prove(&path, &mut chunks, &placing.digest, placing.size, self.threads, &never)?;
+        check::prove(&path, &mut chunks, &archive.digest, archive.size, self.threads, &never)?;
         let now = self.clock.now();
         self.store.mark_proved(claim, now)?;
         Ok(now)
     }
 
     /// Ends a run that made no archive: its temporary file and catalog rows first, then the row.
-    fn end_without(&self, claim: Claim, intent: &Intent, failure: Failure, conduct: &Conduct<'_>) -> Result<Ended> {
+    fn end_without(&self, claim: Claim, intent: &Intent, failure: Failure, context: &RunContext<'_>) -> Result<Ended> {
         let run = claim.run();
         // By that name the heir of a lost run may be finishing it.
         match self.store.check_claim(&claim) {
@@ -300,18 +300,18 @@ impl Runner {
             log::warn!("run @{run}: its temporary file stays behind: {error}");
         }
         let interrupted = failure.error.kind() == ErrorKind::Interrupted;
-        let drained = interrupted && conduct.cancel.is_draining();
+        let drained = interrupted && context.cancel.is_draining();
         let reason = failure.error.to_string();
-        self.write_end(claim, conduct, |claim| {
+        self.write_end(claim, context, |claim| {
             if let Err(error) = self.store.discard_chunks(&claim) {
                 return Err(Box::new(Unended { claim, error }));
             }
             let now = self.clock.now();
-            if drained && !conduct.foreground {
+            if drained && !context.foreground {
                 self.store.requeue(claim, Requeue::Refund, "the service was stopped", now).map(drop)
             } else if interrupted {
                 self.store.end_without_archive(claim, RunState::Cancelled, "cancelled on request", now)
-            } else if failure.retry && !conduct.foreground {
+            } else if failure.retry && !context.foreground {
                 self.store.requeue(claim, Requeue::Retry, &reason, now).map(drop)
             } else {
                 self.store.end_without_archive(claim, RunState::Failed, &reason, now)
@@ -322,7 +322,7 @@ impl Runner {
     }
 
     /// Writes a run's end again and again until the database takes it, or a stop is asked for; recovery ends it then.
-    fn write_end<T>(&self, claim: Claim, conduct: &Conduct<'_>, write: impl Fn(Claim) -> Ending<T>) -> Result<T> {
+    fn write_end<T>(&self, claim: Claim, context: &RunContext<'_>, write: impl Fn(Claim) -> Ending<T>) -> Result<T> {
         let mut claim = claim;
         let mut waited = false;
         loop {
@@ -336,13 +336,13 @@ impl Runner {
                 Err(unended) => *unended,
             };
             let is_lost = error.kind() == ErrorKind::Fenced || !self.store.is_in_place();
-            if is_lost || (waited && conduct.cancel.is_requested()) {
+            if is_lost || (waited && context.cancel.is_requested()) {
                 return Err(error);
             }
             log::error!("run @{}: its end cannot be written, trying again every 30 s: {error}", back.run());
-            conduct.observer.note(&format!("the end of run @{} cannot be written: {error}", back.run()));
+            context.observer.note(&format!("the end of run @{} cannot be written: {error}", back.run()));
             let _ = self.worker.update(|activity| activity.trouble = Some(error.to_string()));
-            conduct.cancel.wait(END_RETRY);
+            context.cancel.wait(END_RETRY);
             waited = true;
             claim = back;
         }

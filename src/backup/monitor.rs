@@ -57,7 +57,7 @@ impl Cancel {
 }
 
 /// How one run is carried out.
-pub struct Conduct<'a> {
+pub struct RunContext<'a> {
     /// Where a stop is asked for.
     pub cancel: &'a Cancel,
     /// Who is told.
@@ -70,19 +70,19 @@ pub struct Conduct<'a> {
 pub(super) struct Monitor<'a> {
     runner: &'a Runner,
     run: i64,
-    conduct: &'a Conduct<'a>,
+    context: &'a RunContext<'a>,
     last: Mutex<Option<Duration>>,
     expected: Mutex<Option<Expected>>,
 }
 
 impl<'a> Monitor<'a> {
-    pub(super) fn new(runner: &'a Runner, run: i64, conduct: &'a Conduct<'a>) -> Self {
+    pub(super) fn new(runner: &'a Runner, run: i64, context: &'a RunContext<'a>) -> Self {
         let now = runner.clock.now().millis();
         let _ = runner.worker.update_run(run, |line| {
             line.started_at_ms = now;
             line.moved_at_ms = now;
         });
-        let monitor = Monitor { runner, run, conduct, last: Mutex::new(None), expected: Mutex::new(None) };
+        let monitor = Monitor { runner, run, context, last: Mutex::new(None), expected: Mutex::new(None) };
         monitor.phase("starting");
         monitor
     }
@@ -119,7 +119,7 @@ impl<'a> Monitor<'a> {
 impl Observer for Monitor<'_> {
     fn progress(&self, progress: &Progress) {
         let progress = &self.with_totals(progress);
-        self.conduct.observer.progress(progress);
+        self.context.observer.progress(progress);
         if !self.is_time() {
             return;
         }
@@ -132,15 +132,15 @@ impl Observer for Monitor<'_> {
             (line.members_total, line.bytes_total) = (progress.members_total, progress.bytes_total);
         });
         if self.runner.store.cancel_requested(self.run).unwrap_or(false) {
-            self.conduct.cancel.cancel();
+            self.context.cancel.cancel();
         }
     }
 
     fn problem(&self, problem: &Problem) {
-        self.conduct.observer.problem(problem);
+        self.context.observer.problem(problem);
     }
 
     fn note(&self, text: &str) {
-        self.conduct.observer.note(text);
+        self.context.observer.note(text);
     }
 }

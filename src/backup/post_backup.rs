@@ -1,6 +1,6 @@
 //! What follows from a new archive: whether it fell suspiciously against the one before, the stable name, retention.
 
-use super::{Conduct, Runner};
+use super::{RunContext, Runner};
 use crate::archive_folder;
 use crate::error::Result;
 use crate::maintenance::prune;
@@ -23,7 +23,7 @@ impl Extent {
 impl Runner {
     /// Says whether the sealed archive of a run fell by more than half against the one before it, unless that was
     /// accepted. One that is like a suspicious one before it confirms that one.
-    pub(super) fn looks_suspicious(&self, run: i64, row: &ScheduleRow, conduct: &Conduct<'_>) -> Result<bool> {
+    pub(super) fn looks_suspicious(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<bool> {
         let (Some(new), Some(before)) = (self.store.unfinished(run)?, self.store.archive_before(row.id, run)?) else {
             return Ok(false);
         };
@@ -32,7 +32,7 @@ impl Runner {
         // As it was when the run ended its reading: `accept` may have come while it ran.
         let accepted = self.store.schedule(row.id)?.accepted;
         if now.fell_from(then) && !accepted {
-            conduct.observer.note(&format!(
+            context.observer.note(&format!(
                 "{}: less than half of what @{} held ({} of {} members, {} of {} bytes): kept, but it does not count \
                  as good until a later archive is like it, or `backup-manager accept {}`",
                 row.schedule.name,
@@ -53,17 +53,17 @@ impl Runner {
 
     /// Renews the stable name and applies retention once an archive is complete. Trouble here is told and does not
     /// change how the run ended.
-    pub(super) fn tidy_up_after(&self, run: i64, row: &ScheduleRow, conduct: &Conduct<'_>) {
+    pub(super) fn tidy_up_after(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) {
         match self.apply_retention(run, row) {
-            Ok(note) => note.iter().for_each(|note| conduct.observer.note(note)),
+            Ok(note) => note.iter().for_each(|note| context.observer.note(note)),
             Err(error) => {
                 log::warn!("run @{run}: retention was not applied: {error}");
-                conduct.observer.note(&format!("retention was not applied: {error}"));
+                context.observer.note(&format!("retention was not applied: {error}"));
             }
         }
         let names = std::slice::from_ref(row);
         match archive_folder::refresh_stable_links(&self.home, &self.store, names, self.clock.now()) {
-            Ok(notes) => notes.iter().for_each(|note| conduct.observer.note(note)),
+            Ok(notes) => notes.iter().for_each(|note| context.observer.note(note)),
             Err(error) => log::warn!("run @{run}: the stable name was not renewed: {error}"),
         }
     }

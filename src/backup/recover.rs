@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
 use crate::store::{ArchiveState, Claim, Requeue, Run, RunState, Unfinished};
 
-use super::{Conduct, Placing, Runner};
+use super::{RunContext, Runner, SealedArchive};
 
 /// What recovery did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,11 +37,11 @@ impl TakenOver {
 }
 
 /// Takes over the runs of dead workers and puts each right; finishes deletions; forgets dead workers.
-pub fn recover(runner: &Runner, conduct: &Conduct<'_>) -> Result<Recovered> {
+pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<Recovered> {
     let mut recovered = Recovered::default();
     for taken in take_over_dead(runner, &|_| false)? {
         let run = taken.run();
-        match put_right(runner, taken, conduct) {
+        match put_right(runner, taken, context) {
             Ok(RunState::Queued) => recovered.requeued += 1,
             Ok(RunState::Failed | RunState::Cancelled) => recovered.ended += 1,
             Ok(_) => recovered.finished += 1,
@@ -108,14 +108,14 @@ pub fn forget_dead(runner: &Runner) -> Result<()> {
 }
 
 /// Brings a run that was taken over to its end, or back into the queue, by what its row says is on disk.
-pub fn put_right(runner: &Runner, taken: TakenOver, conduct: &Conduct<'_>) -> Result<RunState> {
+pub fn put_right(runner: &Runner, taken: TakenOver, context: &RunContext<'_>) -> Result<RunState> {
     let TakenOver { claim, run } = taken;
     const REASON: &str = "its process ended";
     let Some(archive) = runner.store.unfinished(run.id)? else { return queue_again(runner, claim, REASON) };
     // On a disk that is not mounted there is nothing to see, and nothing may be concluded from it.
     archive_folder::check(&runner.home, &runner.store)?;
     match archive.state {
-        ArchiveState::Sealed => finish(runner, claim, &archive, conduct),
+        ArchiveState::Sealed => finish(runner, claim, &archive, context),
         _ => {
             remove_temporary(runner, &archive)?;
             queue_again(runner, claim, REASON)
@@ -124,7 +124,7 @@ pub fn put_right(runner: &Runner, taken: TakenOver, conduct: &Conduct<'_>) -> Re
 }
 
 /// A sealed file may stand under either name, or under both where the rename was a link and an unlink.
-fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, conduct: &Conduct<'_>) -> Result<RunState> {
+fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, context: &RunContext<'_>) -> Result<RunState> {
     let last = runner.home.backups().join(&archive.file_name);
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
     let temporary_left = temporary.as_deref().map(stands).transpose()?.unwrap_or(false);
@@ -139,8 +139,8 @@ fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, conduct: &Conduct
     let (Some(digest), Some(size)) = (digest, archive.size) else {
         return Err(Error::failed(format!("the sealed archive of run @{} has no digest", archive.run)));
     };
-    let placing = Placing { file_name: &archive.file_name, size, digest, incomplete: archive.incomplete };
-    runner.finish_sealed(claim, &placing, &row, conduct).map(|ended| ended.state)
+    let archive = SealedArchive { file_name: &archive.file_name, size, digest, incomplete: archive.incomplete };
+    runner.finish_sealed(claim, &archive, &row, context).map(|ended| ended.state)
 }
 
 /// Says whether a name stands there. Where that cannot be told, nothing may be concluded.

@@ -60,7 +60,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
         output::print_json(&Value::from(documents))?;
     }
     if args.now {
-        return run::run_schedules(context, &store, &rows, &run::Wishes::default());
+        return run::run_schedules(context, &store, &rows, &run::RunOptions::default());
     }
     Ok(0)
 }

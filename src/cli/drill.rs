@@ -10,7 +10,7 @@ use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, config, select};
 use crate::error::{Error, ErrorKind, Result};
-use crate::maintenance::drill::{self, Conduct};
+use crate::maintenance::drill::{self, DrillContext};
 
 #[derive(Args)]
 pub struct DrillArgs {
@@ -42,7 +42,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
     for row in &rows {
         let name = row.schedule.name.as_str();
         let observer = TerminalObserver::new(name, context.quiet);
-        let conduct = Conduct {
+        let drill_context = DrillContext {
             clock: &*context.clock,
             observer: &observer,
             cancel: &AtomicBool::new(false),
@@ -50,7 +50,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
             sample_bytes: args.size.saturating_mul(1 << 20),
             scratch: args.scratch.as_deref(),
         };
-        let result = drill::drill(&context.home, &store, row, &conduct);
+        let result = drill::drill(&context.home, &store, row, &drill_context);
         observer.finish();
         let outcome = result?;
         let passed = outcome.differences.is_empty();

@@ -12,7 +12,7 @@ use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::browse::{Globs, Opened, Selection};
 use crate::error::{Error, ErrorKind, Result};
-use crate::restore::{self, Action, Conduct, Options, Overwrite, Paths, Report};
+use crate::restore::{self, Action, Options, Overwrite, Paths, Report, RestoreContext};
 use crate::schedule::parse_when;
 
 const AFTER_HELP: &str = "\
@@ -106,9 +106,9 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
                 output::complain(&format!("{} {}", word(action), output::printable(path.as_bytes())));
             }
         };
-        let mut conduct =
-            Conduct { clock: &*context.clock, observer: &observer, cancel: &stop.requested, told: &mut told };
-        restore::restore(&archive, &selection, &options, &mut conduct)
+        let mut restore_context =
+            RestoreContext { clock: &*context.clock, observer: &observer, cancel: &stop.requested, told: &mut told };
+        restore::restore(&archive, &selection, &options, &mut restore_context)
     };
     observer.finish();
     let report = result.map_err(|error| stop.classify(error))?;

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
-use crate::backup::{self, Cancel, Conduct, Ended, Runner};
+use crate::backup::{self, Cancel, Ended, RunContext, Runner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::{self, Worker};
 use crate::progress::Progress;
@@ -58,7 +58,7 @@ pub struct AcceptArgs {
 
 /// How runs by hand are to be.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wishes {
+pub struct RunOptions {
     no_wait: bool,
     no_verify: bool,
     reread: bool,
@@ -78,8 +78,8 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
     if args.dry_run {
         return dry_run(context, &rows);
     }
-    let wishes = Wishes { no_wait: args.no_wait, no_verify: args.no_verify, reread: args.reread };
-    run_schedules(context, &store, &rows, &wishes)
+    let options = RunOptions { no_wait: args.no_wait, no_verify: args.no_verify, reread: args.reread };
+    run_schedules(context, &store, &rows, &options)
 }
 
 fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
@@ -112,7 +112,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
 }
 
 /// Runs schedules one after another; returns the gravest exit code.
-pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], wishes: &Wishes) -> Result<u8> {
+pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
     let runner = command_runner(context, store)?;
     let cancel = Arc::new(Cancel::default());
     let signal = watch_signals(&cancel)?;
@@ -122,7 +122,7 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], wis
         if cancel.is_requested() {
             break;
         }
-        match run_one(context, &runner, row, wishes, &cancel) {
+        match run_one(context, &runner, row, options, &cancel) {
             Ok((run, code)) => {
                 documents.push(summary(context, store, &run)?);
                 codes.push(code);
@@ -154,18 +154,18 @@ fn run_one(
     context: &Context,
     runner: &Runner,
     row: &ScheduleRow,
-    wishes: &Wishes,
+    options: &RunOptions,
     cancel: &Cancel,
 ) -> Result<(Run, u8)> {
-    let request = RunRequest { verify: !wishes.no_verify, reread: wishes.reread };
+    let request = RunRequest { verify: !options.no_verify, reread: options.reread };
     let store = &runner.store;
     match store.claim_now(row.id, request, &runner.row, context.now())? {
         (ClaimNow::Claimed(claim), Some(intent)) => carry_out(context, runner, row, claim, &intent, cancel),
-        (ClaimNow::Running(run), _) if wishes.no_wait => {
+        (ClaimNow::Running(run), _) if options.no_wait => {
             Err(Error::busy(format!("run @{run} of {} is under way", row.schedule.name))
                 .hint("leave --no-wait out to wait for it"))
         }
-        (ClaimNow::Running(run), _) => join(context, runner, row, run, wishes, cancel),
+        (ClaimNow::Running(run), _) => join(context, runner, row, run, options, cancel),
         (ClaimNow::Claimed(_), None) => Err(Error::failed("a claim came without the names of its archive")),
     }
 }
@@ -180,7 +180,7 @@ fn carry_out(
 ) -> Result<(Run, u8)> {
     log::info!("run @{} of {}: started", claim.run(), row.schedule.name);
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
-    let ended = runner.execute(claim, intent, &Conduct { cancel, observer: &observer, foreground: true });
+    let ended = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, foreground: true });
     observer.finish();
     let Ended { run, state, error } = ended?;
     if let Some(error) = error {
@@ -198,14 +198,14 @@ fn join(
     runner: &Runner,
     row: &ScheduleRow,
     run: i64,
-    wishes: &Wishes,
+    options: &RunOptions,
     cancel: &Cancel,
 ) -> Result<(Run, u8)> {
     let store = &runner.store;
     context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
     let workers = runner.home.workers();
-    let conduct = Conduct { cancel, observer: &observer, foreground: true };
+    let run_context = RunContext { cancel, observer: &observer, foreground: true };
     loop {
         let current = store.run(run)?;
         if current.state.is_final() {
@@ -224,11 +224,11 @@ fn join(
                 }
             }
             // Its process died, and there may be no service to put it right.
-            Some(_) => backup::recover(runner, &conduct).map(drop)?,
+            Some(_) => backup::recover(runner, &run_context).map(drop)?,
             // It was cut off and waits for another try: that is this command's now, as any run that waits.
             None => {
                 observer.finish();
-                return run_one(context, runner, row, wishes, cancel);
+                return run_one(context, runner, row, options, cancel);
             }
         }
         std::thread::sleep(JOIN_EVERY);
@@ -312,8 +312,8 @@ fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     let row = &runner.row;
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
     let (cancel, observer) = (Cancel::default(), TerminalObserver::new("recovery", context.quiet));
-    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: true };
-    backup::recover(&runner, &conduct)?;
+    let run_context = RunContext { cancel: &cancel, observer: &observer, foreground: true };
+    backup::recover(&runner, &run_context)?;
     Ok(runner)
 }
 

@@ -151,7 +151,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         zone: context.zone,
         import: args.options.import.clone(),
         scratch: args.options.scratch.clone(),
-        upkeep: maintenance::Intervals {
+        maintenance: maintenance::Intervals {
             reverify_days: config::days(&store, "reverify_days", args.options.reverify_days)?,
             drill_days: config::days(&store, "drill_days", args.options.drill_days)?,
             history_days: config::days(&store, "history_days", args.options.history_days)?,

@@ -34,7 +34,7 @@ const SPARE_BYTES: u64 = 64 << 20;
 const MOST_TOLD: usize = 20;
 
 /// What drills need besides home and store.
-pub struct Conduct<'a> {
+pub struct DrillContext<'a> {
     /// The time.
     pub clock: &'a dyn Clock,
     /// Who is told.
@@ -67,17 +67,17 @@ pub struct Outcome {
 ///
 /// Errors: `NotFound` where there is no good archive; `Busy` while another drill goes on; `DiskFull` where the scratch
 /// has no room; `Interrupted` after `cancel`. Nothing is recorded then.
-pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, conduct: &Conduct<'_>) -> Result<Outcome> {
+pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillContext<'_>) -> Result<Outcome> {
     archive_folder::check(home, store)?;
     let archive = store.newest_good(row.id)?.ok_or_else(|| {
         Error::not_found(format!("{} has no good archive", row.schedule.name))
             .hint(format!("make one with `backup-manager run {}`", row.schedule.name))
     })?;
-    let scratch = Scratch::open(home, conduct.scratch)?;
-    let sample = Sample::choose(store, &archive, conduct)?;
+    let scratch = Scratch::open(home, context.scratch)?;
+    let sample = Sample::choose(store, &archive, context)?;
     scratch.check_room(sample.content_bytes)?;
-    let started = conduct.clock.now();
-    let found = restore_and_compare(home, store, &archive, &sample, &scratch, conduct);
+    let started = context.clock.now();
+    let found = restore_and_compare(home, store, &archive, &sample, &scratch, context);
     let outcome = match found {
         Ok(differences) => {
             Outcome { run: archive.run, files: sample.files, content_bytes: sample.content_bytes, differences }
@@ -90,7 +90,7 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, conduct: &Conduct<'_
     let drill = Drill {
         run: archive.run,
         started_at: started,
-        finished_at: Some(conduct.clock.now()),
+        finished_at: Some(context.clock.now()),
         passed: error.is_none(),
         files: outcome.files,
         content_bytes: outcome.content_bytes,
@@ -98,8 +98,8 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, conduct: &Conduct<'_
     };
     store.record_drill(row.id, &drill)?;
     if error.is_some() {
-        let now = conduct.clock.now();
-        verify::verify_archive(home, store, &archive, conduct.threads, conduct.cancel, now)?;
+        let now = context.clock.now();
+        verify::verify_archive(home, store, &archive, context.threads, context.cancel, now)?;
         archive_folder::refresh_stable_links(home, store, std::slice::from_ref(row), now)?;
     }
     Ok(outcome)
@@ -111,7 +111,7 @@ fn restore_and_compare(
     archive: &Archive,
     sample: &Sample,
     scratch: &Scratch,
-    conduct: &Conduct<'_>,
+    context: &DrillContext<'_>,
 ) -> Result<Vec<String>> {
     let opened = Opened::of_run(home, store, archive.clone())?;
     let target = scratch.fresh()?;
@@ -119,14 +119,14 @@ fn restore_and_compare(
         Some(paths) => Selection::exactly(paths.clone())?,
         None => Selection::everything()?,
     };
-    let options = Options { threads: conduct.threads, ..Options::to(&target) };
-    let mut conduct_restore = restore::Conduct {
-        clock: conduct.clock,
-        observer: conduct.observer,
-        cancel: conduct.cancel,
+    let options = Options { threads: context.threads, ..Options::to(&target) };
+    let mut restore_context = restore::RestoreContext {
+        clock: context.clock,
+        observer: context.observer,
+        cancel: context.cancel,
         told: &mut |_, _| {},
     };
-    let report = restore::restore(&opened, &selection, &options, &mut conduct_restore)?;
+    let report = restore::restore(&opened, &selection, &options, &mut restore_context)?;
     let mut differences = Vec::new();
     for paths in [&report.damaged, &report.refused, &report.failed, &report.conflicts] {
         differences.extend(paths.list.iter().map(|(path, why)| format!("{}: {why}", String::from_utf8_lossy(path))));
@@ -204,12 +204,12 @@ struct Sample {
 
 impl Sample {
     /// All of an archive that is small enough, else files spread over it, others each time.
-    fn choose(store: &Store, archive: &Archive, conduct: &Conduct<'_>) -> Result<Sample> {
-        if archive.content_bytes <= conduct.sample_bytes {
+    fn choose(store: &Store, archive: &Archive, context: &DrillContext<'_>) -> Result<Sample> {
+        if archive.content_bytes <= context.sample_bytes {
             return Ok(Sample { paths: None, files: archive.files, content_bytes: archive.content_bytes });
         }
         let step = archive.files.div_ceil(MOST_FILES).max(1);
-        let days = conduct.clock.now().millis().div_euclid(86_400_000).unsigned_abs();
+        let days = context.clock.now().millis().div_euclid(86_400_000).unsigned_abs();
         let mut sample = Sample { paths: None, files: 0, content_bytes: 0 };
         let (mut paths, mut next, mut position) = (Vec::new(), Some(0), days % step);
         while let Some(from) = next {
@@ -219,7 +219,7 @@ impl Sample {
                     continue;
                 }
                 position += 1;
-                if position % step == 0 && sample.content_bytes.saturating_add(member.size) <= conduct.sample_bytes {
+                if position % step == 0 && sample.content_bytes.saturating_add(member.size) <= context.sample_bytes {
                     sample.content_bytes += member.size;
                     sample.files += 1;
                     paths.push(member.path);

@@ -42,9 +42,9 @@ impl Default for Intervals {
     }
 }
 
-/// What one round did.
+/// What one report did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Round {
+pub struct MaintenanceReport {
     /// Runs of the archives that were read back.
     pub verified: Vec<i64>,
     /// Those of them that were not found good.
@@ -59,7 +59,7 @@ pub struct Round {
 
 /// What the daily work needs besides the time.
 #[derive(Clone, Copy)]
-pub struct Means<'a> {
+pub struct MaintenanceContext<'a> {
     /// Where everything lies.
     pub home: &'a Home,
     /// The database.
@@ -80,9 +80,9 @@ pub struct Means<'a> {
 /// others.
 ///
 /// Errors: `Interrupted` after `cancel`; where the archive folder is not ours or the database cannot be written.
-pub fn look_after(means: &Means<'_>, intervals: Intervals) -> Result<Round> {
-    let Means { home, store, clock, cancel, .. } = *means;
-    let mut round = Round::default();
+pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -> Result<MaintenanceReport> {
+    let MaintenanceContext { home, store, clock, cancel, .. } = *context;
+    let mut report = MaintenanceReport::default();
     let now = clock.now();
     // Without our folder there is nothing to look after, and nothing to write a copy to.
     archive_folder::check(home, store)?;
@@ -90,23 +90,23 @@ pub fn look_after(means: &Means<'_>, intervals: Intervals) -> Result<Round> {
         match copy_database(home, store, now) {
             Ok(path) => {
                 log::info!("copied the database to {}", path.display());
-                round.copied = true;
+                report.copied = true;
             }
             Err(error) => log::error!("the database was not copied: {error}"),
         }
     }
     if intervals.history_days > 0 && store.begin_task(Task::History, DAILY, now)? {
         let limit = now.minus(DAY * intervals.history_days);
-        round.forgotten = forget_history(store, limit, cancel)?;
+        report.forgotten = forget_history(store, limit, cancel)?;
     }
     if intervals.reverify_days > 0 && store.begin_task(Task::Reverify, DAILY, now)? {
         let due = due_for_reading(store.archives(None)?, intervals.reverify_days, now);
-        reverify(means, &due, &mut round)?;
+        reverify(context, &due, &mut report)?;
     }
     if intervals.drill_days > 0 && store.begin_task(Task::Drill, DAILY, now)? {
-        drill_those_due(means, intervals.drill_days, &mut round)?;
+        drill_those_due(context, intervals.drill_days, &mut report)?;
     }
-    Ok(round)
+    Ok(report)
 }
 
 fn forget_history(store: &Store, limit: Timestamp, cancel: &AtomicBool) -> Result<usize> {
@@ -130,7 +130,7 @@ fn due_for_reading(mut archives: Vec<Archive>, days: u32, now: Timestamp) -> Vec
     archives.sort_by_key(|archive| (read_at(archive), archive.run));
     let total: u64 = archives.iter().map(|archive| archive.size).sum();
     let share = total.div_ceil(u64::from(days));
-    // A round a day: what is not read today is read tomorrow at the latest.
+    // A report a day: what is not read today is read tomorrow at the latest.
     let late = now.minus(DAY * days.saturating_sub(2));
     let fresh = now.minus(DAY);
     let mut taken = 0_u64;
@@ -143,17 +143,17 @@ fn due_for_reading(mut archives: Vec<Archive>, days: u32, now: Timestamp) -> Vec
     archives
 }
 
-fn reverify(means: &Means<'_>, due: &[Archive], round: &mut Round) -> Result<()> {
-    let Means { home, store, clock, cancel, threads, .. } = *means;
+fn reverify(context: &MaintenanceContext<'_>, due: &[Archive], report: &mut MaintenanceReport) -> Result<()> {
+    let MaintenanceContext { home, store, clock, cancel, threads, .. } = *context;
     for archive in due {
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Interrupted, "the service stops"));
         }
         match verify::verify_archive(home, store, archive, threads, cancel, clock.now()) {
             Ok(findings) => {
-                round.verified.push(archive.run);
+                report.verified.push(archive.run);
                 if !findings.is_good() {
-                    round.bad.push(archive.run);
+                    report.bad.push(archive.run);
                     log::error!(
                         "{} is {}: see `backup-manager verify @{}`",
                         archive.file_name,
@@ -166,23 +166,23 @@ fn reverify(means: &Means<'_>, due: &[Archive], round: &mut Round) -> Result<()>
             Err(error) => log::error!("{} was not read back: {error}", archive.file_name),
         }
     }
-    if !round.bad.is_empty() {
+    if !report.bad.is_empty() {
         archive_folder::refresh_stable_links(home, store, &store.schedules()?, clock.now())?;
     }
     Ok(())
 }
 
-fn drill_those_due(means: &Means<'_>, days: u32, round: &mut Round) -> Result<()> {
-    let now = means.clock.now();
+fn drill_those_due(context: &MaintenanceContext<'_>, days: u32, report: &mut MaintenanceReport) -> Result<()> {
+    let now = context.clock.now();
     let limit = now.minus(DAY * days).plus(DAY - DAILY);
-    for row in means.store.schedules()? {
-        let last = means.store.last_drill(row.id)?.map(|drill| drill.started_at);
+    for row in context.store.schedules()? {
+        let last = context.store.last_drill(row.id)?.map(|drill| drill.started_at);
         let is_due = last.is_none_or(|at| at <= limit || at > now);
-        if !is_due || means.store.newest_good(row.id)?.is_none() {
+        if !is_due || context.store.newest_good(row.id)?.is_none() {
             continue;
         }
-        match drill_one(means, &row) {
-            Ok(()) => round.drilled.push(row.schedule.name.to_string()),
+        match drill_one(context, &row) {
+            Ok(()) => report.drilled.push(row.schedule.name.to_string()),
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             Err(error) => log::error!("{}: no restore drill: {error}", row.schedule.name),
         }
@@ -190,16 +190,16 @@ fn drill_those_due(means: &Means<'_>, days: u32, round: &mut Round) -> Result<()
     Ok(())
 }
 
-fn drill_one(means: &Means<'_>, row: &ScheduleRow) -> Result<()> {
-    let conduct = drill::Conduct {
-        clock: means.clock,
-        observer: means.observer,
-        cancel: means.cancel,
-        threads: means.threads,
+fn drill_one(context: &MaintenanceContext<'_>, row: &ScheduleRow) -> Result<()> {
+    let drill_context = drill::DrillContext {
+        clock: context.clock,
+        observer: context.observer,
+        cancel: context.cancel,
+        threads: context.threads,
         sample_bytes: drill::SAMPLE_BYTES,
-        scratch: means.scratch,
+        scratch: context.scratch,
     };
-    let outcome = drill::drill(means.home, means.store, row, &conduct)?;
+    let outcome = drill::drill(context.home, context.store, row, &drill_context)?;
     let name = &row.schedule.name;
     match outcome.differences.first() {
         None => log::info!("{name}: the restore drill of @{} passed, {} files", outcome.run, outcome.files),

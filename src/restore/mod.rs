@@ -110,7 +110,7 @@ pub enum Action {
 }
 
 /// What a restore needs besides the archive.
-pub struct Conduct<'a> {
+pub struct RestoreContext<'a> {
     /// Where times come from.
     pub clock: &'a dyn Clock,
     /// Who is told of progress and trouble.
@@ -129,7 +129,7 @@ pub fn restore(
     archive: &Opened,
     selection: &Selection,
     options: &Options,
-    conduct: &mut Conduct<'_>,
+    context: &mut RestoreContext<'_>,
 ) -> Result<Report> {
     raise_open_files();
     let target = open_target(options)?;
@@ -148,11 +148,11 @@ pub fn restore(
             });
         }
         drop(work);
-        let started = conduct.clock.monotonic();
+        let started = context.clock.monotonic();
         let mut restorer = Restorer {
             archive,
             options,
-            conduct,
+            context,
             shared: &shared,
             tree,
             powers,
@@ -244,7 +244,7 @@ fn raise_open_files() {
 struct Restorer<'a, 'c> {
     archive: &'a Opened,
     options: &'a Options,
-    conduct: &'a mut Conduct<'c>,
+    context: &'a mut RestoreContext<'c>,
     shared: &'a Arc<Shared>,
     tree: Tree,
     powers: Powers,
@@ -291,7 +291,7 @@ impl Restorer<'_, '_> {
         }
         for path in missing {
             let reason = "it was not found, and parts of the archive are damaged".to_owned();
-            tell(self.conduct.observer, path.as_bytes(), &reason);
+            tell(self.context.observer, path.as_bytes(), &reason);
             self.shared.report(|report| report.damaged.add(path.as_bytes(), reason));
         }
         self.restore_links()
@@ -305,7 +305,7 @@ impl Restorer<'_, '_> {
     ) -> Result<()> {
         let mut members = self.archive.members(selection, self.options.threads)?;
         while let Some(event) = members.next()? {
-            if self.conduct.cancel.load(Ordering::Relaxed) {
+            if self.context.cancel.load(Ordering::Relaxed) {
                 return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled")
                     .hint("run the same command again: it finishes the rest"));
             }
@@ -327,14 +327,14 @@ impl Restorer<'_, '_> {
     }
 
     fn tell_progress(&mut self) {
-        let now = self.conduct.clock.monotonic();
+        let now = self.context.clock.monotonic();
         if now.saturating_sub(self.told_at) < PROGRESS_EVERY {
             return;
         }
         self.told_at = now;
         let (members, bytes) = self.shared.report(|report| (report.members, report.bytes));
         let totals = self.archive.totals();
-        self.conduct.observer.progress(&Progress {
+        self.context.observer.progress(&Progress {
             members,
             bytes,
             members_total: totals.map(|(members, _)| members),
@@ -344,7 +344,7 @@ impl Restorer<'_, '_> {
     }
 
     fn refuse(&mut self, name: &[u8], reason: &str) {
-        tell(self.conduct.observer, name, &format!("refused: {reason}"));
+        tell(self.context.observer, name, &format!("refused: {reason}"));
         self.shared.report(|report| report.refused.add(name, reason.to_owned()));
     }
 
@@ -363,7 +363,7 @@ impl Restorer<'_, '_> {
             self.shared.report(|report| report.damaged.add(b"", reason.to_owned()));
         }
         for (path, reason) in lost {
-            tell(self.conduct.observer, path.as_bytes(), &format!("damaged: {reason}"));
+            tell(self.context.observer, path.as_bytes(), &format!("damaged: {reason}"));
             self.shared.report(|report| report.damaged.add(path.as_bytes(), reason));
         }
         Ok(())

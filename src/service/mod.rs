@@ -25,7 +25,7 @@ use crate::liveness::{self, Activity, Registration};
 use crate::maintenance;
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
-use threads::{EndsRun, carry_out, lock, look_after, put_right, spawn};
+use threads::{EndsRun, carry_out, lock, put_right, run_maintenance, spawn};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
 const NAP: Duration = Duration::from_secs(30);
@@ -36,7 +36,7 @@ const LATE: Duration = Duration::from_secs(120);
 /// Allowance for a clock that was set back, beyond one period.
 const BACKWARD: Duration = Duration::from_secs(3 * 3600);
 /// How often the service looks whether some of the daily work is due.
-const UPKEEP_EVERY: Duration = Duration::from_secs(3600);
+const MAINTENANCE_EVERY: Duration = Duration::from_secs(3600);
 /// How long a text file must look the same before a change of it is applied.
 const SETTLING: Duration = Duration::from_secs(1);
 /// Due schedules taken in one round.
@@ -65,7 +65,7 @@ pub struct Options {
     /// A text file that is read at start and whenever it changes (§4).
     pub import: Option<PathBuf>,
     /// What is looked after, and how often.
-    pub upkeep: maintenance::Intervals,
+    pub maintenance: maintenance::Intervals,
     /// Where restore drills write; without it, below the archive folder.
     pub scratch: Option<PathBuf>,
 }
@@ -92,12 +92,12 @@ pub struct Service {
     last_tick: Option<Timestamp>,
     text_file: Option<import_export::TextFileState>,
     stop: Option<StopRequest>,
-    upkeep: Option<UpkeepThread>,
-    upkeep_begun: Option<Duration>,
+    maintenance: Option<MaintenanceThread>,
+    maintenance_begun: Option<Duration>,
 }
 
 /// The daily work under way beside the runs.
-struct UpkeepThread {
+struct MaintenanceThread {
     cancel: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<()>,
 }
@@ -126,8 +126,8 @@ impl Service {
             watch,
             last_tick: None,
             stop: None,
-            upkeep: None,
-            upkeep_begun: None,
+            maintenance: None,
+            maintenance_begun: None,
         };
         service.adopt_zone()?;
         Ok(service)
@@ -340,7 +340,7 @@ impl Service {
             }
             supervisor.alive();
             self.start_runs(sender);
-            self.start_upkeep();
+            self.start_maintenance();
             if self.stop.is_none() {
                 self.wait(events, next);
             }
@@ -375,29 +375,29 @@ impl Service {
         }
     }
 
-    /// Does what is due of the daily work on this thread: see [`maintenance::look_after`].
-    pub fn look_after(&self, cancel: &AtomicBool) -> Result<maintenance::Round> {
-        look_after(&self.runner, &self.options, cancel)
+    /// Does what is due of the daily work on this thread: see [`maintenance::run_maintenance`].
+    pub fn run_maintenance(&self, cancel: &AtomicBool) -> Result<maintenance::MaintenanceReport> {
+        run_maintenance(&self.runner, &self.options, cancel)
     }
 
     /// Looks every hour whether some of the daily work is due, and does it beside the runs, one thing at a time.
-    fn start_upkeep(&mut self) {
+    fn start_maintenance(&mut self) {
         let now = self.runner.clock.monotonic();
-        let is_time = self.upkeep_begun.is_none_or(|begun| now.saturating_sub(begun) >= UPKEEP_EVERY);
-        let is_busy = self.upkeep.as_ref().is_some_and(|upkeep| !upkeep.thread.is_finished());
+        let is_time = self.maintenance_begun.is_none_or(|begun| now.saturating_sub(begun) >= MAINTENANCE_EVERY);
+        let is_busy = self.maintenance.as_ref().is_some_and(|maintenance| !maintenance.thread.is_finished());
         if self.stop.is_some() || !is_time || is_busy {
             return;
         }
-        self.upkeep_begun = Some(now);
+        self.maintenance_begun = Some(now);
         let (runner, options, cancel) = (self.runner.clone(), self.options.clone(), Arc::new(AtomicBool::new(false)));
         let stop = Arc::clone(&cancel);
-        let thread = std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || {
-            if let Err(error) = look_after(&runner, &options, &stop) {
+        let thread = std::thread::Builder::new().name("maintenance".to_owned()).spawn(move || {
+            if let Err(error) = run_maintenance(&runner, &options, &stop) {
                 log::warn!("the daily work was not done: {error}");
             }
         });
         match thread {
-            Ok(thread) => self.upkeep = Some(UpkeepThread { cancel, thread }),
+            Ok(thread) => self.maintenance = Some(MaintenanceThread { cancel, thread }),
             Err(error) => log::error!("the daily work could not be started: {error}"),
         }
     }
@@ -431,9 +431,9 @@ impl Service {
 
     /// Lets running work finish within the grace, then cancels it; it goes back into the queue (I10).
     fn drain(&mut self, events: &Receiver<Event>) -> Result<()> {
-        let upkeep = self.upkeep.take();
-        if let Some(upkeep) = &upkeep {
-            upkeep.cancel.store(true, Ordering::Relaxed);
+        let maintenance = self.maintenance.take();
+        if let Some(maintenance) = &maintenance {
+            maintenance.cancel.store(true, Ordering::Relaxed);
         }
         let started = self.runner.clock.monotonic();
         let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };
@@ -452,7 +452,7 @@ impl Service {
             }
         }
         // It notices at the next chunk.
-        if upkeep.is_some_and(|upkeep| upkeep.thread.join().is_err()) {
+        if maintenance.is_some_and(|maintenance| maintenance.thread.join().is_err()) {
             log::error!("the daily work panicked");
         }
         self.sign_off()

@@ -8,15 +8,19 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::{Event, Options};
-use crate::backup::{self, Cancel, Conduct, Ended, Runner, TakenOver};
+use crate::backup::{self, Cancel, Ended, RunContext, Runner, TakenOver};
 use crate::error::{ErrorKind, Result};
 use crate::maintenance;
 use crate::progress::{Observer, Problem, Progress};
 use crate::store::{Claim, Intent, RunState};
 
 /// The work of a day takes one thread: runs come first.
-pub(super) fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool) -> Result<maintenance::Round> {
-    let means = maintenance::Means {
+pub(super) fn run_maintenance(
+    runner: &Runner,
+    options: &Options,
+    cancel: &AtomicBool,
+) -> Result<maintenance::MaintenanceReport> {
+    let context = maintenance::MaintenanceContext {
         home: &runner.home,
         store: &runner.store,
         clock: &*runner.clock,
@@ -25,7 +29,7 @@ pub(super) fn look_after(runner: &Runner, options: &Options, cancel: &AtomicBool
         scratch: options.scratch.as_deref(),
         cancel,
     };
-    maintenance::look_after(&means, options.upkeep)
+    maintenance::run_maintenance(&context, options.maintenance)
 }
 
 pub(super) fn carry_out(
@@ -37,8 +41,8 @@ pub(super) fn carry_out(
 ) -> Result<Ended> {
     let run = claim.run();
     log::info!("run @{run}: started, attempt {}", claim.attempt());
-    let conduct = Conduct { cancel, observer: &LogObserver, foreground: false };
-    let ended = runner.execute(claim, intent, &conduct);
+    let context = RunContext { cancel, observer: &LogObserver, foreground: false };
+    let ended = runner.execute(claim, intent, &context);
     match &ended {
         Ok(Ended { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
         Ok(Ended { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
@@ -56,8 +60,8 @@ pub(super) fn carry_out(
 pub(super) fn put_right(runner: &Runner, taken: TakenOver, stuck: &Mutex<HashMap<i64, Duration>>) {
     let run = taken.run();
     let cancel = Cancel::default();
-    let conduct = Conduct { cancel: &cancel, observer: &LogObserver, foreground: false };
-    match backup::put_right(runner, taken, &conduct) {
+    let context = RunContext { cancel: &cancel, observer: &LogObserver, foreground: false };
+    match backup::put_right(runner, taken, &context) {
         Ok(state) => log::info!("run @{run}: put right, now {}", state.as_str()),
         Err(error) => {
             log::error!("run @{run}: cannot be put right yet: {error}");

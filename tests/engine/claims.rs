@@ -42,7 +42,7 @@ fn a_second_service_is_refused_with_the_process_of_the_first() {
         grace: MINUTE,
         zone: chrono_tz::Tz::UTC,
         import: None,
-        upkeep: Default::default(),
+        maintenance: Default::default(),
         scratch: None,
     };
     let refused = backup_manager::service::Service::register(world.process(Role::Service), options, false);

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use backup_manager::archive_folder;
-use backup_manager::backup::{Cancel, Conduct, Ended, Recovered, Runner, recover};
+use backup_manager::backup::{Cancel, Ended, Recovered, RunContext, Runner, recover};
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
 use backup_manager::progress::{Observer, Problem, Progress};
@@ -39,13 +39,13 @@ fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &Cancel, 
     let request = RunRequest { verify: true, reread: false };
     let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
     let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
-    runner.execute(claim, &intent.unwrap(), &Conduct { cancel, observer, foreground: true }).unwrap()
+    runner.execute(claim, &intent.unwrap(), &RunContext { cancel, observer, foreground: true }).unwrap()
 }
 
 fn recovered(runner: &Runner) -> Recovered {
     let (cancel, observer) = (Cancel::default(), Recording::default());
-    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
-    recover(runner, &conduct).unwrap()
+    let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
+    recover(runner, &context).unwrap()
 }
 
 fn tar_lists(path: &Path) -> Vec<String> {
@@ -166,8 +166,8 @@ fn a_cancelled_run_leaves_nothing_and_a_drained_one_waits_again() {
     let cancel = Cancel::default();
     cancel.drain();
     let observer = Recording::default();
-    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
-    let ended = runner.execute(claim, &intent, &conduct).unwrap();
+    let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
+    let ended = runner.execute(claim, &intent, &context).unwrap();
     assert_eq!(ended.state, RunState::Queued);
     assert!(world.archive_files().is_empty());
     let (claim, _) = world.claim(&runner);
@@ -224,8 +224,8 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     world.clock.advance(MINUTE);
     let (claim, intent) = world.claim(&living);
     let (cancel, observer) = (Cancel::default(), Recording::default());
-    let conduct = Conduct { cancel: &cancel, observer: &observer, foreground: false };
-    assert_eq!(living.execute(claim, &intent, &conduct).unwrap().state, RunState::Succeeded);
+    let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
+    assert_eq!(living.execute(claim, &intent, &context).unwrap().state, RunState::Succeeded);
 }
 
 #[test]

@@ -256,11 +256,11 @@ fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
             if let Some((claim, intent)) = service.claim().unwrap() {
                 assert_eq!(service.execute(claim, &intent).unwrap().state, RunState::Succeeded);
             }
-            let round = service.look_after(&cancel).unwrap();
-            assert!(round.bad.is_empty());
-            drills += round.drilled.len();
-            copies += usize::from(round.copied);
-            most = most.max(round.verified.len());
+            let report = service.run_maintenance(&cancel).unwrap();
+            assert!(report.bad.is_empty());
+            drills += report.drilled.len();
+            copies += usize::from(report.copied);
+            most = most.max(report.verified.len());
         }
         for archive in world.store.archives(Some(row.id)).unwrap() {
             let age = world.clock.now().since(archive.verified_at.unwrap());
@@ -288,7 +288,7 @@ fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
     let mut found = None;
     for day in 0..32 {
         world.clock.advance(DAY);
-        if service.look_after(&cancel).unwrap().bad.contains(&newest.run) {
+        if service.run_maintenance(&cancel).unwrap().bad.contains(&newest.run) {
             found = Some(day);
             break;
         }
@@ -313,8 +313,8 @@ fn old_runs_leave_the_history_and_those_with_archives_stay() {
     }
     world.clock.advance(DAY * 401);
     let service = world.service(false);
-    let round = service.look_after(&AtomicBool::new(false)).unwrap();
-    assert_eq!(round.forgotten, 2, "the newest stays");
+    let report = service.run_maintenance(&AtomicBool::new(false)).unwrap();
+    assert_eq!(report.forgotten, 2, "the newest stays");
     let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
     assert_eq!(left, [1, 4]);
 }

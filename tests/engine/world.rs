@@ -105,7 +105,7 @@ impl World {
     }
 
     fn options(&self, zone: Tz) -> Options {
-        Options { workers: 1, grace: MINUTE, zone, import: None, upkeep: Default::default(), scratch: None }
+        Options { workers: 1, grace: MINUTE, zone, import: None, maintenance: Default::default(), scratch: None }
     }
 
     pub fn claim(&self, runner: &Runner) -> (Claim, Intent) {

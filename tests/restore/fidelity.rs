@@ -10,7 +10,7 @@ use backup_manager::browse::{Globs, Opened, Selection};
 use backup_manager::clock::SystemClock;
 use backup_manager::error::{ErrorKind, Result};
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Conduct, Options, Report};
+use backup_manager::restore::{self, Options, Report, RestoreContext};
 use backup_manager::schedule::Compression;
 
 use crate::support::archive::{Silent, make};
@@ -28,8 +28,8 @@ pub fn restore_with(file: &Path, selection: &Selection, options: &Options) -> Re
     let clock = SystemClock::new();
     let cancel = AtomicBool::new(false);
     let mut told = |_, _: &MemberPath| {};
-    let mut conduct = Conduct { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
-    restore::restore(&archive, selection, options, &mut conduct)
+    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+    restore::restore(&archive, selection, options, &mut context)
 }
 
 pub fn restore_all(file: &Path, options: &Options) -> Result<Report> {

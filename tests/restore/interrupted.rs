@@ -9,7 +9,7 @@ use backup_manager::browse::{Opened, Selection};
 use backup_manager::clock::SystemClock;
 use backup_manager::error::ErrorKind;
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Action, Conduct, Options, Overwrite};
+use backup_manager::restore::{self, Action, Options, Overwrite, RestoreContext};
 use backup_manager::schedule::Compression;
 
 use crate::fidelity::{FORMATS, restore_all};
@@ -45,9 +45,9 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
             cancel.store(seen >= stop_after, Ordering::Relaxed);
         };
         let clock = SystemClock::new();
-        let mut conduct = Conduct { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+        let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
         let everything = Selection::everything().unwrap();
-        let error = restore::restore(&archive, &everything, &Options::to(&to), &mut conduct).unwrap_err();
+        let error = restore::restore(&archive, &everything, &Options::to(&to), &mut context).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Interrupted);
         // As a kill would leave it.
         let partial = tree(&to, ALL);

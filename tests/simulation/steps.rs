@@ -8,7 +8,7 @@ mod deaths;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use backup_manager::backup::{Cancel, Conduct, Recovered, Runner, recover};
+use backup_manager::backup::{Cancel, Recovered, RunContext, Runner, recover};
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::error::ErrorKind;
 use backup_manager::service::{Options, Service};
@@ -144,7 +144,7 @@ impl Simulation {
             grace: MINUTE,
             zone: self.zone,
             import: None,
-            upkeep: Default::default(),
+            maintenance: Default::default(),
             scratch: None,
         };
         let service = Service::register(runner.clone(), options, true).unwrap();
@@ -239,8 +239,8 @@ impl Simulation {
                     1 => cancel.drain(),
                     _ => {}
                 }
-                let conduct = Conduct { cancel: &cancel, observer: &Silent, foreground: self.random.one_in(2) };
-                process.runner.execute(claim, &intent, &conduct)
+                let context = RunContext { cancel: &cancel, observer: &Silent, foreground: self.random.one_in(2) };
+                process.runner.execute(claim, &intent, &context)
             }
         };
         let said = match ended {
@@ -344,11 +344,11 @@ impl Simulation {
     fn recover_twice(&mut self) {
         let runner = self.world.process(Role::Command);
         let cancel = Cancel::default();
-        let conduct = Conduct { cancel: &cancel, observer: &Silent, foreground: false };
-        recover(&runner, &conduct).unwrap();
+        let context = RunContext { cancel: &cancel, observer: &Silent, foreground: false };
+        recover(&runner, &context).unwrap();
         if self.mounted {
             let before = self.picture();
-            let again = recover(&runner, &conduct).unwrap();
+            let again = recover(&runner, &context).unwrap();
             assert_eq!(again, Recovered::default(), "a second recovery found something");
             self.unchanged(&before, "a second recovery");
         }
