@@ -236,7 +236,7 @@ fn tick() {
         let mut micros: Vec<f64> = (0..2_000)
             .map(|_| {
                 let clock = SystemClock::new();
-                assert_eq!(service.tick().expect("a round").materialised, 0);
+                assert_eq!(service.tick().expect("a round").enqueued, 0);
                 clock.monotonic().as_secs_f64() * 1e6
             })
             .collect();

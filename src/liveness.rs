@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 
 /// What a live worker says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Activity {
+pub struct Heartbeat {
     /// Its process.
     pub pid: u32,
     /// When its loop last came round, in milliseconds since 1970; zero for a worker without one.
@@ -28,12 +28,12 @@ pub struct Activity {
     /// Why it does nothing although it lives, if so.
     pub trouble: Option<String>,
     /// The runs under way in it.
-    pub runs: Vec<RunActivity>,
+    pub runs: Vec<RunHeartbeat>,
 }
 
 /// How far a run has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunActivity {
+pub struct RunHeartbeat {
     /// Number of the run.
     pub run: i64,
     /// What it is doing: `scanning`, `writing`, `proving`.
@@ -58,7 +58,7 @@ pub struct Worker {
     uuid: Uuid,
     path: PathBuf,
     file: File,
-    activity: Mutex<Activity>,
+    heartbeat: Mutex<Heartbeat>,
 }
 
 impl Worker {
@@ -83,8 +83,8 @@ impl Worker {
         // Gone already where it was renamed: file systems without hard links.
         let _ = fs::remove_file(&temporary);
         locked.map_err(Error::io("lock the worker file", &path))?;
-        let activity = Activity { pid: std::process::id(), ticked_at_ms: now.millis(), ..Activity::default() };
-        let worker = Worker { uuid, path, file, activity: Mutex::new(activity) };
+        let heartbeat = Heartbeat { pid: std::process::id(), ticked_at_ms: now.millis(), ..Heartbeat::default() };
+        let worker = Worker { uuid, path, file, heartbeat: Mutex::new(heartbeat) };
         worker.update(|_| {})?;
         Ok(worker)
     }
@@ -95,10 +95,10 @@ impl Worker {
     }
 
     /// Changes what the worker says of itself, and writes it.
-    pub fn update(&self, change: impl FnOnce(&mut Activity)) -> Result<()> {
-        let mut activity = self.activity.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        change(&mut activity);
-        let mut text = serde_json::to_vec(&*activity).map_err(|e| Error::failed("worker activity").because(e))?;
+    pub fn update(&self, change: impl FnOnce(&mut Heartbeat)) -> Result<()> {
+        let mut heartbeat = self.heartbeat.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        change(&mut heartbeat);
+        let mut text = serde_json::to_vec(&*heartbeat).map_err(|e| Error::failed("worker heartbeat").because(e))?;
         text.push(b'\n');
         self.file
             .write_all_at(&text, 0)
@@ -107,20 +107,20 @@ impl Worker {
     }
 
     /// Changes the line of one run, which is added if it is not there.
-    pub fn update_run(&self, run: i64, change: impl FnOnce(&mut RunActivity)) -> Result<()> {
-        self.update(|activity| match activity.runs.iter_mut().find(|line| line.run == run) {
+    pub fn update_run(&self, run: i64, change: impl FnOnce(&mut RunHeartbeat)) -> Result<()> {
+        self.update(|heartbeat| match heartbeat.runs.iter_mut().find(|line| line.run == run) {
             Some(line) => change(line),
             None => {
-                let mut line = RunActivity { run, ..RunActivity::default() };
+                let mut line = RunHeartbeat { run, ..RunHeartbeat::default() };
                 change(&mut line);
-                activity.runs.push(line);
+                heartbeat.runs.push(line);
             }
         })
     }
 
     /// Takes the line of a run that has ended away.
     pub fn forget_run(&self, run: i64) -> Result<()> {
-        self.update(|activity| activity.runs.retain(|line| line.run != run))
+        self.update(|heartbeat| heartbeat.runs.retain(|line| line.run != run))
     }
 }
 
@@ -171,7 +171,7 @@ fn sweep(folder: &Path) -> Result<()> {
 }
 
 /// Reads what a worker says of itself; `None` if it is gone or was just writing.
-pub fn activity(folder: &Path, uuid: &Uuid) -> Option<Activity> {
+pub fn read_heartbeat(folder: &Path, uuid: &Uuid) -> Option<Heartbeat> {
     let text = fs::read(folder.join(uuid.to_string())).ok()?;
     let line = text.split(|&b| b == b'\n').next()?;
     serde_json::from_slice(line).ok()
@@ -214,7 +214,7 @@ mod tests {
         let uuid = worker.uuid();
         assert!(is_alive(&folder, &uuid));
         worker.update_run(7, |run| run.bytes = 42).unwrap();
-        assert_eq!(activity(&folder, &uuid).unwrap().runs[0].bytes, 42);
+        assert_eq!(heartbeat(&folder, &uuid).unwrap().runs[0].bytes, 42);
         drop(worker);
         assert!(!is_alive(&folder, &uuid));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
@@ -253,6 +253,6 @@ mod tests {
         let worker = Worker::register(dir.path(), 0o700, NOW).unwrap();
         worker.update(|a| a.trouble = Some("x".repeat(500))).unwrap();
         worker.update(|a| a.trouble = None).unwrap();
-        assert_eq!(activity(dir.path(), &worker.uuid()).unwrap().trouble, None);
+        assert_eq!(heartbeat(dir.path(), &worker.uuid()).unwrap().trouble, None);
     }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::buffer::Buffer;
-use backup_manager::archive::check::{examine, prove_by_trailer};
+use backup_manager::archive::check::{check_by_trailer, examine};
 use backup_manager::archive::foreign::{TarFacts, check_plain_tar};
 use backup_manager::archive::header::{self, END_MARKS};
 use backup_manager::archive::reader::ArchiveReader;
@@ -153,7 +153,7 @@ fn any_flipped_bit_and_any_missing_end_is_found() {
         for cut in (0..whole.len()).step_by(step) {
             file.set_len(cut as u64).unwrap();
             assert_eq!(made.prove().unwrap_err().kind(), ErrorKind::Damage, "{compression} cut to {cut}");
-            let own = prove_by_trailer(&made.path, 1, &AtomicBool::new(false)).unwrap_err();
+            let own = check_by_trailer(&made.path, 1, &AtomicBool::new(false)).unwrap_err();
             assert_eq!(own.kind(), ErrorKind::Damage, "{compression} cut to {cut}: {own}");
             file.write_all_at(&whole, 0).unwrap();
         }

@@ -104,7 +104,7 @@ pub fn prove(
 ///
 /// Errors: [`ErrorKind::Damage`] names a chunk that differs, or says that there is no trailer; `Interrupted` after
 /// `cancel`.
-pub fn prove_by_trailer(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<(Trailer, [u8; 32])> {
+pub fn check_by_trailer(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<(Trailer, [u8; 32])> {
     let reader = ArchiveReader::open(path)?;
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let failed = |e| Error::io("read the trailer of", path)(e);

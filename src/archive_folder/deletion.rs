@@ -38,7 +38,7 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
 
 /// Removes unfinished files in the folder `schedule` that belong to no attempt: the disk failed before they could be
 /// removed, or the power before that was synced. The folder must be known to be this database's.
-pub fn remove_left_behind(home: &Home, store: &Store, schedule: &str) -> Result<()> {
+pub fn remove_orphaned_files(home: &Home, store: &Store, schedule: &str) -> Result<()> {
     let folder = home.backups().join(schedule);
     // Listed before asked: who makes such a file has written its row before.
     let entries = match std::fs::read_dir(&folder) {

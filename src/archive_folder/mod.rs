@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::home::{self, Home};
 use crate::store::Store;
 
-pub use deletion::{finish_deletions, remove_left_behind};
+pub use deletion::{finish_deletions, remove_orphaned_files};
 pub use stable_links::{refresh_stable_links, renew_stable_links};
 
 /// Name of the file that says whose the folder is.

@@ -33,7 +33,7 @@ pub use estimate::{Listing, free_bytes, list_source, measure, visit_source};
 use monitor::Monitor;
 pub use monitor::{Cancel, RunContext};
 use pipeline::Written;
-pub use recover::{Recovered, TakenOver, forget_dead, put_right, recover, take_over_dead};
+pub use recover::{OrphanedRun, RecoveryReport, recover, recover_run, remove_dead_workers, take_over_orphaned_runs};
 
 /// Pause before writing a run's end again, where the database could not take it.
 const END_RETRY: Duration = Duration::from_secs(30);
@@ -139,7 +139,7 @@ impl Runner {
         let comment = self.comment(claim, &row, scan_started).map_err(Failure::source)?;
         let folder = self.home.backups().join(row.schedule.name.as_str());
         durable::make_folder(&folder, self.home.folder_mode()).map_err(Failure::own)?;
-        if let Err(error) = archive_folder::remove_left_behind(&self.home, &self.store, row.schedule.name.as_str()) {
+        if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, row.schedule.name.as_str()) {
             log::warn!("{}: what earlier attempts left behind stays: {error}", row.schedule.name);
         }
         monitor.phase("scanning");
@@ -248,11 +248,11 @@ impl Runner {
         let completed = Completed {
             incomplete: archive.incomplete,
             verified_at,
-            suspect: damaged.is_none() && self.looks_suspicious(run, row, context)?,
+            suspect: damaged.is_none() && self.is_sudden_change(run, row, context)?,
             damaged: damaged.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
         let state = self.write_end(claim, context, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
-        self.tidy_up_after(run, row, context);
+        self.run_post_backup_steps(run, row, context);
         Ok(Ended { run, state, error: damaged })
     }
 
@@ -283,7 +283,7 @@ impl Runner {
         let never = AtomicBool::new(false);
         check::prove(&path, &mut chunks, &archive.digest, archive.size, self.threads, &never)?;
         let now = self.clock.now();
-        self.store.mark_proved(claim, now)?;
+        self.store.mark_verified(claim, now)?;
         Ok(now)
     }
 
@@ -329,7 +329,7 @@ impl Runner {
             let Unended { claim: back, error } = match write(claim) {
                 Ok(done) => {
                     if waited {
-                        let _ = self.worker.update(|activity| activity.trouble = None);
+                        let _ = self.worker.update(|heartbeat| heartbeat.trouble = None);
                     }
                     return Ok(done);
                 }
@@ -341,7 +341,7 @@ impl Runner {
             }
             log::error!("run @{}: its end cannot be written, trying again every 30 s: {error}", back.run());
             context.observer.note(&format!("the end of run @{} cannot be written: {error}", back.run()));
-            let _ = self.worker.update(|activity| activity.trouble = Some(error.to_string()));
+            let _ = self.worker.update(|heartbeat| heartbeat.trouble = Some(error.to_string()));
             context.cancel.wait(END_RETRY);
             waited = true;
             claim = back;

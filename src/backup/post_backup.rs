@@ -23,7 +23,7 @@ impl Extent {
 impl Runner {
     /// Says whether the sealed archive of a run fell by more than half against the one before it, unless that was
     /// accepted. One that is like a suspicious one before it confirms that one.
-    pub(super) fn looks_suspicious(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<bool> {
+    pub(super) fn is_sudden_change(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<bool> {
         let (Some(new), Some(before)) = (self.store.unfinished(run)?, self.store.archive_before(row.id, run)?) else {
             return Ok(false);
         };
@@ -53,7 +53,7 @@ impl Runner {
 
     /// Renews the stable name and applies retention once an archive is complete. Trouble here is told and does not
     /// change how the run ended.
-    pub(super) fn tidy_up_after(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) {
+    pub(super) fn run_post_backup_steps(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) {
         match self.apply_retention(run, row) {
             Ok(note) => note.iter().for_each(|note| context.observer.note(note)),
             Err(error) => {

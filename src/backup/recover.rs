@@ -13,7 +13,7 @@ use super::{RunContext, Runner, SealedArchive};
 
 /// What recovery did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
+pub struct RecoveryReport {
     /// Runs whose sealed archive was finished.
     pub finished: u32,
     /// Runs that were cut off and wait for another try.
@@ -24,12 +24,12 @@ pub struct Recovered {
 
 /// The run of a dead worker, taken over and still to be put right.
 #[must_use = "a run that was taken over must be put right"]
-pub struct TakenOver {
+pub struct OrphanedRun {
     claim: Claim,
     run: Run,
 }
 
-impl TakenOver {
+impl OrphanedRun {
     /// Returns the number of the run.
     pub fn run(&self) -> i64 {
         self.run.id
@@ -37,18 +37,18 @@ impl TakenOver {
 }
 
 /// Takes over the runs of dead workers and puts each right; finishes deletions; forgets dead workers.
-pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<Recovered> {
-    let mut recovered = Recovered::default();
-    for taken in take_over_dead(runner, &|_| false)? {
+pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryReport> {
+    let mut recovered = RecoveryReport::default();
+    for taken in take_over_orphaned_runs(runner, &|_| false)? {
         let run = taken.run();
-        match put_right(runner, taken, context) {
+        match recover_run(runner, taken, context) {
             Ok(RunState::Queued) => recovered.requeued += 1,
             Ok(RunState::Failed | RunState::Cancelled) => recovered.ended += 1,
             Ok(_) => recovered.finished += 1,
             Err(error) => log::error!("run @{run}: cannot be put right yet: {error}"),
         }
     }
-    forget_dead(runner)?;
+    remove_dead_workers(runner)?;
     Ok(recovered)
 }
 
@@ -56,7 +56,7 @@ pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<Recovered> {
 ///
 /// Runs of this very worker count as dead where `active` does not know them: a thread that panicked, or an earlier
 /// take-over that could not be put right.
-pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<TakenOver>> {
+pub fn take_over_orphaned_runs(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<OrphanedRun>> {
     let workers = runner.home.workers();
     let is_dead = |uuid: &uuid::Uuid| *uuid != runner.row.uuid && !liveness::is_alive(&workers, uuid);
     // After an end that was none, a look at the database comes before anything is built on it.
@@ -73,14 +73,14 @@ pub fn take_over_dead(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<V
         let now = runner.clock.now();
         if let Some(claim) = runner.store.take_over(run.id, dead, run.attempt, &runner.row, now)? {
             log::warn!("run @{} of {}: its process ended; taking over", run.id, run.schedule_name);
-            taken.push(TakenOver { claim, run });
+            taken.push(OrphanedRun { claim, run });
         }
     }
     Ok(taken)
 }
 
 /// Finishes the deletions that dead processes began, and takes the rows of dead workers away.
-pub fn forget_dead(runner: &Runner) -> Result<()> {
+pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
     // Trouble with the archive folder, as while its disk is not mounted, must not keep the rest from going on.
     let deleted = archive_folder::finish_deletions(&runner.home, &runner.store).unwrap_or_else(|error| {
         log::error!("deleted archives stay until later: {error}");
@@ -108,8 +108,8 @@ pub fn forget_dead(runner: &Runner) -> Result<()> {
 }
 
 /// Brings a run that was taken over to its end, or back into the queue, by what its row says is on disk.
-pub fn put_right(runner: &Runner, taken: TakenOver, context: &RunContext<'_>) -> Result<RunState> {
-    let TakenOver { claim, run } = taken;
+pub fn recover_run(runner: &Runner, taken: OrphanedRun, context: &RunContext<'_>) -> Result<RunState> {
+    let OrphanedRun { claim, run } = taken;
     const REASON: &str = "its process ended";
     let Some(archive) = runner.store.unfinished(run.id)? else { return queue_again(runner, claim, REASON) };
     // On a disk that is not mounted there is nothing to see, and nothing may be concluded from it.

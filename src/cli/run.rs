@@ -236,7 +236,7 @@ fn join(
 }
 
 fn progress_of(context: &Context, workers: &std::path::Path, uuid: &uuid::Uuid, run: i64) -> Option<Progress> {
-    let line = liveness::activity(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
+    let line = liveness::read_heartbeat(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
     Some(Progress {
         members: line.members,
         bytes: line.bytes,

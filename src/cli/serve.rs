@@ -14,7 +14,7 @@ use super::{Context, config, environment, logging, output, run};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance;
-use crate::service::systemd::Supervisor;
+use crate::service::systemd::ServiceManager;
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
 
@@ -137,7 +137,7 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
 fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
     // What `start` has detached is nobody's service.
     let notify = std::env::var_os("NOTIFY_SOCKET").filter(|_| !args.detached);
-    let supervisor = Supervisor::connect(notify.as_deref())?;
+    let supervisor = ServiceManager::connect(notify.as_deref())?;
     let missing = !context.home.db().exists();
     let store = context.open_store(Access::Create)?;
     if missing {

@@ -11,7 +11,7 @@ use super::{Context, start, terminal};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::liveness::{self, Activity, RunActivity};
+use crate::liveness::{self, Heartbeat, RunHeartbeat};
 use crate::maintenance::rescan;
 use crate::progress::Progress;
 use crate::store::{Access, Archive, Drill, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
@@ -32,7 +32,7 @@ pub struct StatusArgs {
 
 /// How the service stands.
 struct ServiceState {
-    workers: Vec<(WorkerRow, Option<Activity>)>,
+    workers: Vec<(WorkerRow, Option<Heartbeat>)>,
     trouble: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ struct ServiceState {
 struct Underway {
     run: Run,
     /// What its worker, a service or a command, says of it.
-    line: Option<RunActivity>,
+    line: Option<RunHeartbeat>,
     is_cut_off: bool,
 }
 
@@ -86,20 +86,20 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     let workers: Vec<_> = start::live_services(context, store)?
         .into_iter()
         .map(|row| {
-            let activity = liveness::activity(&folder, &row.uuid);
-            (row, activity)
+            let heartbeat = liveness::read_heartbeat(&folder, &row.uuid);
+            (row, heartbeat)
         })
         .collect();
     let mut trouble = Vec::new();
     if workers.is_empty() {
         trouble.push("the service is not running: start it with `backup-manager start`".to_owned());
     }
-    for (row, activity) in &workers {
-        let Some(activity) = activity else { continue };
-        if context.now().since(Timestamp::from_millis(activity.ticked_at_ms)) > TICK_LIMIT {
+    for (row, heartbeat) in &workers {
+        let Some(heartbeat) = heartbeat else { continue };
+        if context.now().since(Timestamp::from_millis(heartbeat.ticked_at_ms)) > TICK_LIMIT {
             trouble.push(format!("the service (process {}) no longer ticks", row.pid));
         }
-        if let Some(why) = &activity.trouble {
+        if let Some(why) = &heartbeat.trouble {
             trouble.push(format!("the service (process {}): {why}", row.pid));
         }
     }
@@ -212,12 +212,12 @@ fn overdue(
 fn underway(context: &Context, run: &Run) -> Underway {
     let folder = context.home.workers();
     let is_cut_off = run.worker.is_some_and(|worker| !liveness::is_alive(&folder, &worker));
-    let activity = run.worker.and_then(|worker| liveness::activity(&folder, &worker));
-    let line = activity.and_then(|activity| activity.runs.into_iter().find(|line| line.run == run.id));
+    let heartbeat = run.worker.and_then(|worker| liveness::read_heartbeat(&folder, &worker));
+    let line = heartbeat.and_then(|heartbeat| heartbeat.runs.into_iter().find(|line| line.run == run.id));
     Underway { run: run.clone(), line, is_cut_off }
 }
 
-fn progress(context: &Context, line: &RunActivity) -> Progress {
+fn progress(context: &Context, line: &RunHeartbeat) -> Progress {
     Progress {
         members: line.members,
         bytes: line.bytes,

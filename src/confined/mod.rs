@@ -148,14 +148,14 @@ pub fn is_unfinished(stat: &Stat, last: u32) -> bool {
 /// temporary names, unless somebody else holds it.
 pub fn hold(folder: &OwnedFd) -> io::Result<()> {
     if flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        remove_left_behind(folder)?;
+        remove_orphaned_files(folder)?;
     }
     // A file system without locks is used without.
     let _ = flock(folder, FlockOperation::NonBlockingLockShared);
     Ok(())
 }
 
-fn remove_left_behind(folder: &OwnedFd) -> io::Result<()> {
+fn remove_orphaned_files(folder: &OwnedFd) -> io::Result<()> {
     let mut left = Vec::new();
     for entry in rustix::fs::Dir::read_from(folder)? {
         let entry = entry?;

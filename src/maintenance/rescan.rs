@@ -228,7 +228,7 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Atomic
     let row = store
         .schedule_named(name)?
         .ok_or_else(|| Error::failed(format!("the schedule \"{name}\" was removed while its archives were read")))?;
-    let (_, digest) = check::prove_by_trailer(&candidate.path, threads, cancel)?;
+    let (_, digest) = check::check_by_trailer(&candidate.path, threads, cancel)?;
     let metadata = candidate.reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
     let facts = candidate.trailer.facts();
     let found = FoundArchive {

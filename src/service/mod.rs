@@ -15,17 +15,17 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use crossbeam_channel::{Receiver, Sender};
 
-use self::systemd::Supervisor;
+use self::systemd::ServiceManager;
 use crate::archive_folder;
 use crate::backup::{self, Cancel, Ended, Runner};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::import_export;
-use crate::liveness::{self, Activity, Registration};
+use crate::liveness::{self, Heartbeat, Registration};
 use crate::maintenance;
 use crate::schedule::{Cadence, CatchUp};
 use crate::store::{Claim, Due, Intent, Role, ScheduleRow, StopRequest, Watch, Watermark};
-use threads::{EndsRun, carry_out, lock, put_right, run_maintenance, spawn};
+use threads::{EndsRun, carry_out, lock, recover_run, run_maintenance, spawn};
 
 /// Longest nap: a clock that was set, or a machine that slept, is noticed by then.
 const NAP: Duration = Duration::from_secs(30);
@@ -74,7 +74,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tick {
     /// Schedules whose due occurrences became a run or were counted in one.
-    pub materialised: usize,
+    pub enqueued: usize,
     /// When the next round is wanted, if nothing happens before.
     pub next: Option<Timestamp>,
 }
@@ -129,12 +129,12 @@ impl Service {
             maintenance: None,
             maintenance_begun: None,
         };
-        service.adopt_zone()?;
+        service.recompute_for_zone()?;
         Ok(service)
     }
 
     /// Recomputes what is next where the zone is not the one it was computed in.
-    fn adopt_zone(&mut self) -> Result<()> {
+    fn recompute_for_zone(&mut self) -> Result<()> {
         let store = &self.runner.store;
         let name = self.options.zone.name();
         if store.service_zone()?.as_deref() == Some(name) {
@@ -150,7 +150,7 @@ impl Service {
     /// Does one round: what dead workers left, requests, the text file, what is due.
     pub fn tick(&mut self) -> Result<Tick> {
         let now = self.runner.clock.now();
-        self.say(|activity| activity.ticked_at_ms = now.millis());
+        self.say(|heartbeat| heartbeat.ticked_at_ms = now.millis());
         self.recover()?;
         if self.stop.is_none() {
             self.stop = self.runner.store.stop_request(self.runner.row.uuid)?;
@@ -166,14 +166,14 @@ impl Service {
             self.renew_stable_links();
         }
         if self.last_tick.is_none_or(|last| now < last) {
-            self.mend_watermarks(now)?;
+            self.reset_future_watermarks(now)?;
         }
         self.last_tick = Some(now);
-        let mut materialised = 0;
+        let mut enqueued = 0;
         loop {
             let due = self.runner.store.due_schedules(now, DUE_BATCH)?;
             for row in &due {
-                materialised += usize::from(self.materialise(row, now)?);
+                enqueued += usize::from(self.enqueue_due(row, now)?);
             }
             if due.len() < DUE_BATCH as usize {
                 break;
@@ -184,11 +184,11 @@ impl Service {
             self.runner.store.next_not_before()?.filter(|at| *at > now),
             look_again.then(|| now.plus(SETTLING)),
         ];
-        Ok(Tick { materialised, next: waiting.into_iter().flatten().min() })
+        Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
     }
 
     /// Says something in the worker file. What `status` shows is no reason to stop working.
-    fn say(&self, change: impl FnOnce(&mut Activity)) {
+    fn say(&self, change: impl FnOnce(&mut Heartbeat)) {
         if let Err(error) = self.runner.worker.update(change) {
             log::warn!("{error}");
         }
@@ -202,7 +202,7 @@ impl Service {
         let taken = {
             let (active, stuck) = (lock(&self.active), lock(&self.stuck));
             let is_ours = |run| active.contains_key(&run) || stuck.contains_key(&run);
-            backup::take_over_dead(&self.runner, &is_ours)?
+            backup::take_over_orphaned_runs(&self.runner, &is_ours)?
         };
         for taken in taken {
             let run = taken.run();
@@ -211,14 +211,14 @@ impl Service {
             let (runner, stuck) = (self.runner.clone(), Arc::clone(&self.stuck));
             let work = move || {
                 let _ends = ends;
-                put_right(&runner, taken, &stuck);
+                recover_run(&runner, taken, &stuck);
             };
             match &self.background {
                 Some(_) => drop(spawn(run, work)),
                 None => work(),
             }
         }
-        backup::forget_dead(&self.runner)
+        backup::remove_dead_workers(&self.runner)
     }
 
     /// A process may have died between the end of a run and its stable name.
@@ -232,7 +232,7 @@ impl Service {
     }
 
     /// After a clock that was far ahead: starts again from now, else nothing would run until that false date.
-    fn mend_watermarks(&self, now: Timestamp) -> Result<()> {
+    fn reset_future_watermarks(&self, now: Timestamp) -> Result<()> {
         for row in self.runner.store.schedules_handled_after(now.plus(BACKWARD))? {
             let Some(cadence) = &row.schedule.cadence else { continue };
             let limit = now.plus(BACKWARD).plus(cadence.period(self.zone(&row), now));
@@ -247,7 +247,7 @@ impl Service {
         Ok(())
     }
 
-    fn materialise(&self, row: &ScheduleRow, now: Timestamp) -> Result<bool> {
+    fn enqueue_due(&self, row: &ScheduleRow, now: Timestamp) -> Result<bool> {
         let Some(cadence) = &row.schedule.cadence else { return Ok(false) };
         let missed = cadence.missed(self.zone(row), row.watermark.handled_until, now, COUNT_LIMIT);
         let to = Watermark { handled_until: now, next_due: self.next_after(row, now) };
@@ -266,7 +266,7 @@ impl Service {
             count: missed.count,
             missed: late && row.schedule.catch_up == CatchUp::Skip,
         };
-        let done = self.runner.store.materialise(&due, now)?;
+        let done = self.runner.store.enqueue_due(&due, now)?;
         log::info!(
             "{}: due at {} ({} occurrence{}): {done:?}",
             row.schedule.name,
@@ -307,7 +307,12 @@ impl Service {
     /// threads tell, through `sender`.
     ///
     /// `supervisor` is told of the first round, of each further one, and of the drain.
-    pub fn serve(&mut self, events: &Receiver<Event>, sender: &Sender<Event>, supervisor: &Supervisor) -> Result<()> {
+    pub fn serve(
+        &mut self,
+        events: &Receiver<Event>,
+        sender: &Sender<Event>,
+        supervisor: &ServiceManager,
+    ) -> Result<()> {
         self.background = Some(sender.clone());
         let mut next;
         let mut failing = false;
@@ -327,14 +332,14 @@ impl Service {
                 Ok(tick) => {
                     next = tick.next;
                     if std::mem::take(&mut failing) {
-                        self.say(|activity| activity.trouble = None);
+                        self.say(|heartbeat| heartbeat.trouble = None);
                     }
                 }
                 Err(error) => {
                     log::error!("this round failed and is tried again: {error}");
                     failing = true;
                     let why = format!("its last round failed: {error}");
-                    self.say(|activity| activity.trouble = Some(why));
+                    self.say(|heartbeat| heartbeat.trouble = Some(why));
                     next = None;
                 }
             }

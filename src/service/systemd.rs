@@ -9,16 +9,16 @@ use crate::error::{Error, Result};
 
 /// Where states are told; nowhere, where nobody asked.
 #[derive(Debug, Default)]
-pub struct Supervisor {
+pub struct ServiceManager {
     socket: Option<UnixDatagram>,
 }
 
-impl Supervisor {
+impl ServiceManager {
     /// Connects to the socket of that name, where there is one: a path, or `@name` for an abstract one.
     ///
     /// Errors: `Failed` for a socket that is named and not there.
-    pub fn connect(name: Option<&OsStr>) -> Result<Supervisor> {
-        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(Supervisor::default()) };
+    pub fn connect(name: Option<&OsStr>) -> Result<ServiceManager> {
+        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(ServiceManager::default()) };
         let address = match name.as_bytes().strip_prefix(b"@") {
             Some(abstract_name) => SocketAddr::from_abstract_name(abstract_name),
             None => SocketAddr::from_pathname(name),
@@ -35,7 +35,7 @@ impl Supervisor {
                 .because(e)
                 .hint("unset NOTIFY_SOCKET where none is wanted")
         })?;
-        Ok(Supervisor { socket: Some(socket) })
+        Ok(ServiceManager { socket: Some(socket) })
     }
 
     /// Says that the service serves.
@@ -84,7 +84,7 @@ mod tests {
         ];
         for (socket, address) in sockets {
             let socket = socket.unwrap();
-            let supervisor = Supervisor::connect(Some(address)).unwrap();
+            let supervisor = ServiceManager::connect(Some(address)).unwrap();
             supervisor.ready();
             assert!(heard(&socket).starts_with("READY=1\n"));
             supervisor.alive();
@@ -96,8 +96,8 @@ mod tests {
 
     #[test]
     fn nobody_asking_is_fine_and_a_socket_that_is_not_there_is_named() {
-        Supervisor::connect(None).unwrap().ready();
-        let error = Supervisor::connect(Some(OsStr::new("/nowhere/notify"))).unwrap_err();
+        ServiceManager::connect(None).unwrap().ready();
+        let error = ServiceManager::connect(Some(OsStr::new("/nowhere/notify"))).unwrap_err();
         assert!(error.to_string().contains("/nowhere/notify"), "{error}");
     }
 }

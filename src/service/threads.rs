@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::{Event, Options};
-use crate::backup::{self, Cancel, Ended, RunContext, Runner, TakenOver};
+use crate::backup::{self, Cancel, Ended, OrphanedRun, RunContext, Runner};
 use crate::error::{ErrorKind, Result};
 use crate::maintenance;
 use crate::progress::{Observer, Problem, Progress};
@@ -57,11 +57,11 @@ pub(super) fn carry_out(
     ended
 }
 
-pub(super) fn put_right(runner: &Runner, taken: TakenOver, stuck: &Mutex<HashMap<i64, Duration>>) {
+pub(super) fn recover_run(runner: &Runner, taken: OrphanedRun, stuck: &Mutex<HashMap<i64, Duration>>) {
     let run = taken.run();
     let cancel = Cancel::default();
     let context = RunContext { cancel: &cancel, observer: &LogObserver, foreground: false };
-    match backup::put_right(runner, taken, &context) {
+    match backup::recover_run(runner, taken, &context) {
         Ok(state) => log::info!("run @{run}: put right, now {}", state.as_str()),
         Err(error) => {
             log::error!("run @{run}: cannot be put right yet: {error}");

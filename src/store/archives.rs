@@ -36,7 +36,7 @@ pub enum ArchiveState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     /// Never read back.
-    Unproven,
+    Unverified,
     /// Read back and found to be what was written.
     Good,
     /// Read back and found to be something else.
@@ -46,7 +46,7 @@ pub enum Health {
 }
 
 words!(ArchiveState, Writing = "writing", Sealed = "sealed", Complete = "complete", Deleting = "deleting");
-words!(Health, Unproven = "unproven", Good = "good", Damaged = "damaged", Missing = "missing");
+words!(Health, Unverified = "unproven", Good = "good", Damaged = "damaged", Missing = "missing");
 
 /// A complete archive.
 #[derive(Clone, Debug)]
@@ -411,7 +411,7 @@ pub(super) fn complete(transaction: &Transaction<'_>, run: i64, completed: &Comp
     let health = match (&completed.damaged, completed.verified_at) {
         (Some(_), _) => Health::Damaged,
         (None, Some(_)) => Health::Good,
-        (None, None) => Health::Unproven,
+        (None, None) => Health::Unverified,
     };
     let changed = transaction
         .prepare_cached(

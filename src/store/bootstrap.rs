@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::{FlockOperation, flock, statfs};
 use uuid::Uuid;
 
-use super::{WAYS_OUT, configure, fault};
+use super::{RECOVERY_OPTIONS, configure, fault};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, beside};
 
@@ -265,7 +265,7 @@ fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
             ErrorKind::Damage,
             format!("{} is not a database of backup-manager any more: it is damaged", path.display()),
         )
-        .hint(WAYS_OUT),
+        .hint(RECOVERY_OPTIONS),
         Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
         _ => fault(path, error),
     }

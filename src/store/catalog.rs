@@ -69,7 +69,7 @@ impl Store {
     }
 
     /// Records that the chunks of the archive that the claim is making were read back and are what was written.
-    pub fn mark_proved(&self, claim: &Claim, now: Timestamp) -> Result<()> {
+    pub fn mark_verified(&self, claim: &Claim, now: Timestamp) -> Result<()> {
         let mut from = 0_i64;
         loop {
             let to = from + BATCH_ROWS as i64;

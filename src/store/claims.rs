@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
 use super::archives::{self, Intent};
-use super::occurrences::queued;
+use super::enqueue::queued;
 use super::runs::{RunCounts, RunState, Trigger};
 use super::{Store, WorkerRow};
 use crate::clock::Timestamp;

@@ -160,5 +160,6 @@ pub fn check_copy(path: &Path) -> Result<()> {
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Damage, format!("the database {} is damaged: {what}", path.display())).hint(super::WAYS_OUT)
+    Error::new(ErrorKind::Damage, format!("the database {} is damaged: {what}", path.display()))
+        .hint(super::RECOVERY_OPTIONS)
 }

@@ -29,9 +29,9 @@ mod bootstrap;
 mod catalog;
 mod chunk_members;
 mod claims;
+mod enqueue;
 mod maintenance;
 mod members;
-mod occurrences;
 mod rescan;
 mod retention;
 mod runs;
@@ -53,9 +53,9 @@ pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed,
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::StoredChunk;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
+pub use enqueue::{Due, EnqueueOutcome};
 pub use maintenance::{Drill, Task, check_copy};
 pub use members::{Listed, Sighting};
-pub use occurrences::{Due, Materialised};
 pub use rescan::FoundArchive;
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedules::{Revived, ScheduleRow, Watermark};
@@ -65,7 +65,7 @@ pub use workers::{Role, StopRequest, WorkerRow};
 /// How long a connection waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What to do about a database that is damaged or gone.
-pub const WAYS_OUT: &str = "archives are plain tar files and stay whole; put back the newest copy of the database \
+pub const RECOVERY_OPTIONS: &str = "archives are plain tar files and stay whole; put back the newest copy of the database \
      with `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and make it anew from the \
      archives with `backup-manager rescan`";
 /// Connections at once: one a run, one for the loop, one for what watches.
@@ -125,9 +125,8 @@ impl Store {
 
     fn connection(&self) -> Result<PooledConnection> {
         if !self.is_in_place() {
-            return Err(
-                Error::failed(format!("the database {} was removed or replaced", self.path.display())).hint(WAYS_OUT)
-            );
+            return Err(Error::failed(format!("the database {} was removed or replaced", self.path.display()))
+                .hint(RECOVERY_OPTIONS));
         }
         self.pool
             .get()
@@ -237,7 +236,7 @@ fn fault(path: &Path, error: rusqlite::Error) -> Error {
             "run as the user that owns it, or make its folder writable",
         ),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            (ErrorKind::Damage, format!("the database {name} is damaged"), WAYS_OUT)
+            (ErrorKind::Damage, format!("the database {name} is damaged"), RECOVERY_OPTIONS)
         }
         _ => return Error::failed(format!("the database {name}")).because(error),
     };

@@ -198,7 +198,7 @@ impl Store {
 
     /// Moves the watermark if it still is what it was; says whether it was.
     pub fn move_watermark(&self, id: i64, from: Watermark, to: Watermark) -> Result<bool> {
-        self.write(|transaction| super::occurrences::compare_and_set_watermark(transaction, id, from, to))
+        self.write(|transaction| super::enqueue::compare_and_set_watermark(transaction, id, from, to))
     }
 
     /// Lets the next run find its source emptied or shrunken, once.

@@ -14,8 +14,8 @@ fn an_occurrence_becomes_one_run_however_many_services_look() {
     world.schedule("docs", "01:00");
     let (mut one, mut two) = (world.service(false), world.service(true));
     world.clock.advance(HOUR);
-    assert_eq!(one.tick().unwrap().materialised, 1);
-    assert_eq!(two.tick().unwrap().materialised, 0);
+    assert_eq!(one.tick().unwrap().enqueued, 1);
+    assert_eq!(two.tick().unwrap().enqueued, 0);
     let runs = world.runs();
     assert_eq!(runs.len(), 1);
     assert_eq!(runs[0].scheduled_for, Some(MIDNIGHT.plus(HOUR)));
@@ -197,7 +197,7 @@ fn pausing_and_deleting_end_what_waits() {
     world.schedule("code", "01:00");
     let mut service = world.service(false);
     world.clock.advance(HOUR);
-    assert_eq!(service.tick().unwrap().materialised, 2);
+    assert_eq!(service.tick().unwrap().enqueued, 2);
     let mut paused = row.schedule.clone();
     paused.enabled = false;
     world.store.edit_schedules(&[(row.id, paused, row.watermark)], world.clock.now()).unwrap();

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use backup_manager::archive_folder;
-use backup_manager::backup::{Cancel, Ended, Recovered, RunContext, Runner, recover};
+use backup_manager::backup::{Cancel, Ended, RecoveryReport, RunContext, Runner, recover};
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
 use backup_manager::progress::{Observer, Problem, Progress};
@@ -42,7 +42,7 @@ fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &Cancel, 
     runner.execute(claim, &intent.unwrap(), &RunContext { cancel, observer, foreground: true }).unwrap()
 }
 
-fn recovered(runner: &Runner) -> Recovered {
+fn recovered(runner: &Runner) -> RecoveryReport {
     let (cancel, observer) = (Cancel::default(), Recording::default());
     let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
     recover(runner, &context).unwrap()
@@ -219,7 +219,7 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     assert!(!temporary.exists());
     assert!(world.store.unfinished(run).unwrap().is_none());
     assert_eq!(world.store.attempts(run).unwrap()[0].outcome, "interrupted");
-    assert_eq!(recovered(&living), Recovered::default(), "a second recovery changes nothing");
+    assert_eq!(recovered(&living), RecoveryReport::default(), "a second recovery changes nothing");
     assert!(world.store.claim_next(&living.row, world.clock.now()).unwrap().is_none(), "a pause first");
     world.clock.advance(MINUTE);
     let (claim, intent) = world.claim(&living);
@@ -269,7 +269,7 @@ fn the_run_of_a_living_worker_is_left_alone() {
     let slow = world.process(Role::Command);
     let (claim, _) = world.claim(&slow);
     world.clock.advance(DAY * 30);
-    assert_eq!(recovered(&world.process(Role::Command)), Recovered::default());
+    assert_eq!(recovered(&world.process(Role::Command)), RecoveryReport::default());
     world.store.check_claim(&claim).unwrap();
     world.store.end_without_archive(claim, RunState::Failed, "over", world.clock.now()).unwrap();
 }
@@ -338,7 +338,7 @@ fn a_sealed_archive_is_finished_under_whichever_name_it_lies() {
         assert_eq!(tar_lists(&world.home.backups().join(&archive.file_name)), ["docs/", "docs/file.txt"]);
         assert_eq!(world.archive_files().len(), 2, "{names:?}: no temporary stays");
         assert_eq!(world.store.attempts(run).unwrap().last().unwrap().outcome, "recovered");
-        assert_eq!(recovered(&living), Recovered::default());
+        assert_eq!(recovered(&living), RecoveryReport::default());
     }
 }
 
@@ -467,10 +467,10 @@ fn what_an_attempt_left_behind_goes_with_the_next_run_and_what_is_under_way_stay
     let files = ["docs/.docs-20261123T000000Z-1.tar.gz.1-0123abcd.part", "docs/.mine.part", &under_way];
     files.iter().for_each(|file| fs::write(backups.join(file), "half").unwrap());
     run_now(&world, &runner, &docs);
-    archive_folder::remove_left_behind(&world.home, &world.store, "mail").unwrap();
+    archive_folder::remove_orphaned_files(&world.home, &world.store, "mail").unwrap();
     assert_eq!(files.map(|file| backups.join(file).exists()), [false, true, true]);
     let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
     world.store.end_without_archive(claim, RunState::Failed, "no more", world.clock.now()).unwrap();
-    archive_folder::remove_left_behind(&world.home, &world.store, "mail").unwrap();
+    archive_folder::remove_orphaned_files(&world.home, &world.store, "mail").unwrap();
     assert!(!backups.join(&under_way).exists());
 }

@@ -46,7 +46,7 @@ fn nothing_that_was_due_before_an_edit_runs_after_it() {
     let watermark = Watermark { handled_until: now, next_due: row.schedule.next_after(Tz::UTC, now) };
     world.store.edit_schedules(&[(row.id, row.schedule.clone(), watermark)], now).unwrap();
     let mut service = world.service(false);
-    assert_eq!(service.tick().unwrap().materialised, 0);
+    assert_eq!(service.tick().unwrap().enqueued, 0);
     assert_eq!(service.tick().unwrap().next, Some(MIDNIGHT.plus(DAY * 2 + HOUR)));
 }
 
@@ -82,7 +82,7 @@ fn after_a_clock_that_was_a_year_ahead_runs_go_on_from_now() {
     let (claim, _) = world.claim(&process);
     world.store.end_without_archive(claim, RunState::Failed, "never mind", world.clock.now()).unwrap();
     world.clock.advance(HOUR);
-    assert_eq!(service.tick().unwrap().materialised, 1);
+    assert_eq!(service.tick().unwrap().enqueued, 1);
 }
 
 #[test]

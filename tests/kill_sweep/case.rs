@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use backup_manager::backup::{Cancel, Recovered, RunContext, Runner, recover};
+use backup_manager::backup::{Cancel, RecoveryReport, RunContext, Runner, recover};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::home::{Home, Places};
 use backup_manager::liveness::Worker;
@@ -205,7 +205,7 @@ fn recover_again(folder: &Path) -> Result<(), String> {
     let context = RunContext { cancel: &Cancel::default(), observer: &Silent, foreground: false };
     let found = recover(&runner, &context).map_err(|e| e.to_string())?;
     let changed = difference(&before, &picture(folder));
-    if found == Recovered::default() && changed.is_empty() {
+    if found == RecoveryReport::default() && changed.is_empty() {
         return Ok(());
     }
     Err(format!("a second recovery changes something: {found:?}; {}", changed.join("; ")))

@@ -94,7 +94,7 @@ pub fn carry_to(
         return (Some(claim), Ok(()));
     }
     let now = world.clock.now();
-    let marked = world.store.mark_proved(&claim, now);
+    let marked = world.store.mark_verified(&claim, now);
     let completed = Completed { incomplete: false, verified_at: Some(now), suspect: false, damaged: None };
     match marked.map(|()| world.store.complete(claim, &completed, now)) {
         Ok(Ok(_)) => (None, Ok(())),

@@ -8,12 +8,12 @@ mod deaths;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use backup_manager::backup::{Cancel, Recovered, RunContext, Runner, recover};
+use backup_manager::backup::{Cancel, RecoveryReport, RunContext, Runner, recover};
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::error::ErrorKind;
 use backup_manager::service::{Options, Service};
 use backup_manager::store::{
-    Claim, ClaimNow, Due, Intent, Materialised, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
+    Claim, ClaimNow, Due, EnqueueOutcome, Intent, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
 };
 use chrono_tz::Tz;
 use deaths::Zombie;
@@ -293,7 +293,7 @@ impl Simulation {
         self.world.store.request_stop(uuid, StopRequest::Drain).unwrap();
         self.note(format!("service {at} stops"));
         let tick = self.processes[at].service.as_mut().expect("a service").tick().unwrap();
-        assert_eq!(tick.materialised, 0, "a service that stops takes nothing on (I10)");
+        assert_eq!(tick.enqueued, 0, "a service that stops takes nothing on (I10)");
         assert!(self.processes[at].service.as_ref().expect("a service").claim().unwrap().is_none());
         if self.random.one_in(2) {
             self.end(at);
@@ -326,8 +326,8 @@ impl Simulation {
         let row = self.world.store.schedule(due.schedule).unwrap();
         let schedule = self.schedules.iter_mut().find(|s| s.id == due.schedule).expect("a schedule");
         let current = row.watermark == due.from && schedule.enabled && !schedule.deleted;
-        let done = self.world.store.materialise(&due, now).unwrap();
-        assert_eq!(done == Materialised::Overtaken, !current, "{done:?} from {:?} on {:?}", due.from, row.watermark);
+        let done = self.world.store.enqueue_due(&due, now).unwrap();
+        assert_eq!(done == EnqueueOutcome::Overtaken, !current, "{done:?} from {:?} on {:?}", due.from, row.watermark);
         if current {
             schedule.handled = due.to.handled_until.millis();
             schedule.accounted += if known { 0 } else { due.count };
@@ -349,7 +349,7 @@ impl Simulation {
         if self.mounted {
             let before = self.picture();
             let again = recover(&runner, &context).unwrap();
-            assert_eq!(again, Recovered::default(), "a second recovery found something");
+            assert_eq!(again, RecoveryReport::default(), "a second recovery found something");
             self.unchanged(&before, "a second recovery");
         }
         self.world.store.remove_worker(runner.row.uuid).unwrap();

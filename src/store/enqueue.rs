@@ -25,7 +25,7 @@ pub struct Due {
 
 /// What became of due occurrences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Materialised {
+pub enum EnqueueOutcome {
     /// A run was queued.
     Queued(i64),
     /// The run already queued stands for them too.
@@ -40,10 +40,10 @@ pub enum Materialised {
 
 impl Store {
     /// Turns due occurrences into one queued run, or counts them in the one already queued, and moves the watermark.
-    pub fn materialise(&self, due: &Due, now: Timestamp) -> Result<Materialised> {
+    pub fn enqueue_due(&self, due: &Due, now: Timestamp) -> Result<EnqueueOutcome> {
         self.write(|transaction| {
             if !compare_and_set_watermark(transaction, due.schedule, due.from, due.to)? {
-                return Ok(Materialised::Overtaken);
+                return Ok(EnqueueOutcome::Overtaken);
             }
             let known: bool = transaction
                 .prepare_cached(
@@ -52,14 +52,14 @@ impl Store {
                 )?
                 .query_row(params![due.schedule, due.occurrence.millis()], |row| row.get(0))?;
             if known {
-                return Ok(Materialised::Known);
+                return Ok(EnqueueOutcome::Known);
             }
             if due.missed {
-                return insert(transaction, due, "missed", Some(now), now).map(Materialised::Missed);
+                return insert(transaction, due, "missed", Some(now), now).map(EnqueueOutcome::Missed);
             }
             match queued(transaction, due.schedule)? {
-                Some(run) => count_in(transaction, run, due, now).map(|()| Materialised::Counted(run)),
-                None => insert(transaction, due, "queued", None, now).map(Materialised::Queued),
+                Some(run) => count_in(transaction, run, due, now).map(|()| EnqueueOutcome::Counted(run)),
+                None => insert(transaction, due, "queued", None, now).map(EnqueueOutcome::Queued),
             }
         })
     }
