@@ -10,11 +10,12 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use backup_manager::archive::check::{self, ExpectedChunk};
+use backup_manager::archive::check;
 use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
-use backup_manager::member::{ChunkRecord, MemberPath};
+use backup_manager::member::MemberPath;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::schedule::{Compression, Excludes};
 
@@ -67,7 +68,7 @@ fn compare(tree: &Path, scratch: &Path, compression: Compression, label: &str, p
         let (written, records) = archive(tree, &ours_path, compression, cores, &clock);
         let made = clock.monotonic();
         ours_cpu = ours_cpu.min(cpu_ticks().0 - cpu.0);
-        let mut expected = records.iter().map(|record| Ok(ExpectedChunk::from(record)));
+        let mut expected = records.iter().map(|record| Ok(record.chunk));
         check::prove(&ours_path, &mut expected, &written.digest, written.size, cores, &AtomicBool::new(false))
             .expect("the archive is whole");
         ours = ours.min(made);
@@ -100,7 +101,7 @@ fn archive(
     compression: Compression,
     threads: usize,
     clock: &SystemClock,
-) -> (Written, Vec<ChunkRecord>) {
+) -> (Written, Vec<CatalogChunk>) {
     let name = tree.file_name().expect("a folder has a name");
     let root_name = MemberPath::parse(name.as_encoded_bytes()).expect("a file name is a member path");
     let job = Job {
@@ -121,7 +122,7 @@ fn archive(
     let mut records = Vec::new();
     let written = pipeline::write(&job, &mut file, &mut |batch| {
         // The catalog keeps rows, not members: what the proof needs is enough here.
-        records.extend(batch.iter().map(|record| ChunkRecord { members: Vec::new(), ..record.clone() }));
+        records.extend(batch.iter().map(|record| CatalogChunk { members: Vec::new(), ..record.clone() }));
         Ok(())
     })
     .expect("the tree can be read");

@@ -214,7 +214,7 @@ mod tests {
         let uuid = worker.uuid();
         assert!(is_alive(&folder, &uuid));
         worker.update_run(7, |run| run.bytes = 42).unwrap();
-        assert_eq!(heartbeat(&folder, &uuid).unwrap().runs[0].bytes, 42);
+        assert_eq!(read_heartbeat(&folder, &uuid).unwrap().runs[0].bytes, 42);
         drop(worker);
         assert!(!is_alive(&folder, &uuid));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
@@ -253,6 +253,6 @@ mod tests {
         let worker = Worker::register(dir.path(), 0o700, NOW).unwrap();
         worker.update(|a| a.trouble = Some("x".repeat(500))).unwrap();
         worker.update(|a| a.trouble = None).unwrap();
-        assert_eq!(heartbeat(dir.path(), &worker.uuid()).unwrap().trouble, None);
+        assert_eq!(read_heartbeat(dir.path(), &worker.uuid()).unwrap().trouble, None);
     }
 }

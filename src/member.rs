@@ -5,7 +5,6 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
 /// A path inside an archive: one or more components joined by `/`, none empty, `.` or `..`, no NUL byte, not absolute.
@@ -97,13 +96,6 @@ pub struct FileTime {
     pub nanoseconds: u32,
 }
 
-impl FileTime {
-    /// Returns nanoseconds since 1970, saturating at the limits of 64 bits (the years 1677 and 2262).
-    pub fn total_nanoseconds(self) -> i64 {
-        self.seconds.saturating_mul(1_000_000_000).saturating_add(i64::from(self.nanoseconds))
-    }
-}
-
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MemberKind {
@@ -123,8 +115,90 @@ pub enum MemberKind {
     BlockDevice,
 }
 
-/// Names and values of extended attributes, sorted by name.
-pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
+/// Extended attributes of a file: names (`user.x`, `system.posix_acl_access`) and values, sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Xattrs(Vec<(Box<[u8]>, Box<[u8]>)>);
+
+impl Xattrs {
+    /// Returns no attributes.
+    pub const fn new() -> Self {
+        Xattrs(Vec::new())
+    }
+
+    /// Returns the value of the attribute `name`.
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.0.iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value)
+    }
+
+    /// Sets an attribute. An older value of the same name is replaced.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        match self.0.binary_search_by(|(other, _)| (**other).cmp(name)) {
+            Ok(at) => self.0[at].1 = value.into(),
+            Err(at) => self.0.insert(at, (name.into(), value.into())),
+        }
+    }
+
+    /// Removes all attributes.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Returns the number of attributes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns whether there are no attributes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns names and values in order of names.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Returns the digest that the catalog keeps, `None` without attributes: BLAKE3 over length (`u32`, little-endian)
+    /// and bytes of each name and value.
+    pub fn digest(&self) -> Option<[u8; 32]> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new();
+        for bytes in self.iter().flat_map(|(name, value)| [name, value]) {
+            hasher.update(&(bytes.len() as u32).to_le_bytes());
+            hasher.update(bytes);
+        }
+        Some(*hasher.finalize().as_bytes())
+    }
+}
+
+/// A range of bytes: of the data in a sparse file, where what lies between ranges is a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub length: u64,
+}
+
+impl Span {
+    /// Returns the offset of the first byte behind it.
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+}
+
+/// How much an archive, a source or a part of one holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Number of members.
+    pub members: u64,
+    /// Regular files among them, further names of one file counted.
+    pub files: u64,
+    /// Bytes of content of the files, holes included.
+    pub content_bytes: u64,
+}
 
 /// One tar entry: what its header says of it, and what the catalog keeps besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,19 +229,6 @@ pub struct Member {
     pub xattrs: Xattrs,
 }
 
-impl Member {
-    /// Returns the digest of its extended attributes as the catalog keeps it: BLAKE3 over length (`u32`,
-    /// little-endian) and bytes of each name and value.
-    pub fn xattr_digest(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        for bytes in self.xattrs.iter().flat_map(|(name, value)| [name, value]) {
-            hasher.update(&(bytes.len() as u32).to_le_bytes());
-            hasher.update(bytes);
-        }
-        *hasher.finalize().as_bytes()
-    }
-}
-
 /// One member as the catalog keeps it: what its header says, where it lies, and what it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogMember {
@@ -187,28 +248,6 @@ pub struct CatalogMember {
     pub xattr_digest: Option<[u8; 32]>,
     /// The file changed while it was read, each time.
     pub changed_while_read: bool,
-}
-
-/// One chunk of an archive file: an independently decodable span, and the members whose headers start in it.
-/// A file that spans several chunks is a member of the first; the others hold only its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChunkRecord {
-    /// Position among the chunks of the archive file, from 0.
-    pub sequence: u64,
-    /// Where the stored bytes begin in the archive file.
-    pub offset: u64,
-    /// Number of stored (encoded) bytes.
-    pub stored_length: u64,
-    /// BLAKE3 of the stored bytes.
-    pub stored_digest: [u8; 32],
-    /// Number of bytes of tar in it.
-    pub content_length: u64,
-    /// BLAKE3 of the bytes of tar in it.
-    pub content_digest: [u8; 32],
-    /// Wall-clock time before the first of its members was read.
-    pub read_started: Timestamp,
-    /// The members, in order.
-    pub members: Vec<CatalogMember>,
 }
 
 #[cfg(test)]
@@ -243,11 +282,5 @@ mod tests {
         assert_eq!(child, MemberPath::parse(b"a/b/caf\xe9\n").unwrap());
         assert_eq!(child.parent(), Some(folder));
         assert_eq!(MemberPath::parse(b"a").unwrap().parent(), None);
-    }
-
-    #[test]
-    fn times_before_1970_are_whole_seconds_below_and_nanoseconds_up() {
-        let time = FileTime { seconds: -2, nanoseconds: 500_000_000 };
-        assert_eq!(time.total_nanoseconds(), -1_500_000_000);
     }
 }

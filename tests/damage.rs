@@ -13,13 +13,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::check::{self, DamagedChunk, ExpectedChunk};
+use backup_manager::archive::check::{self, DamagedChunk};
 use backup_manager::archive::damaged_members;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::rebuild;
+use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Timestamp;
 use backup_manager::maintenance::verify::verify_file;
-use backup_manager::member::ChunkRecord;
 use support::archive::{Made, make, run_tool};
 
 /// A small generator with a seed that is printed.
@@ -51,12 +51,12 @@ fn source(folder: &Path, random: &mut Random) {
 }
 
 /// The member that each byte of tar belongs to, by chunk: names with where their entries begin.
-fn owners(records: &[ChunkRecord]) -> BTreeMap<u64, Vec<(u64, String)>> {
+fn owners(records: &[CatalogChunk]) -> BTreeMap<u64, Vec<(u64, String)>> {
     records
         .iter()
         .map(|chunk| {
             let members = chunk.members.iter().map(|m| (m.offset, m.member.path.to_string())).collect();
-            (chunk.sequence, members)
+            (chunk.chunk.sequence, members)
         })
         .collect()
 }
@@ -68,7 +68,7 @@ fn examine_flipped(made: &Made, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, 
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
     let reader = ArchiveReader::open(&made.path).unwrap();
-    let mut expected = made.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
+    let mut expected = made.records.iter().map(|record| Ok(record.chunk));
     let mut damaged = Vec::new();
     let never = AtomicBool::new(false);
     let result = check::examine(&reader, &mut expected, 2, &never, &mut |chunk| {
@@ -90,20 +90,20 @@ fn every_flip_is_found(compression: &str, seed: u64) {
     let made = make(&tree, folder.path(), compression.parse().unwrap());
     fs::set_permissions(&made.path, fs::Permissions::from_mode(0o600)).unwrap();
     let owners = owners(&made.records);
-    let last = made.records.last().unwrap().sequence;
+    let last = made.records.last().unwrap().chunk.sequence;
     let mut named = 0;
     for _ in 0..flips() {
         let (at, bit) = (random.below(made.written.size), random.below(8));
         let (damaged, structure, by_itself) = examine_flipped(&made, at, bit);
         assert!(by_itself, "byte {at} bit {bit}: not found by the trailer");
-        let chunk = made.records.iter().find(|c| (c.offset..c.offset + c.stored_length).contains(&at));
+        let chunk = made.records.iter().find(|c| (c.chunk.offset..c.chunk.end()).contains(&at));
         let Some(chunk) = chunk else {
             assert!(structure && damaged.is_empty(), "byte {at} bit {bit} in the trailer");
             continue;
         };
         assert_eq!(damaged.len(), 1, "byte {at} bit {bit}");
-        assert_eq!(damaged[0].chunk.sequence, chunk.sequence);
-        if chunk.members.is_empty() || chunk.sequence == 0 || chunk.sequence == last {
+        assert_eq!(damaged[0].chunk.sequence, chunk.chunk.sequence);
+        if chunk.members.is_empty() || chunk.chunk.sequence == 0 || chunk.chunk.sequence == last {
             continue;
         }
         // With the bit still flipped: who is named?
@@ -161,14 +161,14 @@ fn what_is_read_back_equals_what_was_written() {
         let made = make(&tree, folder.path(), compression.parse().unwrap());
         let reader = Arc::new(ArchiveReader::open(&made.path).unwrap());
         let trailer = reader.trailer().unwrap().unwrap();
-        assert_eq!(record::read_comment(&reader, &trailer).unwrap().unwrap(), b"{\"schedule\":\"test\"}");
+        assert_eq!(rebuild::read_comment(&reader, &trailer).unwrap().unwrap(), b"{\"schedule\":\"test\"}");
         let mut records = Vec::new();
-        record::read_records(reader, &trailer, Timestamp::from_millis(0), 2, &mut |chunk| {
+        rebuild::read_records(reader, &trailer, Timestamp::from_millis(0), 2, &mut |chunk| {
             records.push(chunk);
             Ok(())
         })
         .unwrap();
-        let plain = |chunk: &ChunkRecord| {
+        let plain = |chunk: &CatalogChunk| {
             let mut chunk = chunk.clone();
             chunk.read_started = Timestamp::from_millis(0);
             for member in &mut chunk.members {

@@ -12,57 +12,14 @@ use super::codec::{Codec, Decoder};
 use super::reader::ArchiveReader;
 use super::trailer::{self, Trailer};
 use super::writer::ArchiveDigest;
+use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::ChunkRecord;
-
-/// What a chunk of an archive file must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExpectedChunk {
-    /// Position among the chunks, from 0.
-    pub sequence: u64,
-    /// Where the stored bytes begin in the file.
-    pub offset: u64,
-    /// Number of stored bytes.
-    pub stored_length: u64,
-    /// BLAKE3 of the stored bytes.
-    pub stored_digest: [u8; 32],
-    /// Number of bytes of tar in it.
-    pub content_length: u64,
-    /// BLAKE3 of the bytes of tar in it; where it is not known, that they decode has to do.
-    pub content_digest: Option<[u8; 32]>,
-}
-
-impl From<&ChunkRecord> for ExpectedChunk {
-    fn from(record: &ChunkRecord) -> Self {
-        ExpectedChunk {
-            sequence: record.sequence,
-            offset: record.offset,
-            stored_length: record.stored_length,
-            stored_digest: record.stored_digest,
-            content_length: record.content_length,
-            content_digest: Some(record.content_digest),
-        }
-    }
-}
-
-impl From<trailer::StoredChunk> for ExpectedChunk {
-    fn from(chunk: trailer::StoredChunk) -> Self {
-        ExpectedChunk {
-            sequence: chunk.sequence,
-            offset: chunk.offset,
-            stored_length: chunk.stored_length,
-            stored_digest: chunk.stored_digest,
-            content_length: chunk.content_length,
-            content_digest: None,
-        }
-    }
-}
 
 /// One chunk that is not what it must be.
 #[derive(Clone, Debug)]
 pub struct DamagedChunk {
     /// What it must be.
-    pub chunk: ExpectedChunk,
+    pub chunk: Chunk,
     /// What is wrong, in words.
     pub reason: String,
 }
@@ -82,7 +39,7 @@ impl DamagedChunk {
 /// Errors: [`ErrorKind::Damage`] names a chunk that differs; `Interrupted` after `cancel`; what `expected` yields.
 pub fn prove(
     path: &Path,
-    expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+    expected: &mut dyn Iterator<Item = Result<Chunk>>,
     digest: &[u8; 32],
     size: u64,
     threads: usize,
@@ -108,14 +65,14 @@ pub fn check_by_trailer(path: &Path, threads: usize, cancel: &AtomicBool) -> Res
     let reader = ArchiveReader::open(path)?;
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let failed = |e| Error::io("read the trailer of", path)(e);
-    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map(Into::into).map_err(failed));
+    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(failed));
     let digest = until_first_damage(&reader, &mut expected, threads, cancel)?;
     Ok((trailer, digest))
 }
 
 fn until_first_damage(
     reader: &ArchiveReader,
-    expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+    expected: &mut dyn Iterator<Item = Result<Chunk>>,
     threads: usize,
     cancel: &AtomicBool,
 ) -> Result<[u8; 32]> {
@@ -137,7 +94,7 @@ fn until_first_damage(
 /// Errors: [`ErrorKind::Damage`] if the chunks do not fit together or the trailer does not agree with them.
 pub fn examine(
     reader: &ArchiveReader,
-    expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
+    expected: &mut dyn Iterator<Item = Result<Chunk>>,
     threads: usize,
     cancel: &AtomicBool,
     on_damage: &mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
@@ -163,7 +120,7 @@ pub fn examine(
 /// The side of the examination that reads the file, in order, and collects what the threads say.
 struct Feeder<'a> {
     reader: &'a ArchiveReader,
-    work: Sender<(ExpectedChunk, Buffer)>,
+    work: Sender<(Chunk, Buffer)>,
     answered: Receiver<Answer>,
     /// How many more buffers may be made: they bound the memory.
     buffers_left: usize,
@@ -181,11 +138,7 @@ struct Summary {
 }
 
 impl Feeder<'_> {
-    fn feed(
-        &mut self,
-        expected: &mut dyn Iterator<Item = Result<ExpectedChunk>>,
-        cancel: &AtomicBool,
-    ) -> Result<Summary> {
+    fn feed(&mut self, expected: &mut dyn Iterator<Item = Result<Chunk>>, cancel: &AtomicBool) -> Result<Summary> {
         let mut summary = Summary { end: 0, entries: blake3::Hasher::new(), digest: ArchiveDigest::new() };
         for chunk in expected {
             let chunk = chunk?;
@@ -197,9 +150,9 @@ impl Feeder<'_> {
                 let message = format!("chunk {sequence} of {path} does not begin where the one before it ends");
                 return Err(Error::new(ErrorKind::Damage, message));
             }
-            summary.end += chunk.stored_length;
+            summary.end = chunk.end();
             summary.digest.add(&chunk.stored_digest);
-            let entry = trailer::entry(chunk.stored_length, chunk.content_length, &chunk.stored_digest)?;
+            let entry = trailer::entry(&chunk)?;
             summary.entries.update(&entry);
             let mut buffer = self.buffer()?;
             buffer.clear();
@@ -251,7 +204,7 @@ fn thread_died() -> Error {
     Error::failed("a thread that checks chunks panicked")
 }
 
-fn check_chunks(codec: Codec, chunks: &Receiver<(ExpectedChunk, Buffer)>, answers: &Sender<Answer>) {
+fn check_chunks(codec: Codec, chunks: &Receiver<(Chunk, Buffer)>, answers: &Sender<Answer>) {
     let mut decoder = Decoder::new(codec);
     let mut content = Buffer::new();
     for (chunk, stored) in chunks {
@@ -267,7 +220,7 @@ fn check_chunks(codec: Codec, chunks: &Receiver<(ExpectedChunk, Buffer)>, answer
 fn find_damage(
     codec: Codec,
     decoder: &mut Decoder,
-    chunk: &ExpectedChunk,
+    chunk: &Chunk,
     stored: &Buffer,
     content: &mut Buffer,
 ) -> Option<String> {
@@ -293,7 +246,7 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
     let mut entries = blake3::Hasher::new();
     for chunk in trailer.entries(reader.file()) {
         let chunk = chunk.map_err(Error::io("read the trailer of", path))?;
-        entries.update(&trailer::entry(chunk.stored_length, chunk.content_length, &chunk.stored_digest)?);
+        entries.update(&trailer::entry(&chunk)?);
     }
     if trailer.content_end() != summary.end || entries.finalize() != summary.entries.finalize() {
         let message = format!("the trailer of {} tells of other chunks than the catalog", path.display());

@@ -4,6 +4,7 @@ use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, DParameter};
 
 use super::buffer::Buffer;
+use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Compression;
 
@@ -50,17 +51,22 @@ impl From<Compression> for Codec {
     }
 }
 
-/// A chunk as it goes into an archive file.
+/// An encoded chunk that is not in an archive file yet.
 #[derive(Debug)]
 pub struct EncodedChunk {
     /// The bytes to be written.
     pub stored: Buffer,
-    /// BLAKE3 of the bytes to be written.
-    pub stored_digest: [u8; 32],
-    /// Number of bytes of tar in it.
-    pub content_length: u64,
-    /// BLAKE3 of the bytes of tar in it.
-    pub content_digest: [u8; 32],
+    /// Its lengths and digests; `sequence` and `offset` are 0 until [`super::writer::ArchiveWriter::put`] sets them.
+    pub chunk: Chunk,
+}
+
+impl EncodedChunk {
+    fn new(stored: Buffer, stored_digest: [u8; 32], content_length: u64, content_digest: [u8; 32]) -> Self {
+        let stored_length = stored.len() as u64;
+        let content_digest = Some(content_digest);
+        let chunk = Chunk { sequence: 0, offset: 0, stored_length, stored_digest, content_length, content_digest };
+        EncodedChunk { stored, chunk }
+    }
 }
 
 /// Encodes chunks, one at a time. Keeps the codec's memory from one to the next.
@@ -115,9 +121,7 @@ impl Encoder {
         spare.clear();
         match &mut self.0 {
             EncoderKind::Plain => {
-                let chunk =
-                    EncodedChunk { stored: content, stored_digest: content_digest, content_length, content_digest };
-                return Ok((chunk, spare));
+                return Ok((EncodedChunk::new(content, content_digest, content_length, content_digest), spare));
             }
             EncoderKind::Gzip(compressor) => {
                 let bound = compressor.gzip_compress_bound(content.len());
@@ -133,7 +137,7 @@ impl Encoder {
             }
         }
         let stored_digest = *blake3::hash(&spare).as_bytes();
-        Ok((EncodedChunk { stored: spare, stored_digest, content_length, content_digest }, content))
+        Ok((EncodedChunk::new(spare, stored_digest, content_length, content_digest), content))
     }
 }
 
@@ -212,19 +216,22 @@ mod tests {
             let plain = content.to_vec();
             let mut encoder = Encoder::new(compression).unwrap();
             let (chunk, _) = encoder.encode(content, Buffer::new()).unwrap();
-            assert_eq!(chunk.content_length, plain.len() as u64);
+            assert_eq!(chunk.chunk.content_length, plain.len() as u64);
             let mut decoder = Decoder::new(compression.into()).unwrap();
             let mut out = Buffer::new();
-            decoder.decode(&chunk.stored, chunk.content_length, &mut out).unwrap();
+            decoder.decode(&chunk.stored, chunk.chunk.content_length, &mut out).unwrap();
             assert_eq!(&out[..], &plain[..]);
-            for wrong in [chunk.content_length - 1, chunk.content_length + 1] {
+            for wrong in [chunk.chunk.content_length - 1, chunk.chunk.content_length + 1] {
                 assert!(decoder.decode(&chunk.stored, wrong, &mut Buffer::new()).is_err(), "{compression}");
             }
             if compression != Compression::None {
                 let mut broken = chunk.stored.to_vec();
                 let middle = broken.len() / 2;
                 broken[middle] ^= 1;
-                assert!(decoder.decode(&broken, chunk.content_length, &mut Buffer::new()).is_err(), "{compression}");
+                assert!(
+                    decoder.decode(&broken, chunk.chunk.content_length, &mut Buffer::new()).is_err(),
+                    "{compression}"
+                );
             }
         }
     }

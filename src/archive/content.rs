@@ -13,30 +13,51 @@ use super::buffer::Buffer;
 use super::codec::{Codec, Decoder};
 use super::header::BLOCK;
 use super::reader::ArchiveReader;
+use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::member::Span;
 
 /// Bytes that are read at a time where there are no chunks.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A chunk to be read.
-#[derive(Clone, Debug)]
-pub struct PlannedChunk {
-    /// Position among the chunks of the archive file.
-    pub sequence: u64,
-    /// Where its stored bytes begin in the archive file.
-    pub offset: u64,
-    /// Number of stored bytes.
-    pub stored_length: u64,
-    /// Number of bytes of tar in it.
-    pub content_length: u64,
-    /// BLAKE3 of the stored bytes; without it the bytes are taken as they are.
-    pub stored_digest: Option<[u8; 32]>,
+/// A chunk to be read. Its stored bytes must have the digest that it names.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    /// Where it is stored.
+    pub chunk: Chunk,
     /// Chunks before it are left out, and a member begins at its first byte.
     pub jump: bool,
 }
 
 /// Chunks to be read, in order.
-pub type Plan = Box<dyn Iterator<Item = Result<PlannedChunk>> + Send>;
+pub type Plan = Box<dyn Iterator<Item = Result<Planned>> + Send>;
+
+/// What one thread reads in one go.
+enum Task {
+    Chunk(Planned),
+    /// A range of a plain file that has no chunks, and its position among these ranges.
+    Range(u64, Span),
+}
+
+impl Task {
+    fn sequence(&self) -> u64 {
+        match self {
+            Task::Chunk(planned) => planned.chunk.sequence,
+            Task::Range(sequence, _) => *sequence,
+        }
+    }
+
+    fn content_length(&self) -> u64 {
+        match self {
+            Task::Chunk(planned) => planned.chunk.content_length,
+            Task::Range(_, range) => range.length,
+        }
+    }
+
+    fn is_jump(&self) -> bool {
+        matches!(self, Task::Chunk(Planned { jump: true, .. }))
+    }
+}
 
 /// Why no bytes come.
 #[derive(Clone, Debug)]
@@ -92,8 +113,7 @@ enum Current {
 impl Content {
     /// Reads and decodes the chunks of a plan with `threads` threads.
     pub fn chunks(archive: Arc<ArchiveReader>, plan: Plan, threads: usize) -> Content {
-        let codec = archive.codec();
-        Content::planned(archive, codec, plan, threads, true)
+        Content::planned(archive, plan.map(|planned| planned.map(Task::Chunk)), threads, true)
     }
 
     /// Reads a whole file that has no chunks: another program's archive, or one of ours without its trailer.
@@ -103,36 +123,39 @@ impl Content {
         }
         let size = archive.size();
         let count = size.div_ceil(PIECE_BYTES as u64);
-        let plan = (0..count).map(move |sequence| {
+        let tasks = (0..count).map(move |sequence| {
             let offset = sequence * PIECE_BYTES as u64;
-            let length = (size - offset).min(PIECE_BYTES as u64);
-            let (stored_length, content_length) = (length, length);
-            Ok(PlannedChunk { sequence, offset, stored_length, content_length, stored_digest: None, jump: false })
+            Ok(Task::Range(sequence, Span { offset, length: (size - offset).min(PIECE_BYTES as u64) }))
         });
-        Content::planned(archive, Codec::Plain, Box::new(plan), 1, false)
+        Content::planned(archive, tasks, 1, false)
     }
 
-    fn planned(archive: Arc<ArchiveReader>, codec: Codec, plan: Plan, threads: usize, chunked: bool) -> Content {
+    fn planned(
+        archive: Arc<ArchiveReader>,
+        plan: impl Iterator<Item = Result<Task>> + Send + 'static,
+        threads: usize,
+        chunked: bool,
+    ) -> Content {
         let threads = threads.max(1);
-        let (work, tasks) = bounded::<(PlannedChunk, u64, Sender<Piece>)>(1);
+        let (work, tasks) = bounded::<(Task, u64, Sender<Piece>)>(1);
         let (order, pieces) = bounded(threads + 1);
         let (spent, free) = unbounded();
         let skip_to = Arc::new(AtomicU64::new(0));
         for _ in 0..threads {
             let (archive, tasks, free, skip_to) = (archive.clone(), tasks.clone(), free.clone(), skip_to.clone());
-            std::thread::spawn(move || read_chunks(&archive, codec, &tasks, &free, &skip_to));
+            std::thread::spawn(move || read_tasks(&archive, &tasks, &free, &skip_to));
         }
         std::thread::spawn(move || {
             let mut end = 0;
-            for chunk in plan {
+            for task in plan {
                 let (answer, answered) = bounded(1);
                 if order.send(answered).is_err() {
                     return;
                 }
-                match chunk {
-                    Ok(chunk) => {
-                        end += chunk.content_length;
-                        if work.send((chunk, end, answer)).is_err() {
+                match task {
+                    Ok(task) => {
+                        end += task.content_length();
+                        if work.send((task, end, answer)).is_err() {
                             return;
                         }
                     }
@@ -353,17 +376,16 @@ impl Content {
     }
 }
 
-fn read_chunks(
+fn read_tasks(
     archive: &ArchiveReader,
-    codec: Codec,
-    tasks: &Receiver<(PlannedChunk, u64, Sender<Piece>)>,
+    tasks: &Receiver<(Task, u64, Sender<Piece>)>,
     free: &Receiver<Buffer>,
     skip_to: &AtomicU64,
 ) {
-    let mut decoder = Decoder::new(codec);
+    let mut decoder = Decoder::new(archive.codec());
     let mut stored = Buffer::new();
-    for (chunk, end, answer) in tasks {
-        let PlannedChunk { sequence, jump, content_length: length, .. } = chunk;
+    for (task, end, answer) in tasks {
+        let (sequence, jump, length) = (task.sequence(), task.is_jump(), task.content_length());
         let piece = if end <= skip_to.load(Ordering::Relaxed) {
             Piece::Skipped { sequence, jump, length }
         } else {
@@ -371,7 +393,7 @@ fn read_chunks(
             bytes.clear();
             match &mut decoder {
                 Err(error) => Piece::Broken(error.to_string()),
-                Ok(decoder) => match read_chunk(archive, decoder, &chunk, &mut stored, &mut bytes) {
+                Ok(decoder) => match read_task(archive, decoder, &task, &mut stored, &mut bytes) {
                     Ok(()) => Piece::Data { sequence, jump, bytes },
                     Err(error) => Piece::Gap { sequence, jump, length, reason: error.to_string() },
                 },
@@ -382,10 +404,23 @@ fn read_chunks(
     }
 }
 
+fn read_task(
+    archive: &ArchiveReader,
+    decoder: &mut Decoder,
+    task: &Task,
+    stored: &mut Buffer,
+    out: &mut Buffer,
+) -> Result<()> {
+    match task {
+        Task::Chunk(planned) => read_chunk(archive, decoder, &planned.chunk, stored, out),
+        Task::Range(_, range) => archive.read_stored(range.offset, range.length, out),
+    }
+}
+
 fn read_chunk(
     archive: &ArchiveReader,
     decoder: &mut Decoder,
-    chunk: &PlannedChunk,
+    chunk: &Chunk,
     stored: &mut Buffer,
     out: &mut Buffer,
 ) -> Result<()> {
@@ -393,7 +428,7 @@ fn read_chunk(
     let read = if archive.codec() == Codec::Plain { &mut *out } else { &mut *stored };
     read.clear();
     archive.read_stored(chunk.offset, chunk.stored_length, read)?;
-    if chunk.stored_digest.is_some_and(|digest| blake3::hash(read) != digest) {
+    if blake3::hash(read) != chunk.stored_digest {
         return damage("its bytes are not those that were written");
     }
     if archive.codec() == Codec::Plain {

@@ -1,15 +1,15 @@
 //! Which members a damaged chunk takes along.
 
 use super::buffer::Buffer;
-use super::check::ExpectedChunk;
 use super::codec::{Codec, Decoder};
 use super::header::{self, BLOCK};
 use super::reader::ArchiveReader;
+use crate::chunk::Chunk;
 use crate::member::{CatalogMember, Member, MemberKind};
 
 /// Returns those of the members of a damaged chunk that cannot be shown to be whole: where its content can still be
 /// decoded, each is compared by header and content; else all of them.
-pub fn differing<'m>(reader: &ArchiveReader, chunk: &ExpectedChunk, members: &'m [CatalogMember]) -> Vec<&'m Member> {
+pub fn differing<'m>(reader: &ArchiveReader, chunk: &Chunk, members: &'m [CatalogMember]) -> Vec<&'m Member> {
     let Some(content) = content_of(reader, chunk) else { return members.iter().map(|m| &m.member).collect() };
     let ends = members.iter().skip(1).map(|next| next.offset).chain([content.len() as u64]);
     let is_whole = |member: &CatalogMember, end: u64| {
@@ -43,7 +43,7 @@ fn is_as_written(entry: &CatalogMember, bytes: &[u8]) -> bool {
 }
 
 /// Returns the content of a chunk whatever its digest, if it decodes to the length it must have.
-fn content_of(reader: &ArchiveReader, chunk: &ExpectedChunk) -> Option<Buffer> {
+fn content_of(reader: &ArchiveReader, chunk: &Chunk) -> Option<Buffer> {
     let mut stored = Buffer::new();
     reader.read_stored(chunk.offset, chunk.stored_length, &mut stored).ok()?;
     if reader.codec() == Codec::Plain {
@@ -56,7 +56,7 @@ fn content_of(reader: &ArchiveReader, chunk: &ExpectedChunk) -> Option<Buffer> {
 
 /// Returns the names in what can still be read of a damaged chunk, where no catalog knows them: those of every header
 /// that is whole. Which of them is damaged cannot be told.
-pub fn names_in(reader: &ArchiveReader, chunk: &ExpectedChunk) -> Vec<Vec<u8>> {
+pub fn names_in(reader: &ArchiveReader, chunk: &Chunk) -> Vec<Vec<u8>> {
     let Some(content) = content_of(reader, chunk) else { return Vec::new() };
     let mut names = Vec::new();
     for block in content.chunks_exact(BLOCK) {

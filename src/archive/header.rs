@@ -7,8 +7,8 @@ use std::fmt::Write;
 
 use super::acl;
 use super::buffer::Buffer;
-use super::sparse::{self, Span};
-use crate::member::{FileTime, Member, MemberKind, Xattrs};
+use super::sparse;
+use crate::member::{FileTime, Member, MemberKind, Span, Xattrs};
 
 /// The size of a tar block in bytes.
 pub const BLOCK: usize = 512;
@@ -173,9 +173,9 @@ fn time_text(time: FileTime) -> String {
 }
 
 fn append_xattrs(records: &mut Vec<u8>, xattrs: &Xattrs) {
-    for (name, value) in xattrs {
+    for (name, value) in xattrs.iter() {
         // The attribute as it is, for exactness, and the text that other tars restore ACLs from.
-        let text_key: Option<&[u8]> = match &**name {
+        let text_key: Option<&[u8]> = match name {
             acl::ACCESS => Some(b"SCHILY.acl.access"),
             acl::DEFAULT => Some(b"SCHILY.acl.default"),
             _ => None,
@@ -186,7 +186,7 @@ fn append_xattrs(records: &mut Vec<u8>, xattrs: &Xattrs) {
             append_record(records, key, text.as_bytes());
         }
         let mut key = b"SCHILY.xattr.".to_vec();
-        for &byte in &**name {
+        for &byte in name {
             // A keyword ends at its first `=`; GNU tar writes and reads it so.
             match byte {
                 b'=' => key.extend(b"%3D"),

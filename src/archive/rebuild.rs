@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use super::buffer::Buffer;
 use super::codec::{Codec, Decoder};
-use super::content::{Content, Plan, PlannedChunk};
+use super::content::{Content, Plan, Planned};
 use super::members::{Entry, Event, Members};
 use super::reader::ArchiveReader;
-use super::trailer::{StoredChunk, Trailer};
+use super::trailer::Trailer;
+use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::{CatalogMember, ChunkRecord, FileTime, MemberKind};
+use crate::member::{CatalogMember, FileTime, MemberKind, Span};
 
 /// Longest sparse file whose holes are hashed: beyond it, the digest is left out.
 const HASHED_HOLES: u64 = 1 << 32;
@@ -24,7 +25,7 @@ pub fn read_records(
     trailer: &Trailer,
     read_started: Timestamp,
     threads: usize,
-    put: &mut dyn FnMut(ChunkRecord) -> Result<()>,
+    put: &mut dyn FnMut(CatalogChunk) -> Result<()>,
 ) -> Result<()> {
     let mut chunks = Vec::new();
     for chunk in trailer.entries(archive.file()) {
@@ -33,17 +34,8 @@ pub fn read_records(
     let digests = content_digests(&archive, &chunks)?;
     let mut found = MembersByChunk::new(&archive, &chunks, threads);
     for (chunk, content_digest) in chunks.iter().zip(digests) {
-        let record = ChunkRecord {
-            sequence: chunk.sequence,
-            offset: chunk.offset,
-            stored_length: chunk.stored_length,
-            stored_digest: chunk.stored_digest,
-            content_length: chunk.content_length,
-            content_digest,
-            read_started,
-            members: found.in_chunk(chunk.sequence)?,
-        };
-        put(record)?;
+        let chunk = Chunk { content_digest: Some(content_digest), ..*chunk };
+        put(CatalogChunk { chunk, read_started, members: found.in_chunk(chunk.sequence)? })?;
     }
     Ok(())
 }
@@ -65,7 +57,7 @@ pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option
     Ok(value.map(<[u8]>::to_vec))
 }
 
-fn content_digests(archive: &ArchiveReader, chunks: &[StoredChunk]) -> Result<Vec<[u8; 32]>> {
+fn content_digests(archive: &ArchiveReader, chunks: &[Chunk]) -> Result<Vec<[u8; 32]>> {
     if archive.codec() == Codec::Plain {
         // The bytes are proven with the stored digests, which are the same, when the members are read.
         return Ok(chunks.iter().map(|chunk| chunk.stored_digest).collect());
@@ -84,7 +76,7 @@ fn content_digests(archive: &ArchiveReader, chunks: &[StoredChunk]) -> Result<Ve
 fn decode(
     archive: &ArchiveReader,
     decoder: &mut Decoder,
-    chunk: &StoredChunk,
+    chunk: &Chunk,
     stored: &mut Buffer,
     content: &mut Buffer,
 ) -> Result<()> {
@@ -111,20 +103,8 @@ struct MembersByChunk {
 }
 
 impl MembersByChunk {
-    fn new(archive: &Arc<ArchiveReader>, chunks: &[StoredChunk], threads: usize) -> Self {
-        let planned: Vec<Result<PlannedChunk>> = chunks
-            .iter()
-            .map(|chunk| {
-                Ok(PlannedChunk {
-                    sequence: chunk.sequence,
-                    offset: chunk.offset,
-                    stored_length: chunk.stored_length,
-                    content_length: chunk.content_length,
-                    stored_digest: Some(chunk.stored_digest),
-                    jump: false,
-                })
-            })
-            .collect();
+    fn new(archive: &Arc<ArchiveReader>, chunks: &[Chunk], threads: usize) -> Self {
+        let planned: Vec<_> = chunks.iter().map(|chunk| Ok(Planned { chunk: *chunk, jump: false })).collect();
         let plan: Plan = Box::new(planned.into_iter());
         let members = Members::new(Content::chunks(Arc::clone(archive), plan, threads));
         MembersByChunk { members, ahead: None, buffer: vec![0; 1 << 17], name: archive.path().display().to_string() }
@@ -162,7 +142,7 @@ impl MembersByChunk {
         let (sequence, offset) = if entry.sequence == 0 { (1, 0) } else { (entry.sequence, entry.offset) };
         let content_digest = if entry.member.kind == MemberKind::File { self.digest(&entry)? } else { None };
         let member = CatalogMember {
-            xattr_digest: (!entry.member.xattrs.is_empty()).then(|| entry.member.xattr_digest()),
+            xattr_digest: entry.member.xattrs.digest(),
             member: entry.member,
             offset,
             // What the file was read from is not known any more: no later run takes it for unchanged.
@@ -179,7 +159,7 @@ impl MembersByChunk {
     fn digest(&mut self, entry: &Entry) -> Result<Option<[u8; 32]>> {
         let size = entry.member.size;
         let mut hasher = blake3::Hasher::new();
-        let whole = [super::sparse::Span { offset: 0, length: size }];
+        let whole = [Span { offset: 0, length: size }];
         let spans = entry.spans.as_deref().unwrap_or(&whole);
         if entry.spans.is_some() && size > HASHED_HOLES {
             return Ok(None);

@@ -1,22 +1,7 @@
 //! Sparse files in the pax 1.0 form: a map of the spans that hold data, then the spans without the holes.
 
 use super::header::BLOCK;
-
-/// A span of a file that holds data; what lies between spans is holes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Where it begins in the file, in bytes.
-    pub offset: u64,
-    /// Bytes in it.
-    pub length: u64,
-}
-
-impl Span {
-    /// Returns where it ends.
-    pub fn end(&self) -> u64 {
-        self.offset + self.length
-    }
-}
+use crate::member::Span;
 
 /// Returns the map of a file of `size` bytes: decimal numbers, one a line, filled up to whole blocks with zeros.
 pub(super) fn encode_map(spans: &[Span], size: u64) -> Vec<u8> {

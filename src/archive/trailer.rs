@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::chunk_table::EntryTable;
 use super::codec::Codec;
 use super::header::BLOCK;
+use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is said of a run, in bytes; more is a trap for memory.
@@ -61,31 +62,16 @@ pub struct Facts {
     pub losses: u64,
 }
 
-/// Where one chunk lies in an archive file, as the trailer tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredChunk {
-    /// Position among the chunks, from 0.
-    pub sequence: u64,
-    /// Where the stored bytes begin in the file.
-    pub offset: u64,
-    /// Number of stored bytes.
-    pub stored_length: u64,
-    /// Number of bytes of tar in it.
-    pub content_length: u64,
-    /// BLAKE3 of the stored bytes.
-    pub stored_digest: [u8; 32],
-}
-
 /// Returns the entry of a chunk. Lengths of chunks fit: content is bounded by the largest file piece and its headers.
-pub(super) fn entry(stored_length: u64, content_length: u64, stored_digest: &[u8; 32]) -> Result<[u8; ENTRY_BYTES]> {
+pub(super) fn entry(chunk: &Chunk) -> Result<[u8; ENTRY_BYTES]> {
     let narrow = |length: u64| {
         u32::try_from(length)
             .map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
     };
     let mut entry = [0; ENTRY_BYTES];
-    entry[..4].copy_from_slice(&narrow(stored_length)?.to_le_bytes());
-    entry[4..8].copy_from_slice(&narrow(content_length)?.to_le_bytes());
-    entry[8..].copy_from_slice(stored_digest);
+    entry[..4].copy_from_slice(&narrow(chunk.stored_length)?.to_le_bytes());
+    entry[4..8].copy_from_slice(&narrow(chunk.content_length)?.to_le_bytes());
+    entry[8..].copy_from_slice(&chunk.stored_digest);
     Ok(entry)
 }
 
@@ -256,8 +242,8 @@ impl Trailer {
         let mut hasher = blake3::Hasher::new();
         for chunk in trailer.entries(file) {
             let chunk = chunk.map_err(reading)?;
-            hasher.update(&entry(chunk.stored_length, chunk.content_length, &chunk.stored_digest)?);
-            trailer.content_end = chunk.offset + chunk.stored_length;
+            hasher.update(&entry(&chunk)?);
+            trailer.content_end = chunk.end();
         }
         let mut facts = vec![0; facts_bytes as usize];
         trailer.place.read(file, entries_bytes, &mut facts).map_err(reading)?;
@@ -315,7 +301,7 @@ impl<F: Borrow<File>> Entries<F> {
 }
 
 impl<F: Borrow<File>> Iterator for Entries<F> {
-    type Item = io::Result<StoredChunk>;
+    type Item = io::Result<Chunk>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.sequence == self.chunks {
@@ -330,12 +316,13 @@ impl<F: Borrow<File>> Iterator for Entries<F> {
         let at = (self.sequence % Self::PAGE_ENTRIES) as usize * ENTRY_BYTES;
         let mut stored_digest = [0; 32];
         stored_digest.copy_from_slice(&self.page[at + 8..at + ENTRY_BYTES]);
-        let chunk = StoredChunk {
+        let chunk = Chunk {
             sequence: self.sequence,
             offset: self.offset,
             stored_length: u64::from(u32_at(&self.page, at)),
             content_length: u64::from(u32_at(&self.page, at + 4)),
             stored_digest,
+            content_digest: None,
         };
         self.sequence += 1;
         self.offset += chunk.stored_length;
@@ -375,15 +362,17 @@ mod tests {
 
     use super::*;
 
-    fn archive(codec: Codec, chunks: u64) -> (File, Vec<StoredChunk>, Facts) {
+    fn archive(codec: Codec, chunks: u64) -> (File, Vec<Chunk>, Facts) {
         let mut file = tempfile::tempfile().unwrap();
         let (mut entries, mut expected, mut offset) = (EntryTable::new(Path::new("x")), Vec::new(), 0);
         for sequence in 0..chunks {
             let stored_digest = *blake3::hash(&sequence.to_le_bytes()).as_bytes();
             let (stored_length, content_length) = (sequence % 7, sequence % 11);
             file.write_all(&vec![9; stored_length as usize]).unwrap();
-            entries.push(&entry(stored_length, content_length, &stored_digest).unwrap()).unwrap();
-            expected.push(StoredChunk { sequence, offset, stored_length, content_length, stored_digest });
+            let content_digest = None;
+            let chunk = Chunk { sequence, offset, stored_length, stored_digest, content_length, content_digest };
+            entries.push(&entry(&chunk).unwrap()).unwrap();
+            expected.push(chunk);
             offset += stored_length;
         }
         let facts = Facts { run: 17, outcome: "incomplete".to_owned(), members: 3, ..Facts::default() };
@@ -399,7 +388,7 @@ mod tests {
                 let (file, expected, facts) = archive(codec, chunks);
                 let trailer = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
                 assert_eq!(trailer.facts(), &facts);
-                assert_eq!(trailer.content_end(), expected.last().map_or(0, |c| c.offset + c.stored_length));
+                assert_eq!(trailer.content_end(), expected.last().map_or(0, Chunk::end));
                 let read: Vec<_> = trailer.entries(&file).map(|chunk| chunk.unwrap()).collect();
                 assert_eq!(read, expected, "{codec:?} {chunks}");
             }

@@ -12,6 +12,7 @@ use super::chunk_table::EntryTable;
 use super::codec::{Codec, EncodedChunk, Encoder};
 use super::header;
 use super::trailer::{self, Facts};
+use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
 
@@ -81,46 +82,40 @@ impl<'f> ArchiveWriter<'f> {
     }
 
     /// Writes the first chunk: the pax global header with `comment`. It stands alone, for it differs from run to run.
-    pub fn put_global_header(&mut self, comment: &str) -> Result<EncodedChunk> {
+    pub fn put_global_header(&mut self, comment: &str) -> Result<Chunk> {
         let mut content = Buffer::new();
         header::append_global(&mut content, comment);
         self.put_content(content)
     }
 
     /// Writes the last chunk: the end marks.
-    pub fn put_end_marks(&mut self) -> Result<EncodedChunk> {
+    pub fn put_end_marks(&mut self) -> Result<Chunk> {
         let mut content = Buffer::new();
         content.extend(&header::END_MARKS);
         self.put_content(content)
     }
 
-    fn put_content(&mut self, content: Buffer) -> Result<EncodedChunk> {
-        let (chunk, _) = self.encoder.encode(content, Buffer::new())?;
-        self.put(&chunk)?;
-        Ok(chunk)
+    fn put_content(&mut self, content: Buffer) -> Result<Chunk> {
+        let (encoded, _) = self.encoder.encode(content, Buffer::new())?;
+        self.put(&encoded)
     }
 
-    /// Writes the next chunk.
-    pub fn put(&mut self, chunk: &EncodedChunk) -> Result<()> {
-        let length = chunk.stored.len() as u64;
-        self.entries.push(&trailer::entry(length, chunk.content_length, &chunk.stored_digest)?)?;
+    /// Writes the next chunk; returns it with its position and offset in the file.
+    pub fn put(&mut self, encoded: &EncodedChunk) -> Result<Chunk> {
+        let chunk = Chunk { sequence: self.entries.count(), offset: self.offset, ..encoded.chunk };
+        self.entries.push(&trailer::entry(&chunk)?)?;
         self.digest.add(&chunk.stored_digest);
-        self.file.write_all(&chunk.stored).map_err(Error::io("write", &self.path))?;
-        self.offset += length;
+        self.file.write_all(&encoded.stored).map_err(Error::io("write", &self.path))?;
+        self.offset = chunk.end();
         if self.offset - self.handed_over >= WRITE_BACK_BYTES {
             self.start_write_back();
         }
-        Ok(())
-    }
-
-    /// Returns how many bytes and how many chunks have been written.
-    pub fn position(&self) -> (u64, u64) {
-        (self.offset, self.entries.count())
+        Ok(chunk)
     }
 
     /// Writes the trailer. The file is not synced yet.
     pub fn finish(mut self, facts: &Facts) -> Result<Finished> {
-        let (content_end, chunks) = self.position();
+        let (content_end, chunks) = (self.offset, self.entries.count());
         let mut hasher = blake3::Hasher::new();
         let mut size = content_end;
         trailer::write(self.codec, content_end, &self.entries, facts, &mut |bytes| {

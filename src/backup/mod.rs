@@ -37,8 +37,6 @@ pub use recover::{OrphanedRun, RecoveryReport, recover, recover_run, remove_dead
 
 /// Pause before writing a run's end again, where the database could not take it.
 const END_RETRY: Duration = Duration::from_secs(30);
-/// Chunks read from the catalog at a time for the proof.
-const PAGE: u32 = 1_000;
 
 /// Who carries runs out: one process, with all it needs. Clones share everything.
 #[derive(Clone)]
@@ -259,26 +257,7 @@ impl Runner {
     fn prove(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Timestamp> {
         let path = self.home.backups().join(archive.file_name);
         let run = claim.run();
-        let mut page = Vec::new().into_iter();
-        let mut next = 0;
-        let mut chunks = std::iter::from_fn(|| {
-            if page.len() == 0 {
-                match self.store.chunks(run, next, PAGE) {
-                    Ok(rows) => page = rows.into_iter(),
-                    Err(error) => return Some(Err(error)),
-                }
-            }
-            let chunk = page.next()?;
-            next = chunk.sequence + 1;
-            Some(Ok(check::ExpectedChunk {
-                sequence: chunk.sequence,
-                offset: chunk.offset,
-                stored_length: chunk.stored_length,
-                stored_digest: chunk.stored_digest,
-                content_length: chunk.content_length,
-                content_digest: Some(chunk.content_digest),
-            }))
-        });
+        let mut chunks = self.store.archive_chunks(run);
         // What is sealed always finishes (I10): nothing cancels the proof.
         let never = AtomicBool::new(false);
         check::prove(&path, &mut chunks, &archive.digest, archive.size, self.threads, &never)?;

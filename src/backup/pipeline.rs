@@ -26,10 +26,11 @@ use self::work::Done;
 use crate::archive::codec::Encoder;
 use crate::archive::trailer::Facts;
 use crate::archive::writer::{ArchiveWriter, Finished};
+use crate::chunk::CatalogChunk;
 use crate::clock::Clock;
 use crate::durable::PendingFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::{ChunkRecord, MemberPath};
+use crate::member::MemberPath;
 use crate::progress::{Observer, Problem, Progress};
 use crate::schedule::{Compression, Excludes};
 use crate::source::{Names, WalkOptions, WalkSummary, walk};
@@ -105,7 +106,7 @@ pub struct Written {
 pub fn write(
     job: &Job<'_>,
     file: &mut PendingFile,
-    catalog: &mut dyn FnMut(&[ChunkRecord]) -> Result<()>,
+    catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
 ) -> Result<Written> {
     let threads = thread_count(job);
     let flow = Flow::new(threads, job.cancel, job.observer);
@@ -180,7 +181,7 @@ fn assemble<'f>(
     flow: &Flow<'_>,
     writer: ArchiveWriter<'f>,
     done: &Receiver<Done>,
-    records: Sender<Vec<ChunkRecord>>,
+    records: Sender<Vec<CatalogChunk>>,
 ) -> Result<(ArchiveWriter<'f>, Counts)> {
     let mut assembler = Assembler::start(flow, writer, records, job.comment, job.clock.now())?;
     assembler.assemble(done)?;
@@ -209,8 +210,8 @@ fn walk_source(job: &Job<'_>, flow: &Flow<'_>, names: &Names, plans: Sender<Plan
 fn hand_over(
     job: &Job<'_>,
     flow: &Flow<'_>,
-    records: Receiver<Vec<ChunkRecord>>,
-    catalog: &mut dyn FnMut(&[ChunkRecord]) -> Result<()>,
+    records: Receiver<Vec<CatalogChunk>>,
+    catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
 ) {
     let started = job.clock.monotonic();
     let mut told = started;

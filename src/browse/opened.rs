@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Selection;
-use crate::archive::content::{Content, Plan, PlannedChunk};
+use crate::archive::content::{Content, Plan, Planned};
 use crate::archive::members::Members;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
@@ -48,7 +48,7 @@ impl Opened {
     pub fn of_run(home: &Home, store: &Store, archive: Archive) -> Result<Opened> {
         let mut opened = Opened::file(&home.backups().join(&archive.file_name))?;
         // The old system's archives are in the catalog without their members.
-        if !store.chunks(archive.run, 0, 1)?.is_empty() {
+        if store.has_chunks(archive.run)? {
             (opened.note, opened.trailer) = (None, None);
             opened.catalog = Some(Catalog { store: store.clone(), archive });
         }
@@ -123,14 +123,7 @@ impl Opened {
         let path = reader.path().to_owned();
         let plan = trailer.entries(file).map(move |chunk| {
             let chunk = chunk.map_err(Error::io("read the trailer of", &path))?;
-            Ok(PlannedChunk {
-                sequence: chunk.sequence,
-                offset: chunk.offset,
-                stored_length: chunk.stored_length,
-                content_length: chunk.content_length,
-                stored_digest: Some(chunk.stored_digest),
-                jump: false,
-            })
+            Ok(Planned { chunk, jump: false })
         });
         Ok(Members::new(Content::chunks(reader, Box::new(plan), threads)))
     }
@@ -200,19 +193,8 @@ impl Opened {
 
 impl Catalog {
     fn whole_plan(&self) -> Plan {
-        let (store, run) = (self.store.clone(), self.archive.run);
-        let (mut page, mut next) = (Vec::new().into_iter(), 0);
-        Box::new(std::iter::from_fn(move || {
-            if page.len() == 0 {
-                match store.chunks(run, next, PAGE) {
-                    Ok(chunks) => page = chunks.into_iter(),
-                    Err(error) => return Some(Err(error)),
-                }
-            }
-            let chunk = page.next()?;
-            next = chunk.sequence + 1;
-            Some(Ok(planned(&chunk, false)))
-        }))
+        let chunks = self.store.archive_chunks(self.archive.run);
+        Box::new(chunks.map(|chunk| Ok(Planned { chunk: chunk?, jump: false })))
     }
 
     /// Returns the chunks in which wanted members begin.
@@ -246,18 +228,7 @@ impl Catalog {
             };
             let jump = first != end;
             end = chunks.last().map_or(first, |chunk| chunk.sequence) + 1;
-            chunks.iter().map(|chunk| Ok(planned(chunk, jump && chunk.sequence == first))).collect()
+            chunks.iter().map(|chunk| Ok(Planned { chunk: *chunk, jump: jump && chunk.sequence == first })).collect()
         }))
-    }
-}
-
-fn planned(chunk: &store::StoredChunk, jump: bool) -> PlannedChunk {
-    PlannedChunk {
-        sequence: chunk.sequence,
-        offset: chunk.offset,
-        stored_length: chunk.stored_length,
-        content_length: chunk.content_length,
-        stored_digest: Some(chunk.stored_digest),
-        jump,
     }
 }

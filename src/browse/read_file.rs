@@ -3,7 +3,7 @@
 use super::{Opened, Selection};
 use crate::archive::members::{Entry, Event, Members};
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::{MemberKind, MemberPath};
+use crate::member::{MemberKind, MemberPath, Span};
 
 /// Bytes that are passed on at a time.
 const PIECE_BYTES: usize = 1 << 18;
@@ -101,7 +101,7 @@ pub(super) fn read_content(
             Err(reason) => Err(damaged(path, &reason)),
         }
     };
-    let whole = [crate::archive::sparse::Span { offset: 0, length: entry.stored }];
+    let whole = [Span { offset: 0, length: entry.stored }];
     let mut at = 0;
     for span in entry.spans.as_deref().unwrap_or(&whole) {
         put_zeros(span.offset - at, put)?;

@@ -409,7 +409,7 @@ fn set_xattrs(
     let (acls, others): (Vec<_>, Vec<_>) =
         member.xattrs.iter().partition(|(name, _)| name.starts_with(b"system.posix_acl_"));
     for (name, value) in others.into_iter().chain(acls) {
-        if &**name == b"security.capability" && !powers.setuid {
+        if name == b"security.capability" && !powers.setuid {
             shortfall.setuid = true;
             continue;
         }

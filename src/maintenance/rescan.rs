@@ -20,10 +20,10 @@ use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
 use crate::archive_folder;
+use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
-use crate::member::ChunkRecord;
 use crate::progress::Observer;
 use crate::schedule::Schedule;
 use crate::store::{FoundArchive, Health, Store, Watermark};
@@ -257,7 +257,7 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Atomic
         return store.add_found_link(&found, file, now).map(drop);
     }
     let run = store.begin_found(&found, now)?;
-    let (mut batch, mut rows): (Vec<ChunkRecord>, usize) = (Vec::new(), 0);
+    let (mut batch, mut rows): (Vec<CatalogChunk>, usize) = (Vec::new(), 0);
     let reader = Arc::clone(&candidate.reader);
     rebuild::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
         rows += 2 + chunk.members.len();

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use crate::archive::check::{self, DamagedChunk, ExpectedChunk};
+use crate::archive::check::{self, DamagedChunk};
 use crate::archive::reader::ArchiveReader;
 use crate::archive::{damaged_members, foreign};
 use crate::archive_folder;
@@ -15,9 +15,6 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::store::{Archive, Health, Store};
-
-/// Chunks read from the catalog at a time.
-const PAGE: u32 = 1_000;
 
 /// What verification found of one archive file.
 #[derive(Clone, Debug)]
@@ -96,7 +93,9 @@ fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel
     let reader = ArchiveReader::open(path)?;
     let Some(digest) = digest else { return examine_foreign(path, Some(archive.size)) };
     let mut damaged = Vec::new();
-    let mut expected = ExpectedChunks { store, run: archive.run, page: Vec::new().into_iter(), next: 0 };
+    let mut last = 0;
+    let mut expected =
+        store.archive_chunks(archive.run).inspect(|chunk| last = chunk.as_ref().map_or(last, |chunk| chunk.sequence));
     let found = check::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
@@ -113,7 +112,6 @@ fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel
         findings.structure.push(format!("it has {now} bytes and was written with {then}"));
     }
     damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
-    let last = expected.next.saturating_sub(1);
     for damaged in &damaged {
         name_damage(store, archive.run, &reader, damaged, last, &mut findings)?;
     }
@@ -150,37 +148,6 @@ fn name_damage(
     Ok(())
 }
 
-/// The chunks of an archive as the catalog has them, a page at a time.
-struct ExpectedChunks<'a> {
-    store: &'a Store,
-    run: i64,
-    page: std::vec::IntoIter<crate::store::StoredChunk>,
-    next: u64,
-}
-
-impl Iterator for ExpectedChunks<'_> {
-    type Item = Result<ExpectedChunk>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.page.len() == 0 {
-            match self.store.chunks(self.run, self.next, PAGE) {
-                Ok(rows) => self.page = rows.into_iter(),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-        let chunk = self.page.next()?;
-        self.next = chunk.sequence + 1;
-        Some(Ok(ExpectedChunk {
-            sequence: chunk.sequence,
-            offset: chunk.offset,
-            stored_length: chunk.stored_length,
-            stored_digest: chunk.stored_digest,
-            content_length: chunk.content_length,
-            content_digest: Some(chunk.content_digest),
-        }))
-    }
-}
-
 /// Verifies a file with no database: by its own trailer, or, where another program made it, by reading it to its end.
 ///
 /// Errors: `NotFound`; `Interrupted` after `cancel`; what keeps the file from being read at all.
@@ -193,7 +160,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<F
         Err(error) => return Err(error),
     };
     let reading = |e| Error::io("read the trailer of", path)(e);
-    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map(Into::into).map_err(reading));
+    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(reading));
     let mut damaged = Vec::new();
     let found = check::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
         damaged.push(chunk);
@@ -207,7 +174,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<F
     }
     damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
     for DamagedChunk { chunk, reason } in &damaged {
-        let (from, to) = (chunk.offset, chunk.offset + chunk.stored_length);
+        let (from, to) = (chunk.offset, chunk.end());
         findings.structure.push(format!("chunk {} (bytes {from} to {to}): {reason}", chunk.sequence));
         damaged_members::names_in(&reader, chunk).into_iter().for_each(|path| findings.add_member(path));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Action, Entry, FileJob, Folder, MOST_HANDED_OVER, MOST_LINKS_BYTES, MOST_LINKS_WAITING, Made, Member, MemberKind,
-    MemberPath, Members, Obstacle, Overwrite, PIECE_BYTES, Restorer, Unwritten, extract, tell,
+    MemberPath, Members, Obstacle, Overwrite, PIECE_BYTES, Restorer, Unwritten, confined, tell,
 };
 use crate::error::{Error, Result};
 
@@ -73,7 +73,7 @@ impl Restorer<'_, '_> {
             MemberKind::File => return self.put_file(members, entry),
             MemberKind::CharDevice | MemberKind::BlockDevice if !(self.options.devices && self.powers.is_root) => {
                 let reason = "a device: made only by root with --devices";
-                tell(self.conduct.observer, path.as_bytes(), reason);
+                tell(self.context.observer, path.as_bytes(), reason);
                 self.shared.report(|report| report.devices.add(path.as_bytes(), reason.to_owned()));
                 Ok(())
             }
@@ -87,7 +87,7 @@ impl Restorer<'_, '_> {
         match result {
             Ok(()) => {}
             Err(Obstacle::Io(error)) => {
-                tell(self.conduct.observer, path.as_bytes(), &error.to_string());
+                tell(self.context.observer, path.as_bytes(), &error.to_string());
                 self.shared.failed(path, &error);
             }
             Err(Obstacle::InTheWay(way)) if self.shared.is_placed(&way) => {
@@ -100,7 +100,7 @@ impl Restorer<'_, '_> {
     }
 
     fn conflict(&mut self, path: &MemberPath, reason: &str) {
-        (self.conduct.told)(Action::Conflict, path);
+        (self.context.told)(Action::Conflict, path);
         self.shared.report(|report| report.conflicts.add(path.as_bytes(), reason.to_owned()));
     }
 
@@ -108,12 +108,12 @@ impl Restorer<'_, '_> {
     fn look(&mut self, folder: Option<&Folder>, member: &Member) -> io::Result<Place> {
         let path = &member.path;
         let Some(folder) = folder else {
-            (self.conduct.told)(Action::Create, path);
+            (self.context.told)(Action::Create, path);
             return Ok(Place::Free);
         };
         let ours = self.shared.is_placed(path);
         let Some(stat) = confined::look(&*folder.handle, path.file_name())? else {
-            (self.conduct.told)(Action::Create, path);
+            (self.context.told)(Action::Create, path);
             return Ok(Place::Free);
         };
         let kind = confined::kind_of(&stat);
@@ -145,7 +145,7 @@ impl Restorer<'_, '_> {
             Place::Other(_) => Action::Conflict,
         };
         if action != Action::Conflict {
-            (self.conduct.told)(action, path);
+            (self.context.told)(action, path);
         }
         Ok(place)
     }
@@ -266,7 +266,7 @@ impl Restorer<'_, '_> {
 
     /// Writes a large file as its data comes.
     fn write_here(&mut self, members: &mut Members, job: &FileJob) -> Result<()> {
-        let cancel = self.conduct.cancel;
+        let cancel = self.context.cancel;
         let mut cancelled = false;
         let mut done = 0;
         let result = job.write(self.powers, &mut |buffer| {
@@ -293,7 +293,7 @@ impl Restorer<'_, '_> {
     }
 
     fn tell_damage(&self, job: &FileJob, reason: &str) {
-        tell(self.conduct.observer, job.entry.member.path.as_bytes(), &format!("damaged: {reason}"));
+        tell(self.context.observer, job.entry.member.path.as_bytes(), &format!("damaged: {reason}"));
     }
 
     /// Makes a hard link to what stands at `carrier`. Where that is not what the archive has, the link waits for its
@@ -334,7 +334,7 @@ impl Restorer<'_, '_> {
         let (Some(folder), Some(carrier_folder), true) =
             (folder, carrier_folder, there.is_some() || !self.options.dry_run)
         else {
-            (self.conduct.told)(Action::Create, path);
+            (self.context.told)(Action::Create, path);
             self.shared.placed(path, count);
             return Ok(());
         };
@@ -355,11 +355,11 @@ impl Restorer<'_, '_> {
         match action {
             Action::Conflict => self.conflict(path, "something else stands there"),
             Action::Keep => {
-                (self.conduct.told)(action, path);
+                (self.context.told)(action, path);
                 self.shared.placed(path, |report| report.unchanged += 1);
             }
             Action::Create | Action::Replace => {
-                (self.conduct.told)(action, path);
+                (self.context.told)(action, path);
                 if self.options.dry_run {
                     self.shared.placed(path, count);
                     return Ok(());
@@ -374,7 +374,7 @@ impl Restorer<'_, '_> {
 
     fn wait_for(&mut self, first: MemberPath, mut entry: Box<Entry>) -> Result<()> {
         // All but the name comes from the first name.
-        entry.member.xattrs = Vec::new();
+        entry.member.xattrs.clear();
         entry.member.link_target = None;
         self.links_bytes += first.as_bytes().len() + entry.member.path.as_bytes().len();
         if self.links.len() >= MOST_LINKS_WAITING || self.links_bytes > MOST_LINKS_BYTES {

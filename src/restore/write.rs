@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::shared::Shared;
 use super::tree::Folder;
 use crate::archive::members::Entry;
-use crate::archive::sparse::Span;
 use crate::confined::{self, Made, Powers, Shortfall};
+use crate::member::Span;
 
 /// Zeros longer than this are not hashed: the chunks' digests vouch for the map.
 const MOST_HOLES_HASHED: u64 = 256 << 20;

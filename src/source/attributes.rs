@@ -7,8 +7,7 @@ use std::path::Path;
 use rustix::fs::{fgetxattr, flistxattr, getxattr, lgetxattr, listxattr, llistxattr};
 use rustix::io::Errno;
 
-/// Names and values of extended attributes, sorted by name.
-pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
+use crate::member::Xattrs;
 
 /// Most answers fit: one call for a file without attributes.
 const FIRST_BYTES: usize = 1024;
@@ -44,13 +43,12 @@ fn collect(
     for name in names.split_inclusive(|&b| b == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
         match grown(|buffer| get(name, buffer)) {
-            Ok(value) => xattrs.push((name.to_bytes().into(), value.into())),
+            Ok(value) => xattrs.set(name.to_bytes(), &value),
             // Gone since it was listed, or listed by a file system that does not serve it as mounted.
             Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno),
         }
     }
-    xattrs.sort_unstable();
     Ok(xattrs)
 }
 

@@ -10,11 +10,11 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, fstat, major, minor, readlinkat, statat};
 use rustix::io::Errno;
 
-use super::attributes::{self, Xattrs};
+use super::attributes;
 use super::folder::{Folder, Tree};
 use super::open_file::OpenFile;
 use super::trouble::Trouble;
-use crate::member::{FileTime, MemberKind, MemberPath};
+use crate::member::{FileTime, MemberKind, MemberPath, Xattrs};
 use crate::progress::Problem;
 
 /// What the system says of a file.

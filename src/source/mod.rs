@@ -16,10 +16,9 @@ mod root;
 mod trouble;
 mod walk;
 
-pub use attributes::Xattrs;
 pub use filter::check_patterns;
 pub use found::{Found, Stat};
 pub use names::Names;
-pub use open_file::{Extent, OpenFile, Stability};
+pub use open_file::{OpenFile, Stability};
 pub use root::SourceRoot;
 pub use walk::{Totals, WalkOptions, WalkSummary, scan, walk};

@@ -6,22 +6,14 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{SeekFrom, fstat, seek};
 use rustix::io::{Errno, pread, retry_on_intr};
 
-use super::attributes::{self, Xattrs};
+use super::attributes;
 use super::found::{Found, Stat};
 use super::trouble::Trouble;
+use crate::member::{Span, Xattrs};
 use crate::progress::Problem;
 
-/// More extents than this are told coarser: what is between two of them is then read as the zeros it is.
-const MOST_EXTENTS: usize = 65_536;
-
-/// A span of a file that holds data; what lies between such spans is holes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Where it begins, in bytes.
-    pub offset: u64,
-    /// Bytes in it.
-    pub length: u64,
-}
+/// More spans than this are told coarser: what is between two of them is then read as the zeros it is.
+const MAX_SPANS: usize = 65_536;
 
 /// What became of a file while it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,22 +47,22 @@ impl OpenFile {
 
     /// Returns the spans that hold data, in order, none beyond the size at opening; none at all for a file without
     /// holes, or where the file system does not tell.
-    pub fn data_extents(&self) -> Result<Option<Vec<Extent>>, Problem> {
+    pub fn data_spans(&self) -> Result<Option<Vec<Span>>, Problem> {
         // A compressing file system takes this road too, and finds no hole.
         if self.stat.allocated >= self.stat.size {
             return Ok(None);
         }
-        let extents = match self.find_extents() {
+        let spans = match self.find_spans() {
             Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::SPIPE) => return Ok(None),
-            extents => extents.map_err(|errno| self.problem(errno))?,
+            spans => spans.map_err(|errno| self.problem(errno))?,
         };
-        let is_whole = extents == [Extent { offset: 0, length: self.stat.size }];
-        Ok((!is_whole).then_some(extents))
+        let is_whole = spans == [Span { offset: 0, length: self.stat.size }];
+        Ok((!is_whole).then_some(spans))
     }
 
-    fn find_extents(&self) -> Result<Vec<Extent>, Errno> {
+    fn find_spans(&self) -> Result<Vec<Span>, Errno> {
         let size = self.stat.size;
-        let mut extents = Vec::new();
+        let mut spans = Vec::new();
         let mut position = 0;
         while position < size {
             let start = match seek(&self.file, SeekFrom::Data(position)) {
@@ -84,14 +76,14 @@ impl OpenFile {
             };
             let end = if end > start { end } else { size };
             if start < size {
-                extents.push(Extent { offset: start, length: end - start });
+                spans.push(Span { offset: start, length: end - start });
             }
-            if extents.len() > MOST_EXTENTS {
-                halve(&mut extents);
+            if spans.len() > MAX_SPANS {
+                halve(&mut spans);
             }
             position = end;
         }
-        Ok(extents)
+        Ok(spans)
     }
 
     /// Reads into `buffer` from `offset` on and returns how many bytes that were; 0 at the end. Never waits for data
@@ -144,12 +136,12 @@ impl OpenFile {
 }
 
 /// Joins each two neighbours to one.
-fn halve(extents: &mut Vec<Extent>) {
-    let joined = extents.chunks(2).map(|pair| {
-        let end = pair[pair.len() - 1].offset + pair[pair.len() - 1].length;
-        Extent { offset: pair[0].offset, length: end - pair[0].offset }
+fn halve(spans: &mut Vec<Span>) {
+    let joined = spans.chunks(2).map(|pair| {
+        let end = pair[pair.len() - 1].end();
+        Span { offset: pair[0].offset, length: end - pair[0].offset }
     });
-    *extents = joined.collect();
+    *spans = joined.collect();
 }
 
 #[cfg(test)]
@@ -157,10 +149,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn coarser_extents_hold_all_that_the_finer_ones_held() {
-        let extent = |offset, length| Extent { offset, length };
-        let mut extents = vec![extent(0, 1), extent(10, 5), extent(20, 1), extent(30, 2), extent(40, 3)];
-        halve(&mut extents);
-        assert_eq!(extents, [extent(0, 15), extent(20, 12), extent(40, 3)]);
+    fn coarser_spans_hold_all_that_the_finer_ones_held() {
+        let span = |offset, length| Span { offset, length };
+        let mut spans = vec![span(0, 1), span(10, 5), span(20, 1), span(30, 2), span(40, 3)];
+        halve(&mut spans);
+        assert_eq!(spans, [span(0, 15), span(20, 12), span(40, 3)]);
     }
 }

@@ -5,36 +5,20 @@ use rusqlite::{Row, Transaction, params};
 
 use super::Store;
 use super::claims::Claim;
+use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, ChunkRecord, MemberKind};
+use crate::member::{CatalogMember, MemberKind};
 
 /// Rows a transaction may write at most.
 const BATCH_ROWS: usize = 10_000;
 /// Chunks a transaction deletes at most; each brings its members along.
 const DELETE_CHUNKS: u32 = 64;
 
-/// A chunk of an archive file without its members, as proof and random access need it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredChunk {
-    /// Position in the archive file.
-    pub sequence: u64,
-    /// Where its stored bytes begin.
-    pub offset: u64,
-    /// Number of stored bytes.
-    pub stored_length: u64,
-    /// BLAKE3 of the stored bytes.
-    pub stored_digest: [u8; 32],
-    /// Number of bytes of tar in it.
-    pub content_length: u64,
-    /// BLAKE3 of the bytes of tar in it.
-    pub content_digest: [u8; 32],
-}
-
 impl Store {
     /// Adds chunks and their members to the archive that the claim is making; they are not visible before it is
     /// complete.
-    pub fn add_chunks(&self, claim: &Claim, chunks: &[ChunkRecord]) -> Result<()> {
+    pub fn add_chunks(&self, claim: &Claim, chunks: &[CatalogChunk]) -> Result<()> {
         let mut rest = chunks;
         while !rest.is_empty() {
             let mut rows = 0;
@@ -88,27 +72,64 @@ impl Store {
         }
     }
 
+    /// Returns the chunks of the archive file that a run made, in order, read from the catalog page by page.
+    pub fn archive_chunks(&self, run: i64) -> ArchiveChunks {
+        ArchiveChunks { store: self.clone(), run, page: Vec::new().into_iter(), next: 0 }
+    }
+
+    /// Returns whether the catalog knows chunks of the archive that a run made. It knows none of the old system's.
+    pub fn has_chunks(&self, run: i64) -> Result<bool> {
+        Ok(!self.chunks(run, 0, 1)?.is_empty())
+    }
+
     /// Returns up to `limit` chunks of the archive file that a run made, from `sequence` on.
-    pub fn chunks(&self, run: i64, sequence: u64, limit: u32) -> Result<Vec<StoredChunk>> {
+    pub(super) fn chunks(&self, run: i64, sequence: u64, limit: u32) -> Result<Vec<Chunk>> {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
-                    "SELECT {STORED_CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
+                    "SELECT {CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
                      WHERE archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1) \
                      AND sequence >= ?2 ORDER BY sequence LIMIT ?3"
                 ))?
-                .query_map(params![run, sequence, limit], stored_chunk_row)?
+                .query_map(params![run, sequence, limit], chunk_row)?
                 .collect()
         })
     }
 }
 
-/// The columns of a [`StoredChunk`].
-pub(super) const STORED_CHUNK: &str =
-    "sequence, stored_offset, stored_length, stored_digest, content_length, content_digest";
+/// Chunks that are read from the catalog at a time.
+const PAGE: u32 = 1_000;
 
-pub(super) fn stored_chunk_row(row: &Row<'_>) -> rusqlite::Result<StoredChunk> {
-    Ok(StoredChunk {
+/// The chunks of one archive file in order, see [`Store::archive_chunks`].
+#[derive(Debug)]
+pub struct ArchiveChunks {
+    store: Store,
+    run: i64,
+    page: std::vec::IntoIter<Chunk>,
+    next: u64,
+}
+
+impl Iterator for ArchiveChunks {
+    type Item = Result<Chunk>;
+
+    fn next(&mut self) -> Option<Result<Chunk>> {
+        if self.page.len() == 0 {
+            match self.store.chunks(self.run, self.next, PAGE) {
+                Ok(chunks) => self.page = chunks.into_iter(),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let chunk = self.page.next()?;
+        self.next = chunk.sequence + 1;
+        Some(Ok(chunk))
+    }
+}
+
+/// The columns of a [`Chunk`].
+pub(super) const CHUNK: &str = "sequence, stored_offset, stored_length, stored_digest, content_length, content_digest";
+
+pub(super) fn chunk_row(row: &Row<'_>) -> rusqlite::Result<Chunk> {
+    Ok(Chunk {
         sequence: row.get(0)?,
         offset: row.get(1)?,
         stored_length: row.get(2)?,
@@ -163,7 +184,8 @@ pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rus
     Ok(gone)
 }
 
-pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &ChunkRecord) -> rusqlite::Result<()> {
+pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, entry: &CatalogChunk) -> rusqlite::Result<()> {
+    let chunk = &entry.chunk;
     transaction
         .prepare_cached(
             "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \
@@ -174,7 +196,7 @@ pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &Chu
             chunk.stored_digest,
             chunk.content_length,
             chunk.content_digest,
-            chunk.read_started.millis()
+            entry.read_started.millis()
         ])?;
     let id = transaction.last_insert_rowid();
     transaction
@@ -182,7 +204,7 @@ pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, chunk: &Chu
             "INSERT INTO archive_chunk (archive_file_id, sequence, chunk_id, stored_offset) VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute(params![file, chunk.sequence, id, chunk.offset])?;
-    chunk.members.iter().enumerate().try_for_each(|(ordinal, member)| insert_member(transaction, id, ordinal, member))
+    entry.members.iter().enumerate().try_for_each(|(ordinal, member)| insert_member(transaction, id, ordinal, member))
 }
 
 fn insert_member(

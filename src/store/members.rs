@@ -3,10 +3,11 @@
 use rusqlite::{Row, params};
 
 use super::Store;
-use super::catalog::{STORED_CHUNK, StoredChunk, kind_of_word, stored_chunk_row};
+use super::catalog::{CHUNK, chunk_row, kind_of_word};
+use crate::chunk::Chunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, FileTime, Member, MemberPath};
+use crate::member::{CatalogMember, FileTime, Member, MemberPath, Xattrs};
 
 /// A member of an archive and the chunk that holds its header.
 #[derive(Clone, Debug)]
@@ -86,7 +87,7 @@ impl Store {
     }
 
     /// Returns a chunk of an archive and those behind it in which no member begins: what its last file needs.
-    pub fn chunks_of_unit(&self, run: i64, sequence: u64) -> Result<Vec<StoredChunk>> {
+    pub fn chunks_of_unit(&self, run: i64, sequence: u64) -> Result<Vec<Chunk>> {
         self.read(|connection| {
             let end: Option<u64> = connection
                 .prepare_cached(&format!(
@@ -96,10 +97,10 @@ impl Store {
                 .query_row(params![run, sequence], |row| row.get(0))?;
             connection
                 .prepare_cached(&format!(
-                    "SELECT {STORED_CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id WHERE {OF_FILE} \
+                    "SELECT {CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id WHERE {OF_FILE} \
                      AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence"
                 ))?
-                .query_map(params![run, sequence, end.unwrap_or(i64::MAX as u64)], stored_chunk_row)?
+                .query_map(params![run, sequence, end.unwrap_or(i64::MAX as u64)], chunk_row)?
                 .collect()
         })
     }
@@ -179,7 +180,7 @@ fn member_row(row: &Row<'_>, first: usize) -> rusqlite::Result<CatalogMember> {
         modified: time(8)?,
         link_target: row.get::<_, Option<Vec<u8>>>(at(16))?.map(Vec::into_boxed_slice),
         device_number: device.0.zip(device.1),
-        xattrs: Vec::new(),
+        xattrs: Xattrs::new(),
     };
     Ok(CatalogMember {
         member,

@@ -51,7 +51,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished, is_temporary_name};
 pub use bootstrap::{Access, Bootstrap};
-pub use catalog::StoredChunk;
+pub use catalog::ArchiveChunks;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
 pub use enqueue::{Due, EnqueueOutcome};
 pub use maintenance::{Drill, Task, check_copy};

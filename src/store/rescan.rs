@@ -4,9 +4,9 @@ use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 use super::{Health, Store, catalog, exactly_one};
+use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::ChunkRecord;
 
 /// What an archive file says of itself.
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl Store {
     }
 
     /// Adds chunks with their members to an archive that is being taken in.
-    pub fn add_found_chunks(&self, run: i64, chunks: &[ChunkRecord]) -> Result<()> {
+    pub fn add_found_chunks(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
         self.write(|transaction| {
             let file: i64 = transaction.query_row(
                 "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'writing'",

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 
 use backup_manager::archive_folder;
 use backup_manager::backup::{Cancel, Ended, RecoveryReport, RunContext, Runner, recover};
+use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
 use backup_manager::progress::{Observer, Problem, Progress};
@@ -279,25 +280,15 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     let row = world.schedule("docs", "01:00");
     let good = run_now(world, &world.process(Role::Command), &row);
     let good = world.store.archive(good.run).unwrap().unwrap();
-    let chunks = world.store.chunks(good.run, 0, 1000).unwrap();
+    let chunks = world.store.archive_chunks(good.run);
     let mut service = world.service(false);
     world.clock.advance(HOUR);
     service.tick().unwrap();
     let dead = world.process(Role::Command);
     let (claim, intent) = world.claim(&dead);
-    let records: Vec<_> = chunks
-        .iter()
-        .map(|chunk| backup_manager::member::ChunkRecord {
-            sequence: chunk.sequence,
-            offset: chunk.offset,
-            stored_length: chunk.stored_length,
-            stored_digest: chunk.stored_digest,
-            content_length: chunk.content_length,
-            content_digest: chunk.content_digest,
-            read_started: world.clock.now(),
-            members: Vec::new(),
-        })
-        .collect();
+    let read_started = world.clock.now();
+    let records: Vec<_> =
+        chunks.map(|chunk| CatalogChunk { chunk: chunk.unwrap(), read_started, members: Vec::new() }).collect();
     world.store.add_chunks(&claim, &records).unwrap();
     let bytes = fs::read(world.home.backups().join(&good.file_name)).unwrap();
     let (temporary, last) =
@@ -383,7 +374,7 @@ fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next()
     assert_eq!(archive_folder::finish_deletions(&world.home, &world.store).unwrap(), 1);
     assert_eq!(world.archive_files().len(), 1);
     assert!(world.store.archive(first).unwrap().is_none());
-    assert!(world.store.chunks(first, 0, 10).unwrap().is_empty());
+    assert!(!world.store.has_chunks(first).unwrap());
     // Killed between the mark and the unlink.
     world.store.mark_going(&[second], &[]).unwrap();
     assert!(world.store.archive(second).unwrap().is_none(), "invisible at once");

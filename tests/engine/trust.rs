@@ -182,8 +182,8 @@ fn verification_names_the_damaged_member_and_marks_the_archive_and_can_mend_the_
         assert!(verify(&world, &archive).is_good());
         assert!(verify_file(&path, 2, &AtomicBool::new(false)).unwrap().is_good());
         // In the second piece of the large file, whose chunk has no header of its own.
-        let chunks = world.store.chunks(archive.run, 0, 100).unwrap();
-        let second = chunks.iter().filter(|chunk| chunk.content_length >= 1 << 20).nth(1).unwrap();
+        let chunks = world.store.archive_chunks(archive.run).map(Result::unwrap);
+        let second = chunks.filter(|chunk| chunk.content_length >= 1 << 20).nth(1).unwrap();
         flip(&path, second.offset + second.stored_length / 2, 3);
         let findings = verify(&world, &archive);
         assert_eq!(findings.damaged_members, [b"docs/large".to_vec()], "{compression}: {findings:?}");

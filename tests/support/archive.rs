@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
-use backup_manager::archive::check::{self, ExpectedChunk};
+use backup_manager::archive::check;
 use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::SystemClock;
 use backup_manager::durable::PendingFile;
 use backup_manager::error::Result;
-use backup_manager::member::{ChunkRecord, MemberPath};
+use backup_manager::member::MemberPath;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::schedule::Compression;
 
@@ -18,7 +19,7 @@ pub struct Made {
     pub path: PathBuf,
     pub written: Written,
     /// As the catalog got them.
-    pub records: Vec<ChunkRecord>,
+    pub records: Vec<CatalogChunk>,
 }
 
 /// Hears everything and says nothing.
@@ -51,7 +52,7 @@ pub fn try_make<'a>(
     folder: &Path,
     compression: Compression,
     change: impl FnOnce(&mut Job<'a>),
-    catalog: &mut dyn FnMut(&[ChunkRecord]) -> Result<()>,
+    catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
 ) -> Result<Made> {
     let path = folder.join(format!("archive.{}", compression.extension()));
     let root_name = MemberPath::parse(source.file_name().unwrap().as_encoded_bytes()).unwrap();
@@ -84,8 +85,8 @@ pub fn try_make<'a>(
     let sealed = file.seal()?;
     assert_eq!(sealed.size(), written.size);
     sealed.place(&path, true)?;
-    records.sort_by_key(|record| record.sequence);
-    let sequences: Vec<_> = records.iter().map(|record| record.sequence).collect();
+    records.sort_by_key(|record| record.chunk.sequence);
+    let sequences: Vec<_> = records.iter().map(|record| record.chunk.sequence).collect();
     assert_eq!(sequences, (0..written.chunks).collect::<Vec<_>>(), "every chunk is told once");
     Ok(Made { path, written, records })
 }
@@ -93,7 +94,7 @@ pub fn try_make<'a>(
 impl Made {
     /// Reads it back from disk and compares it with the records.
     pub fn prove(&self) -> Result<()> {
-        let mut expected = self.records.iter().map(|record| Ok(ExpectedChunk::from(record)));
+        let mut expected = self.records.iter().map(|record| Ok(record.chunk));
         let (digest, size) = (self.written.digest, self.written.size);
         check::prove(&self.path, &mut expected, &digest, size, 2, &AtomicBool::new(false))
     }

@@ -15,9 +15,8 @@ use self::pax::Pax;
 use super::acl;
 use super::content::{Content, Missing};
 use super::header::BLOCK;
-use super::sparse::Span;
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::{FileTime, Member, MemberKind, MemberPath};
+use crate::member::{FileTime, Member, MemberKind, MemberPath, Span};
 
 /// Records of one pax header, in bytes.
 pub const MOST_PAX_BYTES: u64 = 8 << 20;
@@ -381,11 +380,10 @@ impl Members {
             .modified
             .or(self.global.modified)
             .unwrap_or_else(|| FileTime { seconds: block.number(136..148).unwrap_or(0), nanoseconds: 0 });
-        let mut xattrs = pax.xattrs;
-        xattrs.sort();
+        let xattrs = pax.xattrs;
         let mode = block.number(100..108).map_or(0, |mode| (mode & 0o7777) as u32);
         // Some tars write the rights of the group there instead.
-        let mask = xattrs.iter().find(|(name, _)| **name == *acl::ACCESS).and_then(|(_, acl)| acl::mask(acl));
+        let mask = xattrs.get(acl::ACCESS).and_then(acl::mask);
         let is_device = matches!(kind, MemberKind::CharDevice | MemberKind::BlockDevice);
         let member = Member {
             path,

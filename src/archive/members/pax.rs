@@ -84,23 +84,18 @@ impl Pax {
                     if self.xattrs.len() >= MOST_XATTRS {
                         return Err(format!("it has more than {MOST_XATTRS} extended attributes"));
                     }
-                    self.set_xattr(&unescape(name), value);
+                    self.xattrs.set(&unescape(name), value);
                 }
             }
         }
         Ok(())
     }
 
-    fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
-        self.xattrs.retain(|(other, _)| **other != *name);
-        self.xattrs.push((name.into(), value.into()));
-    }
-
     /// Takes an ACL from its text, unless the attribute itself stands there. What cannot be read goes on as it is: the
     /// kernel refuses it, and the restore counts it among what could not be set.
     fn set_acl(&mut self, name: &[u8], text: &[u8]) {
-        if !self.xattrs.iter().any(|(other, _)| **other == *name) {
-            self.set_xattr(name, &acl::from_text(text).unwrap_or_else(|| text.to_vec()));
+        if self.xattrs.get(name).is_none() {
+            self.xattrs.set(name, &acl::from_text(text).unwrap_or_else(|| text.to_vec()));
         }
     }
 
@@ -205,7 +200,7 @@ mod tests {
         let mut pax = Pax::default();
         pax.add(b"22 SCHILY.xattr.u.a%3D=\n21 SCHILY.xattr.u.%25=\n", 9).unwrap_err();
         pax.add(b"24 SCHILY.xattr.u.a%3D=\n", 9).unwrap();
-        assert_eq!(&*pax.xattrs[0].0, b"u.a=");
+        assert_eq!(pax.xattrs.get(b"u.a="), Some(&b""[..]));
     }
 
     #[test]

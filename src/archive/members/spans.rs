@@ -3,7 +3,7 @@
 use super::block::{Block, number};
 use super::pax::{Sparse, decimal};
 use crate::archive::header::BLOCK;
-use crate::archive::sparse::Span;
+use crate::member::Span;
 
 /// A map of more spans is a trap for memory.
 pub(super) const MOST_SPANS: usize = 1 << 21;

@@ -7,11 +7,11 @@ use crossbeam_channel::{Receiver, Sender};
 use super::flow::Flow;
 use super::large::LargeFile;
 use super::work::{Done, Part};
-use crate::archive::codec::EncodedChunk;
 use crate::archive::writer::ArchiveWriter;
+use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, ChunkRecord, MemberKind};
+use crate::member::{CatalogMember, MemberKind};
 use std::sync::Arc;
 
 /// A batch of records goes to the catalog when it has so many rows.
@@ -30,11 +30,11 @@ pub(super) struct Counts {
 pub(super) struct Assembler<'a, 'f> {
     flow: &'a Flow<'a>,
     writer: ArchiveWriter<'f>,
-    records: Sender<Vec<ChunkRecord>>,
-    batch: Vec<ChunkRecord>,
+    records: Sender<Vec<CatalogChunk>>,
+    batch: Vec<CatalogChunk>,
     batch_rows: usize,
     /// The record of a chunk with the header of a large file that is not read to its end yet.
-    held: Option<(ChunkRecord, Arc<LargeFile>)>,
+    held: Option<(CatalogChunk, Arc<LargeFile>)>,
     pub(super) counts: Counts,
 }
 
@@ -43,7 +43,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
     pub(super) fn start(
         flow: &'a Flow<'a>,
         mut writer: ArchiveWriter<'f>,
-        records: Sender<Vec<ChunkRecord>>,
+        records: Sender<Vec<CatalogChunk>>,
         comment: &str,
         now: Timestamp,
     ) -> Result<Self> {
@@ -57,7 +57,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             held: None,
             counts: Counts::default(),
         };
-        assembler.keep_record(&header, Vec::new(), now, None);
+        assembler.keep_record(header, Vec::new(), now, None);
         Ok(assembler)
     }
 
@@ -87,8 +87,8 @@ impl<'a, 'f> Assembler<'a, 'f> {
     fn put(&mut self, message: Done) -> Result<()> {
         for Part { chunk, members, read_started, awaits } in message.parts {
             self.release_held();
-            self.writer.put(&chunk)?;
-            self.keep_record(&chunk, members, read_started, awaits);
+            let written = self.writer.put(&chunk)?;
+            self.keep_record(written, members, read_started, awaits);
             self.flow.give_buffer(chunk.stored);
         }
         if let Some(cost) = message.ended {
@@ -100,23 +100,12 @@ impl<'a, 'f> Assembler<'a, 'f> {
     /// Keeps the record of the chunk written last for the catalog.
     fn keep_record(
         &mut self,
-        chunk: &EncodedChunk,
+        chunk: Chunk,
         members: Vec<CatalogMember>,
         read_started: Timestamp,
         awaits: Option<Arc<LargeFile>>,
     ) {
-        let (end, chunks) = self.writer.position();
-        let stored_length = chunk.stored.len() as u64;
-        let record = ChunkRecord {
-            sequence: chunks - 1,
-            offset: end - stored_length,
-            stored_length,
-            stored_digest: chunk.stored_digest,
-            content_length: chunk.content_length,
-            content_digest: chunk.content_digest,
-            read_started,
-            members,
-        };
+        let record = CatalogChunk { chunk, read_started, members };
         for CatalogMember { member, .. } in &record.members {
             self.counts.members += 1;
             self.counts.files += u64::from(matches!(member.kind, MemberKind::File | MemberKind::HardLink));
@@ -144,7 +133,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
         }
     }
 
-    fn add_to_batch(&mut self, record: ChunkRecord) {
+    fn add_to_batch(&mut self, record: CatalogChunk) {
         self.batch_rows += 2 + record.members.len();
         self.batch.push(record);
         if self.batch_rows >= BATCH_ROWS {
@@ -162,7 +151,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
     pub(super) fn finish(mut self, now: Timestamp) -> Result<(ArchiveWriter<'f>, Counts)> {
         self.release_held();
         let end_marks = self.writer.put_end_marks()?;
-        self.keep_record(&end_marks, Vec::new(), now, None);
+        self.keep_record(end_marks, Vec::new(), now, None);
         self.send_batch();
         Ok((self.writer, self.counts))
     }

@@ -7,8 +7,7 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 
 use super::read::Shortfall;
 use crate::archive::cutter::LARGEST_CONTENT;
-use crate::archive::sparse::Span;
-use crate::member::Member;
+use crate::member::{Member, Span};
 use crate::source::{Found, OpenFile};
 
 /// Bytes of a file in one piece, holes included. A power of two, so that a piece is a subtree of the file's hash.

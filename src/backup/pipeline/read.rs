@@ -7,10 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use super::flow::Flow;
 use super::large::LargeFile;
 use crate::archive::buffer::Buffer;
-use crate::archive::sparse::Span;
-use crate::member::{Member, MemberKind};
+use crate::member::{Member, MemberKind, Span, Xattrs};
 use crate::progress::{Problem, ProblemKind};
-use crate::source::{Found, Names, OpenFile, Stability, Stat, Xattrs};
+use crate::source::{Found, Names, OpenFile, Stability, Stat};
 
 /// How often a file is read, or a replaced one looked at, before what there is has to do.
 pub(super) const ATTEMPTS: u32 = 3;
@@ -77,8 +76,7 @@ pub(super) fn attributes_lost(problem: Problem) -> Problem {
 /// Returns the spans of data of a sparse file; nothing for others.
 pub(super) fn spans(file: &OpenFile) -> Option<Vec<Span>> {
     // Where holes cannot be told, their zeros are read and stored.
-    let extents = file.data_extents().unwrap_or_default()?;
-    Some(extents.iter().map(|extent| Span { offset: extent.offset, length: extent.length }).collect())
+    file.data_spans().unwrap_or_default()
 }
 
 /// Prepares an open file of more than one piece.

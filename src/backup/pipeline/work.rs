@@ -16,10 +16,10 @@ use crate::archive::cutter::LARGEST_CONTENT;
 use crate::archive::header::{self, BLOCK};
 use crate::clock::Timestamp;
 use crate::error;
-use crate::member::{CatalogMember, Member, MemberKind, MemberPath};
+use crate::member::{CatalogMember, Member, MemberKind, MemberPath, Xattrs};
 use crate::progress::{Problem, ProblemKind};
 use crate::schedule::Compression;
-use crate::source::{Found, Names, Stability, Stat, Xattrs};
+use crate::source::{Found, Names, Stability, Stat};
 
 /// An encoded chunk and the members whose headers stand in it.
 pub(super) struct Part {
@@ -360,7 +360,7 @@ impl Builder<'_, '_> {
         content_digest: Option<[u8; 32]>,
         changed_while_read: bool,
     ) {
-        let xattr_digest = (!member.xattrs.is_empty()).then(|| xattr_digest(&member.xattrs));
+        let xattr_digest = member.xattrs.digest();
         self.members.push(CatalogMember {
             member,
             offset: offset as u64,
@@ -399,15 +399,4 @@ impl Builder<'_, '_> {
         // The writer is gone only when the pipeline has stopped.
         let _ = self.done.send(Done { sequence: self.sequence, parts, ended });
     }
-}
-
-/// Returns the digest of extended attributes: BLAKE3 over length (`u32`, little-endian) and bytes of each name and
-/// value.
-fn xattr_digest(xattrs: &Xattrs) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for bytes in xattrs.iter().flat_map(|(name, value)| [name, value]) {
-        hasher.update(&(bytes.len() as u32).to_le_bytes());
-        hasher.update(bytes);
-    }
-    *hasher.finalize().as_bytes()
 }
