@@ -7,11 +7,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backup_manager::archive::check;
 use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
@@ -69,7 +69,7 @@ fn compare(tree: &Path, scratch: &Path, compression: Compression, label: &str, p
         let made = clock.monotonic();
         ours_cpu = ours_cpu.min(cpu_ticks().0 - cpu.0);
         let mut expected = records.iter().map(|record| Ok(record.chunk));
-        check::prove(&ours_path, &mut expected, &written.digest, written.size, cores, &AtomicBool::new(false))
+        check::prove(&ours_path, &mut expected, &written.digest, written.size, cores, &CancelToken::new())
             .expect("the archive is whole");
         ours = ours.min(made);
         proven = proven.min(clock.monotonic());
@@ -116,7 +116,7 @@ fn archive(
         run: 1,
         clock,
         observer: &Silent,
-        cancel: &AtomicBool::new(false),
+        cancel: &CancelToken::new(),
     };
     let mut file = PendingFile::create(path, 0o400).expect("the scratch folder is writable");
     let mut records = Vec::new();
@@ -127,7 +127,7 @@ fn archive(
     })
     .expect("the tree can be read");
     file.seal().and_then(|sealed| sealed.place(path, true)).expect("the archive gets its name");
-    records.sort_by_key(|record| record.sequence);
+    records.sort_by_key(|record| record.chunk.sequence);
     (written, records)
 }
 

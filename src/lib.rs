@@ -6,6 +6,7 @@ pub mod archive;
 pub mod archive_folder;
 pub mod backup;
 pub mod browse;
+pub mod cancel;
 pub mod chunk;
 pub mod cli;
 pub mod clock;

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::browse::{Opened, Selection};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::member::MemberPath;
 use backup_manager::restore::{self, Options, RestoreContext};
@@ -229,7 +229,7 @@ fn assert_fidelity(entries: &[Entry]) {
 fn restore(archive: &Path, out: &Path, by_steps: bool) {
     let opened = Opened::file(archive).unwrap();
     let options = Options { setuid: true, devices: true, sync: false, by_steps, threads: 3, ..Options::to(out) };
-    let (clock, cancel) = (SystemClock::new(), AtomicBool::new(false));
+    let (clock, cancel) = (SystemClock::new(), CancelToken::new());
     let mut told = |_, _: &MemberPath| {};
     let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
     let report = restore::restore(&opened, &Selection::everything().unwrap(), &options, &mut context).unwrap();

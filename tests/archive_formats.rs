@@ -6,15 +6,15 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::check::{check_by_trailer, examine};
 use backup_manager::archive::foreign::{TarFacts, check_plain_tar};
 use backup_manager::archive::header::{self, END_MARKS};
 use backup_manager::archive::reader::ArchiveReader;
+use backup_manager::cancel::CancelToken;
 use backup_manager::error::ErrorKind;
-use backup_manager::member::{FileTime, Member, MemberKind, MemberPath};
+use backup_manager::member::{FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::schedule::Compression;
 
 use support::archive::{Made, has_tool, make, make_with, run_tool};
@@ -81,7 +81,8 @@ fn the_bytes_depend_on_the_source_alone() {
         let made: Vec<Made> =
             [1, 2, 7].map(|threads| make_with(&source, folder.path(), compression, |job| job.threads = threads)).into();
         assert!(made.iter().all(|other| other.written == made[0].written), "{compression}");
-        let records = |made: &Made| made.records.iter().map(|r| (r.offset, r.content_digest)).collect::<Vec<_>>();
+        let records =
+            |made: &Made| made.records.iter().map(|r| (r.chunk.offset, r.chunk.content_digest)).collect::<Vec<_>>();
         assert!(made.iter().all(|other| records(other) == records(&made[0])));
     }
 }
@@ -104,7 +105,7 @@ fn one_frame_found_by_the_seek_table_is_one_chunk() {
         fs::write(&path, &bytes[offset..offset + stored]).unwrap();
         let decoded = run_tool(Command::new("zstd").arg("-dqc").arg(&path)).stdout;
         assert_eq!(decoded.len(), content as usize);
-        assert_eq!(blake3::hash(&decoded), record.content_digest);
+        assert_eq!(Some(*blake3::hash(&decoded).as_bytes()), record.chunk.content_digest);
         offset += stored;
     }
     assert_eq!(frames, made.records.len() + 1);
@@ -120,10 +121,10 @@ fn members_lie_where_the_catalog_says() {
     let bytes = fs::read(&made.path).unwrap();
     let mut end = 0;
     for record in &made.records {
-        assert_eq!(record.offset, end, "no gap");
-        end += record.stored_length;
+        assert_eq!(record.chunk.offset, end, "no gap");
+        end += record.chunk.stored_length;
         for row in &record.members {
-            let at = (record.offset + row.offset) as usize;
+            let at = (record.chunk.offset + row.offset) as usize;
             assert_eq!(&bytes[at + 257..at + 262], b"ustar", "{}", row.member.path);
         }
     }
@@ -153,7 +154,7 @@ fn any_flipped_bit_and_any_missing_end_is_found() {
         for cut in (0..whole.len()).step_by(step) {
             file.set_len(cut as u64).unwrap();
             assert_eq!(made.prove().unwrap_err().kind(), ErrorKind::Damage, "{compression} cut to {cut}");
-            let own = check_by_trailer(&made.path, 1, &AtomicBool::new(false)).unwrap_err();
+            let own = check_by_trailer(&made.path, 1, &CancelToken::new()).unwrap_err();
             assert_eq!(own.kind(), ErrorKind::Damage, "{compression} cut to {cut}: {own}");
             file.write_all_at(&whole, 0).unwrap();
         }
@@ -169,18 +170,18 @@ fn every_damaged_chunk_is_named() {
     let file = fs::OpenOptions::new().write(true).open(&made.path).unwrap();
     let broken: Vec<_> = made.records.iter().skip(1).step_by(3).collect();
     for record in &broken {
-        file.write_all_at(b"#", record.offset + record.stored_length / 2).unwrap();
+        file.write_all_at(b"#", record.chunk.offset + record.chunk.stored_length / 2).unwrap();
     }
     let reader = ArchiveReader::open(&made.path).unwrap();
-    let mut expected = made.records.iter().map(|record| Ok(record.into()));
+    let mut expected = made.records.iter().map(|record| Ok(record.chunk));
     let mut found = Vec::new();
-    let digest = examine(&reader, &mut expected, 3, &AtomicBool::new(false), &mut |damaged| {
+    let digest = examine(&reader, &mut expected, 3, &CancelToken::new(), &mut |damaged| {
         found.push(damaged.chunk.sequence);
         std::ops::ControlFlow::Continue(())
     });
     assert_eq!(digest.unwrap(), made.written.digest, "the digest is that of the chunks that were expected");
     found.sort();
-    assert_eq!(found, broken.iter().map(|record| record.sequence).collect::<Vec<_>>());
+    assert_eq!(found, broken.iter().map(|record| record.chunk.sequence).collect::<Vec<_>>());
 }
 
 #[test]
@@ -228,7 +229,7 @@ fn a_file_over_8_gib_is_listed_with_its_size() {
         modified: FileTime::default(),
         link_target: None,
         device_number: None,
-        xattrs: Vec::new(),
+        xattrs: Xattrs::new(),
     };
     let mut content = Buffer::new();
     header::append(&mut content, &member, None);

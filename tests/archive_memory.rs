@@ -8,10 +8,10 @@ mod support;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
 use backup_manager::member::MemberPath;
@@ -34,7 +34,7 @@ fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duratio
         run: 1,
         clock: &clock,
         observer: &Silent,
-        cancel: &AtomicBool::new(false),
+        cancel: &CancelToken::new(),
     };
     let mut file = PendingFile::create(&scratch.join("archive"), 0o400).unwrap();
     let mut calls = 0;

@@ -13,9 +13,10 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock, Timestamp};
 use backup_manager::error::{Error, ErrorKind};
 use backup_manager::member::{MemberKind, MemberPath};
@@ -363,8 +364,8 @@ fn a_cancelled_archive_ends_at_once_wherever_it_is() {
     fs::write(scene.path("large"), vec![1; 30 << 20]).unwrap();
     for compression in FORMATS {
         for found in [0, 1, 2, 500, 1500, 2041] {
-            let cancel = AtomicBool::new(false);
-            let clock = Meddler::after(found, || cancel.store(true, Ordering::SeqCst));
+            let cancel = CancelToken::new();
+            let clock = Meddler::after(found, || cancel.cancel());
             let (source, folder) = (&scene.source, scene.scratch.path());
             let result =
                 try_make(source, folder, compression, |job| (job.clock, job.cancel) = (&clock, &cancel), &mut |_| {

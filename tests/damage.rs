@@ -11,12 +11,12 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::check::{self, DamagedChunk};
 use backup_manager::archive::damaged_members;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::rebuild;
+use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Timestamp;
 use backup_manager::maintenance::verify::verify_file;
@@ -70,7 +70,7 @@ fn examine_flipped(made: &Made, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, 
     let reader = ArchiveReader::open(&made.path).unwrap();
     let mut expected = made.records.iter().map(|record| Ok(record.chunk));
     let mut damaged = Vec::new();
-    let never = AtomicBool::new(false);
+    let never = CancelToken::new();
     let result = check::examine(&reader, &mut expected, 2, &never, &mut |chunk| {
         damaged.push(chunk);
         std::ops::ControlFlow::Continue(())
@@ -112,15 +112,15 @@ fn every_flip_is_found(compression: &str, seed: u64) {
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
         let reader = ArchiveReader::open(&made.path).unwrap();
-        let names: Vec<String> = damage::differing(&reader, &damaged[0].chunk, &chunk.members)
+        let names: Vec<String> = damaged_members::differing(&reader, &damaged[0].chunk, &chunk.members)
             .iter()
             .map(|member| member.path.to_string())
             .collect();
         file.write_all_at(&byte, at).unwrap();
         named += 1;
         if compression == "none" {
-            let within = at - chunk.offset;
-            let (_, owner) = owners[&chunk.sequence].iter().rev().find(|(begins, _)| *begins <= within).unwrap();
+            let within = at - chunk.chunk.offset;
+            let (_, owner) = owners[&chunk.chunk.sequence].iter().rev().find(|(begins, _)| *begins <= within).unwrap();
             assert!(names.contains(owner), "byte {at} bit {bit}: {owner} is not among {names:?}");
             assert!(names.len() <= 1, "byte {at} bit {bit}: only {owner} is damaged, not {names:?}");
         } else {

@@ -19,6 +19,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     // Floor 0: values and functions that know no resource.
     ("error", 0, ANY),
     ("clock", 0, ANY),
+    ("cancel", 0, ANY),
     ("chunk", 0, ANY),
     ("home", 0, ANY),
     ("member", 0, ANY),

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -12,6 +11,7 @@ use super::codec::{Codec, Decoder};
 use super::reader::ArchiveReader;
 use super::trailer::{self, Trailer};
 use super::writer::ArchiveDigest;
+use crate::cancel::CancelToken;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -43,7 +43,7 @@ pub fn prove(
     digest: &[u8; 32],
     size: u64,
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &CancelToken,
 ) -> Result<()> {
     let reader = ArchiveReader::open(path)?;
     let damage = |what: String| Error::new(ErrorKind::Damage, format!("{} is damaged: {what}", path.display()));
@@ -61,7 +61,7 @@ pub fn prove(
 ///
 /// Errors: [`ErrorKind::Damage`] names a chunk that differs, or says that there is no trailer; `Interrupted` after
 /// `cancel`.
-pub fn check_by_trailer(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<(Trailer, [u8; 32])> {
+pub fn check_by_trailer(path: &Path, threads: usize, cancel: &CancelToken) -> Result<(Trailer, [u8; 32])> {
     let reader = ArchiveReader::open(path)?;
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let failed = |e| Error::io("read the trailer of", path)(e);
@@ -74,7 +74,7 @@ fn until_first_damage(
     reader: &ArchiveReader,
     expected: &mut dyn Iterator<Item = Result<Chunk>>,
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &CancelToken,
 ) -> Result<[u8; 32]> {
     let mut first = None;
     let found = examine(reader, expected, threads, cancel, &mut |damaged| {
@@ -96,7 +96,7 @@ pub fn examine(
     reader: &ArchiveReader,
     expected: &mut dyn Iterator<Item = Result<Chunk>>,
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &CancelToken,
     on_damage: &mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
 ) -> Result<[u8; 32]> {
     reader.drop_cached()?;
@@ -138,11 +138,11 @@ struct Summary {
 }
 
 impl Feeder<'_> {
-    fn feed(&mut self, expected: &mut dyn Iterator<Item = Result<Chunk>>, cancel: &AtomicBool) -> Result<Summary> {
+    fn feed(&mut self, expected: &mut dyn Iterator<Item = Result<Chunk>>, cancel: &CancelToken) -> Result<Summary> {
         let mut summary = Summary { end: 0, entries: blake3::Hasher::new(), digest: ArchiveDigest::new() };
         for chunk in expected {
             let chunk = chunk?;
-            if cancel.load(Ordering::Relaxed) {
+            if cancel.is_cancelled() {
                 return Err(Error::new(ErrorKind::Interrupted, "the proof was cancelled"));
             }
             if chunk.offset != summary.end {

@@ -15,11 +15,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use crate::archive::check;
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::clock::{Clock, Timestamp};
 use crate::durable::{self, PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
@@ -31,7 +31,7 @@ use crate::store::{
 };
 pub use estimate::{Listing, free_bytes, list_source, measure, visit_source};
 use monitor::Monitor;
-pub use monitor::{Cancel, RunContext};
+pub use monitor::RunContext;
 use pipeline::Written;
 pub use recover::{OrphanedRun, RecoveryReport, recover, recover_run, remove_dead_workers, take_over_orphaned_runs};
 
@@ -158,7 +158,7 @@ impl Runner {
             run: claim.run(),
             clock: &*self.clock,
             observer: monitor,
-            cancel: context.cancel.flag(),
+            cancel: context.cancel,
         };
         let written = pipeline::write(&job, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks)).map_err(
             |error| match error.kind() {
@@ -259,7 +259,7 @@ impl Runner {
         let run = claim.run();
         let mut chunks = self.store.archive_chunks(run);
         // What is sealed always finishes (I10): nothing cancels the proof.
-        let never = AtomicBool::new(false);
+        let never = CancelToken::new();
         check::prove(&path, &mut chunks, &archive.digest, archive.size, self.threads, &never)?;
         let now = self.clock.now();
         self.store.mark_verified(claim, now)?;
@@ -315,7 +315,7 @@ impl Runner {
                 Err(unended) => *unended,
             };
             let is_lost = error.kind() == ErrorKind::Fenced || !self.store.is_in_place();
-            if is_lost || (waited && context.cancel.is_requested()) {
+            if is_lost || (waited && context.cancel.is_cancelled()) {
                 return Err(error);
             }
             log::error!("run @{}: its end cannot be written, trying again every 30 s: {error}", back.run());

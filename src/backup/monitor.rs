@@ -1,65 +1,20 @@
 //! The outside of a run: who asks it to stop, who is told how it goes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Runner;
 use super::space::Expected;
+use crate::cancel::CancelToken;
 use crate::progress::{Observer, Problem, Progress};
 
 /// Least time between two looks at a request to cancel, and between two writes of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
-/// Asks running work to stop. Shared by who asks and who works.
-#[derive(Debug, Default)]
-pub struct Cancel {
-    requested: AtomicBool,
-    draining: AtomicBool,
-    wake: (Mutex<()>, Condvar),
-}
-
-impl Cancel {
-    /// Asks for the run to end `cancelled`.
-    pub fn cancel(&self) {
-        self.requested.store(true, Ordering::SeqCst);
-        self.wake.1.notify_all();
-    }
-
-    /// Asks for the run to go back into the queue, since the process stops (I10).
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::SeqCst);
-        self.cancel();
-    }
-
-    /// Says whether anything was asked.
-    pub fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::SeqCst)
-    }
-
-    /// Says whether the run is to go back into the queue.
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::SeqCst)
-    }
-
-    /// Returns the flag that long work looks at.
-    pub(super) fn flag(&self) -> &AtomicBool {
-        &self.requested
-    }
-
-    /// Waits for `pause` or until something is asked.
-    pub(super) fn wait(&self, pause: Duration) {
-        let guard = self.wake.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_requested() {
-            // The guard only serves the condition variable; what it protects is the flag.
-            drop(self.wake.1.wait_timeout(guard, pause));
-        }
-    }
-}
 
 /// How one run is carried out.
 pub struct RunContext<'a> {
     /// Where a stop is asked for.
-    pub cancel: &'a Cancel,
+    pub cancel: &'a CancelToken,
     /// Who is told.
     pub observer: &'a dyn Observer,
     /// Somebody waits for it at a terminal: no retries.

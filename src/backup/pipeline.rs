@@ -13,7 +13,7 @@ mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use self::work::Done;
 use crate::archive::codec::Encoder;
 use crate::archive::trailer::Facts;
 use crate::archive::writer::{ArchiveWriter, Finished};
+use crate::cancel::CancelToken;
 use crate::chunk::CatalogChunk;
 use crate::clock::Clock;
 use crate::durable::PendingFile;
@@ -67,7 +68,7 @@ pub struct Job<'a> {
     /// Who is told of progress, problems and notes.
     pub observer: &'a dyn Observer,
     /// Ends the work when it becomes true; looked at for every member and every piece of a large file.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a CancelToken,
 }
 
 /// What became of it.

@@ -1,7 +1,6 @@
 //! `drill`: the newest archive is restored for trial.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, config, select};
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::drill::{self, DrillContext};
 
@@ -45,7 +45,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         let drill_context = DrillContext {
             clock: &*context.clock,
             observer: &observer,
-            cancel: &AtomicBool::new(false),
+            cancel: &CancelToken::new(),
             threads: config::threads(&store, None)?,
             sample_bytes: args.size.saturating_mul(1 << 20),
             scratch: args.scratch.as_deref(),

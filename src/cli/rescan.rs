@@ -1,7 +1,6 @@
 //! `rescan`: the catalog made anew from the archive files, or put back from a copy.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use clap::Args;
 use serde_json::json;
@@ -10,6 +9,7 @@ use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, config, start};
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::error::{ErrorKind, Result};
 use crate::maintenance;
 use crate::maintenance::rescan::{self, Report};
@@ -43,7 +43,7 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     super::run::recover_as_command(context, &store)?;
     let observer = TerminalObserver::new("rescan", context.quiet);
     let threads = config::threads(&store, None)?;
-    let report = rescan::rescan(&context.home, &store, threads, &observer, &AtomicBool::new(false), context.now())?;
+    let report = rescan::rescan(&context.home, &store, threads, &observer, &CancelToken::new(), context.now())?;
     observer.finish();
     tell(context, &report)?;
     Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })

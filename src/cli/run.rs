@@ -11,7 +11,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
-use crate::backup::{self, Cancel, Ended, RunContext, Runner};
+use crate::backup::{self, Ended, RunContext, Runner};
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::{self, Worker};
 use crate::progress::Progress;
@@ -114,12 +115,12 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
 /// Runs schedules one after another; returns the gravest exit code.
 pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
     let runner = command_runner(context, store)?;
-    let cancel = Arc::new(Cancel::default());
+    let cancel = Arc::new(CancelToken::default());
     let signal = watch_signals(&cancel)?;
     let mut codes = Vec::new();
     let mut documents = Vec::new();
     for row in rows {
-        if cancel.is_requested() {
+        if cancel.is_cancelled() {
             break;
         }
         match run_one(context, &runner, row, options, &cancel) {
@@ -155,7 +156,7 @@ fn run_one(
     runner: &Runner,
     row: &ScheduleRow,
     options: &RunOptions,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
     let request = RunRequest { verify: !options.no_verify, reread: options.reread };
     let store = &runner.store;
@@ -176,7 +177,7 @@ fn carry_out(
     row: &ScheduleRow,
     claim: Claim,
     intent: &Intent,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
     log::info!("run @{} of {}: started", claim.run(), row.schedule.name);
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
@@ -199,7 +200,7 @@ fn join(
     row: &ScheduleRow,
     run: i64,
     options: &RunOptions,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
     let store = &runner.store;
     context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
@@ -213,7 +214,7 @@ fn join(
             let code = exit_code(&current);
             return Ok((current, code));
         }
-        if cancel.is_requested() {
+        if cancel.is_cancelled() {
             observer.finish();
             return Err(Error::new(ErrorKind::Interrupted, format!("no longer waiting for run @{run}, which goes on")));
         }
@@ -311,7 +312,7 @@ fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     let runner = make_runner(context, store, super::config::threads(store, None)?, Role::Command)?;
     let row = &runner.row;
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
-    let (cancel, observer) = (Cancel::default(), TerminalObserver::new("recovery", context.quiet));
+    let (cancel, observer) = (CancelToken::default(), TerminalObserver::new("recovery", context.quiet));
     let run_context = RunContext { cancel: &cancel, observer: &observer, foreground: true };
     backup::recover(&runner, &run_context)?;
     Ok(runner)
@@ -342,7 +343,7 @@ pub fn make_runner(context: &Context, store: &Store, threads: usize, role: Role)
 
 /// Turns the first SIGINT or SIGTERM into a request to cancel; a second one ends the process at once, and recovery
 /// does the rest. Returns where the signal's number stands.
-fn watch_signals(cancel: &Arc<Cancel>) -> Result<Arc<AtomicI32>> {
+fn watch_signals(cancel: &Arc<CancelToken>) -> Result<Arc<AtomicI32>> {
     let received = Arc::new(AtomicI32::new(0));
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
         .map_err(|e| Error::failed("cannot watch for signals").because(e))?;

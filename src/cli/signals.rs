@@ -1,18 +1,19 @@
 //! Ctrl-C and SIGTERM for commands that end what they do and say so.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What became of the wish to stop.
 #[derive(Clone)]
 pub struct Stop {
     /// Becomes true with the first signal.
-    pub requested: Arc<AtomicBool>,
+    pub requested: Arc<CancelToken>,
     signal: Arc<AtomicI32>,
 }
 
@@ -28,7 +29,7 @@ impl Stop {
                 if told.signal.swap(signal, Ordering::SeqCst) != 0 {
                     std::process::exit(128 + signal);
                 }
-                told.requested.store(true, Ordering::SeqCst);
+                told.requested.cancel();
             }
         };
         std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(failed)?;

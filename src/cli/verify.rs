@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::output::{self, Format};
 use super::{Context, config, select};
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::verify::{self, Findings};
 use crate::schedule::parse_age;
@@ -115,7 +115,7 @@ fn verify_archives(
 ) -> Result<Vec<Told>> {
     let threads = config::threads(store, threads)?;
     let started = context.clock.monotonic();
-    let cancel = AtomicBool::new(false);
+    let cancel = CancelToken::new();
     let mut told = Vec::new();
     for (position, archive) in archives.iter().enumerate() {
         if time_limit.is_some_and(|limit| context.clock.monotonic().saturating_sub(started) >= limit) {
@@ -150,7 +150,7 @@ fn verify_path(context: &Context, path: &Path, threads: Option<usize>) -> Result
         }
     }
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let result = verify::verify_file(path, threads, &AtomicBool::new(false));
+    let result = verify::verify_file(path, threads, &CancelToken::new());
     let told = Told { run: None, path: path.display().to_string(), result };
     tell(context, &told)?;
     Ok(told)

@@ -6,12 +6,12 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::archive_folder;
 use crate::browse::{Opened, Selection};
+use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -40,7 +40,7 @@ pub struct DrillContext<'a> {
     /// Who is told.
     pub observer: &'a dyn Observer,
     /// Ends the work when it becomes true.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a CancelToken,
     /// Threads that decode.
     pub threads: usize,
     /// Bytes of content restored at most.

@@ -9,10 +9,10 @@ pub mod verify;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -73,7 +73,7 @@ pub struct MaintenanceContext<'a> {
     /// Where drills restore; without it, below the archive folder.
     pub scratch: Option<&'a Path>,
     /// Ends the work when it becomes true.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a CancelToken,
 }
 
 /// Does what is due of the daily work. Trouble with an archive, a drill or the copy is logged and keeps none of the
@@ -109,9 +109,9 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     Ok(report)
 }
 
-fn forget_history(store: &Store, limit: Timestamp, cancel: &AtomicBool) -> Result<usize> {
+fn forget_history(store: &Store, limit: Timestamp, cancel: &CancelToken) -> Result<usize> {
     let mut forgotten = 0;
-    while !cancel.load(Ordering::Relaxed) {
+    while !cancel.is_cancelled() {
         match store.prune_history(limit)? {
             0 => break,
             count => forgotten += count,
@@ -146,7 +146,7 @@ fn due_for_reading(mut archives: Vec<Archive>, days: u32, now: Timestamp) -> Vec
 fn reverify(context: &MaintenanceContext<'_>, due: &[Archive], report: &mut MaintenanceReport) -> Result<()> {
     let MaintenanceContext { home, store, clock, cancel, threads, .. } = *context;
     for archive in due {
-        if cancel.load(Ordering::Relaxed) {
+        if cancel.is_cancelled() {
             return Err(Error::new(ErrorKind::Interrupted, "the service stops"));
         }
         match verify::verify_archive(home, store, archive, threads, cancel, clock.now()) {

@@ -10,7 +10,6 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use chrono::{NaiveDateTime, TimeZone, Utc};
 use serde::Deserialize;
@@ -20,6 +19,7 @@ use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
@@ -80,7 +80,7 @@ pub fn rescan(
     store: &Store,
     threads: usize,
     observer: &dyn Observer,
-    cancel: &AtomicBool,
+    cancel: &CancelToken,
     now: Timestamp,
 ) -> Result<Report> {
     archive_folder::check(home, store)?;
@@ -90,7 +90,7 @@ pub fn rescan(
     candidates.sort_by_key(|candidate| (candidate.run, candidate.created_at));
     make_schedules(store, &candidates, &mut report, now)?;
     for candidate in &candidates {
-        if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+        if cancel.is_cancelled() {
             return Err(Error::new(ErrorKind::Interrupted, "the rescan was ended early").hint("run it again"));
         }
         observer.note(&format!("reading {}", candidate.file_name));
@@ -223,7 +223,7 @@ fn make_schedules(store: &Store, candidates: &[Candidate], report: &mut Report, 
     store.create_schedules(&new, now).map(drop)
 }
 
-fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &AtomicBool, now: Timestamp) -> Result<()> {
+fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &CancelToken, now: Timestamp) -> Result<()> {
     let name = candidate.schedule.name.as_str();
     let row = store
         .schedule_named(name)?

@@ -5,12 +5,12 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use crate::archive::check::{self, DamagedChunk};
 use crate::archive::reader::ArchiveReader;
 use crate::archive::{damaged_members, foreign};
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -66,7 +66,7 @@ pub fn verify_archive(
     store: &Store,
     archive: &Archive,
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &CancelToken,
     now: Timestamp,
 ) -> Result<Findings> {
     // A disk that is not mounted holds no archives, and that says nothing of them (I9).
@@ -88,7 +88,7 @@ pub fn verify_archive(
     Ok(findings)
 }
 
-fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel: &AtomicBool) -> Result<Findings> {
+fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel: &CancelToken) -> Result<Findings> {
     let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let reader = ArchiveReader::open(path)?;
     let Some(digest) = digest else { return examine_foreign(path, Some(archive.size)) };
@@ -151,7 +151,7 @@ fn name_damage(
 /// Verifies a file with no database: by its own trailer, or, where another program made it, by reading it to its end.
 ///
 /// Errors: `NotFound`; `Interrupted` after `cancel`; what keeps the file from being read at all.
-pub fn verify_file(path: &Path, threads: usize, cancel: &AtomicBool) -> Result<Findings> {
+pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<Findings> {
     let reader = ArchiveReader::open(path)?;
     let trailer = match reader.trailer() {
         Ok(Some(trailer)) => trailer,

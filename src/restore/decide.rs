@@ -270,7 +270,7 @@ impl Restorer<'_, '_> {
         let mut cancelled = false;
         let mut done = 0;
         let result = job.write(self.powers, &mut |buffer| {
-            if cancel.load(std::sync::atomic::Ordering::Relaxed) {
+            if cancel.is_cancelled() {
                 cancelled = true;
                 return Err("the restore was cancelled".to_owned());
             }

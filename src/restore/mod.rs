@@ -13,7 +13,6 @@ mod write;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
@@ -23,6 +22,7 @@ use self::tree::{Folder, Obstacle, Tree};
 use self::write::{FileJob, Unwritten};
 use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{Opened, Selection};
+use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::confined::{self, Made, Powers, Target};
 use crate::error::{Error, ErrorKind, Result};
@@ -116,7 +116,7 @@ pub struct RestoreContext<'a> {
     /// Who is told of progress and trouble.
     pub observer: &'a dyn Observer,
     /// Ends the work when it becomes true.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a CancelToken,
     /// Is told what happens at each path, beneath the target.
     pub told: &'a mut dyn FnMut(Action, &MemberPath),
 }
@@ -305,7 +305,7 @@ impl Restorer<'_, '_> {
     ) -> Result<()> {
         let mut members = self.archive.members(selection, self.options.threads)?;
         while let Some(event) = members.next()? {
-            if self.context.cancel.load(Ordering::Relaxed) {
+            if self.context.cancel.is_cancelled() {
                 return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled")
                     .hint("run the same command again: it finishes the rest"));
             }

@@ -8,7 +8,6 @@ mod threads;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ use crossbeam_channel::{Receiver, Sender};
 
 use self::systemd::ServiceManager;
 use crate::archive_folder;
-use crate::backup::{self, Cancel, Ended, Runner};
+use crate::backup::{self, Ended, Runner};
+use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::import_export;
@@ -83,7 +83,7 @@ pub struct Tick {
 pub struct Service {
     runner: Runner,
     options: Options,
-    active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
+    active: Arc<Mutex<HashMap<i64, Arc<CancelToken>>>>,
     /// Runs of dead workers that could not be put right, and since when: not looked at again at once.
     stuck: Arc<Mutex<HashMap<i64, Duration>>>,
     /// While serving: where threads tell that they are done.
@@ -98,7 +98,7 @@ pub struct Service {
 
 /// The daily work under way beside the runs.
 struct MaintenanceThread {
-    cancel: Arc<AtomicBool>,
+    cancel: Arc<CancelToken>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -381,7 +381,7 @@ impl Service {
     }
 
     /// Does what is due of the daily work on this thread: see [`maintenance::run_maintenance`].
-    pub fn run_maintenance(&self, cancel: &AtomicBool) -> Result<maintenance::MaintenanceReport> {
+    pub fn run_maintenance(&self, cancel: &CancelToken) -> Result<maintenance::MaintenanceReport> {
         run_maintenance(&self.runner, &self.options, cancel)
     }
 
@@ -394,7 +394,7 @@ impl Service {
             return;
         }
         self.maintenance_begun = Some(now);
-        let (runner, options, cancel) = (self.runner.clone(), self.options.clone(), Arc::new(AtomicBool::new(false)));
+        let (runner, options, cancel) = (self.runner.clone(), self.options.clone(), Arc::new(CancelToken::new()));
         let stop = Arc::clone(&cancel);
         let thread = std::thread::Builder::new().name("maintenance".to_owned()).spawn(move || {
             if let Err(error) = run_maintenance(&runner, &options, &stop) {
@@ -438,7 +438,7 @@ impl Service {
     fn drain(&mut self, events: &Receiver<Event>) -> Result<()> {
         let maintenance = self.maintenance.take();
         if let Some(maintenance) = &maintenance {
-            maintenance.cancel.store(true, Ordering::Relaxed);
+            maintenance.cancel.cancel();
         }
         let started = self.runner.clock.monotonic();
         let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };

@@ -1,14 +1,14 @@
 //! What the service does beside its loop: each run, each take-over and the work of a day on a thread of its own.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
 use super::{Event, Options};
-use crate::backup::{self, Cancel, Ended, OrphanedRun, RunContext, Runner};
+use crate::backup::{self, Ended, OrphanedRun, RunContext, Runner};
+use crate::cancel::CancelToken;
 use crate::error::{ErrorKind, Result};
 use crate::maintenance;
 use crate::progress::{Observer, Problem, Progress};
@@ -18,7 +18,7 @@ use crate::store::{Claim, Intent, RunState};
 pub(super) fn run_maintenance(
     runner: &Runner,
     options: &Options,
-    cancel: &AtomicBool,
+    cancel: &CancelToken,
 ) -> Result<maintenance::MaintenanceReport> {
     let context = maintenance::MaintenanceContext {
         home: &runner.home,
@@ -34,10 +34,10 @@ pub(super) fn run_maintenance(
 
 pub(super) fn carry_out(
     runner: &Runner,
-    active: &Mutex<HashMap<i64, Arc<Cancel>>>,
+    active: &Mutex<HashMap<i64, Arc<CancelToken>>>,
     claim: Claim,
     intent: &Intent,
-    cancel: &Cancel,
+    cancel: &CancelToken,
 ) -> Result<Ended> {
     let run = claim.run();
     log::info!("run @{run}: started, attempt {}", claim.attempt());
@@ -59,7 +59,7 @@ pub(super) fn carry_out(
 
 pub(super) fn recover_run(runner: &Runner, taken: OrphanedRun, stuck: &Mutex<HashMap<i64, Duration>>) {
     let run = taken.run();
-    let cancel = Cancel::default();
+    let cancel = CancelToken::default();
     let context = RunContext { cancel: &cancel, observer: &LogObserver, foreground: false };
     match backup::recover_run(runner, taken, &context) {
         Ok(state) => log::info!("run @{run}: put right, now {}", state.as_str()),
@@ -83,7 +83,7 @@ pub(super) fn spawn(run: i64, work: impl FnOnce() + Send + 'static) -> bool {
 /// Tells that a run's thread is over, however it ended.
 pub(super) struct EndsRun {
     pub(super) run: i64,
-    pub(super) active: Arc<Mutex<HashMap<i64, Arc<Cancel>>>>,
+    pub(super) active: Arc<Mutex<HashMap<i64, Arc<CancelToken>>>>,
     pub(super) sender: Option<Sender<Event>>,
 }
 

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use backup_manager::archive_folder;
-use backup_manager::backup::{Cancel, Ended, RecoveryReport, RunContext, Runner, recover};
+use backup_manager::backup::{Ended, RecoveryReport, RunContext, Runner, recover};
+use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
@@ -33,10 +34,10 @@ impl Observer for Recording {
 }
 
 pub fn run_now(world: &World, runner: &Runner, row: &ScheduleRow) -> Ended {
-    run_with(world, runner, row, &Cancel::default(), &Recording::default())
+    run_with(world, runner, row, &CancelToken::default(), &Recording::default())
 }
 
-fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &Cancel, observer: &Recording) -> Ended {
+fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &CancelToken, observer: &Recording) -> Ended {
     let request = RunRequest { verify: true, reread: false };
     let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
     let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
@@ -44,7 +45,7 @@ fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &Cancel, 
 }
 
 fn recovered(runner: &Runner) -> RecoveryReport {
-    let (cancel, observer) = (Cancel::default(), Recording::default());
+    let (cancel, observer) = (CancelToken::default(), Recording::default());
     let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
     recover(runner, &context).unwrap()
 }
@@ -154,7 +155,7 @@ fn a_cancelled_run_leaves_nothing_and_a_drained_one_waits_again() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
-    let cancel = Cancel::default();
+    let cancel = CancelToken::default();
     cancel.cancel();
     let ended = run_with(&world, &runner, &row, &cancel, &Recording::default());
     assert_eq!(ended.state, RunState::Cancelled);
@@ -164,7 +165,7 @@ fn a_cancelled_run_leaves_nothing_and_a_drained_one_waits_again() {
     world.clock.advance(HOUR);
     service.tick().unwrap();
     let (claim, intent) = world.claim(&runner);
-    let cancel = Cancel::default();
+    let cancel = CancelToken::default();
     cancel.drain();
     let observer = Recording::default();
     let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
@@ -187,7 +188,7 @@ fn the_old_systems_archive_is_moved_aside_and_pinned_and_nothing_of_it_is_lost()
     let bytes = fs::read(&old).unwrap();
     let runner = world.process(Role::Command);
     let observer = Recording::default();
-    let ended = run_with(&world, &runner, &row, &Cancel::default(), &observer);
+    let ended = run_with(&world, &runner, &row, &CancelToken::default(), &observer);
     assert_eq!(ended.state, RunState::Succeeded);
     let archives = world.store.archives(Some(row.id)).unwrap();
     let legacy = archives.iter().find(|a| a.file_name.contains("-legacy.tar")).expect("the old archive in the catalog");
@@ -224,7 +225,7 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     assert!(world.store.claim_next(&living.row, world.clock.now()).unwrap().is_none(), "a pause first");
     world.clock.advance(MINUTE);
     let (claim, intent) = world.claim(&living);
-    let (cancel, observer) = (Cancel::default(), Recording::default());
+    let (cancel, observer) = (CancelToken::default(), Recording::default());
     let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
     assert_eq!(living.execute(claim, &intent, &context).unwrap().state, RunState::Succeeded);
 }

@@ -3,10 +3,10 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive_folder;
 use backup_manager::backup::Runner;
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
 use backup_manager::maintenance::prune::{self, Plan};
@@ -50,7 +50,7 @@ fn flip(path: &PathBuf, at: u64, bit: u8) {
 
 fn verify(world: &World, archive: &Archive) -> Findings {
     let now = world.clock.now();
-    verify_archive(&world.home, &world.store, archive, 2, &AtomicBool::new(false), now).unwrap()
+    verify_archive(&world.home, &world.store, archive, 2, &CancelToken::new(), now).unwrap()
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn verification_names_the_damaged_member_and_marks_the_archive_and_can_mend_the_
         let archive = world.store.newest_good(row.id).unwrap().unwrap();
         let path = path_of(&world, &archive);
         assert!(verify(&world, &archive).is_good());
-        assert!(verify_file(&path, 2, &AtomicBool::new(false)).unwrap().is_good());
+        assert!(verify_file(&path, 2, &CancelToken::new()).unwrap().is_good());
         // In the second piece of the large file, whose chunk has no header of its own.
         let chunks = world.store.archive_chunks(archive.run).map(Result::unwrap);
         let second = chunks.filter(|chunk| chunk.content_length >= 1 << 20).nth(1).unwrap();
@@ -190,7 +190,7 @@ fn verification_names_the_damaged_member_and_marks_the_archive_and_can_mend_the_
         let damaged = world.store.archive(archive.run).unwrap().unwrap();
         assert_eq!((damaged.health, damaged.good), (Health::Damaged, false));
         assert!(world.store.newest_good(row.id).unwrap().is_none());
-        assert!(!verify_file(&path, 2, &AtomicBool::new(false)).unwrap().is_good());
+        assert!(!verify_file(&path, 2, &CancelToken::new()).unwrap().is_good());
         flip(&path, second.offset + second.stored_length / 2, 3);
         assert!(verify(&world, &archive).is_good());
         assert_eq!(world.store.newest_good(row.id).unwrap().unwrap().run, archive.run);
@@ -218,7 +218,7 @@ fn a_swapped_truncated_or_removed_file_is_found_and_a_folder_not_mounted_says_no
     assert_eq!(verify(&world, &archives[0]).health, Health::Missing);
     fs::remove_file(world.path("backups/.backup-manager")).unwrap();
     fs::rename(world.path("two"), &two).unwrap();
-    let cancel = AtomicBool::new(false);
+    let cancel = CancelToken::new();
     assert!(verify_archive(&world.home, &world.store, &archives[1], 1, &cancel, world.clock.now()).is_err());
     assert_eq!(world.store.archive(archives[1].run).unwrap().unwrap().health, Health::Damaged, "as it was");
 }
@@ -247,7 +247,7 @@ fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
     let row = world.schedule("docs", "01:00");
     keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
     let mut service = world.service(false);
-    let cancel = AtomicBool::new(false);
+    let cancel = CancelToken::new();
     let (mut drills, mut copies, mut most) = (0, 0, 0);
     for day in 0..75 {
         for _ in 0..24 {
@@ -284,7 +284,7 @@ fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
     let newest = world.store.newest_good(row.id).unwrap().unwrap();
     flip(&path_of(&world, &newest), newest.size / 2, 0);
     let service = world.service(false);
-    let cancel = AtomicBool::new(false);
+    let cancel = CancelToken::new();
     let mut found = None;
     for day in 0..32 {
         world.clock.advance(DAY);
@@ -313,7 +313,7 @@ fn old_runs_leave_the_history_and_those_with_archives_stay() {
     }
     world.clock.advance(DAY * 401);
     let service = world.service(false);
-    let report = service.run_maintenance(&AtomicBool::new(false)).unwrap();
+    let report = service.run_maintenance(&CancelToken::new()).unwrap();
     assert_eq!(report.forgotten, 2, "the newest stays");
     let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
     assert_eq!(left, [1, 4]);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
 
-use backup_manager::backup::{Cancel, RecoveryReport, RunContext, Runner, recover};
+use backup_manager::backup::{RecoveryReport, RunContext, Runner, recover};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::home::{Home, Places};
 use backup_manager::liveness::Worker;
@@ -202,7 +203,7 @@ fn recover_again(folder: &Path) -> Result<(), String> {
     let row = WorkerRow { uuid, role: Role::Command, pid: 1, host, started_at: now, stop_requested: None };
     let runner = Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 };
     let before = picture(folder);
-    let context = RunContext { cancel: &Cancel::default(), observer: &Silent, foreground: false };
+    let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, foreground: false };
     let found = recover(&runner, &context).map_err(|e| e.to_string())?;
     let changed = difference(&before, &picture(folder));
     if found == RecoveryReport::default() && changed.is_empty() {

@@ -6,9 +6,9 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::check;
+use backup_manager::cancel::CancelToken;
 use rusqlite::{Connection, OpenFlags};
 
 /// What must hold.
@@ -142,7 +142,7 @@ impl Promises {
         }
         if row.digest.is_some() {
             spans(connection, path, row.run)?;
-            let (_, digest) = check::check_by_trailer(path, 1, &AtomicBool::new(false)).map_err(|e| e.to_string())?;
+            let (_, digest) = check::check_by_trailer(path, 1, &CancelToken::new()).map_err(|e| e.to_string())?;
             if Some(digest.as_slice()) != row.digest.as_deref() {
                 return Err("its digest is not that of its row".to_owned());
             }

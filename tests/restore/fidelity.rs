@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::browse::{Globs, Opened, Selection};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::error::{ErrorKind, Result};
 use backup_manager::member::MemberPath;
@@ -26,7 +26,7 @@ pub fn is_root() -> bool {
 pub fn restore_with(file: &Path, selection: &Selection, options: &Options) -> Result<Report> {
     let archive = Opened::file(file)?;
     let clock = SystemClock::new();
-    let cancel = AtomicBool::new(false);
+    let cancel = CancelToken::new();
     let mut told = |_, _: &MemberPath| {};
     let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
     restore::restore(&archive, selection, options, &mut context)

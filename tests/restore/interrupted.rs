@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use backup_manager::browse::{Opened, Selection};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::error::ErrorKind;
 use backup_manager::member::MemberPath;
@@ -38,11 +38,13 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
     for stop_after in [1, 2, 7, 60, 150] {
         let to = folder.path().join(format!("to{stop_after}"));
         let archive = Opened::file(&made.path).unwrap();
-        let cancel = AtomicBool::new(false);
+        let cancel = CancelToken::new();
         let mut seen = 0;
         let mut told = |_: Action, _: &MemberPath| {
             seen += 1;
-            cancel.store(seen >= stop_after, Ordering::Relaxed);
+            if seen >= stop_after {
+                cancel.cancel();
+            }
         };
         let clock = SystemClock::new();
         let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };

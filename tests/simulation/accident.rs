@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive_folder;
-use backup_manager::backup::{Cancel, Runner, pipeline};
+use backup_manager::backup::{Runner, pipeline};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::durable::{self, PendingFile, SealedFile};
 use backup_manager::error::Result;
@@ -52,7 +52,7 @@ impl Observer for Silent {
 }
 
 /// Asks a run to stop as soon as it says that its end cannot be written: it would try again and again.
-pub struct Impatient<'a>(pub &'a Cancel);
+pub struct Impatient<'a>(pub &'a CancelToken);
 
 impl Observer for Impatient<'_> {
     fn progress(&self, _: &Progress) {}
@@ -150,7 +150,7 @@ fn archive(
     source: &Path,
     pending: &mut PendingFile,
 ) -> Result<pipeline::Written> {
-    let (never, running) = (world.home.never_archived(), AtomicBool::new(false));
+    let (never, running) = (world.home.never_archived(), CancelToken::new());
     let job = pipeline::Job {
         source,
         root_name: &MemberPath::parse(row.schedule.name.as_str().as_bytes())?,

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use backup_manager::backup::{Cancel, RunContext, Runner, recover};
+use backup_manager::backup::{RunContext, Runner, recover};
+use backup_manager::cancel::CancelToken;
 use backup_manager::error::ErrorKind;
 use backup_manager::store::{Claim, Completed, Intent, Requeue, Role, RunState};
 use uuid::Uuid;
@@ -70,7 +71,7 @@ impl Simulation {
     /// A process takes over the run of its own lost thread and may carry it out again: the worker is the same then,
     /// and only the attempt tells the two apart.
     fn miss_thread(&mut self, at: usize) {
-        let context = RunContext { cancel: &Cancel::default(), observer: &Silent, foreground: false };
+        let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, foreground: false };
         recover(&self.processes[at].runner, &context).unwrap();
         self.world.clock.advance(MINUTE * 6);
         let claimed = self.processes[at].service.as_ref().and_then(|service| service.claim().unwrap());
@@ -103,7 +104,7 @@ impl Simulation {
             2 => store.complete(claim, &completed, now).map(drop).map_err(|unended| unended.error),
             3 => store.requeue(claim, Requeue::Retry, "late", now).map(drop).map_err(|unended| unended.error),
             _ => {
-                let cancel = Cancel::default();
+                let cancel = CancelToken::default();
                 let context = RunContext { cancel: &cancel, observer: &Impatient(&cancel), foreground: false };
                 runner.execute(claim, &intent, &context).map(drop)
             }

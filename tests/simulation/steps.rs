@@ -8,7 +8,8 @@ mod deaths;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use backup_manager::backup::{Cancel, RecoveryReport, RunContext, Runner, recover};
+use backup_manager::backup::{RecoveryReport, RunContext, Runner, recover};
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::error::ErrorKind;
 use backup_manager::service::{Options, Service};
@@ -233,7 +234,7 @@ impl Simulation {
         let ended = match &process.service {
             Some(service) => service.execute(claim, &intent),
             None => {
-                let cancel = Cancel::default();
+                let cancel = CancelToken::default();
                 match self.random.below(6) {
                     0 => cancel.cancel(),
                     1 => cancel.drain(),
@@ -343,7 +344,7 @@ impl Simulation {
 
     fn recover_twice(&mut self) {
         let runner = self.world.process(Role::Command);
-        let cancel = Cancel::default();
+        let cancel = CancelToken::default();
         let context = RunContext { cancel: &cancel, observer: &Silent, foreground: false };
         recover(&runner, &context).unwrap();
         if self.mounted {

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::AtomicBool;
 
 use backup_manager::archive::check;
 use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::SystemClock;
 use backup_manager::durable::PendingFile;
@@ -96,7 +96,7 @@ impl Made {
     pub fn prove(&self) -> Result<()> {
         let mut expected = self.records.iter().map(|record| Ok(record.chunk));
         let (digest, size) = (self.written.digest, self.written.size);
-        check::prove(&self.path, &mut expected, &digest, size, 2, &AtomicBool::new(false))
+        check::prove(&self.path, &mut expected, &digest, size, 2, &CancelToken::new())
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::archive::buffer::Buffer;
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind};
 use crate::progress::{Observer, Problem};
 
@@ -24,7 +25,7 @@ const MOST_PROBLEMS: usize = 10_000;
 
 /// What the threads of a pipeline share.
 pub(super) struct Flow<'a> {
-    cancel: &'a AtomicBool,
+    cancel: &'a CancelToken,
     observer: &'a dyn Observer,
     budget: u64,
     stopped: AtomicBool,
@@ -57,7 +58,7 @@ pub(super) struct Problems {
 }
 
 impl<'a> Flow<'a> {
-    pub(super) fn new(threads: usize, cancel: &'a AtomicBool, observer: &'a dyn Observer) -> Self {
+    pub(super) fn new(threads: usize, cancel: &'a CancelToken, observer: &'a dyn Observer) -> Self {
         Flow {
             budget: (threads as u64).saturating_mul(THREAD_BYTES).clamp(LEAST_BYTES, MOST_BYTES),
             cancel,
@@ -86,7 +87,7 @@ impl<'a> Flow<'a> {
 
     /// Says whether the pipeline ends early, by an error or because it was cancelled.
     pub(super) fn is_stopped(&self) -> bool {
-        if self.cancel.load(Ordering::Relaxed) && !self.stopped.load(Ordering::Relaxed) {
+        if self.cancel.is_cancelled() && !self.stopped.load(Ordering::Relaxed) {
             self.stop(Error::new(ErrorKind::Interrupted, "the backup was cancelled"));
         }
         self.stopped.load(Ordering::Relaxed)
