@@ -117,7 +117,10 @@ pub enum MemberKind {
 
 /// Extended attributes of a file: names (`user.x`, `system.posix_acl_access`) and values, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Xattrs(Vec<(Box<[u8]>, Box<[u8]>)>);
+pub struct Xattrs(Vec<Xattr>);
+
+/// Name and value.
+type Xattr = (Box<[u8]>, Box<[u8]>);
 
 impl Xattrs {
     /// Returns no attributes.

@@ -200,7 +200,7 @@ fn assert_fidelity(entries: &[Entry]) {
     for compression in FORMATS {
         let made = make(&source, scratch.path(), compression);
         assert_eq!(made.written.problems, [], "{compression}");
-        assert_eq!(made.written.members, expected.len() as u64);
+        assert_eq!(made.written.extent.members, expected.len() as u64);
         made.prove().unwrap();
         assert_catalog_agrees(&made, &expected);
         // As a plain user GNU tar cannot give a read-only file its attributes.

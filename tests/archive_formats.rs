@@ -9,7 +9,7 @@ use std::process::Command;
 
 use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::check::{check_by_trailer, examine};
-use backup_manager::archive::foreign::{TarFacts, check_plain_tar};
+use backup_manager::archive::foreign::check_plain_tar;
 use backup_manager::archive::header::{self, END_MARKS};
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::cancel::CancelToken;
@@ -45,7 +45,7 @@ fn tools_accept_every_format() {
     let source = make_source(folder.path());
     for compression in FORMATS {
         let made = make(&source, folder.path(), compression);
-        assert_eq!((made.written.members, made.written.files, made.written.folders), (306, 302, 3));
+        assert_eq!((made.written.extent.members, made.written.extent.files, made.written.folders), (306, 302, 3));
         assert_eq!(made.written.problems, []);
         assert_eq!(fs::metadata(&made.path).unwrap().mode() & 0o7777, 0o400);
         made.prove().unwrap();
@@ -69,7 +69,7 @@ fn tools_accept_every_format() {
             assert_eq!(text.lines().count(), 307);
         }
         let facts = check_plain_tar(&made.path).unwrap();
-        assert_eq!(facts, TarFacts { members: 306, bytes: made.written.content_bytes });
+        assert_eq!(facts, made.written.extent);
     }
 }
 

@@ -163,7 +163,7 @@ fn check(made: &Made, source: &Path) {
     made.prove().unwrap();
     for tool in ["tar", "bsdtar"].into_iter().filter(|tool| has_tool(tool)) {
         let listed = run_tool(Command::new(tool).arg("-tf").arg(&made.path)).stdout;
-        assert_eq!(listed.split(|&b| b == b'\n').count() as u64 - 1, made.written.members, "{tool}");
+        assert_eq!(listed.split(|&b| b == b'\n').count() as u64 - 1, made.written.extent.members, "{tool}");
     }
     let plain = made.path.with_extension("plain");
     if made.path.extension().is_some_and(|e| e == "zst") {

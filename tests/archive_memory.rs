@@ -99,7 +99,7 @@ fn measure(compression: Compression) {
     (0..32).for_each(|i| sparse.write_all_at(&noise[..4096], i * (8 << 20)).unwrap());
     let before = peak_mib();
     let written = write(&source, scratch.path(), compression, Duration::from_millis(400));
-    assert_eq!((written.members, written.losses), (14_003, 0));
+    assert_eq!((written.extent.members, written.losses), (14_003, 0));
     let peak = peak_mib() - before;
     println!("{compression}: {peak} MiB");
     assert!(peak <= 56, "{compression} took {peak} MiB");
@@ -120,7 +120,7 @@ fn long_run(scratch: &Path, before: u64, compression: Compression) {
     (0..20).for_each(|i| sparse.write_all_at(b"data", i << 30).unwrap());
     let clock = SystemClock::new();
     let written = write(&source, scratch, compression, Duration::ZERO);
-    assert_eq!(written.files, 1_000_001);
+    assert_eq!(written.extent.files, 1_000_001);
     let peak = peak_mib() - before;
     println!("a million files and 20 GiB of holes, {compression}: {peak} MiB, {:?}", clock.monotonic());
     assert!(peak <= 96, "{compression} took {peak} MiB");

@@ -220,7 +220,7 @@ fn the_first_name_in_the_archive_carries_the_data_of_hard_links() {
             |name: &str, to: &str| (format!("source/{name}"), MemberKind::HardLink, Some(format!("source/{to}")));
         let file = |name: &str| (format!("source/{name}"), MemberKind::File, None);
         assert_eq!(linked(&made), [file("a"), link("b", "a"), link("c", "a"), link("d", "a")]);
-        assert_eq!((made.written.files, made.written.content_bytes), (4, size));
+        assert_eq!((made.written.extent.files, made.written.extent.content_bytes), (4, size));
         // The first two vanish before they are opened, at least where that is after all have been listed.
         if size == 10 {
             let made = scene.make_meddled(Compression::None, 5, || {
@@ -337,11 +337,11 @@ fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
     let link = scene.scratch.path().join("link");
     symlink(&scene.source, &link).unwrap();
     let made = make(&link, scene.scratch.path(), Compression::Zstd(1));
-    assert_eq!((made.written.members, made.written.folders), (2, 1));
+    assert_eq!((made.written.extent.members, made.written.folders), (2, 1));
     fs::remove_file(scene.path("only")).unwrap();
     let made = make(&scene.source, scene.scratch.path(), Compression::Zstd(1));
     made.prove().unwrap();
-    assert_eq!((made.written.members, made.written.files), (1, 0));
+    assert_eq!((made.written.extent.members, made.written.extent.files), (1, 0));
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn a_tree_4000_levels_deep_and_a_wide_folder_are_archived() {
     (0..5000).for_each(|i| fs::write(scene.path(&format!("f{i}")), "").unwrap());
     for compression in [Compression::None, Compression::Zstd(1)] {
         let made = make(&scene.source, scene.scratch.path(), compression);
-        assert_eq!((made.written.members, made.written.problems_total), (9002, 0));
+        assert_eq!((made.written.extent.members, made.written.problems_total), (9002, 0));
         made.prove().unwrap();
         let out = run_tool(Command::new("tar").arg("-tf").arg(&made.path)).stdout;
         assert_eq!(out.split(|&b| b == b'\n').count() - 1, 9002);

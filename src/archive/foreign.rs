@@ -7,20 +7,12 @@ use std::path::Path;
 use super::codec::Codec;
 use super::reader::ArchiveReader;
 use crate::error::{Error, ErrorKind, Result};
-
-/// What a tar file holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TarFacts {
-    /// Members.
-    pub members: u64,
-    /// Bytes of content of the members, as they are stored.
-    pub bytes: u64,
-}
+use crate::member::Extent;
 
 /// Reads any tar file, plain, gzip or zstd, from its first header to its end marks, and counts what it holds.
 ///
 /// Errors: [`ErrorKind::Damage`] if it is no tar file, is damaged where tar can tell, or ends without end marks.
-pub fn check_plain_tar(path: &Path) -> Result<TarFacts> {
+pub fn check_plain_tar(path: &Path) -> Result<Extent> {
     let codec = ArchiveReader::open(path)?.codec();
     let file = BufReader::with_capacity(1 << 18, File::open(path).map_err(Error::io("open", path))?);
     let stream: Box<dyn Read> = match codec {
@@ -45,14 +37,15 @@ pub fn check_plain_tar(path: &Path) -> Result<TarFacts> {
     Ok(facts)
 }
 
-fn count(archive: &mut tar::Archive<EndWatcher>) -> io::Result<TarFacts> {
-    let mut facts = TarFacts::default();
+fn count(archive: &mut tar::Archive<EndWatcher>) -> io::Result<Extent> {
+    let mut facts = Extent::default();
     for entry in archive.entries()? {
         let entry = entry?;
         // A global header stands for no member, though the crate hands it out as one.
         if !entry.header().entry_type().is_pax_global_extensions() {
             facts.members += 1;
-            facts.bytes += entry.size();
+            facts.files += u64::from(entry.header().entry_type().is_file());
+            facts.content_bytes += entry.size();
         }
     }
     Ok(facts)

@@ -23,6 +23,7 @@ use super::codec::Codec;
 use super::header::BLOCK;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::member::Extent;
 
 /// What is said of a run, in bytes; more is a trap for memory.
 const MOST_FACTS_BYTES: u64 = 1 << 20;
@@ -60,6 +61,13 @@ pub struct Facts {
     pub problems: u64,
     /// Problems that mean missing or doubtful data.
     pub losses: u64,
+}
+
+impl Facts {
+    /// Returns how much the archive holds.
+    pub fn extent(&self) -> Extent {
+        Extent { members: self.members, files: self.files, content_bytes: self.content_bytes }
+    }
 }
 
 /// Returns the entry of a chunk. Lengths of chunks fit: content is bounded by the largest file piece and its headers.

@@ -134,8 +134,7 @@ fn take_in(
         device: metadata.dev(),
         inode: metadata.ino(),
         codec,
-        members: facts.as_ref().map_or(0, |f| f.members),
-        content_bytes: facts.as_ref().map_or(0, |f| f.bytes),
+        extent: facts.as_ref().copied().unwrap_or_default(),
         readable: facts.is_ok(),
         source_root: home.source_path(&row.schedule.source).as_os_str().as_bytes().to_owned(),
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::member::MemberKind;
+use crate::member::{Extent, MemberKind};
 use crate::progress::Problem;
 use crate::source::{self, Found, SourceRoot};
 use crate::store::ScheduleRow;
@@ -17,10 +17,8 @@ use crate::store::ScheduleRow;
 /// How much a source holds, as far as it was looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Members an archive would have.
-    pub members: u64,
-    /// Bytes of content, each file once however many names it has.
-    pub bytes: u64,
+    /// How much an archive would hold, the content of each file once, however many names it has.
+    pub extent: Extent,
     /// Paths that cannot be read.
     pub problems: Vec<Problem>,
     /// False if it was stopped before the end.
@@ -80,8 +78,9 @@ fn walk_found(
         &mut |found| {
             let first_name = found.stat.links < 2 || linked.insert((found.stat.device, found.stat.inode));
             let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };
-            listing.members += 1;
-            listing.bytes += size;
+            listing.extent.members += 1;
+            listing.extent.files += u64::from(found.kind == MemberKind::File);
+            listing.extent.content_bytes += size;
             let flow = visit(&found, size);
             listing.complete = flow.is_continue();
             flow

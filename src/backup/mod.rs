@@ -176,9 +176,7 @@ impl Runner {
             inode: file.inode(),
             source_root: source.path.as_os_str().as_bytes().to_owned(),
             scan_started,
-            members: written.members,
-            files: written.files,
-            content_bytes: written.content_bytes,
+            extent: written.extent,
             incomplete: written.losses > 0,
         };
         self.store.seal(claim, &sealed).map_err(Failure::own)?;
@@ -187,9 +185,7 @@ impl Runner {
 
     fn record(&self, claim: &Claim, written: &Written) -> Result<()> {
         let counts = RunCounts {
-            members: written.members,
-            files: written.files,
-            content_bytes: written.content_bytes,
+            extent: written.extent,
             archive_bytes: written.size,
             problems: written.problems_total,
             losses: written.losses,
@@ -200,14 +196,14 @@ impl Runner {
 
     /// A source that is empty where it was not is a disk that is not mounted, until somebody says otherwise (I9).
     fn refuse_emptied(&self, row: &ScheduleRow, root: &Path, written: &Written) -> Result<()> {
-        if written.members > 1 || written.files > 0 || row.accepted {
+        if written.extent.members > 1 || written.extent.files > 0 || row.accepted {
             return Ok(());
         }
         match self.store.newest_good(row.id)? {
-            Some(last) if last.members > 1 => Err(Error::failed(format!(
+            Some(last) if last.extent.members > 1 => Err(Error::failed(format!(
                 "the source {} is empty, and its last archive held {} members",
                 root.display(),
-                last.members
+                last.extent.members
             ))
             .hint(format!("mount it; if it is meant to be empty, run `backup-manager accept {}`", row.schedule.name))),
             _ => Ok(()),

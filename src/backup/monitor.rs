@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Runner;
-use super::space::Expected;
 use crate::cancel::CancelToken;
+use crate::member::Extent;
 use crate::progress::{Observer, Problem, Progress};
 
 /// Least time between two looks at a request to cancel, and between two writes of progress.
@@ -27,7 +27,7 @@ pub(super) struct Monitor<'a> {
     run: i64,
     context: &'a RunContext<'a>,
     last: Mutex<Option<Duration>>,
-    expected: Mutex<Option<Expected>>,
+    expected: Mutex<Option<Extent>>,
 }
 
 impl<'a> Monitor<'a> {
@@ -47,7 +47,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// Takes in how much the run is expected to read, for the share done and the time left.
-    pub(super) fn expect(&self, expected: Expected) {
+    pub(super) fn expect(&self, expected: Extent) {
         *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(expected);
     }
 

@@ -31,7 +31,7 @@ use crate::chunk::CatalogChunk;
 use crate::clock::Clock;
 use crate::durable::PendingFile;
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::MemberPath;
+use crate::member::{Extent, MemberPath};
 use crate::progress::{Observer, Problem, Progress};
 use crate::schedule::{Compression, Excludes};
 use crate::source::{Names, WalkOptions, WalkSummary, walk};
@@ -74,14 +74,10 @@ pub struct Job<'a> {
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// Members in the archive.
-    pub members: u64,
-    /// Regular files among them, further names of one file counted.
-    pub files: u64,
-    /// Folders among them.
+    /// How much the archive holds.
+    pub extent: Extent,
+    /// Folders among its members.
     pub folders: u64,
-    /// Bytes of content of the files, holes included.
-    pub content_bytes: u64,
     /// Problems with single paths, by path; at most 10,000.
     pub problems: Vec<Problem>,
     /// How many problems there were.
@@ -256,10 +252,10 @@ fn seal(
     let facts = Facts {
         run: job.run,
         outcome: if problems.losses == 0 { "succeeded" } else { "incomplete" }.to_owned(),
-        members: counts.members,
-        files: counts.files,
+        members: counts.extent.members,
+        files: counts.extent.files,
         folders: counts.folders,
-        content_bytes: counts.content_bytes,
+        content_bytes: counts.extent.content_bytes,
         problems: problems.total,
         losses: problems.losses,
     };
@@ -267,10 +263,8 @@ fn seal(
     let notes = notes(summary);
     notes.iter().for_each(|note| job.observer.note(note));
     Ok(Written {
-        members: counts.members,
-        files: counts.files,
+        extent: counts.extent,
         folders: counts.folders,
-        content_bytes: counts.content_bytes,
         problems: problems.list,
         problems_total: problems.total,
         losses: problems.losses,

@@ -4,21 +4,8 @@ use super::{RunContext, Runner};
 use crate::archive_folder;
 use crate::error::Result;
 use crate::maintenance::prune;
+use crate::member::Extent;
 use crate::store::ScheduleRow;
-
-/// What an archive holds, as far as a sudden change would show.
-#[derive(Clone, Copy, Debug)]
-struct Extent {
-    members: u64,
-    content_bytes: u64,
-}
-
-impl Extent {
-    /// Says whether `self` holds less than half of what `before` held, in members or in bytes.
-    fn fell_from(self, before: Extent) -> bool {
-        self.members < before.members.div_ceil(2) || self.content_bytes < before.content_bytes.div_ceil(2)
-    }
-}
 
 impl Runner {
     /// Says whether the sealed archive of a run fell by more than half against the one before it, unless that was
@@ -27,11 +14,10 @@ impl Runner {
         let (Some(new), Some(before)) = (self.store.unfinished(run)?, self.store.archive_before(row.id, run)?) else {
             return Ok(false);
         };
-        let then = Extent { members: before.members, content_bytes: before.content_bytes };
-        let now = Extent { members: new.members, content_bytes: new.content_bytes };
+        let (then, now) = (before.extent, new.extent);
         // As it was when the run ended its reading: `accept` may have come while it ran.
         let accepted = self.store.schedule(row.id)?.accepted;
-        if now.fell_from(then) && !accepted {
+        if fell_by_half(now, then) && !accepted {
             context.observer.note(&format!(
                 "{}: less than half of what @{} held ({} of {} members, {} of {} bytes): kept, but it does not count \
                  as good until a later archive is like it, or `backup-manager accept {}`",
@@ -45,7 +31,7 @@ impl Runner {
             ));
             return Ok(true);
         }
-        if before.suspect && !then.fell_from(now) {
+        if before.suspect && !fell_by_half(then, now) {
             self.store.confirm_archive(before.run)?;
         }
         Ok(false)
@@ -78,16 +64,22 @@ impl Runner {
     }
 }
 
+/// Returns whether `now` holds less than half of what `then` held, in members or in bytes.
+fn fell_by_half(now: Extent, then: Extent) -> bool {
+    now.members < then.members.div_ceil(2) || now.content_bytes < then.content_bytes.div_ceil(2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn exactly_half_is_no_fall() {
-        let before = Extent { members: 5, content_bytes: 100 };
-        assert!(!Extent { members: 3, content_bytes: 50 }.fell_from(before));
-        assert!(Extent { members: 2, content_bytes: 100 }.fell_from(before));
-        assert!(Extent { members: 5, content_bytes: 49 }.fell_from(before));
-        assert!(!Extent { members: 0, content_bytes: 0 }.fell_from(Extent { members: 0, content_bytes: 0 }));
+        let extent = |members, content_bytes| Extent { members, files: 0, content_bytes };
+        let before = extent(5, 100);
+        assert!(!fell_by_half(extent(3, 50), before));
+        assert!(fell_by_half(extent(2, 100), before));
+        assert!(fell_by_half(extent(5, 49), before));
+        assert!(!fell_by_half(extent(0, 0), extent(0, 0)));
     }
 }

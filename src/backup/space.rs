@@ -2,6 +2,7 @@
 
 use super::{Runner, free_bytes};
 use crate::error::{Error, ErrorKind, Result};
+use crate::member::Extent;
 use crate::schedule::Compression;
 use crate::source::{self, SourceRoot};
 use crate::store::ScheduleRow;
@@ -9,35 +10,28 @@ use crate::store::ScheduleRow;
 /// What the headers and the padding of a member take in a plain archive, about.
 const BYTES_A_MEMBER: u64 = 2_048;
 
-/// How much a run is expected to read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Expected {
-    pub members: u64,
-    pub content_bytes: u64,
-}
-
 impl Runner {
     /// Estimates the run by the schedule's last archive, else by a walk over its source, and refuses it if the
     /// archive would not fit. What cannot be estimated is not refused: a full disk ends the run cleanly, too.
     ///
     /// Errors: `DiskFull` with both numbers; what a walk finds wrong with the root.
-    pub(super) fn expect(&self, row: &ScheduleRow, root: &SourceRoot) -> Result<Expected> {
+    pub(super) fn expect(&self, row: &ScheduleRow, root: &SourceRoot) -> Result<Extent> {
         let free = free_bytes(self.home.backups())?;
         let last = self.store.newest_good(row.id)?.filter(|last| last.digest.is_some());
         if let Some(last) = &last
             && last.size <= free
         {
-            return Ok(Expected { members: last.members, content_bytes: last.content_bytes });
+            return Ok(last.extent);
         }
         let never = self.home.never_archived();
         let totals = source::scan(&root.walk_options(&row.schedule, &never))?;
-        let plain = totals.bytes.saturating_add(totals.members.saturating_mul(BYTES_A_MEMBER));
+        let plain = totals.content_bytes.saturating_add(totals.members.saturating_mul(BYTES_A_MEMBER));
         let needed = match (row.schedule.compression, &last) {
             (Compression::None, _) => Some(plain),
             // Packed as well as last time.
-            (_, Some(last)) if last.content_bytes > 0 => {
-                let ratio = last.size as f64 / last.content_bytes as f64;
-                Some((totals.bytes as f64 * ratio) as u64)
+            (_, Some(last)) if last.extent.content_bytes > 0 => {
+                let ratio = last.size as f64 / last.extent.content_bytes as f64;
+                Some((totals.content_bytes as f64 * ratio) as u64)
             }
             _ => None,
         };
@@ -53,7 +47,7 @@ impl Runner {
             .hint(
                 "free space there, leave more out with --exclude, pack with --compress zstd, or name another folder",
             )),
-            _ => Ok(Expected { members: totals.members, content_bytes: totals.bytes }),
+            _ => Ok(totals),
         }
     }
 }

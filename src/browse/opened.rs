@@ -12,7 +12,7 @@ use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::member::{CatalogMember, MemberPath};
+use crate::member::{CatalogMember, Extent, MemberPath};
 use crate::store::{self, Archive, Store};
 
 /// Chunks read from the catalog at a time.
@@ -71,9 +71,9 @@ impl Opened {
     }
 
     /// Returns members and bytes of content of the whole archive, where they are known.
-    pub fn totals(&self) -> Option<(u64, u64)> {
-        let catalog = self.catalog.as_ref().map(|catalog| (catalog.archive.members, catalog.archive.content_bytes));
-        catalog.or_else(|| self.trailer.as_ref().map(|t| (t.facts().members, t.facts().content_bytes)))
+    pub fn totals(&self) -> Option<Extent> {
+        let catalog = self.catalog.as_ref().map(|catalog| catalog.archive.extent);
+        catalog.or_else(|| self.trailer.as_ref().map(|t| t.facts().extent()))
     }
 
     /// Returns the source that the archive was made of, if it is one of ours.

@@ -53,7 +53,7 @@ fn print_newest(context: &Context, store: &Store, rows: &[ScheduleRow], archives
             format!("@{}", newest.run),
             output::age(context.now().since(newest.created_at)),
             output::bytes(newest.size),
-            newest.members.to_string(),
+            newest.extent.members.to_string(),
             output::short_time_or_dash(newest.verified_at, &context.zone),
             counts.get(&row.id).copied().unwrap_or_default().to_string(),
         ]);
@@ -81,8 +81,8 @@ fn print_all(context: &Context, archives: &[Archive]) -> Result<()> {
                 output::short_time(archive.created_at, &context.zone),
                 state(archive),
                 output::bytes(archive.size),
-                output::bytes(archive.content_bytes),
-                archive.members.to_string(),
+                output::bytes(archive.extent.content_bytes),
+                archive.extent.members.to_string(),
                 archive.file_name.clone(),
             ]
         })
@@ -114,9 +114,9 @@ pub fn archive_json(context: &Context, archive: &Archive) -> Value {
     output::put_path(&mut object, "path", std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
     object.insert("created".into(), output::json_time(Some(archive.created_at), &context.zone));
     object.insert("size".into(), json!(archive.size));
-    object.insert("content_bytes".into(), json!(archive.content_bytes));
-    object.insert("members".into(), json!(archive.members));
-    object.insert("files".into(), json!(archive.files));
+    object.insert("content_bytes".into(), json!(archive.extent.content_bytes));
+    object.insert("members".into(), json!(archive.extent.members));
+    object.insert("files".into(), json!(archive.extent.files));
     object.insert("good".into(), json!(archive.good));
     object.insert("health".into(), json!(archive.health.as_str()));
     object.insert("verified".into(), output::json_time(archive.verified_at, &context.zone));

@@ -125,7 +125,7 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
     let copies = schedule.retention.copies(period);
     let mut document = schedule_json(context, index, row, zone);
     document["revived"] = json!(revived == Revived::FromHistory);
-    document["source_bytes"] = json!(size.as_ref().map(|s| s.bytes));
+    document["source_bytes"] = json!(size.as_ref().map(|s| s.extent.content_bytes));
     document["kept_copies"] = json!(copies);
     document["free_bytes"] = json!(free);
     if context.format == Format::Json {
@@ -140,8 +140,11 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
     if let (Some(size), Some(free)) = (size, free) {
         let more = if size.complete { "" } else { "more than " };
         let kept = copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
-        text +=
-            &format!("  size: {more}{} a copy, {kept} kept, {} free\n", output::bytes(size.bytes), output::bytes(free));
+        text += &format!(
+            "  size: {more}{} a copy, {kept} kept, {} free\n",
+            output::bytes(size.extent.content_bytes),
+            output::bytes(free)
+        );
     }
     if !context.quiet {
         output::print(&text)?;

@@ -74,7 +74,7 @@ fn plain_line(run: &Run, zone: &Tz) -> String {
         run.state.as_str(),
         time(run.started_at.or(run.scheduled_for)),
         time(run.finished_at),
-        run.counts.members,
+        run.counts.extent.members,
         run.counts.archive_bytes,
         run.counts.problems
     )
@@ -96,7 +96,7 @@ fn table_row(run: &Run, zone: &Tz) -> Vec<String> {
         state,
         output::short_time_or_dash(run.started_at.or(run.scheduled_for), zone),
         took,
-        dash_if_zero(run.counts.members),
+        dash_if_zero(run.counts.extent.members),
         if run.counts.archive_bytes == 0 { "-".to_owned() } else { output::bytes(run.counts.archive_bytes) },
         dash_if_zero(run.counts.problems),
         run.error.clone().unwrap_or_default(),
@@ -137,8 +137,8 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
         text += &format!("  due        {}{more}\n", at.rfc3339(zone));
     }
     text += &format!("  started    {}\n  finished   {}\n", time(run.started_at), time(run.finished_at));
-    text += &format!("  members    {} ({} files)\n", run.counts.members, run.counts.files);
-    text += &format!("  content    {}\n", output::bytes(run.counts.content_bytes));
+    text += &format!("  members    {} ({} files)\n", run.counts.extent.members, run.counts.extent.files);
+    text += &format!("  content    {}\n", output::bytes(run.counts.extent.content_bytes));
     if let Some(archive) = archive {
         let path = context.home.backups().join(&archive.file_name);
         text += &format!("  archive    {} ({})\n", path.display(), output::bytes(archive.size));
@@ -204,9 +204,9 @@ pub fn run_json(run: &Run, zone: &Tz) -> Value {
         "not_before": output::json_time((!run.state.is_final()).then_some(run.not_before), zone),
         "started": output::json_time(run.started_at, zone),
         "finished": output::json_time(run.finished_at, zone),
-        "members": run.counts.members,
-        "files": run.counts.files,
-        "content_bytes": run.counts.content_bytes,
+        "members": run.counts.extent.members,
+        "files": run.counts.extent.files,
+        "content_bytes": run.counts.extent.content_bytes,
         "archive_bytes": run.counts.archive_bytes,
         "problems": run.counts.problems,
         "losses": run.counts.losses,

@@ -229,7 +229,8 @@ fn print_report(
         let members = output::count(report.stripped, "member");
         context.warn(&format!("{members}: --strip {} leaves nothing of the name", args.strip));
     }
-    let what = format!("{}, {}", output::count(report.members, "member"), output::bytes(report.bytes));
+    let what =
+        format!("{}, {}", output::count(report.extent.members, "member"), output::bytes(report.extent.content_bytes));
     let kept = if report.unchanged > 0 { format!(", {} there already", report.unchanged) } else { String::new() };
     let verb = if args.dry_run { "would restore" } else { "restored" };
     context.say(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
@@ -241,9 +242,9 @@ fn report_json(args: &RestoreArgs, archive: &Opened, to: &Path, report: &Report,
     output::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
     output::put_path(&mut object, "to", to.as_os_str().as_bytes());
     for (key, number) in [
-        ("members", report.members),
-        ("files", report.files),
-        ("bytes", report.bytes),
+        ("members", report.extent.members),
+        ("files", report.extent.files),
+        ("bytes", report.extent.content_bytes),
         ("unchanged", report.unchanged),
         ("owners_not_set", report.owners),
         ("absolute_names", report.absolute),

@@ -103,7 +103,11 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
             losses |= problem.kind.is_loss();
             context.warn(&format!("{}: {}", output::printable(&problem.path), problem.reason));
         }
-        let what = format!("{}, {}", output::count(listing.members, "member"), output::bytes(listing.bytes));
+        let what = format!(
+            "{}, {}",
+            output::count(listing.extent.members, "member"),
+            output::bytes(listing.extent.content_bytes)
+        );
         context.say(&format!("{}: {what} would go in", row.schedule.name));
     }
     if context.format == Format::Json {
@@ -264,9 +268,9 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
         let counts = &run.counts;
         lines.push(format!(
             "  {} in {}, {} of content",
-            output::count(counts.members, "member"),
-            output::count(counts.files, "file"),
-            output::bytes(counts.content_bytes)
+            output::count(counts.extent.members, "member"),
+            output::count(counts.extent.files, "file"),
+            output::bytes(counts.extent.content_bytes)
         ));
         let path = context.home.backups().join(&archive.file_name);
         let proof = if archive.verified_at.is_some() { ", read back and found right" } else { ", not read back" };

@@ -205,10 +205,14 @@ struct Sample {
 impl Sample {
     /// All of an archive that is small enough, else files spread over it, others each time.
     fn choose(store: &Store, archive: &Archive, context: &DrillContext<'_>) -> Result<Sample> {
-        if archive.content_bytes <= context.sample_bytes {
-            return Ok(Sample { paths: None, files: archive.files, content_bytes: archive.content_bytes });
+        if archive.extent.content_bytes <= context.sample_bytes {
+            return Ok(Sample {
+                paths: None,
+                files: archive.extent.files,
+                content_bytes: archive.extent.content_bytes,
+            });
         }
-        let step = archive.files.div_ceil(MOST_FILES).max(1);
+        let step = archive.extent.files.div_ceil(MOST_FILES).max(1);
         let days = context.clock.now().millis().div_euclid(86_400_000).unsigned_abs();
         let mut sample = Sample { paths: None, files: 0, content_bytes: 0 };
         let (mut paths, mut next, mut position) = (Vec::new(), Some(0), days % step);

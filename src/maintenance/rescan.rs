@@ -247,9 +247,7 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Cancel
         },
         source_root: candidate.source.clone().into_bytes(),
         incomplete: facts.outcome == "incomplete",
-        members: facts.members,
-        files: facts.files,
-        content_bytes: facts.content_bytes,
+        extent: facts.extent(),
         problems: facts.problems,
         losses: facts.losses,
     };

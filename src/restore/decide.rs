@@ -176,7 +176,7 @@ impl Restorer<'_, '_> {
         };
         drop(parent);
         self.tree.make(member, exists, metadata)?;
-        self.shared.placed(path, |report| if ours { report.members += 1 } else { report.unchanged += 1 });
+        self.shared.placed(path, |report| if ours { report.extent.members += 1 } else { report.unchanged += 1 });
         Ok(())
     }
 
@@ -196,13 +196,13 @@ impl Restorer<'_, '_> {
             Place::Taken => true,
         };
         let Some(folder) = folder.filter(|_| !self.options.dry_run) else {
-            self.shared.placed(path, |report| report.members += 1);
+            self.shared.placed(path, |report| report.extent.members += 1);
             return Ok(());
         };
         let (made, shortfall) = Made::special(&folder.handle, member, self.powers)?;
         made.place(path.file_name(), replace)?;
         self.shared.placed(path, |report| {
-            report.members += 1;
+            report.extent.members += 1;
             report.fell_short(path, shortfall);
         });
         Ok(())
@@ -233,9 +233,9 @@ impl Restorer<'_, '_> {
         };
         let Some(folder) = folder.filter(|_| !self.options.dry_run) else {
             self.shared.placed(&path, |report| {
-                report.members += 1;
-                report.files += 1;
-                report.bytes += entry.member.size;
+                report.extent.members += 1;
+                report.extent.files += 1;
+                report.extent.content_bytes += entry.member.size;
             });
             return Ok(());
         };
@@ -319,8 +319,8 @@ impl Restorer<'_, '_> {
     fn try_link(&mut self, carrier: &MemberPath, member: &Member) -> std::result::Result<(), Obstacle> {
         let path = &member.path;
         let count = |report: &mut super::Report| {
-            report.members += 1;
-            report.files += 1;
+            report.extent.members += 1;
+            report.extent.files += 1;
         };
         let folder = self.tree.folder_of(path)?;
         let carrier_folder: Option<Arc<_>> = match self.tree.look_up_folder_of(carrier) {

@@ -332,13 +332,13 @@ impl Restorer<'_, '_> {
             return;
         }
         self.told_at = now;
-        let (members, bytes) = self.shared.report(|report| (report.members, report.bytes));
+        let done = self.shared.report(|report| report.extent);
         let totals = self.archive.totals();
         self.context.observer.progress(&Progress {
-            members,
-            bytes,
-            members_total: totals.map(|(members, _)| members),
-            bytes_total: totals.map(|(_, bytes)| bytes),
+            members: done.members,
+            bytes: done.content_bytes,
+            members_total: totals.map(|totals| totals.members),
+            bytes_total: totals.map(|totals| totals.content_bytes),
             elapsed: now.saturating_sub(self.started),
         });
     }

@@ -2,6 +2,7 @@
 
 use crate::confined::Shortfall;
 use crate::error::ErrorKind;
+use crate::member::Extent;
 use crate::member::MemberPath;
 
 /// Paths that are kept of each kind of trouble; all are counted.
@@ -34,12 +35,8 @@ impl Paths {
 /// What became of a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Members that stand restored.
-    pub members: u64,
-    /// Files among them, further names of one file counted.
-    pub files: u64,
-    /// Bytes of content in them.
-    pub bytes: u64,
+    /// How much was restored.
+    pub extent: Extent,
     /// Members that stood there already as the archive has them.
     pub unchanged: u64,
     /// Paths where something else stands, which was left alone.
@@ -84,7 +81,7 @@ impl Report {
     /// Says whether not a single member was meant.
     pub fn is_empty(&self) -> bool {
         let trouble = [&self.conflicts, &self.refused, &self.damaged, &self.failed, &self.devices];
-        self.members + self.unchanged + self.stripped == 0 && trouble.iter().all(|paths| paths.count == 0)
+        self.extent.members + self.unchanged + self.stripped == 0 && trouble.iter().all(|paths| paths.count == 0)
     }
 
     pub(super) fn fell_short(&mut self, path: &MemberPath, shortfall: Shortfall) {

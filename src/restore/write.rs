@@ -85,9 +85,9 @@ impl FileJob {
         let path = &member.path;
         match result {
             Ok(shortfall) => shared.placed(path, |report| {
-                report.members += 1;
-                report.files += 1;
-                report.bytes += member.size;
+                report.extent.members += 1;
+                report.extent.files += 1;
+                report.extent.content_bytes += member.size;
                 report.fell_short(path, shortfall);
             }),
             Err(Unwritten::Damaged(reason)) => {

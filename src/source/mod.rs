@@ -21,4 +21,4 @@ pub use found::{Found, Stat};
 pub use names::Names;
 pub use open_file::{OpenFile, Stability};
 pub use root::SourceRoot;
-pub use walk::{Totals, WalkOptions, WalkSummary, scan, walk};
+pub use walk::{WalkOptions, WalkSummary, scan, walk};

@@ -19,7 +19,7 @@ use super::listing::{Lister, Listing};
 use super::own::Own;
 use super::trouble::Trouble;
 use crate::error::{Error, Result};
-use crate::member::{MemberKind, MemberPath};
+use crate::member::{Extent, MemberKind, MemberPath};
 use crate::progress::Problem;
 use crate::schedule::Excludes;
 
@@ -51,15 +51,6 @@ pub struct WalkSummary {
     pub own_left_out: Vec<PathBuf>,
     /// What the exclusions left out, a folder with all that is in it counting once.
     pub excluded: u64,
-}
-
-/// How much a source holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Members an archive of it would have.
-    pub members: u64,
-    /// Bytes of content, holes included, of each file once however many names it has.
-    pub bytes: u64,
 }
 
 /// Visits everything in the source in the order of members: byte order of path components, a folder before what it
@@ -99,16 +90,18 @@ pub fn walk(
     Ok(walker.summary)
 }
 
-/// Counts what an archive of the source would hold, without reading any content. Trouble with single paths is passed
+/// Counts what an archive of the source would hold, without reading any content: the content of a file once, however
+/// many names it has. Trouble with single paths is passed
 /// over here; the run tells it. Errors: as [`walk`].
-pub fn scan(options: &WalkOptions) -> Result<Totals> {
-    let mut totals = Totals::default();
+pub fn scan(options: &WalkOptions) -> Result<Extent> {
+    let mut totals = Extent::default();
     let mut seen = HashSet::new();
     let mut count = |found: Found| {
         totals.members += 1;
         let is_first = found.stat.links < 2 || seen.insert((found.stat.device, found.stat.inode));
-        if found.kind == MemberKind::File && is_first {
-            totals.bytes += found.stat.size;
+        if found.kind == MemberKind::File {
+            totals.files += 1;
+            totals.content_bytes += if is_first { found.stat.size } else { 0 };
         }
         ControlFlow::Continue(())
     };

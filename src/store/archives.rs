@@ -3,9 +3,11 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::claims::{Claim, Completed};
+use super::runs::extent_row;
 use super::{Store, exactly_one};
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::member::Extent;
 use crate::schedule::Compression;
 
 /// The names a run writes under; both below the archive folder.
@@ -81,12 +83,8 @@ pub struct Archive {
     pub manual: bool,
     /// Good in the sense of I8.
     pub good: bool,
-    /// Members in it.
-    pub members: u64,
-    /// Files among them.
-    pub files: u64,
-    /// Bytes of content.
-    pub content_bytes: u64,
+    /// How much it holds.
+    pub extent: Extent,
 }
 
 /// An archive that is not visible: being made, or being deleted.
@@ -106,10 +104,8 @@ pub struct Unfinished {
     pub size: Option<u64>,
     /// Digest of the file, once sealed.
     pub digest: Option<Vec<u8>>,
-    /// Members in it, once sealed.
-    pub members: u64,
-    /// Bytes of content, once sealed.
-    pub content_bytes: u64,
+    /// How much it holds, once sealed.
+    pub extent: Extent,
     /// Some source data is missing in it.
     pub incomplete: bool,
 }
@@ -129,12 +125,8 @@ pub struct Sealed {
     pub source_root: Vec<u8>,
     /// When its source began to be read.
     pub scan_started: Timestamp,
-    /// Members in it.
-    pub members: u64,
-    /// Files among them.
-    pub files: u64,
-    /// Bytes of content.
-    pub content_bytes: u64,
+    /// How much it holds.
+    pub extent: Extent,
     /// Some source data is missing in it.
     pub incomplete: bool,
 }
@@ -154,10 +146,8 @@ pub struct LegacyArchive {
     pub inode: u64,
     /// Its compression.
     pub codec: &'static str,
-    /// Members in it.
-    pub members: u64,
-    /// Bytes of content.
-    pub content_bytes: u64,
+    /// How much it holds.
+    pub extent: Extent,
     /// It could be read to its end.
     pub readable: bool,
     /// Its source, as the schedule has it.
@@ -221,9 +211,9 @@ impl Store {
                     claim.run(),
                     sealed.source_root,
                     sealed.scan_started.millis(),
-                    sealed.members,
-                    sealed.files,
-                    sealed.content_bytes,
+                    sealed.extent.members,
+                    sealed.extent.files,
+                    sealed.extent.content_bytes,
                     sealed.incomplete
                 ])?;
             exactly_one(changed)?;
@@ -252,7 +242,13 @@ impl Store {
                      finished_at_ms, members, content_bytes, archive_bytes, notes) \
                  VALUES (?1, 'rescan', 'succeeded', ?2, ?2, ?2, ?2, ?3, ?4, ?5, 'made by the old system, moved aside')",
                 )?
-                .execute(params![schedule, now.millis(), legacy.members, legacy.content_bytes, legacy.size])?;
+                .execute(params![
+                    schedule,
+                    now.millis(),
+                    legacy.extent.members,
+                    legacy.extent.content_bytes,
+                    legacy.size
+                ])?;
             let run = transaction.last_insert_rowid();
             let health = if legacy.readable { Health::Good } else { Health::Damaged };
             transaction
@@ -280,8 +276,8 @@ impl Store {
                     legacy.file_name,
                     legacy.source_root,
                     legacy.created_at.millis(),
-                    legacy.members,
-                    legacy.content_bytes
+                    legacy.extent.members,
+                    legacy.extent.content_bytes
                 ])?;
             Ok(run)
         })
@@ -461,9 +457,7 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
         pinned: row.get("pinned")?,
         manual: row.get("manual")?,
         good: row.get("good")?,
-        members: row.get("members")?,
-        files: row.get("files")?,
-        content_bytes: row.get("content_bytes")?,
+        extent: extent_row(row)?,
     })
 }
 
@@ -476,8 +470,7 @@ fn unfinished_row(row: &Row<'_>) -> rusqlite::Result<Unfinished> {
         temporary_name: row.get("temporary_name")?,
         size: row.get("size")?,
         digest: row.get("digest")?,
-        members: row.get("members")?,
-        content_bytes: row.get("content_bytes")?,
+        extent: extent_row(row)?,
         incomplete: row.get("incomplete")?,
     })
 }

@@ -303,9 +303,9 @@ impl Store {
                 )?
                 .execute(params![
                     claim.run,
-                    counts.members,
-                    counts.files,
-                    counts.content_bytes,
+                    counts.extent.members,
+                    counts.extent.files,
+                    counts.extent.content_bytes,
                     counts.archive_bytes,
                     counts.problems,
                     counts.losses,

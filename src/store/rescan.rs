@@ -7,6 +7,7 @@ use super::{Health, Store, catalog, exactly_one};
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::member::Extent;
 
 /// What an archive file says of itself.
 #[derive(Clone, Debug)]
@@ -33,12 +34,8 @@ pub struct FoundArchive {
     pub source_root: Vec<u8>,
     /// Some source data is missing in it.
     pub incomplete: bool,
-    /// Members in it.
-    pub members: u64,
-    /// Files among them.
-    pub files: u64,
-    /// Bytes of content.
-    pub content_bytes: u64,
+    /// How much it holds.
+    pub extent: Extent,
     /// Problems that its run met.
     pub problems: u64,
     /// Those of them that mean missing data.
@@ -176,9 +173,9 @@ fn insert_run(transaction: &rusqlite::Transaction<'_>, found: &FoundArchive, now
             found.schedule,
             if found.incomplete { "incomplete" } else { "succeeded" },
             found.created_at.millis(),
-            found.members,
-            found.files,
-            found.content_bytes,
+            found.extent.members,
+            found.extent.files,
+            found.extent.content_bytes,
             found.size,
             found.problems,
             found.losses,
@@ -209,9 +206,9 @@ fn insert_archive(
                 found.source_root,
                 found.created_at.millis(),
                 found.incomplete,
-                found.members,
-                found.files,
-                found.content_bytes,
+                found.extent.members,
+                found.extent.files,
+                found.extent.content_bytes,
             ],
         )
         .map(drop)

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::Store;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::member::Extent;
 use crate::progress::{Problem, ProblemKind};
 
 /// What caused a run.
@@ -72,12 +73,8 @@ impl RunState {
 /// What a run read and met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunCounts {
-    /// Members of the archive.
-    pub members: u64,
-    /// Files among them.
-    pub files: u64,
-    /// Bytes of content.
-    pub content_bytes: u64,
+    /// How much it read.
+    pub extent: Extent,
     /// Bytes of the archive file.
     pub archive_bytes: u64,
     /// Paths with problems, notes included.
@@ -339,9 +336,7 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
         started_at: time("started_at_ms")?,
         finished_at: time("finished_at_ms")?,
         counts: RunCounts {
-            members: row.get("members")?,
-            files: row.get("files")?,
-            content_bytes: row.get("content_bytes")?,
+            extent: extent_row(row)?,
             archive_bytes: row.get("archive_bytes")?,
             problems: row.get("problems")?,
             losses: row.get("losses")?,
@@ -351,4 +346,9 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
         superseded_by: row.get("superseded_by")?,
         error: row.get("error")?,
     })
+}
+
+/// Reads the columns `members`, `files` and `content_bytes`.
+pub(super) fn extent_row(row: &Row<'_>) -> rusqlite::Result<Extent> {
+    Ok(Extent { members: row.get("members")?, files: row.get("files")?, content_bytes: row.get("content_bytes")? })
 }

@@ -12,6 +12,7 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
+use backup_manager::member::Extent;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::store::{ClaimNow, Health, Role, RunRequest, RunState, ScheduleRow, Sealed, Trigger};
 
@@ -308,9 +309,7 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
         inode: metadata.ino(),
         source_root: b"docs".to_vec(),
         scan_started: world.clock.now(),
-        members: 2,
-        files: 1,
-        content_bytes: 10,
+        extent: Extent { members: 2, files: 1, content_bytes: 10 },
         incomplete: false,
     };
     world.store.seal(&claim, &sealed).unwrap();

@@ -112,13 +112,13 @@ fn everything_comes_back_in_every_format_with_openat2_and_without() {
             let options = Options { setuid: true, devices: true, by_steps, threads: 3, ..Options::to(&to) };
             let report = restore_all(&made.path, &options).unwrap();
             assert_eq!(report.outcome(), None, "{report:?}");
-            assert_eq!(report.members, made.written.members);
+            assert_eq!(report.extent.members, made.written.extent.members);
             assert_same(&was, &tree(&to.join("source"), ALL), &format!("{compression} {by_steps}"));
             let blocks = |root: &Path| root.join("sparse").metadata().unwrap().blocks();
             assert!(blocks(&to.join("source")) <= blocks(&source) + 64, "holes stay holes");
             // Run again: nothing is left to do, and nothing changes.
             let again = restore_all(&made.path, &options).unwrap();
-            assert_eq!((again.outcome(), again.files, again.bytes), (None, 0, 0), "{again:?}");
+            assert_eq!((again.outcome(), again.extent.files, again.extent.content_bytes), (None, 0, 0), "{again:?}");
             assert_same(&was, &tree(&to.join("source"), ALL), "again");
         }
     }
@@ -200,7 +200,7 @@ fn paths_globs_and_strip_choose_and_place() {
     let selection = Selection::new(Vec::new(), globs(&["source/sub/01?"]), globs(&["013"]));
     let options = Options { strip: 2, ..Options::to(&to) };
     let report = restore_with(&made.path, &selection, &options).unwrap();
-    assert_eq!((report.outcome(), report.files), (None, 9));
+    assert_eq!((report.outcome(), report.extent.files), (None, 9));
     assert!(to.join("012").exists() && !to.join("013").exists() && !to.join("source").exists());
     let report = restore_with(&made.path, &paths(&["source/sub/012", "source/nope"]), &options).unwrap();
     assert_eq!((report.outcome(), report.unchanged), (Some(ErrorKind::NotFound), 1));

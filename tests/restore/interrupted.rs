@@ -89,7 +89,7 @@ fn what_stands_there_stays_unless_asked_for() {
     restore_all(&made.path, &dry).unwrap();
     assert_same(&before, &tree(&to, ALL), "a dry run changes nothing");
     let report = restore_all(&made.path, &Options { overwrite: Overwrite::IfChanged, ..options.clone() }).unwrap();
-    assert_eq!((report.conflicts.count, report.files), (1, 2), "{report:?}");
+    assert_eq!((report.conflicts.count, report.extent.files), (1, 2), "{report:?}");
     assert_eq!(fs::read(to.join("source/d1/06/x")).unwrap(), b"mine too", "a folder is never emptied");
     fs::remove_dir_all(to.join("source/d1/06")).unwrap();
     restore_all(&made.path, &Options { overwrite: Overwrite::Always, ..options }).unwrap();
@@ -123,7 +123,7 @@ fn damage_takes_only_what_it_hit_and_is_named() {
                     assert!(original == restored, "{compression} {at} {}", String::from_utf8_lossy(name));
                 }
             }
-            assert!(report.files > 0, "{compression} {at}: the rest comes back");
+            assert!(report.extent.files > 0, "{compression} {at}: the rest comes back");
         }
         for cut in [whole.len() / 2, whole.len() - 2000] {
             let file = folder.path().join("cut");
@@ -131,7 +131,7 @@ fn damage_takes_only_what_it_hit_and_is_named() {
             let to = tempfile::tempdir().unwrap();
             let report = restore_all(&file, &Options { sync: false, ..Options::to(to.path()) }).unwrap();
             assert!(
-                report.files > 0 && (report.outcome().is_some() || cut > whole.len() / 2),
+                report.extent.files > 0 && (report.outcome().is_some() || cut > whole.len() / 2),
                 "{compression} {report:?}"
             );
         }

@@ -133,9 +133,7 @@ fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: 
         inode: file.inode(),
         source_root: source.as_os_str().as_bytes().to_owned(),
         scan_started: world.clock.now(),
-        members: written.members,
-        files: written.files,
-        content_bytes: written.content_bytes,
+        extent: written.extent,
         incomplete: false,
     };
     world.store.seal(claim, &sealed)?;

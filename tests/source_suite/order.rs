@@ -278,8 +278,8 @@ fn a_scan_counts_members_and_each_content_once() {
     fs::hard_link(dir.path().join("big"), dir.path().join("dir/again")).unwrap();
     symlink("a", dir.path().join("link")).unwrap();
     let totals = scan(&Source::at(dir.path()).options()).unwrap();
-    assert_eq!((totals.members, totals.bytes), (7, 10_000 + 1 + 5));
+    assert_eq!((totals.members, totals.content_bytes), (7, 10_000 + 1 + 5));
     let totals = scan(&Source::at(dir.path()).globs(&["dir"]).options()).unwrap();
-    assert_eq!((totals.members, totals.bytes), (4, 10_000 + 1));
+    assert_eq!((totals.members, totals.content_bytes), (4, 10_000 + 1));
     assert!(scan(&Source::at(dir.path().join("none")).options()).is_err());
 }

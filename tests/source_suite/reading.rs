@@ -100,8 +100,8 @@ fn read_sparse(file: &OpenFile, spans: &[Span]) -> Vec<u8> {
     for span in spans {
         assert!(span.length > 0 && span.offset >= end, "{spans:?}");
         end = span.end();
-        let span = &mut content[span.offset as usize..end as usize];
-        assert_eq!(file.read_at(span, span.offset).unwrap(), span.len());
+        let data = &mut content[span.offset as usize..end as usize];
+        assert_eq!(file.read_at(data, span.offset).unwrap(), data.len());
     }
     content
 }

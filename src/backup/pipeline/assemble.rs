@@ -11,7 +11,7 @@ use crate::archive::writer::ArchiveWriter;
 use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, MemberKind};
+use crate::member::{CatalogMember, Extent, MemberKind};
 use std::sync::Arc;
 
 /// A batch of records goes to the catalog when it has so many rows.
@@ -20,10 +20,8 @@ const BATCH_ROWS: usize = 2_000;
 /// Counts over the members written.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
-    pub(super) members: u64,
-    pub(super) files: u64,
+    pub(super) extent: Extent,
     pub(super) folders: u64,
-    pub(super) content_bytes: u64,
 }
 
 /// Puts chunks in order and into the file.
@@ -107,10 +105,10 @@ impl<'a, 'f> Assembler<'a, 'f> {
     ) {
         let record = CatalogChunk { chunk, read_started, members };
         for CatalogMember { member, .. } in &record.members {
-            self.counts.members += 1;
-            self.counts.files += u64::from(matches!(member.kind, MemberKind::File | MemberKind::HardLink));
+            self.counts.extent.members += 1;
+            self.counts.extent.files += u64::from(matches!(member.kind, MemberKind::File | MemberKind::HardLink));
             self.counts.folders += u64::from(member.kind == MemberKind::Folder);
-            self.counts.content_bytes += member.size;
+            self.counts.extent.content_bytes += member.size;
         }
         match awaits {
             Some(large) => self.held = Some((record, large)),
