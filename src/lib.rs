@@ -4,6 +4,7 @@
 
 pub mod archive;
 pub mod archive_folder;
+pub mod archive_name;
 pub mod backup;
 pub mod browse;
 pub mod cancel;

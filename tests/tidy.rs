@@ -19,19 +19,20 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     // Floor 0: values and functions that know no resource.
     ("error", 0, ANY),
     ("clock", 0, ANY),
-    ("cancel", 0, ANY),
-    ("chunk", 0, ANY),
     ("home", 0, ANY),
-    ("member", 0, ANY),
+    ("cancel", 0, ANY),
     ("progress", 0, ANY),
+    ("member", 0, ANY),
+    ("chunk", 0, ANY),
+    ("archive_name", 0, ANY),
     ("schedule", 0, ANY),
-    // Floor 1: one resource each, never each other.
-    ("store", 1, &[]),
+    // Floor 1: one resource each. `durable` replaces files safely for its neighbours; else they never use each other.
     ("durable", 1, &[]),
+    ("liveness", 1, &[]),
+    ("store", 1, &[]),
     ("source", 1, &[]),
     ("archive", 1, &["durable"]),
     ("confined", 1, &["durable"]),
-    ("liveness", 1, &[]),
     // Floor 2: where two resources meet, for the acts above.
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),
@@ -40,10 +41,11 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("restore", 3, &[]),
     ("maintenance", 3, &["restore"]),
     ("backup", 3, &["maintenance"]),
-    ("service", 3, ANY),
-    // Floor 4: the edge.
-    ("cli", 4, ANY),
-    ("main", 4, ANY),
+    // Floor 4: the service.
+    ("service", 4, &[]),
+    // Floor 5: the edge.
+    ("cli", 5, ANY),
+    ("main", 5, ANY),
 ];
 
 /// All neighbours.

@@ -4,10 +4,11 @@
 use std::collections::{BTreeSet, HashSet};
 use std::io;
 
+use crate::archive_name::is_temporary_name;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::store::{self, Store};
+use crate::store::Store;
 
 /// Finishes what was marked `deleting`, by this process or one that died, and returns how many archives that were.
 ///
@@ -47,7 +48,7 @@ pub fn remove_orphaned_files(home: &Home, store: &Store, schedule: &str) -> Resu
         Err(error) => return Err(Error::io("list", &folder)(error)),
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let found: Vec<String> = names.filter(|name| store::is_temporary_name(name, schedule)).collect();
+    let found: Vec<String> = names.filter(|name| is_temporary_name(name, schedule)).collect();
     if found.is_empty() {
         return Ok(());
     }
@@ -57,31 +58,4 @@ pub fn remove_orphaned_files(home: &Home, store: &Store, schedule: &str) -> Resu
         log::info!("{schedule}: removed {name}, which an attempt left behind");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_attempts_are_taken_for_left_behind() {
-        for name in [".a-20261123T112156Z-144.tar.1-64051446.part", ".a-20261123T112156Z-9.tar.zst.12-0123abcd.part"] {
-            assert!(store::is_temporary_name(name, "a"), "{name}");
-            assert!(!store::is_temporary_name(name, "b"), "{name}");
-        }
-        for name in [
-            "a-20261123T112156Z-144.tar",
-            ".a-20261123T112156Z-144.tar",
-            ".a-20261123T112156Z-144.tar.part",
-            ".a-20261123T112156Z-x.tar.1-64051446.part",
-            ".a-20261123T112156Z-144.txt.1-64051446.part",
-            ".a-20261123T112156Z-144.tar.1-6405144g.part",
-            ".a-b-20261123T112156Z-144.tar.1-64051446.part",
-            ".backup-manager-0123456789abcdef.part",
-            ".part",
-            "",
-        ] {
-            assert!(!store::is_temporary_name(name, "a"), "{name}");
-        }
-    }
 }

@@ -10,14 +10,12 @@ use std::sync::Mutex;
 
 use super::FolderLock;
 use crate::archive::foreign;
+use crate::archive_name::{EXTENSIONS, legacy_codec, legacy_name};
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{LegacyArchive, ScheduleRow, Store};
-
-/// Extensions under which a stable name may stand.
-const EXTENSIONS: [(&str, &str); 3] = [("tar", "none"), ("tar.gz", "gzip"), ("tar.zst", "zstd")];
 
 /// Makes the stable names of `schedules` (`docs.tar`) point to their newest good archives.
 ///
@@ -91,8 +89,8 @@ fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp)
         let Ok(metadata) = fs::symlink_metadata(&found) else { continue };
         if metadata.is_file() {
             durable::make_folder(&own_folder, home.folder_mode())?;
-            let stamp = Timestamp::from_millis(metadata.mtime().saturating_mul(1000)).compact_utc();
-            let aside = own_folder.join(format!("{name}-{stamp}-legacy.{extension}"));
+            let modified = Timestamp::from_millis(metadata.mtime().saturating_mul(1000));
+            let aside = own_folder.join(legacy_name(name, modified, extension));
             durable::rename_new(&found, &aside)?;
             notes.push(format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
         }
@@ -101,19 +99,13 @@ fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp)
     let known = store.archives(Some(row.id))?;
     for entry in entries.flatten() {
         let file = entry.file_name();
-        let Some((codec, _)) = file.to_str().and_then(|text| legacy_codec(text, name)) else { continue };
+        let Some(codec) = file.to_str().and_then(|text| legacy_codec(text, name)) else { continue };
         let file_name = format!("{name}/{}", file.to_string_lossy());
         if known.iter().all(|archive| archive.file_name != file_name) {
             take_in(store, home, row, &entry.path(), file_name, codec, now)?;
         }
     }
     Ok(notes)
-}
-
-fn legacy_codec<'a>(file: &'a str, name: &str) -> Option<(&'static str, &'a str)> {
-    let rest = file.strip_prefix(name)?.strip_prefix('-')?;
-    let (stamp, extension) = rest.split_once("-legacy.")?;
-    EXTENSIONS.iter().find(|(known, _)| *known == extension).map(|(_, codec)| (*codec, stamp))
 }
 
 fn take_in(

@@ -11,7 +11,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chrono::{NaiveDateTime, TimeZone, Utc};
 use serde::Deserialize;
 
 use crate::archive::codec::Codec;
@@ -19,6 +18,7 @@ use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
 use crate::archive_folder;
+use crate::archive_name::ArchiveName;
 use crate::cancel::CancelToken;
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
@@ -30,9 +30,6 @@ use crate::store::{FoundArchive, Health, Store, Watermark};
 
 /// Rows that are written in one transaction, roughly.
 const BATCH_ROWS: usize = 5_000;
-
-/// No run has such a number; one that was taken in would use the numbers up.
-const LAST_RUN: i64 = 1 << 40;
 
 /// What a rescan found and did.
 #[derive(Clone, Debug, Default)]
@@ -121,7 +118,7 @@ pub fn anything_to_find(home: &Home, store: &Store) -> Result<bool> {
     for folder in entries_of(home.backups())?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_ours = |path: &PathBuf| {
-            path.file_name().is_some_and(|file| parse_file_name(&file.to_string_lossy(), &name).is_some())
+            path.file_name().is_some_and(|file| ArchiveName::parse(&file.to_string_lossy(), &name).is_some())
         };
         if entries_of(&folder)?.iter().any(is_ours) {
             return Ok(true);
@@ -176,7 +173,7 @@ fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Errors: it is ours by name, and damaged or unreadable.
 fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Candidate>> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some((created_at, run)) = parse_file_name(&file, folder) else { return Ok(None) };
+    let Some(ArchiveName { created_at, run, .. }) = ArchiveName::parse(&file, folder) else { return Ok(None) };
     if !fs::symlink_metadata(path).map_err(Error::io("inspect", path))?.is_file() {
         return Ok(None);
     }
@@ -190,19 +187,6 @@ fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Cand
         return Ok(None);
     }
     Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source, reader, trailer }))
-}
-
-/// Takes `docs-20261123T023000Z-17.tar` apart: the time and the run.
-fn parse_file_name(file: &str, name: &str) -> Option<(Timestamp, i64)> {
-    let rest = file.strip_prefix(name)?.strip_prefix('-')?;
-    let (stem, extension) = rest.split_once('.')?;
-    if !matches!(extension, "tar" | "tar.gz" | "tar.zst") {
-        return None;
-    }
-    let (stamp, run) = stem.split_once('-')?;
-    let at = NaiveDateTime::parse_from_str(stamp, "%Y%m%dT%H%M%SZ").ok()?;
-    let run = run.parse().ok().filter(|run: &i64| (1..LAST_RUN).contains(run))?;
-    Some((Timestamp::from_datetime(&Utc.from_utc_datetime(&at)), run))
 }
 
 /// Makes the schedules that are missing as the newest archive of each has them, paused: what became of them since is
@@ -283,26 +267,4 @@ fn mark_missing(home: &Home, store: &Store, report: &mut Report) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_ours_are_taken_apart() {
-        let found = parse_file_name("a-b-20261123T023000Z-17.tar.gz", "a-b").unwrap();
-        assert_eq!((found.0.compact_utc().as_str(), found.1), ("20261123T023000Z", 17));
-        for foreign in [
-            "b-20261123T023000Z-17.tar",
-            "a-b-20261123T023000Z-legacy.tar",
-            "a-b.tar",
-            "a-b-x-17.tar",
-            "a-b-20261123T023000Z-17.tar.bak",
-            "a-b-20261123T023000Z-0.tar",
-            ".a-b-20261123T023000Z-17.tar.1-x.part",
-        ] {
-            assert!(parse_file_name(foreign, "a-b").is_none(), "{foreign}");
-        }
-    }
 }

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use super::claims::{Claim, Completed};
 use super::runs::extent_row;
 use super::{Store, exactly_one};
+use crate::archive_name::ArchiveName;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::Extent;
@@ -347,27 +348,6 @@ impl Store {
     }
 }
 
-/// Says whether a file in the folder of a schedule is named as an attempt at an archive is, until it has its name.
-pub fn is_temporary_name(name: &str, schedule: &str) -> bool {
-    let parts = || {
-        let rest = name.strip_prefix('.')?.strip_prefix(schedule)?.strip_prefix('-')?.strip_suffix(".part")?;
-        let (rest, random) = rest.rsplit_once('-')?;
-        let (rest, attempt) = rest.rsplit_once('.')?;
-        let (run, extension) = rest.split_once('.')?;
-        let (at, run) = run.split_once('-')?;
-        Some((at, run, extension, attempt, random))
-    };
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    parts().is_some_and(|(at, run, extension, attempt, random)| {
-        at.len() == "20261123T020000Z".len()
-            && is_number(run)
-            && ["tar", "tar.gz", "tar.zst"].contains(&extension)
-            && is_number(attempt)
-            && random.len() == 8
-            && random.bytes().all(|b| b.is_ascii_hexdigit())
-    })
-}
-
 /// Writes the names a run is going to use, before it uses them.
 pub(super) fn write_intent(
     transaction: &Transaction<'_>,
@@ -382,11 +362,11 @@ pub(super) fn write_intent(
     let compression: Compression = compression
         .parse()
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e)))?;
-    let stem = format!("{name}-{}-{run}.{}", now.compact_utc(), compression.extension());
-    let random = uuid::Uuid::new_v4().simple().to_string();
+    let archive = ArchiveName { schedule: &name, created_at: now, run, extension: compression.extension() };
+    let random = uuid::Uuid::new_v4().as_fields().0;
     let intent = Intent {
-        file_name: format!("{name}/{stem}"),
-        temporary_name: format!("{name}/.{stem}.{attempt}-{}.part", &random[..8]),
+        file_name: format!("{name}/{}", archive.file_name()),
+        temporary_name: format!("{name}/{}", archive.temporary_name(attempt, random)),
         compression,
     };
     transaction

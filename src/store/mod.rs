@@ -49,7 +49,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 
-pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished, is_temporary_name};
+pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished};
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
 pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
@@ -65,9 +65,9 @@ pub use workers::{Role, StopRequest, WorkerRow};
 /// How long a connection waits for another's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What to do about a database that is damaged or gone.
-pub const RECOVERY_OPTIONS: &str = "archives are plain tar files and stay whole; put back the newest copy of the database \
-     with `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and make it anew from the \
-     archives with `backup-manager rescan`";
+pub const RECOVERY_OPTIONS: &str = "archives are plain tar files and stay whole; put back the newest copy of \
+     the database with `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and make it \
+     anew from the archives with `backup-manager rescan`";
 /// Connections at once: one a run, one for the loop, one for what watches.
 const POOL_SIZE: u32 = 8;
 

@@ -25,23 +25,23 @@ fn the_detector_sees_bad_imports() {
     assert_found("src/store/runs.rs", "use crate::archive::x;\n", 1, "sideways");
     assert_found("src/store/runs.rs", "use crate::{\n    error::Error,\n    source::{walk, x},\n};\n", 3, "sideways");
     assert_found("src/store/mod.rs", "fn f() { let _ = crate::backup::run(); }\n", 1, "goes up");
-    assert_found("src/transfer.rs", "use super::archive_folder::x;\n", 1, "sideways");
-    assert_found("src/runner/part.rs", "use super::super::service::x;\n", 1, "two modules");
-    assert_found("src/runner.rs", "use crate::*;\n", 1, "everything");
+    assert_found("src/import_export.rs", "use super::archive_folder::x;\n", 1, "sideways");
+    assert_found("src/backup/part.rs", "use super::super::service::x;\n", 1, "two modules");
+    assert_found("src/backup.rs", "use crate::*;\n", 1, "everything");
     assert_found("src/surprise.rs", "fn f() {}\n", 1, "say on which floor");
     assert_found("src/cli/list.rs", "use crate::surprise::x;\n", 1, "say on which floor");
     assert_tidy("src/store/runs.rs", "use crate::{error::{Error, Result}, clock::Timestamp};\nuse crate::store::x;\n");
     assert_tidy("src/store/runs.rs", "// use crate::archive\nconst X: &str = \"crate::archive\";\n");
-    assert_tidy("src/runner/mod.rs", "use crate::archive_folder::x;\n");
+    assert_tidy("src/backup/mod.rs", "use crate::archive_folder::x;\n");
     assert_tidy("src/service.rs", "use crate::backup::x;\nuse crate::import_export;\n");
-    assert_tidy("src/runner.rs", "mod tests {\n    use super::*;\n}\n");
+    assert_tidy("src/backup.rs", "mod tests {\n    use super::*;\n}\n");
     assert_tidy("src/main.rs", "use backup_manager::cli;\n");
 }
 
 #[test]
 fn the_detector_sees_clocks_and_sql_out_of_place() {
     for call in ["SystemTime::now()", "std::time::Instant::now()", "Utc::now()", "chrono::Local::now()"] {
-        assert_found("src/runner.rs", &format!("fn f() {{\n    let x = {call};\n}}\n"), 2, "outside clock");
+        assert_found("src/backup.rs", &format!("fn f() {{\n    let x = {call};\n}}\n"), 2, "outside clock");
     }
     assert_tidy("src/clock.rs", "fn f() { Instant::now(); }\n");
     for sql in ["\"SELECT 1\"", "\"\\\n   PRAGMA x\"", "r#\"\n  DELETE FROM t\"#", "\"BEGIN\"", "b\"INSERT INTO\""] {
