@@ -14,7 +14,7 @@ use crate::store::Store;
 ///
 /// Errors: that of the first file that could not be removed. The others go all the same.
 pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
-    let deleting = store.deleting()?;
+    let deleting = store.archives_being_deleted()?;
     if deleting.is_empty() {
         return Ok(0);
     }

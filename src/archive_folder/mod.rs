@@ -89,7 +89,7 @@ pub fn take_on(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
     let found = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
     match found {
         Some(found) if found.database != store.identity() && !store.has_archives()? => {
-            store.take_identity(found.database)?;
+            store.adopt_identity(found.database)?;
             Ok(true)
         }
         Some(found) if found.database == store.identity() => Ok(false),

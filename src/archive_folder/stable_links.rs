@@ -130,5 +130,5 @@ fn take_in(
         readable: facts.is_ok(),
         source_root: home.source_path(&row.schedule.source).as_os_str().as_bytes().to_owned(),
     };
-    store.add_legacy(row.id, &legacy, now).map(drop)
+    store.add_legacy_archive(row.id, &legacy, now).map(drop)
 }

@@ -27,7 +27,7 @@ use crate::home::Home;
 use crate::liveness::Worker;
 use crate::source::SourceRoot;
 use crate::store::{
-    Claim, Completed, Ending, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, Unended, WorkerRow,
+    Claim, Completed, EndError, EndResult, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, WorkerRow,
 };
 pub use estimate::{Listing, free_bytes, list_source, measure, visit_source};
 use monitor::Monitor;
@@ -279,7 +279,7 @@ impl Runner {
         let reason = failure.error.to_string();
         self.write_end(claim, context, |claim| {
             if let Err(error) = self.store.discard_chunks(&claim) {
-                return Err(Box::new(Unended { claim, error }));
+                return Err(Box::new(EndError { claim, error }));
             }
             let now = self.clock.now();
             if drained && !context.foreground {
@@ -297,11 +297,11 @@ impl Runner {
     }
 
     /// Writes a run's end again and again until the database takes it, or a stop is asked for; recovery ends it then.
-    fn write_end<T>(&self, claim: Claim, context: &RunContext<'_>, write: impl Fn(Claim) -> Ending<T>) -> Result<T> {
+    fn write_end<T>(&self, claim: Claim, context: &RunContext<'_>, write: impl Fn(Claim) -> EndResult<T>) -> Result<T> {
         let mut claim = claim;
         let mut waited = false;
         loop {
-            let Unended { claim: back, error } = match write(claim) {
+            let EndError { claim: back, error } = match write(claim) {
                 Ok(done) => {
                     if waited {
                         let _ = self.worker.update(|heartbeat| heartbeat.trouble = None);

@@ -11,7 +11,8 @@ impl Runner {
     /// Says whether the sealed archive of a run fell by more than half against the one before it, unless that was
     /// accepted. One that is like a suspicious one before it confirms that one.
     pub(super) fn is_sudden_change(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<bool> {
-        let (Some(new), Some(before)) = (self.store.unfinished(run)?, self.store.archive_before(row.id, run)?) else {
+        let (Some(new), Some(before)) = (self.store.pending_archive(run)?, self.store.archive_before(row.id, run)?)
+        else {
             return Ok(false);
         };
         let (then, now) = (before.extent, new.extent);

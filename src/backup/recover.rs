@@ -7,7 +7,7 @@ use crate::archive_folder;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
-use crate::store::{ArchiveState, Claim, Requeue, Run, RunState, Unfinished};
+use crate::store::{ArchiveState, Claim, PendingArchive, Requeue, Run, RunState};
 
 use super::{RunContext, Runner, SealedArchive};
 
@@ -111,7 +111,7 @@ pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
 pub fn recover_run(runner: &Runner, taken: OrphanedRun, context: &RunContext<'_>) -> Result<RunState> {
     let OrphanedRun { claim, run } = taken;
     const REASON: &str = "its process ended";
-    let Some(archive) = runner.store.unfinished(run.id)? else { return queue_again(runner, claim, REASON) };
+    let Some(archive) = runner.store.pending_archive(run.id)? else { return queue_again(runner, claim, REASON) };
     // On a disk that is not mounted there is nothing to see, and nothing may be concluded from it.
     archive_folder::check(&runner.home, &runner.store)?;
     match archive.state {
@@ -124,7 +124,7 @@ pub fn recover_run(runner: &Runner, taken: OrphanedRun, context: &RunContext<'_>
 }
 
 /// A sealed file may stand under either name, or under both where the rename was a link and an unlink.
-fn finish(runner: &Runner, claim: Claim, archive: &Unfinished, context: &RunContext<'_>) -> Result<RunState> {
+fn finish(runner: &Runner, claim: Claim, archive: &PendingArchive, context: &RunContext<'_>) -> Result<RunState> {
     let last = runner.home.backups().join(&archive.file_name);
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
     let temporary_left = temporary.as_deref().map(stands).transpose()?.unwrap_or(false);
@@ -152,7 +152,7 @@ fn stands(path: &Path) -> Result<bool> {
     }
 }
 
-fn remove_temporary(runner: &Runner, archive: &Unfinished) -> Result<()> {
+fn remove_temporary(runner: &Runner, archive: &PendingArchive) -> Result<()> {
     match &archive.temporary_name {
         Some(name) => durable::remove(&runner.home.backups().join(name)),
         None => Ok(()),

@@ -143,7 +143,7 @@ impl Opened {
 
     /// Returns what the catalog knows of the members that begin in a few chunks from `sequence` on, and the first
     /// chunk behind these; nothing where the catalog does not know the archive.
-    pub fn catalog_page(&self, sequence: u64) -> Result<Option<(Vec<store::Listed>, Option<u64>)>> {
+    pub fn catalog_page(&self, sequence: u64) -> Result<Option<(Vec<store::CatalogEntry>, Option<u64>)>> {
         let page = |catalog: &Catalog| catalog.store.members(catalog.archive.run, sequence, 32);
         self.catalog.as_ref().map(page).transpose()
     }
@@ -201,7 +201,7 @@ impl Catalog {
     fn wanted_chunks(&self, selection: &Selection) -> Result<Vec<u64>> {
         let mut wanted = Vec::new();
         for path in selection.paths() {
-            let chunks = self.store.chunks_with(self.archive.run, path, selection.means_below())?;
+            let chunks = self.store.chunks_with_path(self.archive.run, path, selection.means_below())?;
             wanted.extend(chunks);
         }
         if selection.paths().len() == 0 {

@@ -12,7 +12,7 @@ use super::{Context, select};
 use crate::browse::Globs;
 use crate::error::{Error, Result};
 use crate::member::{MemberKind, MemberPath};
-use crate::store::{Sighting, Store};
+use crate::store::{PathOccurrence, Store};
 
 #[derive(Args)]
 pub struct FindArgs {
@@ -54,9 +54,9 @@ pub fn cmd_find(context: &Context, args: &FindArgs) -> Result<u8> {
 }
 
 fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Result<u8> {
-    let mut found: Vec<Sighting> = Vec::new();
+    let mut found: Vec<PathOccurrence> = Vec::new();
     for path in matching(store, glob)? {
-        found.extend(store.sightings(&path, only)?);
+        found.extend(store.path_occurrences(&path, only)?);
     }
     if found.is_empty() {
         return Err(Error::not_found(format!("no archive holds \"{glob}\""))
@@ -112,15 +112,15 @@ fn matching(store: &Store, glob: &str) -> Result<Vec<MemberPath>> {
 
 /// One content of a path and the archives that hold it.
 struct Version {
-    newest: Sighting,
-    oldest: Sighting,
+    newest: PathOccurrence,
+    oldest: PathOccurrence,
     archives: u64,
 }
 
 fn versions(context: &Context, store: &Store, written: &Path, only: Option<i64>) -> Result<u8> {
     let mut found = Vec::new();
     for path in member_paths(store, written)? {
-        found.extend(store.sightings(&path, only)?);
+        found.extend(store.path_occurrences(&path, only)?);
     }
     found.sort_by_key(|sighting| Reverse(sighting.run));
     let mut versions: Vec<Version> = Vec::new();
@@ -170,7 +170,7 @@ fn member_paths(store: &Store, written: &Path) -> Result<Vec<MemberPath>> {
     Ok(paths)
 }
 
-fn has_same_content(a: &Sighting, b: &Sighting) -> bool {
+fn has_same_content(a: &PathOccurrence, b: &PathOccurrence) -> bool {
     let (one, other) = (&a.entry.member, &b.entry.member);
     one.kind == other.kind
         && match one.kind {
@@ -220,7 +220,7 @@ fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
     output::print_table(&headings, rows.collect(), context.colour, "")
 }
 
-fn sighting_json(context: &Context, sighting: &Sighting) -> Value {
+fn sighting_json(context: &Context, sighting: &PathOccurrence) -> Value {
     let member = &sighting.entry.member;
     let mut object = Map::new();
     object.insert("run".into(), json!(sighting.run));

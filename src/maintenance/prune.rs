@@ -282,7 +282,7 @@ impl Plan {
             }
             anchors.push(archive.run);
         }
-        store.mark_going(&going, &anchors)?;
+        store.mark_deleting(&going, &anchors)?;
         archive_folder::finish_deletions(home, store)?;
         Ok(going.len())
     }
@@ -293,7 +293,7 @@ impl Plan {
 pub fn after_good_run(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
     let plan = Plan::make(store, row)?;
     let count = plan.going().count();
-    if plan.is_large() && !store.prune_may_be_large(row.id, run)? {
+    if plan.is_large() && !store.may_prune_over_half(row.id, run)? {
         let name = &row.schedule.name;
         return Ok(Some(format!(
             "retention would remove {count} archives of {name}, over half of the good ones: that waits for the next \
@@ -301,10 +301,10 @@ pub fn after_good_run(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -
         )));
     }
     if !plan.is_large() {
-        store.forget_held_prune(row.id)?;
+        store.clear_held_prune(row.id)?;
     }
     let gone = plan.apply(home, store)?;
-    store.forget_held_prune(row.id)?;
+    store.clear_held_prune(row.id)?;
     Ok((gone > 0).then(|| {
         format!("retention removed {gone} archive{} of {}", if gone == 1 { "" } else { "s" }, row.schedule.name)
     }))
@@ -325,7 +325,7 @@ pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archi
             .hint("make another with `backup-manager run`, or add --force"));
     }
     archive_folder::check(home, store)?;
-    store.mark_going(&[run], newest.filter(|_| !force).as_slice())?;
+    store.mark_deleting(&[run], newest.filter(|_| !force).as_slice())?;
     archive_folder::finish_deletions(home, store)?;
     Ok(archive)
 }

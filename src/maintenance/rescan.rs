@@ -81,7 +81,7 @@ pub fn rescan(
     now: Timestamp,
 ) -> Result<Report> {
     archive_folder::check(home, store)?;
-    store.discard_half_found()?;
+    store.discard_partly_added_archives()?;
     let mut report = Report::default();
     let mut candidates = find_candidates(home, store, &mut report)?;
     candidates.sort_by_key(|candidate| (candidate.run, candidate.created_at));
@@ -94,7 +94,7 @@ pub fn rescan(
         match take_in(store, candidate, threads, cancel, now) {
             Ok(()) => report.added.push(candidate.file_name.clone()),
             Err(error) if error.kind() == ErrorKind::Damage => {
-                store.discard_half_found()?;
+                store.discard_partly_added_archives()?;
                 report.damaged.push((candidate.path.clone(), error.to_string()));
             }
             Err(error) => return Err(error),
@@ -144,7 +144,7 @@ fn find_candidates(home: &Home, store: &Store, report: &mut Report) -> Result<Ve
         for path in entries_of(&folder)? {
             let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let file_name = format!("{name}/{file}");
-            if store.knows_file(&file_name)? {
+            if store.has_archive_file(&file_name)? {
                 report.known += 1;
                 continue;
             }
@@ -236,9 +236,9 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Cancel
         losses: facts.losses,
     };
     if let Some(file) = store.shared_file(&found)? {
-        return store.add_found_link(&found, file, now).map(drop);
+        return store.add_archive_link(&found, file, now).map(drop);
     }
-    let run = store.begin_found(&found, now)?;
+    let run = store.begin_adding_archive(&found, now)?;
     let (mut batch, mut rows): (Vec<CatalogChunk>, usize) = (Vec::new(), 0);
     let reader = Arc::clone(&candidate.reader);
     rebuild::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
@@ -246,12 +246,12 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Cancel
         batch.push(chunk);
         if rows >= BATCH_ROWS {
             rows = 0;
-            store.add_found_chunks(run, &std::mem::take(&mut batch))?;
+            store.add_chunks_of_archive(run, &std::mem::take(&mut batch))?;
         }
         Ok(())
     })?;
-    store.add_found_chunks(run, &batch)?;
-    store.finish_found(run, now)
+    store.add_chunks_of_archive(run, &batch)?;
+    store.finish_adding_archive(run, now)
 }
 
 /// An older database may know archives that retention has removed since.

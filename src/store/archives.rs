@@ -90,7 +90,7 @@ pub struct Archive {
 
 /// An archive that is not visible: being made, or being deleted.
 #[derive(Clone, Debug)]
-pub struct Unfinished {
+pub struct PendingArchive {
     /// Number of its run.
     pub run: i64,
     /// Row of its schedule.
@@ -189,13 +189,13 @@ impl Store {
     }
 
     /// Returns what a run has begun to make, if it is not complete.
-    pub fn unfinished(&self, run: i64) -> Result<Option<Unfinished>> {
+    pub fn pending_archive(&self, run: i64) -> Result<Option<PendingArchive>> {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
                     "SELECT archive.*, size, digest {JOINED} WHERE run_id = ?1 AND state <> 'complete'"
                 ))?
-                .query_row([run], unfinished_row)
+                .query_row([run], pending_archive_row)
                 .optional()
         })
     }
@@ -235,7 +235,7 @@ impl Store {
     }
 
     /// Takes an archive of the old system into the catalog, pinned, under a run number of its own.
-    pub fn add_legacy(&self, schedule: i64, legacy: &LegacyArchive, now: Timestamp) -> Result<i64> {
+    pub fn add_legacy_archive(&self, schedule: i64, legacy: &LegacyArchive, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             transaction
                 .prepare_cached(
@@ -285,11 +285,11 @@ impl Store {
     }
 
     /// Returns the archives that are marked as on their way out.
-    pub fn deleting(&self) -> Result<Vec<Unfinished>> {
+    pub fn archives_being_deleted(&self) -> Result<Vec<PendingArchive>> {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!("SELECT archive.*, size, digest {JOINED} WHERE state = 'deleting'"))?
-                .query_map([], unfinished_row)?
+                .query_map([], pending_archive_row)?
                 .collect()
         })
     }
@@ -441,8 +441,8 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
     })
 }
 
-fn unfinished_row(row: &Row<'_>) -> rusqlite::Result<Unfinished> {
-    Ok(Unfinished {
+fn pending_archive_row(row: &Row<'_>) -> rusqlite::Result<PendingArchive> {
+    Ok(PendingArchive {
         run: row.get("run_id")?,
         schedule: row.get("schedule_id")?,
         state: row.get("state")?,

@@ -122,7 +122,7 @@ pub enum Requeued {
 
 /// A claim whose end could not be written, and why: it is still to be ended.
 #[derive(Debug)]
-pub struct Unended {
+pub struct EndError {
     /// The claim, given back.
     pub claim: Claim,
     /// What kept its end from being written.
@@ -130,7 +130,7 @@ pub struct Unended {
 }
 
 /// The result of ending a claim, which gives the claim back if that fails.
-pub type Ending<T> = std::result::Result<T, Box<Unended>>;
+pub type EndResult<T> = std::result::Result<T, Box<EndError>>;
 
 const RETURNING: &str = "RETURNING id, schedule_id, attempt, tries, trigger, verify, reread, scheduled_for_ms";
 
@@ -255,7 +255,7 @@ impl Store {
     }
 
     /// Ends a run whose sealed archive is in place: archive visible, run finished, in one transaction.
-    pub fn complete(&self, claim: Claim, completed: &Completed, now: Timestamp) -> Ending<RunState> {
+    pub fn complete(&self, claim: Claim, completed: &Completed, now: Timestamp) -> EndResult<RunState> {
         let state = match (&completed.damaged, completed.incomplete) {
             (Some(_), _) => RunState::Failed,
             (None, true) => RunState::Incomplete,
@@ -270,27 +270,27 @@ impl Store {
         });
         match done {
             Ok(()) => Ok(state),
-            Err(error) => Err(Box::new(Unended { claim, error })),
+            Err(error) => Err(Box::new(EndError { claim, error })),
         }
     }
 
     /// Ends a run without an archive: `failed` or `cancelled`. The catalog rows it wrote must be discarded before.
-    pub fn end_without_archive(&self, claim: Claim, state: RunState, reason: &str, now: Timestamp) -> Ending<()> {
+    pub fn end_without_archive(&self, claim: Claim, state: RunState, reason: &str, now: Timestamp) -> EndResult<()> {
         let done = self.write_fenced(&claim, |transaction| {
             archives::forget_intent(transaction, claim.run)?;
             end(transaction, &claim, state, Some(reason), now)
         });
-        done.map_err(|error| Box::new(Unended { claim, error }))
+        done.map_err(|error| Box::new(EndError { claim, error }))
     }
 
     /// Puts a run back into the queue, or ends it where that cannot be: asked for by hand, budget used up, schedule
     /// gone, or another one queued, which then stands for it. The catalog rows it wrote must be discarded before.
-    pub fn requeue(&self, claim: Claim, how: Requeue, reason: &str, now: Timestamp) -> Ending<Requeued> {
+    pub fn requeue(&self, claim: Claim, how: Requeue, reason: &str, now: Timestamp) -> EndResult<Requeued> {
         let done = self.write_fenced(&claim, |transaction| {
             archives::forget_intent(transaction, claim.run)?;
             requeue(transaction, &claim, how, reason, now)
         });
-        done.map_err(|error| Box::new(Unended { claim, error }))
+        done.map_err(|error| Box::new(EndError { claim, error }))
     }
 
     /// Records what the run read and met, before it ends.

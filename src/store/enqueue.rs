@@ -29,11 +29,11 @@ pub enum EnqueueOutcome {
     /// A run was queued.
     Queued(i64),
     /// The run already queued stands for them too.
-    Counted(i64),
+    Coalesced(i64),
     /// They were recorded as missed.
     Missed(i64),
     /// The newest was a run before, as after a clock that was set back.
-    Known,
+    AlreadyRun,
     /// Another process was first, or the schedule was edited meanwhile.
     Overtaken,
 }
@@ -52,13 +52,13 @@ impl Store {
                 )?
                 .query_row(params![due.schedule, due.occurrence.millis()], |row| row.get(0))?;
             if known {
-                return Ok(EnqueueOutcome::Known);
+                return Ok(EnqueueOutcome::AlreadyRun);
             }
             if due.missed {
                 return insert(transaction, due, "missed", Some(now), now).map(EnqueueOutcome::Missed);
             }
             match queued(transaction, due.schedule)? {
-                Some(run) => count_in(transaction, run, due, now).map(|()| EnqueueOutcome::Counted(run)),
+                Some(run) => count_in(transaction, run, due, now).map(|()| EnqueueOutcome::Coalesced(run)),
                 None => insert(transaction, due, "queued", None, now).map(EnqueueOutcome::Queued),
             }
         })

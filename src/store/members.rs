@@ -11,7 +11,7 @@ use crate::member::{CatalogMember, FileTime, Member, MemberPath, Xattrs};
 
 /// A member of an archive and the chunk that holds its header.
 #[derive(Clone, Debug)]
-pub struct Listed {
+pub struct CatalogEntry {
     /// Position of the chunk in the archive file.
     pub sequence: u64,
     /// What the catalog keeps of it; of extended attributes only the digest.
@@ -20,7 +20,7 @@ pub struct Listed {
 
 /// A path in one archive.
 #[derive(Clone, Debug)]
-pub struct Sighting {
+pub struct PathOccurrence {
     /// Number of the run that made the archive.
     pub run: i64,
     /// Name of its schedule.
@@ -40,7 +40,7 @@ const OF_FILE: &str = "archive_file_id = (SELECT archive_file_id FROM archive WH
 impl Store {
     /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the first chunk
     /// behind them, if there are more.
-    pub fn members(&self, run: i64, sequence: u64, limit: u32) -> Result<(Vec<Listed>, Option<u64>)> {
+    pub fn members(&self, run: i64, sequence: u64, limit: u32) -> Result<(Vec<CatalogEntry>, Option<u64>)> {
         let chunks = self.chunks(run, sequence, limit.saturating_add(1))?;
         let next = chunks.get(limit as usize).map(|chunk| chunk.sequence);
         let end = next.unwrap_or(i64::MAX as u64);
@@ -51,7 +51,7 @@ impl Store {
                      AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence, ordinal"
                 ))?
                 .query_map(params![run, sequence, end], |row| {
-                    Ok(Listed { sequence: row.get(0)?, entry: member_row(row, 1)? })
+                    Ok(CatalogEntry { sequence: row.get(0)?, entry: member_row(row, 1)? })
                 })?
                 .collect()
         })?;
@@ -59,7 +59,7 @@ impl Store {
     }
 
     /// Returns the chunks of an archive that hold headers of members at `path`, and if asked below it, in order.
-    pub fn chunks_with(&self, run: i64, path: &MemberPath, below: bool) -> Result<Vec<u64>> {
+    pub fn chunks_with_path(&self, run: i64, path: &MemberPath, below: bool) -> Result<Vec<u64>> {
         self.read(|connection| {
             // A path is found by the index over all archives, what lies below it among the members of this one: a
             // folder may hold most of every archive there is.
@@ -118,7 +118,7 @@ impl Store {
     }
 
     /// Returns where a path is found in complete archives, of one schedule or of all, newest first.
-    pub fn sightings(&self, path: &MemberPath, schedule: Option<i64>) -> Result<Vec<Sighting>> {
+    pub fn path_occurrences(&self, path: &MemberPath, schedule: Option<i64>) -> Result<Vec<PathOccurrence>> {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
@@ -130,7 +130,7 @@ impl Store {
                      ORDER BY archive.run_id DESC"
                 ))?
                 .query_map(params![path.as_bytes(), schedule], |row| {
-                    Ok(Sighting {
+                    Ok(PathOccurrence {
                         run: row.get(0)?,
                         schedule: row.get(1)?,
                         created_at: Timestamp::from_millis(row.get(2)?),

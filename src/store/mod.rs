@@ -49,13 +49,13 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 
-pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, Sealed, Unfinished};
+pub use archives::{Archive, ArchiveState, Health, Intent, LegacyArchive, PendingArchive, Sealed};
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
-pub use claims::{Claim, ClaimNow, Completed, Ending, Requeue, Requeued, RunRequest, Unended};
+pub use claims::{Claim, ClaimNow, Completed, EndError, EndResult, Requeue, Requeued, RunRequest};
 pub use enqueue::{Due, EnqueueOutcome};
 pub use maintenance::{Drill, Task, check_copy};
-pub use members::{Listed, Sighting};
+pub use members::{CatalogEntry, PathOccurrence};
 pub use rescan::FoundArchive;
 pub use runs::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedules::{Revived, ScheduleRow, Watermark};

@@ -45,7 +45,7 @@ pub struct FoundArchive {
 impl Store {
     /// Takes the place of the database whose archives lie in the folder; only where the catalog holds none yet.
     /// The database has to be opened anew to go by the new identity.
-    pub fn take_identity(&self, identity: Uuid) -> Result<()> {
+    pub fn adopt_identity(&self, identity: Uuid) -> Result<()> {
         self.write(|transaction| {
             let changed = transaction.execute(
                 "UPDATE instance SET uuid = ?1 WHERE NOT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')",
@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Says whether the catalog has an archive with this file name, in whatever state but half taken in.
-    pub fn knows_file(&self, file_name: &str) -> Result<bool> {
+    pub fn has_archive_file(&self, file_name: &str) -> Result<bool> {
         self.read(|connection| {
             connection
                 .prepare_cached(
@@ -84,7 +84,7 @@ impl Store {
 
     /// Begins to take an archive in, under the number in its name where that is free; returns its number. What an
     /// earlier attempt at the same file left is to be discarded before.
-    pub fn begin_found(&self, found: &FoundArchive, now: Timestamp) -> Result<i64> {
+    pub fn begin_adding_archive(&self, found: &FoundArchive, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
             transaction.execute(
@@ -98,7 +98,7 @@ impl Store {
     }
 
     /// Adds chunks with their members to an archive that is being taken in.
-    pub fn add_found_chunks(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
+    pub fn add_chunks_of_archive(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
         self.write(|transaction| {
             let file: i64 = transaction.query_row(
                 "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'writing'",
@@ -110,7 +110,7 @@ impl Store {
     }
 
     /// Makes an archive visible that was taken in whole and proven.
-    pub fn finish_found(&self, run: i64, now: Timestamp) -> Result<()> {
+    pub fn finish_adding_archive(&self, run: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             let changed = transaction
                 .execute("UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing'", [run])?;
@@ -125,7 +125,7 @@ impl Store {
     }
 
     /// Takes in an archive that is a further name of a file in the catalog; returns its number.
-    pub fn add_found_link(&self, found: &FoundArchive, archive_file: i64, now: Timestamp) -> Result<i64> {
+    pub fn add_archive_link(&self, found: &FoundArchive, archive_file: i64, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
             insert_archive(transaction, found, run, archive_file, "complete")?;
@@ -134,7 +134,7 @@ impl Store {
     }
 
     /// Removes what earlier rescans began to take in and did not finish.
-    pub fn discard_half_found(&self) -> Result<()> {
+    pub fn discard_partly_added_archives(&self) -> Result<()> {
         loop {
             let left = self.write(|transaction| {
                 let half: Option<(i64, i64)> = transaction

@@ -11,7 +11,7 @@ impl Store {
     /// Marks archives as on their way out, if every one of `anchors` is good still: those make it safe.
     ///
     /// Errors: `Busy` if the archives have changed since the choice was made; then nothing is marked.
-    pub fn mark_going(&self, runs: &[i64], anchors: &[i64]) -> Result<()> {
+    pub fn mark_deleting(&self, runs: &[i64], anchors: &[i64]) -> Result<()> {
         self.write_or(|transaction| {
             for anchor in anchors {
                 let is_good: bool = transaction
@@ -37,7 +37,7 @@ impl Store {
 
     /// Says whether a prune of over half may go on after `run`: one that was held after an earlier good run may. Else
     /// remembers that it is held from this run on.
-    pub fn prune_may_be_large(&self, schedule: i64, run: i64) -> Result<bool> {
+    pub fn may_prune_over_half(&self, schedule: i64, run: i64) -> Result<bool> {
         self.write(|transaction| {
             let held: Option<i64> =
                 transaction
@@ -51,7 +51,7 @@ impl Store {
     }
 
     /// Forgets that a prune was held.
-    pub fn forget_held_prune(&self, schedule: i64) -> Result<()> {
+    pub fn clear_held_prune(&self, schedule: i64) -> Result<()> {
         self.write(|transaction| {
             transaction
                 .execute(

@@ -108,7 +108,7 @@ fn a_missing_source_fails_the_run_and_leaves_nothing() {
     assert_eq!(ended.state, RunState::Failed);
     assert!(ended.error.unwrap().to_string().contains("docs"));
     assert!(world.archive_files().is_empty());
-    assert!(world.store.unfinished(ended.run).unwrap().is_none());
+    assert!(world.store.pending_archive(ended.run).unwrap().is_none());
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     let living = world.process(Role::Command);
     assert_eq!(recovered(&living).requeued, 1);
     assert!(!temporary.exists());
-    assert!(world.store.unfinished(run).unwrap().is_none());
+    assert!(world.store.pending_archive(run).unwrap().is_none());
     assert_eq!(world.store.attempts(run).unwrap()[0].outcome, "interrupted");
     assert_eq!(recovered(&living), RecoveryReport::default(), "a second recovery changes nothing");
     assert!(world.store.claim_next(&living.row, world.clock.now()).unwrap().is_none(), "a pause first");
@@ -370,17 +370,17 @@ fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next()
     let first = run_now(&world, &runner, &row).run;
     world.clock.advance(DAY);
     let second = run_now(&world, &runner, &row).run;
-    world.store.mark_going(&[first], &[second]).unwrap();
+    world.store.mark_deleting(&[first], &[second]).unwrap();
     assert_eq!(archive_folder::finish_deletions(&world.home, &world.store).unwrap(), 1);
     assert_eq!(world.archive_files().len(), 1);
     assert!(world.store.archive(first).unwrap().is_none());
     assert!(!world.store.has_chunks(first).unwrap());
     // Killed between the mark and the unlink.
-    world.store.mark_going(&[second], &[]).unwrap();
+    world.store.mark_deleting(&[second], &[]).unwrap();
     assert!(world.store.archive(second).unwrap().is_none(), "invisible at once");
     recovered(&runner);
     assert!(world.archive_files().is_empty());
-    assert!(world.store.deleting().unwrap().is_empty());
+    assert!(world.store.archives_being_deleted().unwrap().is_empty());
 }
 
 #[test]
@@ -418,10 +418,10 @@ fn an_archive_that_cannot_be_deleted_keeps_no_other_from_it() {
     let stuck = world.home.backups().join(&world.store.archive(runs[0]).unwrap().unwrap().file_name);
     fs::remove_file(&stuck).unwrap();
     fs::create_dir(&stuck).unwrap();
-    world.store.mark_going(&runs, &[]).unwrap();
+    world.store.mark_deleting(&runs, &[]).unwrap();
     let error = archive_folder::finish_deletions(&world.home, &world.store).unwrap_err();
     assert!(error.to_string().contains(&*stuck.to_string_lossy()), "{error}");
-    let left = world.store.deleting().unwrap();
+    let left = world.store.archives_being_deleted().unwrap();
     assert_eq!(left.iter().map(|archive| archive.run).collect::<Vec<_>>(), [runs[0]], "told of until it is gone");
     assert!(world.archive_files().is_empty(), "the other is gone");
 }

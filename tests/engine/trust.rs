@@ -117,7 +117,7 @@ fn nothing_goes_while_the_newest_good_archive_is_not_there() {
     assert_eq!(runs_of(&world, &row).len(), 3);
     // Marked since the plan was made: the choice does not hold any more.
     assert_eq!(verify(&world, &newest).health, Health::Missing);
-    assert_eq!(world.store.mark_going(&[1], &[newest.run]).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(world.store.mark_deleting(&[1], &[newest.run]).unwrap_err().kind(), ErrorKind::Busy);
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_deletion_cut_off_at_any_step_is_finished() {
     run_daily(&world, &runner, &row, 3);
     let archives = world.store.archives(Some(row.id)).unwrap();
     // Cut off behind the mark, and behind the unlink.
-    world.store.mark_going(&[1, 2], &[3]).unwrap();
+    world.store.mark_deleting(&[1, 2], &[3]).unwrap();
     fs::remove_file(path_of(&world, &archives[1])).unwrap();
     for _ in 0..2 {
         archive_folder::finish_deletions(&world.home, &world.store).unwrap();

@@ -122,7 +122,7 @@ impl Simulation {
         }
         let archive = self.random.pick(&archives).clone();
         self.note(format!("the archive @{} is being deleted", archive.run));
-        self.world.store.mark_going(&[archive.run], &[]).unwrap();
+        self.world.store.mark_deleting(&[archive.run], &[]).unwrap();
         match self.random.below(3) {
             0 => drop(archive_folder::finish_deletions(&self.world.home, &self.world.store).unwrap()),
             1 => fs::remove_file(self.world.home.backups().join(&archive.file_name)).unwrap(),
