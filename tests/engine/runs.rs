@@ -313,7 +313,7 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
         incomplete: false,
     };
     world.store.seal(&claim, &sealed).unwrap();
-    service.sign_off().unwrap();
+    service.unregister().unwrap();
     claim.run()
 }
 

@@ -92,7 +92,7 @@ fn another_zone_at_the_next_start_moves_what_is_next() {
     let next = |world: &World| world.store.schedules().unwrap()[0].watermark.next_due.unwrap();
     let mut utc = world.service_in(Tz::UTC, false);
     assert_eq!(next(&world), MIDNIGHT.plus(HOUR));
-    utc.sign_off().unwrap();
+    utc.unregister().unwrap();
     drop(utc);
     let _paris = world.service_in(Tz::Europe__Paris, false);
     assert_eq!(next(&world), MIDNIGHT.plus(DAY), "01:00 in Paris is 00:00 UTC, and today's has passed");
@@ -119,7 +119,7 @@ fn spring_and_autumn_in_paris_run_every_night_once() {
         assert_eq!(world.runs().len() - before, nights, "{start}");
         let row = world.store.schedule_named(&name).unwrap().unwrap();
         world.store.delete_schedule(row.id, world.clock.now()).unwrap();
-        service.sign_off().unwrap();
+        service.unregister().unwrap();
     }
 }
 

@@ -303,7 +303,7 @@ impl Simulation {
             let now = self.now();
             self.world.store.requeue(claim, Requeue::Refund, "the service was stopped", now).unwrap();
         }
-        self.processes[at].service.as_mut().expect("a service").sign_off().unwrap();
+        self.processes[at].service.as_mut().expect("a service").unregister().unwrap();
         self.processes.remove(at);
     }
 

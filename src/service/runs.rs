@@ -1,0 +1,176 @@
+//! Runs of a service: claimed by the loop, each executed or recovered on a thread of its own.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use super::{Event, Service, lock};
+use crate::backup::{self, Ended, OrphanedRun, RunContext, Runner};
+use crate::cancel::CancelToken;
+use crate::error::{ErrorKind, Result};
+use crate::progress::{Observer, Problem, Progress};
+use crate::store::{Claim, Intent, RunState};
+
+/// The runs that this process executes or recovers, each with the token that cancels it.
+#[derive(Clone, Default)]
+pub(super) struct ActiveRuns(Arc<Mutex<HashMap<i64, Arc<CancelToken>>>>);
+
+impl ActiveRuns {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<i64, Arc<CancelToken>>> {
+        lock(&self.0)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    pub(super) fn insert(&self, run: i64) {
+        self.lock().insert(run, Arc::default());
+    }
+
+    fn remove(&self, run: i64) {
+        self.lock().remove(&run);
+    }
+
+    fn cancel_token(&self, run: i64) -> Arc<CancelToken> {
+        self.lock().get(&run).cloned().unwrap_or_default()
+    }
+
+    /// Asks all runs to stop and to return to the queue (I10).
+    pub(super) fn drain(&self) {
+        self.lock().values().for_each(|cancel| cancel.drain());
+    }
+}
+
+impl Service {
+    /// Claims the run that has waited longest; `None` if there is none, the service stops, or all its workers are busy.
+    pub fn claim(&self) -> Result<Option<(Claim, Intent)>> {
+        if self.stop.is_some() || self.active.len() >= self.options.workers {
+            return Ok(None);
+        }
+        let claimed = self.runner.store.claim_next(&self.runner.row, self.runner.clock.now())?;
+        if let Some((claim, _)) = &claimed {
+            self.active.insert(claim.run());
+        }
+        Ok(claimed)
+    }
+
+    /// Executes a claimed run on this thread.
+    pub fn execute(&self, claim: Claim, intent: &Intent) -> Result<Ended> {
+        let cancel = self.active.cancel_token(claim.run());
+        execute_run(&self.runner, &self.active, claim, intent, &cancel)
+    }
+
+    /// Claims runs and starts a thread for each, until no run waits or all workers are busy.
+    pub(super) fn start_runs(&self, events: &Sender<Event>) {
+        loop {
+            let (claim, intent) = match self.claim() {
+                Ok(Some(claimed)) => claimed,
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!("no run could be claimed: {error}");
+                    return;
+                }
+            };
+            let run = claim.run();
+            let (runner, active) = (self.runner.clone(), self.active.clone());
+            let cancel = self.active.cancel_token(run);
+            let guard = RunEndGuard { run, active: active.clone(), events: Some(events.clone()) };
+            let is_started = spawn_for_run(run, move || {
+                // A panic ends the thread, not the run: the guard makes it inactive, and the next tick recovers it
+                // (I6).
+                let _guard = guard;
+                let _ = execute_run(&runner, &active, claim, &intent, &cancel);
+            });
+            if !is_started {
+                return;
+            }
+        }
+    }
+}
+
+fn execute_run(
+    runner: &Runner,
+    active: &ActiveRuns,
+    claim: Claim,
+    intent: &Intent,
+    cancel: &CancelToken,
+) -> Result<Ended> {
+    let run = claim.run();
+    log::info!("run @{run}: started, attempt {}", claim.attempt());
+    let context = RunContext { cancel, observer: &LogObserver, foreground: false };
+    let ended = runner.execute(claim, intent, &context);
+    match &ended {
+        Ok(Ended { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
+        Ok(Ended { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
+        Ok(Ended { state, error, .. }) => {
+            let reason = error.as_ref().map(ToString::to_string).unwrap_or_default();
+            log::error!("run @{run}: {}: {reason}", state.as_str());
+        }
+        Err(error) if error.kind() == ErrorKind::Fenced => log::warn!("run @{run}: {error}"),
+        Err(error) => log::error!("run @{run}: its result was not recorded: {error}"),
+    }
+    active.remove(run);
+    ended
+}
+
+/// Recovers an orphaned run. A failure is recorded in `failed_recoveries`, so that the next ticks leave the run alone.
+pub(super) fn recover_run(runner: &Runner, orphan: OrphanedRun, failed_recoveries: &Mutex<HashMap<i64, Duration>>) {
+    let run = orphan.run();
+    let cancel = CancelToken::default();
+    let context = RunContext { cancel: &cancel, observer: &LogObserver, foreground: false };
+    match backup::recover_run(runner, orphan, &context) {
+        Ok(state) => log::info!("run @{run}: recovered, now {}", state.as_str()),
+        Err(error) => {
+            log::error!("run @{run}: recovery failed and will be retried: {error}");
+            lock(failed_recoveries).insert(run, runner.clock.monotonic());
+        }
+    }
+}
+
+/// Starts a thread for a run; returns whether it started. If not, `work` and its [`RunEndGuard`] are dropped, so the
+/// run is no longer active and the next tick recovers it.
+pub(super) fn spawn_for_run(run: i64, work: impl FnOnce() + Send + 'static) -> bool {
+    let spawned = std::thread::Builder::new().name(format!("run {run}")).spawn(work);
+    if let Err(error) = &spawned {
+        log::error!("run @{run}: no thread could be started: {error}");
+    }
+    spawned.is_ok()
+}
+
+/// Makes a run inactive and reports [`Event::RunEnded`] when its thread ends, by a panic too.
+pub(super) struct RunEndGuard {
+    pub(super) run: i64,
+    pub(super) active: ActiveRuns,
+    pub(super) events: Option<Sender<Event>>,
+}
+
+impl Drop for RunEndGuard {
+    fn drop(&mut self) {
+        self.active.remove(self.run);
+        if let Some(events) = &self.events {
+            let _ = events.send(Event::RunEnded(self.run));
+        }
+    }
+}
+
+/// Logs problems and notes.
+pub(super) struct LogObserver;
+
+impl Observer for LogObserver {
+    fn progress(&self, _: &Progress) {}
+
+    fn problem(&self, problem: &Problem) {
+        log::warn!("{}: {} ({})", String::from_utf8_lossy(&problem.path), problem.reason, problem.kind.as_str());
+    }
+
+    fn note(&self, text: &str) {
+        log::info!("{text}");
+    }
+}

@@ -1,0 +1,167 @@
+//! One scheduler tick: recover orphaned runs, follow the text file, enqueue due runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::runs::{RunEndGuard, recover_run, spawn_for_run};
+use super::{MAX_WAIT, Service, lock};
+use crate::archive_folder;
+use crate::backup;
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::import_export;
+use crate::schedule::CatchUp;
+use crate::store::{Due, ScheduleRow, Watermark};
+
+/// An occurrence that is enqueued later than this was missed: the service was down, or the machine suspended.
+const MISSED_AFTER: Duration = Duration::from_secs(120);
+/// How far the clock may be set back, beyond one period, before watermarks in the future are reset.
+const MAX_CLOCK_SETBACK: Duration = Duration::from_secs(3 * 3600);
+/// How long a text file must stay unchanged before it is applied.
+const TEXT_FILE_SETTLE_TIME: Duration = Duration::from_secs(1);
+/// Due schedules that one query returns.
+const DUE_BATCH: u32 = 500;
+/// Missed occurrences that are counted one by one.
+const MAX_COUNTED_OCCURRENCES: u64 = 100_000;
+/// How long a run whose recovery failed is left alone.
+const RECOVERY_RETRY_INTERVAL: Duration = MAX_WAIT;
+
+/// What one scheduler tick did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// Schedules whose due occurrences became a run or were coalesced into one.
+    pub enqueued: usize,
+    /// When the next tick is due if no event comes before.
+    pub next: Option<Timestamp>,
+}
+
+impl Service {
+    /// Performs one scheduler tick: recovery, requests to stop, the text file, due runs.
+    pub fn tick(&mut self) -> Result<Tick> {
+        let now = self.runner.clock.now();
+        self.update_heartbeat(|heartbeat| heartbeat.ticked_at_ms = now.millis());
+        self.recover()?;
+        if self.stop.is_none() {
+            self.stop = self.runner.store.stop_request(self.runner.row.uuid)?;
+        }
+        if self.stop.is_some() {
+            return Ok(Tick::default());
+        }
+        let is_settling = match &mut self.text_file {
+            Some(state) => import_export::follow_text_file(state, &self.runner.store, self.options.zone, now)?,
+            None => false,
+        };
+        if self.last_tick.is_none() {
+            self.renew_stable_links();
+        }
+        if self.last_tick.is_none_or(|last| now < last) {
+            self.reset_future_watermarks(now)?;
+        }
+        self.last_tick = Some(now);
+        let enqueued = self.enqueue_all_due(now)?;
+        let waiting = [
+            self.runner.store.next_due()?,
+            self.runner.store.next_not_before()?.filter(|at| *at > now),
+            is_settling.then(|| now.plus(TEXT_FILE_SETTLE_TIME)),
+        ];
+        Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
+    }
+
+    /// Recovers the runs of dead workers. While serving, each on a thread of its own: reading a large archive back
+    /// takes long, and the loop must go on.
+    fn recover(&mut self) -> Result<()> {
+        let now = self.runner.clock.monotonic();
+        lock(&self.failed_recoveries).retain(|_, failed_at| now.saturating_sub(*failed_at) < RECOVERY_RETRY_INTERVAL);
+        let orphaned = {
+            let (active, failed) = (self.active.lock(), lock(&self.failed_recoveries));
+            let is_ours = |run| active.contains_key(&run) || failed.contains_key(&run);
+            backup::take_over_orphaned_runs(&self.runner, &is_ours)?
+        };
+        for orphan in orphaned {
+            let run = orphan.run();
+            self.active.insert(run);
+            let guard = RunEndGuard { run, active: self.active.clone(), events: self.background.clone() };
+            let (runner, failed_recoveries) = (self.runner.clone(), Arc::clone(&self.failed_recoveries));
+            let work = move || {
+                let _guard = guard;
+                recover_run(&runner, orphan, &failed_recoveries);
+            };
+            match &self.background {
+                Some(_) => drop(spawn_for_run(run, work)),
+                None => work(),
+            }
+        }
+        backup::remove_dead_workers(&self.runner)
+    }
+
+    /// Renews the stable links: a process may have died between the end of a run and the change of its link.
+    fn renew_stable_links(&self) {
+        let (home, store) = (&self.runner.home, &self.runner.store);
+        let renewed = store.schedules().and_then(|rows| archive_folder::renew_stable_links(home, store, &rows));
+        match renewed {
+            Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
+            Err(error) => log::warn!("the stable links were not renewed: {error}"),
+        }
+    }
+
+    /// Moves watermarks that lie far in the future back to now. They were written while the clock was far ahead;
+    /// without this nothing would run until that false date.
+    fn reset_future_watermarks(&self, now: Timestamp) -> Result<()> {
+        for row in self.runner.store.schedules_handled_after(now.plus(MAX_CLOCK_SETBACK))? {
+            let Some(cadence) = &row.schedule.cadence else { continue };
+            let limit = now.plus(MAX_CLOCK_SETBACK).plus(cadence.period(self.zone(&row), now));
+            if row.watermark.handled_until <= limit {
+                continue;
+            }
+            let to = Watermark { handled_until: now, next_due: self.next_after(&row, now) };
+            if self.runner.store.move_watermark(row.id, row.watermark, to)? {
+                log::warn!("{}: the clock was far ahead; its occurrences count from now again", row.schedule.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn enqueue_all_due(&self, now: Timestamp) -> Result<usize> {
+        let mut enqueued = 0;
+        loop {
+            let due = self.runner.store.due_schedules(now, DUE_BATCH)?;
+            for row in &due {
+                enqueued += usize::from(self.enqueue_due(row, now)?);
+            }
+            if due.len() < DUE_BATCH as usize {
+                return Ok(enqueued);
+            }
+        }
+    }
+
+    /// Enqueues one run for all occurrences of a schedule that are due. Returns whether there was one.
+    fn enqueue_due(&self, row: &ScheduleRow, now: Timestamp) -> Result<bool> {
+        let Some(cadence) = &row.schedule.cadence else { return Ok(false) };
+        let missed = cadence.missed(self.zone(row), row.watermark.handled_until, now, MAX_COUNTED_OCCURRENCES);
+        let to = Watermark { handled_until: now, next_due: self.next_after(row, now) };
+        let Some(missed) = missed else {
+            // `next_due` was computed in another zone or by other rules: no occurrence is due after all.
+            let to = Watermark { next_due: to.next_due, ..row.watermark };
+            self.runner.store.move_watermark(row.id, row.watermark, to)?;
+            return Ok(false);
+        };
+        let is_late = now.since(missed.newest) > MISSED_AFTER;
+        let due = Due {
+            schedule: row.id,
+            from: row.watermark,
+            to,
+            occurrence: missed.newest,
+            count: missed.count,
+            missed: is_late && row.schedule.catch_up == CatchUp::Skip,
+        };
+        let enqueued = self.runner.store.enqueue_due(&due, now)?;
+        log::info!(
+            "{}: due at {} ({} occurrence{}): {enqueued:?}",
+            row.schedule.name,
+            missed.newest.rfc3339(&self.zone(row)),
+            missed.count,
+            if missed.count == 1 { "" } else { "s" }
+        );
+        Ok(true)
+    }
+}
