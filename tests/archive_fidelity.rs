@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use backup_manager::browse::{Opened, Selection};
+use backup_manager::browse::{OpenArchive, Selection};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::member::MemberPath;
@@ -227,7 +227,7 @@ fn assert_fidelity(entries: &[Entry]) {
 
 /// Restores all there is with our own restore, which must have nothing to complain of.
 fn restore(archive: &Path, out: &Path, by_steps: bool) {
-    let opened = Opened::file(archive).unwrap();
+    let opened = OpenArchive::from_file(archive).unwrap();
     let options = Options { setuid: true, devices: true, sync: false, by_steps, threads: 3, ..Options::to(out) };
     let (clock, cancel) = (SystemClock::new(), CancelToken::new());
     let mut told = |_, _: &MemberPath| {};

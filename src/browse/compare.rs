@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::read_file::read_content;
-use super::{Opened, Selection};
+use super::{OpenArchive, Selection};
 use crate::archive::members::Event;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{FileTime, Member, MemberKind, MemberPath};
 
 /// What is compared of a member.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Brief {
+pub struct MemberSummary {
     /// What it is; further names of a file count as files.
     pub kind: MemberKind,
     /// Bytes of content.
@@ -31,23 +31,23 @@ pub struct Brief {
 }
 
 /// Members by path.
-pub type Contents = BTreeMap<MemberPath, Brief>;
+pub type MembersByPath = BTreeMap<MemberPath, MemberSummary>;
 
 /// One difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change<'a> {
     /// Only the newer side has it.
-    Added(&'a Brief),
+    Added(&'a MemberSummary),
     /// Only the older side has it.
-    Removed(&'a Brief),
+    Removed(&'a MemberSummary),
     /// Both have it, and it differs.
-    Changed(&'a Brief, &'a Brief),
+    Changed(&'a MemberSummary, &'a MemberSummary),
 }
 
-impl Brief {
+impl MemberSummary {
     /// Returns what matters of a member whose content has this digest.
-    pub fn of(member: &Member, digest: Option<[u8; 32]>) -> Brief {
-        Brief {
+    pub fn of(member: &Member, digest: Option<[u8; 32]>) -> MemberSummary {
+        MemberSummary {
             kind: member.kind,
             size: member.size,
             mode: member.mode,
@@ -61,7 +61,7 @@ impl Brief {
 
     /// Returns in words what differs from an older state. A folder's time is no difference: it only says that something
     /// in it came or went.
-    pub fn differences(&self, older: &Brief) -> Vec<&'static str> {
+    pub fn differences(&self, older: &MemberSummary) -> Vec<&'static str> {
         if self.kind != older.kind {
             return vec!["kind"];
         }
@@ -85,10 +85,10 @@ impl Brief {
 /// Returns the members of an archive. Where the catalog does not know it, all of it is read.
 ///
 /// Errors: `Damage` where it cannot be read whole.
-pub fn contents(archive: &Opened) -> Result<Contents> {
-    let mut all = Contents::new();
+pub fn members_by_path(archive: &OpenArchive) -> Result<MembersByPath> {
+    let mut all = MembersByPath::new();
     let known = archive.catalog_members(&mut |_, entry| {
-        all.insert(entry.member.path.clone(), Brief::of(&entry.member, entry.content_digest));
+        all.insert(entry.member.path.clone(), MemberSummary::of(&entry.member, entry.content_digest));
         Ok(())
     })?;
     if !known {
@@ -107,7 +107,7 @@ pub fn contents(archive: &Opened) -> Result<Contents> {
     Ok(all)
 }
 
-fn read_all(archive: &Opened, all: &mut Contents) -> Result<()> {
+fn read_all(archive: &OpenArchive, all: &mut MembersByPath) -> Result<()> {
     let mut members = archive.members(&Selection::everything()?, 2)?;
     while let Some(event) = members.next()? {
         let entry = match event {
@@ -133,15 +133,15 @@ fn read_all(archive: &Opened, all: &mut Contents) -> Result<()> {
             })?;
             digest = Some(*hasher.finalize().as_bytes());
         }
-        all.insert(entry.member.path.clone(), Brief::of(&entry.member, digest));
+        all.insert(entry.member.path.clone(), MemberSummary::of(&entry.member, digest));
     }
     Ok(())
 }
 
 /// Passes what differs to `visit`, in the order of paths.
 pub fn compare(
-    older: &Contents,
-    newer: &Contents,
+    older: &MembersByPath,
+    newer: &MembersByPath,
     visit: &mut dyn FnMut(&MemberPath, Change<'_>) -> Result<()>,
 ) -> Result<()> {
     let (mut old, mut new) = (older.iter().peekable(), newer.iter().peekable());
@@ -169,8 +169,8 @@ pub fn compare(
 mod tests {
     use super::*;
 
-    fn brief(size: u64, seconds: i64, digest: Option<u8>) -> Brief {
-        Brief {
+    fn brief(size: u64, seconds: i64, digest: Option<u8>) -> MemberSummary {
+        MemberSummary {
             kind: MemberKind::File,
             size,
             mode: 0o644,
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn content_counts_and_time_only_where_content_is_unknown() {
-        let differences = |new: Brief, old: Brief| new.differences(&old).join(" ");
+        let differences = |new: MemberSummary, old: MemberSummary| new.differences(&old).join(" ");
         assert_eq!(differences(brief(1, 1, Some(1)), brief(1, 1, Some(1))), "");
         assert_eq!(differences(brief(1, 2, Some(1)), brief(1, 1, Some(1))), "time");
         assert_eq!(differences(brief(1, 1, Some(2)), brief(1, 1, Some(1))), "content");
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn two_sides_are_merged_in_order() {
-        let contents = |list: &[(&str, u64)]| -> Contents {
+        let contents = |list: &[(&str, u64)]| -> MembersByPath {
             list.iter().map(|(p, size)| (MemberPath::parse(p.as_bytes()).unwrap(), brief(*size, 0, None))).collect()
         };
         let (old, new) = (contents(&[("a", 1), ("b", 1), ("c", 1)]), contents(&[("a", 1), ("c", 2), ("d", 1)]));

@@ -1,11 +1,11 @@
 //! Reads archives without restoring them: which members are selected, what a file contains, what differs.
 
 mod compare;
-mod opened;
+mod open_archive;
 mod read_file;
 mod selection;
 
-pub use compare::{Brief, Change, Contents, compare, contents};
-pub use opened::Opened;
+pub use compare::{Change, MemberSummary, MembersByPath, compare, members_by_path};
+pub use open_archive::OpenArchive;
 pub use read_file::read_file;
 pub use selection::{Globs, Selection};

@@ -1,6 +1,6 @@
 //! The content of one member, without restoring it.
 
-use super::{Opened, Selection};
+use super::{OpenArchive, Selection};
 use crate::archive::members::{Entry, Event, Members};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{MemberKind, MemberPath, Span};
@@ -12,7 +12,7 @@ const PIECE_BYTES: usize = 1 << 18;
 /// times, the last counts, as when it is restored; a further name of a file has that file's content.
 ///
 /// Errors: `NotFound`; `Usage` for what has no content; `Damage` where it is not whole, after what there is of it.
-pub fn read_file(archive: &Opened, path: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+pub fn read_file(archive: &OpenArchive, path: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let selection = Selection::exactly(vec![path.clone()])?;
     let mut before = if archive.is_ours() { 0 } else { times(archive, &selection, path)?.saturating_sub(1) };
     let mut members = archive.members(&selection, 2)?;
@@ -33,7 +33,7 @@ pub fn read_file(archive: &Opened, path: &MemberPath, put: &mut dyn FnMut(&[u8])
 }
 
 /// Counts how often an archive has a name.
-fn times(archive: &Opened, selection: &Selection, path: &MemberPath) -> Result<u64> {
+fn times(archive: &OpenArchive, selection: &Selection, path: &MemberPath) -> Result<u64> {
     let mut members = archive.members(selection, 2)?;
     let mut count = 0;
     while let Some(event) = members.next()? {
@@ -48,7 +48,7 @@ fn damaged(path: &MemberPath, reason: &str) -> Error {
 }
 
 fn pass(
-    archive: &Opened,
+    archive: &OpenArchive,
     members: &mut Members,
     entry: &Entry,
     put: &mut dyn FnMut(&[u8]) -> Result<()>,
@@ -71,7 +71,7 @@ fn pass(
 }
 
 /// Links lead to the name that carries the data; a link to a link is none that a tar program makes.
-fn read_first_name(archive: &Opened, first: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+fn read_first_name(archive: &OpenArchive, first: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let selection = Selection::exactly(vec![first.clone()])?;
     let mut members = archive.members(&selection, 2)?;
     while let Some(event) = members.next()? {

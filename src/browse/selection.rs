@@ -94,7 +94,7 @@ impl Selection {
     }
 
     /// Says whether what lies below the paths is meant, too.
-    pub(super) fn means_below(&self) -> bool {
+    pub(super) fn includes_descendants(&self) -> bool {
         self.below
     }
 
@@ -104,7 +104,7 @@ impl Selection {
     }
 
     /// Says whether a member is meant, and remembers which of the paths were met.
-    pub fn wants(&self, path: &MemberPath) -> bool {
+    pub fn selects(&self, path: &MemberPath) -> bool {
         let bytes = path.as_bytes();
         let mut named = self.paths.is_empty();
         let mut meet = |at: &[u8]| {
@@ -146,13 +146,13 @@ mod tests {
         for (member, wanted) in
             [("a/b", true), ("a/b/x", true), ("a/bc", false), ("a", false), ("a/b/x.o", false), ("a/b/skip/y", false)]
         {
-            assert_eq!(selection.wants(&path(member)), wanted, "{member}");
+            assert_eq!(selection.selects(&path(member)), wanted, "{member}");
         }
         assert_eq!(selection.missing(), [&path("c")]);
         let only = Selection::new(Vec::new(), globs(&["*.txt", "d/**/e"]), globs(&[]));
         for (member, wanted) in [("x/a.txt", true), ("d/1/2/e", true), ("d/1/2/e/f", true), ("d/e", true), ("e", false)]
         {
-            assert_eq!(only.wants(&path(member)), wanted, "{member}");
+            assert_eq!(only.selects(&path(member)), wanted, "{member}");
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::output::{self, Format};
 use super::{Context, select};
 use crate::backup;
-use crate::browse::{self, Brief, Change, Contents};
+use crate::browse::{self, Change, MemberSummary, MembersByPath};
 use crate::error::{Error, Result};
 use crate::member::MemberKind;
 use crate::store::{ScheduleRow, Store};
@@ -23,9 +23,9 @@ pub struct DiffArgs {
 
 pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
     let older = select::archive(context, &args.older, None, None)?;
-    let was = browse::contents(&older)?;
+    let was = browse::members_by_path(&older)?;
     let is = match &args.newer {
-        Some(newer) => browse::contents(&select::archive(context, newer, None, None)?)?,
+        Some(newer) => browse::members_by_path(&select::archive(context, newer, None, None)?)?,
         None => {
             let store = context.open()?;
             source_now(context, &schedule_of(context, &store, &args.older)?, &was)?
@@ -76,8 +76,8 @@ fn schedule_of(context: &Context, store: &Store, what: &str) -> Result<ScheduleR
 
 /// Returns what a run would archive now. Files of unchanged size whose time changed are read, so that only what really
 /// changed counts as content.
-fn source_now(context: &Context, row: &ScheduleRow, was: &Contents) -> Result<Contents> {
-    let mut is = Contents::new();
+fn source_now(context: &Context, row: &ScheduleRow, was: &MembersByPath) -> Result<MembersByPath> {
+    let mut is = MembersByPath::new();
     let mut failed = None;
     let problems = backup::visit_source(&context.home, row, &mut |found| {
         let stat = &found.stat;
@@ -92,7 +92,7 @@ fn source_now(context: &Context, row: &ScheduleRow, was: &Contents) -> Result<Co
             _ => None,
         };
         let size = if found.kind == MemberKind::File { stat.size } else { 0 };
-        let mut brief = Brief {
+        let mut brief = MemberSummary {
             kind: found.kind,
             size,
             mode: stat.mode,

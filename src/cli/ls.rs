@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::output::{self, Format};
 use super::{Context, select};
 use crate::archive::members::Event;
-use crate::browse::{Globs, Opened, Selection};
+use crate::browse::{Globs, OpenArchive, Selection};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{FileTime, Member, MemberKind};
@@ -62,12 +62,12 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
 /// whether the archive is damaged or has members that cannot be trusted.
 fn visit(
     context: &Context,
-    archive: &Opened,
+    archive: &OpenArchive,
     selection: &Selection,
     mut list: impl FnMut(&Member, Option<[u8; 32]>) -> Result<()>,
 ) -> Result<bool> {
     let known = archive.catalog_members(&mut |_, entry| {
-        if selection.wants(&entry.member.path) { list(&entry.member, entry.content_digest) } else { Ok(()) }
+        if selection.selects(&entry.member.path) { list(&entry.member, entry.content_digest) } else { Ok(()) }
     })?;
     if known {
         return Ok(false);
@@ -76,7 +76,7 @@ fn visit(
     let mut members = archive.members(selection, 2)?;
     while let Some(event) = members.next()? {
         match event {
-            Event::Member(entry) if selection.wants(&entry.member.path) => list(&entry.member, None)?,
+            Event::Member(entry) if selection.selects(&entry.member.path) => list(&entry.member, None)?,
             Event::Member(_) => {}
             Event::Refused { name, reason } => {
                 trouble = true;

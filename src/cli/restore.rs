@@ -10,7 +10,7 @@ use super::output::{self, Format};
 use super::signals::Stop;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
-use crate::browse::{Globs, Opened, Selection};
+use crate::browse::{Globs, OpenArchive, Selection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::restore::{self, Action, Options, Overwrite, Paths, Report, RestoreContext};
 use crate::schedule::parse_when;
@@ -143,7 +143,7 @@ fn warn_of_flags(context: &Context, args: &RestoreArgs) {
 }
 
 /// Decides where members go.
-fn place(args: &RestoreArgs, archive: &Opened) -> Result<Options> {
+fn place(args: &RestoreArgs, archive: &OpenArchive) -> Result<Options> {
     if let Some(to) = &args.to {
         return Ok(Options { strip: args.strip, ..Options::to(to) });
     }
@@ -192,7 +192,7 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
 fn print_report(
     context: &Context,
     args: &RestoreArgs,
-    archive: &Opened,
+    archive: &OpenArchive,
     to: &Path,
     report: &Report,
     plan: &[(Action, Vec<u8>)],
@@ -237,7 +237,13 @@ fn print_report(
     Ok(())
 }
 
-fn report_json(args: &RestoreArgs, archive: &Opened, to: &Path, report: &Report, plan: &[(Action, Vec<u8>)]) -> Value {
+fn report_json(
+    args: &RestoreArgs,
+    archive: &OpenArchive,
+    to: &Path,
+    report: &Report,
+    plan: &[(Action, Vec<u8>)],
+) -> Value {
     let mut object = Map::new();
     output::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
     output::put_path(&mut object, "to", to.as_os_str().as_bytes());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Context;
-use crate::browse::Opened;
+use crate::browse::OpenArchive;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Archive, ScheduleRow, Store};
@@ -60,7 +60,7 @@ pub fn run_number(word: &str) -> Option<i64> {
 /// or the newest made by `at`, or the one that `archive` names.
 ///
 /// Errors: `NotFound`, with the nearest names or times.
-pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<Timestamp>) -> Result<Opened> {
+pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {
     let chosen = archive.is_some() || at.is_some();
     if names_a_file(context, what) {
         if chosen {
@@ -68,7 +68,7 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
                 "--archive and --at choose among the archives of a schedule, and a file was named",
             ));
         }
-        let opened = Opened::file(Path::new(what))?;
+        let opened = OpenArchive::from_file(Path::new(what))?;
         if let Some(note) = opened.note() {
             context.warn(note);
         }
@@ -89,7 +89,7 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
             }
         }
     };
-    Opened::of_run(&context.home, &store, found)
+    OpenArchive::from_catalog(&context.home, &store, found)
 }
 
 /// Says whether a word means a file rather than a schedule.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::archive_folder;
-use crate::browse::{Opened, Selection};
+use crate::browse::{OpenArchive, Selection};
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::durable;
@@ -113,7 +113,7 @@ fn restore_and_compare(
     scratch: &Scratch,
     context: &DrillContext<'_>,
 ) -> Result<Vec<String>> {
-    let opened = Opened::of_run(home, store, archive.clone())?;
+    let opened = OpenArchive::from_catalog(home, store, archive.clone())?;
     let target = scratch.fresh()?;
     let selection = match &sample.paths {
         Some(paths) => Selection::exactly(paths.clone())?,
@@ -134,7 +134,7 @@ fn restore_and_compare(
     let is_root = rustix::process::geteuid().is_root();
     opened.catalog_members(&mut |_, entry| {
         if differences.len() < MOST_TOLD
-            && selection.wants(&entry.member.path)
+            && selection.selects(&entry.member.path)
             && let Some(why) = difference(&target, &entry, is_root)?
         {
             differences.push(format!("{}: {why}", entry.member.path));

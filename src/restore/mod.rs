@@ -21,7 +21,7 @@ use self::shared::{Shared, tell};
 use self::tree::{Folder, Obstacle, Tree};
 use self::write::{FileJob, Unwritten};
 use crate::archive::members::{Entry, Event, Members};
-use crate::browse::{Opened, Selection};
+use crate::browse::{OpenArchive, Selection};
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::confined::{self, Made, Powers, Target};
@@ -126,7 +126,7 @@ pub struct RestoreContext<'a> {
 /// Errors: `NotFound` for a path that is not in the archive; `DiskFull`; `Interrupted`; `Damage` for a file that is no
 /// archive; `Failed` for a target that cannot be made or written. Trouble with single members is in the report.
 pub fn restore(
-    archive: &Opened,
+    archive: &OpenArchive,
     selection: &Selection,
     options: &Options,
     context: &mut RestoreContext<'_>,
@@ -242,7 +242,7 @@ fn raise_open_files() {
 
 /// The side of a restore that goes through the archive.
 struct Restorer<'a, 'c> {
-    archive: &'a Opened,
+    archive: &'a OpenArchive,
     options: &'a Options,
     context: &'a mut RestoreContext<'c>,
     shared: &'a Arc<Shared>,
@@ -266,7 +266,7 @@ struct Digests {
 }
 
 impl Digests {
-    fn find(&mut self, archive: &Opened, sequence: u64, offset: u64) -> Result<Option<[u8; 32]>> {
+    fn find(&mut self, archive: &OpenArchive, sequence: u64, offset: u64) -> Result<Option<[u8; 32]>> {
         if !(self.known.0..self.known.1).contains(&sequence) {
             let Some((members, behind)) = archive.catalog_page(sequence)? else { return Ok(None) };
             self.known = (sequence, behind.unwrap_or(u64::MAX));
@@ -314,7 +314,7 @@ impl Restorer<'_, '_> {
             }
             match event {
                 Event::Member(entry) => {
-                    if selection.wants(&entry.member.path) {
+                    if selection.selects(&entry.member.path) {
                         restore(self, &mut members, entry)?;
                     }
                 }
@@ -355,7 +355,7 @@ impl Restorer<'_, '_> {
         let page = if sequence == u64::MAX { None } else { self.archive.catalog_page(sequence)? };
         if let Some((members, _)) = page {
             let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
-            lost.extend(here.filter(|path| selection.wants(path)).map(|path| (path, reason.to_owned())));
+            lost.extend(here.filter(|path| selection.selects(path)).map(|path| (path, reason.to_owned())));
         } else if let Some(after) = after {
             let reason = format!("{reason}; members that stand behind this one may be lost");
             lost.push((after, reason));

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use backup_manager::browse::{Globs, Opened, Selection};
+use backup_manager::browse::{Globs, OpenArchive, Selection};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::error::{ErrorKind, Result};
@@ -24,7 +24,7 @@ pub fn is_root() -> bool {
 }
 
 pub fn restore_with(file: &Path, selection: &Selection, options: &Options) -> Result<Report> {
-    let archive = Opened::file(file)?;
+    let archive = OpenArchive::from_file(file)?;
     let clock = SystemClock::new();
     let cancel = CancelToken::new();
     let mut told = |_, _: &MemberPath| {};

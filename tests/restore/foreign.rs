@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use backup_manager::browse::{Opened, read_file};
+use backup_manager::browse::{OpenArchive, read_file};
 use backup_manager::restore::Options;
 
 use crate::fidelity::restore_all;
@@ -98,7 +98,7 @@ fn compressed_and_concatenated() {
         let out = run_tool(Command::new(tool).arg("-c").arg(&plain));
         fs::write(&packed, &out.stdout).unwrap();
         check(&source, &packed, parts, tool);
-        let archive = Opened::file(&packed).unwrap();
+        let archive = OpenArchive::from_file(&packed).unwrap();
         let mut content = Vec::new();
         let path = archive.member_path(Path::new("source/sub/deep/one")).unwrap();
         read_file(&archive, &path, &mut |bytes| {

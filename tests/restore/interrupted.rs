@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use backup_manager::browse::{Opened, Selection};
+use backup_manager::browse::{OpenArchive, Selection};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::error::ErrorKind;
@@ -37,7 +37,7 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
     let made = make(&source, folder.path(), Compression::Zstd(1));
     for stop_after in [1, 2, 7, 60, 150] {
         let to = folder.path().join(format!("to{stop_after}"));
-        let archive = Opened::file(&made.path).unwrap();
+        let archive = OpenArchive::from_file(&made.path).unwrap();
         let cancel = CancelToken::new();
         let mut seen = 0;
         let mut told = |_: Action, _: &MemberPath| {

@@ -19,7 +19,7 @@ use crate::store::{self, Archive, Store};
 const PAGE: u32 = 256;
 
 /// An archive opened for looking in.
-pub struct Opened {
+pub struct OpenArchive {
     reader: Arc<ArchiveReader>,
     catalog: Option<Catalog>,
     trailer: Option<Trailer>,
@@ -33,20 +33,20 @@ struct Catalog {
     archive: Archive,
 }
 
-impl Opened {
+impl OpenArchive {
     /// Opens any tar file, with no database.
-    pub fn file(path: &Path) -> Result<Opened> {
+    pub fn from_file(path: &Path) -> Result<OpenArchive> {
         let reader = Arc::new(ArchiveReader::open(path)?);
         let (trailer, note) = match reader.trailer() {
             Ok(trailer) => (trailer, None),
             Err(error) => (None, Some(error.to_string())),
         };
-        Ok(Opened { reader, catalog: None, trailer, note })
+        Ok(OpenArchive { reader, catalog: None, trailer, note })
     }
 
     /// Opens an archive that the database knows.
-    pub fn of_run(home: &Home, store: &Store, archive: Archive) -> Result<Opened> {
-        let mut opened = Opened::file(&home.backups().join(&archive.file_name))?;
+    pub fn from_catalog(home: &Home, store: &Store, archive: Archive) -> Result<OpenArchive> {
+        let mut opened = OpenArchive::from_file(&home.backups().join(&archive.file_name))?;
         // The old system's archives are in the catalog without their members.
         if store.has_chunks(archive.run)? {
             (opened.note, opened.trailer) = (None, None);
@@ -201,14 +201,14 @@ impl Catalog {
     fn wanted_chunks(&self, selection: &Selection) -> Result<Vec<u64>> {
         let mut wanted = Vec::new();
         for path in selection.paths() {
-            let chunks = self.store.chunks_with_path(self.archive.run, path, selection.means_below())?;
+            let chunks = self.store.chunks_with_path(self.archive.run, path, selection.includes_descendants())?;
             wanted.extend(chunks);
         }
         if selection.paths().len() == 0 {
             let mut next = Some(0);
             while let Some(from) = next {
                 let (members, behind) = self.store.members(self.archive.run, from, PAGE)?;
-                let meant = members.iter().filter(|listed| selection.wants(&listed.entry.member.path));
+                let meant = members.iter().filter(|listed| selection.selects(&listed.entry.member.path));
                 wanted.extend(meant.map(|listed| listed.sequence));
                 next = behind;
             }
