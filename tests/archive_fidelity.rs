@@ -215,10 +215,10 @@ fn assert_fidelity(entries: &[Entry]) {
             }
             fs::remove_dir_all(&out).unwrap();
         }
-        for by_steps in [false, true] {
+        for without_openat2 in [false, true] {
             let out = scratch.path().join("out");
-            restore(&made.path, &out, by_steps);
-            let what = format!("{compression} through our restore, by steps {by_steps}");
+            restore(&made.path, &out, without_openat2);
+            let what = format!("{compression} through our restore, by steps {without_openat2}");
             tree::assert_same(&expected, &tree::look(&out.join("source")), &what);
             fs::remove_dir_all(&out).unwrap();
         }
@@ -226,12 +226,12 @@ fn assert_fidelity(entries: &[Entry]) {
 }
 
 /// Restores all there is with our own restore, which must have nothing to complain of.
-fn restore(archive: &Path, out: &Path, by_steps: bool) {
+fn restore(archive: &Path, out: &Path, without_openat2: bool) {
     let opened = OpenArchive::from_file(archive).unwrap();
-    let options = Options { setuid: true, devices: true, sync: false, by_steps, threads: 3, ..Options::to(out) };
+    let options = Options { setuid: true, devices: true, sync: false, without_openat2, threads: 3, ..Options::to(out) };
     let (clock, cancel) = (SystemClock::new(), CancelToken::new());
-    let mut told = |_, _: &MemberPath| {};
-    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+    let mut on_action = |_, _: &MemberPath| {};
+    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, on_action: &mut on_action };
     let report = restore::restore(&opened, &Selection::everything().unwrap(), &options, &mut context).unwrap();
     assert_eq!((report.outcome(), report.setuid.count), (None, 0), "{report:?}");
 }

@@ -96,7 +96,7 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     let observer = TerminalObserver::new("restoring", context.quiet);
     let mut plan = Vec::new();
     let result = {
-        let mut told = |action, path: &crate::member::MemberPath| {
+        let mut on_action = |action, path: &crate::member::MemberPath| {
             if context.format == Format::Json && args.dry_run {
                 plan.push((action, path.as_bytes().to_owned()));
             } else if args.dry_run {
@@ -106,8 +106,12 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
                 output::complain(&format!("{} {}", word(action), output::printable(path.as_bytes())));
             }
         };
-        let mut restore_context =
-            RestoreContext { clock: &*context.clock, observer: &observer, cancel: &stop.requested, told: &mut told };
+        let mut restore_context = RestoreContext {
+            clock: &*context.clock,
+            observer: &observer,
+            cancel: &stop.requested,
+            on_action: &mut on_action,
+        };
         restore::restore(&archive, &selection, &options, &mut restore_context)
     };
     observer.finish();

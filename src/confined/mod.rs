@@ -35,25 +35,25 @@ const LONGEST_AT_ONCE: usize = 3000;
 
 /// The folder that everything is restored into.
 #[derive(Debug)]
-pub struct Target {
+pub struct ConfinedFolder {
     root: Arc<OwnedFd>,
     path: PathBuf,
-    by_steps: AtomicBool,
+    without_openat2: AtomicBool,
 }
 
-impl Target {
+impl ConfinedFolder {
     /// Opens the folder at `path`, which must be there.
-    pub fn open(path: &Path) -> Result<Target> {
+    pub fn open(path: &Path) -> Result<ConfinedFolder> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty())
             .map_err(|e| Error::io("open the target", path)(e.into()))?;
-        Ok(Target { root: Arc::new(root), path: path.to_owned(), by_steps: AtomicBool::new(false) })
+        Ok(ConfinedFolder { root: Arc::new(root), path: path.to_owned(), without_openat2: AtomicBool::new(false) })
     }
 
     /// Opens folders component by component, as on kernels without `openat2`.
     #[must_use]
-    pub fn by_steps(self) -> Target {
-        self.by_steps.store(true, Ordering::Relaxed);
+    pub fn without_openat2(self) -> ConfinedFolder {
+        self.without_openat2.store(true, Ordering::Relaxed);
         self
     }
 
@@ -75,11 +75,11 @@ impl Target {
     /// Opens the folder at `path`, relative and without `..`, in an open folder beneath the target.
     pub fn folder_in(&self, folder: BorrowedFd<'_>, path: &[u8]) -> rustix::io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        if !self.by_steps.load(Ordering::Relaxed) && path.len() <= LONGEST_AT_ONCE {
+        if !self.without_openat2.load(Ordering::Relaxed) && path.len() <= LONGEST_AT_ONCE {
             let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
             match rustix::fs::openat2(folder, OsStr::from_bytes(path), flags, Mode::empty(), resolve) {
                 // Old kernels and strict sandboxes do not have it; `EAGAIN` is a rename somewhere at this moment.
-                Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => self.by_steps.store(true, Ordering::Relaxed),
+                Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => self.without_openat2.store(true, Ordering::Relaxed),
                 Err(Errno::AGAIN) => {}
                 result => return result,
             }
@@ -105,7 +105,7 @@ impl Target {
 }
 
 /// Returns what stands under a name, a link itself and not what it leads to; nothing if the name is free.
-pub fn look(folder: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
+pub fn stat_entry(folder: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
     match rustix::fs::statat(folder, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::NOENT) => Ok(None),
@@ -146,7 +146,7 @@ pub fn is_unfinished(stat: &Stat, last: u32) -> bool {
 
 /// Holds an open folder for making something in it, and removes what a restore that was cut off left there under
 /// temporary names, unless somebody else holds it.
-pub fn hold(folder: &OwnedFd) -> io::Result<()> {
+pub fn lock_folder(folder: &OwnedFd) -> io::Result<()> {
     if flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
         remove_orphaned_files(folder)?;
     }
@@ -182,20 +182,20 @@ pub fn remove(folder: impl AsFd, name: &[u8], is_folder: bool) -> io::Result<()>
 /// Something made under a temporary name; removed when dropped unless placed.
 #[derive(Debug)]
 #[must_use = "what is not placed is removed when dropped"]
-pub struct Made {
+pub struct NewEntry {
     folder: Arc<OwnedFd>,
     temporary: Option<String>,
 }
 
-impl Made {
+impl NewEntry {
     fn under_free_name(
         folder: &Arc<OwnedFd>,
         mut make: impl FnMut(&str) -> rustix::io::Result<()>,
-    ) -> io::Result<Made> {
+    ) -> io::Result<NewEntry> {
         loop {
             let name = random_name().map_err(|e| io::Error::other(e.to_string()))?;
             match make(&name) {
-                Ok(()) => return Ok(Made { folder: folder.clone(), temporary: Some(name) }),
+                Ok(()) => return Ok(NewEntry { folder: folder.clone(), temporary: Some(name) }),
                 Err(Errno::EXIST) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -203,9 +203,9 @@ impl Made {
     }
 
     /// Makes an empty file and opens it for writing.
-    pub fn file(folder: &Arc<OwnedFd>) -> io::Result<(Made, File)> {
+    pub fn file(folder: &Arc<OwnedFd>) -> io::Result<(NewEntry, File)> {
         let mut opened = None;
-        let made = Made::under_free_name(folder, |name| {
+        let made = NewEntry::under_free_name(folder, |name| {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             opened = Some(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?);
             Ok(())
@@ -217,7 +217,11 @@ impl Made {
     }
 
     /// Makes a symbolic link, a fifo or a device, with its owner, mode and time.
-    pub fn special(folder: &Arc<OwnedFd>, member: &Member, powers: Powers) -> io::Result<(Made, Shortfall)> {
+    pub fn special(
+        folder: &Arc<OwnedFd>,
+        member: &Member,
+        privileges: Privileges,
+    ) -> io::Result<(NewEntry, MetadataLoss)> {
         let kind = match member.kind {
             MemberKind::Fifo => FileType::Fifo,
             MemberKind::CharDevice => FileType::CharacterDevice,
@@ -226,7 +230,7 @@ impl Made {
         };
         let target = OsStr::from_bytes(member.link_target.as_deref().unwrap_or_default());
         let (major, minor) = member.device_number.unwrap_or((0, 0));
-        let made = Made::under_free_name(folder, |name| match kind {
+        let made = NewEntry::under_free_name(folder, |name| match kind {
             FileType::Symlink => rustix::fs::symlinkat(target, folder, name),
             _ => {
                 let mode = Mode::from_raw_mode(member.mode & 0o777);
@@ -234,34 +238,34 @@ impl Made {
             }
         })?;
         let name = made.temporary.as_deref().unwrap_or_default();
-        let mut shortfall = Shortfall::default();
-        if powers.is_root || member.gid != rustix::process::getegid().as_raw() || member.uid != powers.uid {
-            let owner = if powers.is_root { valid_uid(member.uid) } else { None };
+        let mut loss = MetadataLoss::default();
+        if privileges.is_root || member.gid != rustix::process::getegid().as_raw() || member.uid != privileges.uid {
+            let owner = if privileges.is_root { valid_uid(member.uid) } else { None };
             let chown = rustix::fs::chownat(folder, name, owner, valid_gid(member.gid), AtFlags::SYMLINK_NOFOLLOW);
-            shortfall.owner =
-                is_refused(chown)? || member.uid == u32::MAX || (!powers.is_root && member.uid != powers.uid);
+            loss.owner =
+                is_refused(chown)? || member.uid == u32::MAX || (!privileges.is_root && member.uid != privileges.uid);
         }
         if kind != FileType::Symlink || !member.xattrs.is_empty() {
-            dress_special(folder, name, kind, member, powers, &mut shortfall)?;
+            apply_special_metadata(folder, name, kind, member, privileges, &mut loss)?;
         }
         rustix::fs::utimensat(folder, name, &times(member.modified), AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok((made, shortfall))
+        Ok((made, loss))
     }
 
     /// Makes a further name of what stands at `name` in the folder `of`, a link itself and not what it leads to.
-    pub fn hard_link(folder: &Arc<OwnedFd>, of: impl AsFd, name: &[u8]) -> io::Result<Made> {
+    pub fn hard_link(folder: &Arc<OwnedFd>, of: impl AsFd, name: &[u8]) -> io::Result<NewEntry> {
         let name = OsStr::from_bytes(name);
-        Made::under_free_name(folder, |temporary| {
+        NewEntry::under_free_name(folder, |temporary| {
             rustix::fs::linkat(of.as_fd(), name, folder, temporary, AtFlags::empty())
         })
     }
 
     /// Gives it its name. Without `replace` the name must be free, else the error is `AlreadyExists`.
-    pub fn place(mut self, name: &[u8], replace: bool) -> io::Result<()> {
+    pub fn rename_into_place(mut self, name: &[u8], replace: bool) -> io::Result<()> {
         let Some(temporary) = self.temporary.take() else { return Ok(()) };
         let result = rename(&self.folder, &temporary, OsStr::from_bytes(name), replace);
         // A rename between two names of one file does nothing and leaves both.
-        let left = result.is_err() || replace && matches!(look(&self.folder, temporary.as_bytes()), Ok(Some(_)));
+        let left = result.is_err() || replace && matches!(stat_entry(&self.folder, temporary.as_bytes()), Ok(Some(_)));
         if left {
             self.temporary = Some(temporary);
         }
@@ -269,7 +273,7 @@ impl Made {
     }
 }
 
-impl Drop for Made {
+impl Drop for NewEntry {
     fn drop(&mut self) {
         if let Some(name) = &self.temporary {
             // Nothing can be done about a failure here; a restore that is run again removes it.
@@ -294,7 +298,7 @@ fn rename(folder: &OwnedFd, from: &str, to: &OsStr, replace: bool) -> rustix::io
 
 /// What this process may do.
 #[derive(Clone, Copy, Debug)]
-pub struct Powers {
+pub struct Privileges {
     /// It may give files to others.
     pub is_root: bool,
     /// Its user.
@@ -303,17 +307,17 @@ pub struct Powers {
     pub setuid: bool,
 }
 
-impl Powers {
+impl Privileges {
     /// Asks the system.
-    pub fn of_process(setuid: bool) -> Powers {
+    pub fn of_process(setuid: bool) -> Privileges {
         let user = rustix::process::geteuid();
-        Powers { is_root: user.is_root(), uid: user.as_raw(), setuid }
+        Privileges { is_root: user.is_root(), uid: user.as_raw(), setuid }
     }
 }
 
 /// What of a member could not be given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Shortfall {
+pub struct MetadataLoss {
     /// Owner or group.
     pub owner: bool,
     /// An extended attribute or an ACL.
@@ -334,36 +338,36 @@ fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
 
 /// Gives an open file or folder its owner, attributes, times and mode. Owner first, since a change of owner takes bits
 /// and capabilities away; mode last, since by it a folder is finished.
-pub fn finish(file: impl AsFd, member: &Member, powers: Powers) -> io::Result<Shortfall> {
+pub fn apply_metadata(file: impl AsFd, member: &Member, privileges: Privileges) -> io::Result<MetadataLoss> {
     let file = file.as_fd();
-    let mut shortfall = Shortfall::default();
-    if powers.is_root {
+    let mut loss = MetadataLoss::default();
+    if privileges.is_root {
         let chown = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
-        shortfall.owner = is_refused(chown)? || member.uid == u32::MAX || member.gid == u32::MAX;
+        loss.owner = is_refused(chown)? || member.uid == u32::MAX || member.gid == u32::MAX;
     } else {
         let stat = rustix::fs::fstat(file)?;
-        shortfall.owner = stat.st_uid != member.uid;
+        loss.owner = stat.st_uid != member.uid;
         if stat.st_gid != member.gid {
             let chown = rustix::fs::fchown(file, None, valid_gid(member.gid));
-            shortfall.owner |= is_refused(chown)? || member.gid == u32::MAX;
+            loss.owner |= is_refused(chown)? || member.gid == u32::MAX;
         }
     }
-    set_xattrs(member, powers, &mut shortfall, |name, value| {
+    set_xattrs(member, privileges, &mut loss, |name, value| {
         rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
     })?;
     rustix::fs::futimens(file, &times(member.modified))?;
-    rustix::fs::fchmod(file, granted_mode(member, powers, &mut shortfall))?;
-    Ok(shortfall)
+    rustix::fs::fchmod(file, granted_mode(member, privileges, &mut loss))?;
+    Ok(loss)
 }
 
 /// Gives what stands under a temporary name, and cannot be opened, its mode and attributes.
-fn dress_special(
+fn apply_special_metadata(
     folder: &OwnedFd,
     name: &str,
     kind: FileType,
     member: &Member,
-    powers: Powers,
-    shortfall: &mut Shortfall,
+    privileges: Privileges,
+    loss: &mut MetadataLoss,
 ) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = rustix::fs::openat(folder, name, flags, Mode::empty())?;
@@ -376,47 +380,45 @@ fn dress_special(
         // Most have none.
         let _ = rustix::fs::removexattr(&*held, INHERITED_ACCESS);
     }
-    set_xattrs(member, powers, shortfall, |name, value| {
-        rustix::fs::setxattr(&*held, name, value, XattrFlags::empty())
-    })?;
+    set_xattrs(member, privileges, loss, |name, value| rustix::fs::setxattr(&*held, name, value, XattrFlags::empty()))?;
     if kind != FileType::Symlink {
-        rustix::fs::chmod(&*held, granted_mode(member, powers, shortfall))?;
+        rustix::fs::chmod(&*held, granted_mode(member, privileges, loss))?;
     }
     Ok(())
 }
 
 /// Returns the mode that a member gets, the umask notwithstanding.
-fn granted_mode(member: &Member, powers: Powers, shortfall: &mut Shortfall) -> Mode {
+fn granted_mode(member: &Member, privileges: Privileges, loss: &mut MetadataLoss) -> Mode {
     let mut mode = member.mode & 0o7777;
     if member.kind == MemberKind::Folder {
-        if shortfall.owner {
+        if loss.owner {
             mode &= !0o6000;
         }
-    } else if mode & 0o6000 != 0 && (!powers.setuid || shortfall.owner) {
+    } else if mode & 0o6000 != 0 && (!privileges.setuid || loss.owner) {
         mode &= !0o6000;
-        shortfall.setuid = true;
+        loss.setuid = true;
     }
     Mode::from_raw_mode(mode)
 }
 
 fn set_xattrs(
     member: &Member,
-    powers: Powers,
-    shortfall: &mut Shortfall,
+    privileges: Privileges,
+    loss: &mut MetadataLoss,
     set: impl Fn(&OsStr, &[u8]) -> rustix::io::Result<()>,
 ) -> io::Result<()> {
     // An ACL may take from the owner the right to set the others.
     let (acls, others): (Vec<_>, Vec<_>) =
         member.xattrs.iter().partition(|(name, _)| name.starts_with(b"system.posix_acl_"));
     for (name, value) in others.into_iter().chain(acls) {
-        if name == b"security.capability" && !powers.setuid {
-            shortfall.setuid = true;
+        if name == b"security.capability" && !privileges.setuid {
+            loss.setuid = true;
             continue;
         }
         let set = set(OsStr::from_bytes(name), value);
         // No space says nothing of the disk here: an attribute may be too long for the file's own record.
         let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG | Errno::NOSPC));
-        shortfall.attributes |= is_too_long || is_refused(set)?;
+        loss.attributes |= is_too_long || is_refused(set)?;
     }
     Ok(())
 }
@@ -457,7 +459,7 @@ pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
 }
 
 /// Gives an open folder the mode and times it had.
-pub fn leave_as_was(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
+pub fn restore_metadata(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
     let folder = folder.as_fd();
     rustix::fs::futimens(folder, &times(modified_of(stat)))?;
     if rustix::fs::fstat(folder)?.st_mode != stat.st_mode {

@@ -124,7 +124,7 @@ fn restore_and_compare(
         clock: context.clock,
         observer: context.observer,
         cancel: context.cancel,
-        told: &mut |_, _| {},
+        on_action: &mut |_, _| {},
     };
     let report = restore::restore(&opened, &selection, &options, &mut restore_context)?;
     let mut differences = Vec::new();

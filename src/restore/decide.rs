@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::{
-    Action, Entry, FileJob, Folder, MOST_HANDED_OVER, MOST_LINKS_BYTES, MOST_LINKS_WAITING, Made, Member, MemberKind,
-    MemberPath, Members, Obstacle, Overwrite, PIECE_BYTES, Restorer, Unwritten, confined, tell,
+    Action, Entry, FileJob, Folder, MOST_HANDED_OVER, MOST_LINKS_BYTES, MOST_LINKS_WAITING, Member, MemberKind,
+    MemberPath, Members, NewEntry, Obstacle, Overwrite, PIECE_BYTES, Restorer, Unwritten, confined, tell,
 };
 use crate::error::{Error, Result};
 
@@ -71,7 +71,7 @@ impl Restorer<'_, '_> {
                 }
             }),
             MemberKind::File => return self.put_file(members, entry),
-            MemberKind::CharDevice | MemberKind::BlockDevice if !(self.options.devices && self.powers.is_root) => {
+            MemberKind::CharDevice | MemberKind::BlockDevice if !(self.options.devices && self.privileges.is_root) => {
                 let reason = "a device: made only by root with --devices";
                 tell(self.context.observer, path.as_bytes(), reason);
                 self.shared.report(|report| report.devices.add(path.as_bytes(), reason.to_owned()));
@@ -100,7 +100,7 @@ impl Restorer<'_, '_> {
     }
 
     fn conflict(&mut self, path: &MemberPath, reason: &str) {
-        (self.context.told)(Action::Conflict, path);
+        (self.context.on_action)(Action::Conflict, path);
         self.shared.report(|report| report.conflicts.add(path.as_bytes(), reason.to_owned()));
     }
 
@@ -108,12 +108,12 @@ impl Restorer<'_, '_> {
     fn look(&mut self, folder: Option<&Folder>, member: &Member) -> io::Result<Place> {
         let path = &member.path;
         let Some(folder) = folder else {
-            (self.context.told)(Action::Create, path);
+            (self.context.on_action)(Action::Create, path);
             return Ok(Place::Free);
         };
         let ours = self.shared.is_placed(path);
-        let Some(stat) = confined::look(&*folder.handle, path.file_name())? else {
-            (self.context.told)(Action::Create, path);
+        let Some(stat) = confined::stat_entry(&*folder.handle, path.file_name())? else {
+            (self.context.on_action)(Action::Create, path);
             return Ok(Place::Free);
         };
         let kind = confined::kind_of(&stat);
@@ -145,7 +145,7 @@ impl Restorer<'_, '_> {
             Place::Other(_) => Action::Conflict,
         };
         if action != Action::Conflict {
-            (self.context.told)(action, path);
+            (self.context.on_action)(action, path);
         }
         Ok(place)
     }
@@ -168,7 +168,7 @@ impl Restorer<'_, '_> {
                 (false, true, true)
             }
             (Place::Same, Some(parent)) => {
-                let unfinished = confined::look(&*parent.handle, path.file_name())?
+                let unfinished = confined::stat_entry(&*parent.handle, path.file_name())?
                     .is_some_and(|stat| confined::is_unfinished(&stat, member.mode));
                 let ours = unfinished || self.shared.is_placed(path);
                 (true, ours || self.options.overwrite != Overwrite::Never, ours)
@@ -199,11 +199,11 @@ impl Restorer<'_, '_> {
             self.shared.placed(path, |report| report.extent.members += 1);
             return Ok(());
         };
-        let (made, shortfall) = Made::special(&folder.handle, member, self.powers)?;
-        made.place(path.file_name(), replace)?;
+        let (made, loss) = NewEntry::special(&folder.handle, member, self.privileges)?;
+        made.rename_into_place(path.file_name(), replace)?;
         self.shared.placed(path, |report| {
             report.extent.members += 1;
-            report.fell_short(path, shortfall);
+            report.fell_short(path, loss);
         });
         Ok(())
     }
@@ -269,7 +269,7 @@ impl Restorer<'_, '_> {
         let cancel = self.context.cancel;
         let mut cancelled = false;
         let mut done = 0;
-        let result = job.write(self.powers, &mut |buffer| {
+        let result = job.write(self.privileges, &mut |buffer| {
             if cancel.is_cancelled() {
                 cancelled = true;
                 return Err("the restore was cancelled".to_owned());
@@ -328,13 +328,13 @@ impl Restorer<'_, '_> {
             found => Some(found?),
         };
         let there = match &carrier_folder {
-            Some(carrier_folder) => confined::look(&**carrier_folder, carrier.file_name())?,
+            Some(carrier_folder) => confined::stat_entry(&**carrier_folder, carrier.file_name())?,
             None => None,
         };
         let (Some(folder), Some(carrier_folder), true) =
             (folder, carrier_folder, there.is_some() || !self.options.dry_run)
         else {
-            (self.context.told)(Action::Create, path);
+            (self.context.on_action)(Action::Create, path);
             self.shared.placed(path, count);
             return Ok(());
         };
@@ -343,7 +343,7 @@ impl Restorer<'_, '_> {
             self.refuse(path.as_bytes(), &format!("it is a hard link to {carrier}, which is no file"));
             return Ok(());
         };
-        let here = confined::look(&*folder.handle, path.file_name())?;
+        let here = confined::stat_entry(&*folder.handle, path.file_name())?;
         let ours = self.shared.is_placed(path);
         let (action, replace) = match here {
             None => (Action::Create, false),
@@ -355,17 +355,17 @@ impl Restorer<'_, '_> {
         match action {
             Action::Conflict => self.conflict(path, "something else stands there"),
             Action::Keep => {
-                (self.context.told)(action, path);
+                (self.context.on_action)(action, path);
                 self.shared.placed(path, |report| report.unchanged += 1);
             }
             Action::Create | Action::Replace => {
-                (self.context.told)(action, path);
+                (self.context.on_action)(action, path);
                 if self.options.dry_run {
                     self.shared.placed(path, count);
                     return Ok(());
                 }
-                let made = Made::hard_link(&folder.handle, &*carrier_folder, carrier.file_name())?;
-                made.place(path.file_name(), replace)?;
+                let made = NewEntry::hard_link(&folder.handle, &*carrier_folder, carrier.file_name())?;
+                made.rename_into_place(path.file_name(), replace)?;
                 self.shared.placed(path, count);
             }
         }

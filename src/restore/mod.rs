@@ -24,7 +24,7 @@ use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{OpenArchive, Selection};
 use crate::cancel::CancelToken;
 use crate::clock::Clock;
-use crate::confined::{self, Made, Powers, Target};
+use crate::confined::{self, ConfinedFolder, NewEntry, Privileges};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 use crate::progress::{Observer, Progress};
@@ -71,7 +71,7 @@ pub struct Options {
     /// Makes devices (root only).
     pub devices: bool,
     /// Opens folders component by component, as on systems without `openat2`.
-    pub by_steps: bool,
+    pub without_openat2: bool,
     /// Waits in the end until everything is on disk.
     pub sync: bool,
     /// Threads that decode, and as many that write.
@@ -89,7 +89,7 @@ impl Options {
             dry_run: false,
             setuid: false,
             devices: false,
-            by_steps: false,
+            without_openat2: false,
             sync: true,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
@@ -118,7 +118,7 @@ pub struct RestoreContext<'a> {
     /// Ends the work when it becomes true.
     pub cancel: &'a CancelToken,
     /// Is told what happens at each path, beneath the target.
-    pub told: &'a mut dyn FnMut(Action, &MemberPath),
+    pub on_action: &'a mut dyn FnMut(Action, &MemberPath),
 }
 
 /// Restores what `selection` means.
@@ -134,8 +134,8 @@ pub fn restore(
     raise_open_files();
     let target = open_target(options)?;
     let shared = Arc::new(Shared::new());
-    let powers = Powers::of_process(options.setuid);
-    let tree = Tree::new(target, shared.clone(), powers, options.dry_run);
+    let privileges = Privileges::of_process(options.setuid);
+    let tree = Tree::new(target, shared.clone(), privileges, options.dry_run);
     let threads = options.threads.max(1);
     let (jobs, work) = bounded::<(FileJob, Vec<u8>)>(2 * threads);
     let result = std::thread::scope(|scope| {
@@ -143,7 +143,7 @@ pub fn restore(
             let (work, shared) = (work.clone(), shared.clone());
             scope.spawn(move || {
                 for (job, data) in work {
-                    write_handed_over(&shared, powers, &job, data);
+                    write_handed_over(&shared, privileges, &job, data);
                 }
             });
         }
@@ -155,7 +155,7 @@ pub fn restore(
             context,
             shared: &shared,
             tree,
-            powers,
+            privileges,
             jobs,
             links: Vec::new(),
             links_bytes: 0,
@@ -187,12 +187,12 @@ pub fn restore(
     Ok(shared.take_report())
 }
 
-fn write_handed_over(shared: &Shared, powers: Powers, job: &FileJob, data: Vec<u8>) {
+fn write_handed_over(shared: &Shared, privileges: Privileges, job: &FileJob, data: Vec<u8>) {
     if shared.has_fatal() {
         return shared.given_up(&job.entry.member.path, |_| {});
     }
     let mut data = Some(data);
-    let result = job.write(powers, &mut |buffer| match data.take() {
+    let result = job.write(privileges, &mut |buffer| match data.take() {
         Some(bytes) if !bytes.is_empty() => {
             *buffer = bytes;
             Ok(true)
@@ -203,7 +203,7 @@ fn write_handed_over(shared: &Shared, powers: Powers, job: &FileJob, data: Vec<u
 }
 
 /// Opens the target, and makes it if it is missing; nothing where a dry run finds none.
-fn open_target(options: &Options) -> Result<Option<Target>> {
+fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
     let to = &options.to;
     match std::fs::metadata(to) {
         Ok(stat) if !stat.is_dir() => {
@@ -224,11 +224,11 @@ fn open_target(options: &Options) -> Result<Option<Target>> {
                 .hint("name another with --to, or run as its owner")
         })?;
     }
-    let target = Target::open(to)?;
+    let target = ConfinedFolder::open(to)?;
     if !options.dry_run {
-        confined::hold(&target.root()).map_err(Error::io("clear up in the target", to))?;
+        confined::lock_folder(&target.root()).map_err(Error::io("clear up in the target", to))?;
     }
-    Ok(Some(if options.by_steps { target.by_steps() } else { target }))
+    Ok(Some(if options.without_openat2 { target.without_openat2() } else { target }))
 }
 
 /// A deep tree needs a descriptor for every folder on the way.
@@ -247,7 +247,7 @@ struct Restorer<'a, 'c> {
     context: &'a mut RestoreContext<'c>,
     shared: &'a Arc<Shared>,
     tree: Tree,
-    powers: Powers,
+    privileges: Privileges,
     jobs: Sender<(FileJob, Vec<u8>)>,
     /// Hard links whose first name does not stand restored: that name in the archive, and the link with its place.
     links: Vec<(MemberPath, Box<Entry>)>,

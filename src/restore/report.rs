@@ -1,6 +1,6 @@
 //! What a restore tells when it is done.
 
-use crate::confined::Shortfall;
+use crate::confined::MetadataLoss;
 use crate::error::ErrorKind;
 use crate::member::Extent;
 use crate::member::MemberPath;
@@ -84,12 +84,12 @@ impl Report {
         self.extent.members + self.unchanged + self.stripped == 0 && trouble.iter().all(|paths| paths.count == 0)
     }
 
-    pub(super) fn fell_short(&mut self, path: &MemberPath, shortfall: Shortfall) {
-        self.owners += u64::from(shortfall.owner);
-        if shortfall.attributes {
+    pub(super) fn fell_short(&mut self, path: &MemberPath, loss: MetadataLoss) {
+        self.owners += u64::from(loss.owner);
+        if loss.attributes {
             self.attributes.add(path.as_bytes(), "an extended attribute or ACL could not be set".to_owned());
         }
-        if shortfall.setuid {
+        if loss.setuid {
             self.setuid.add(path.as_bytes(), "setuid bits or capabilities were left out".to_owned());
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::report::Report;
-use crate::confined::Shortfall;
+use crate::confined::MetadataLoss;
 use crate::error::{Error, ErrorKind};
 use crate::member::MemberPath;
 use crate::progress::{Observer, Problem, ProblemKind};
@@ -95,9 +95,9 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    pub fn fell_short(&self, path: &MemberPath, shortfall: Shortfall) {
-        if shortfall != Shortfall::default() {
-            self.report(|report| report.fell_short(path, shortfall));
+    pub fn fell_short(&self, path: &MemberPath, loss: MetadataLoss) {
+        if loss != MetadataLoss::default() {
+            self.report(|report| report.fell_short(path, loss));
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::shared::Shared;
-use crate::confined::{self, Powers, Target};
+use crate::confined::{self, ConfinedFolder, Privileges};
 use crate::error::Error;
 use crate::member::{Member, MemberKind, MemberPath};
 
@@ -19,7 +19,7 @@ pub(super) struct Folder {
     way: Option<Arc<Way>>,
     finish: Finish,
     shared: Arc<Shared>,
-    powers: Powers,
+    privileges: Privileges,
 }
 
 /// The path of a folder, each level once however many folders lie in it: an archive may have thousands of levels.
@@ -56,13 +56,15 @@ impl Drop for Folder {
         let result = match &self.finish {
             Finish::Nothing => return,
             Finish::Member(_) if self.shared.is_abandoned() => return,
-            Finish::Member(member) => confined::finish(&*self.handle, member, self.powers),
-            Finish::Again(stat) => confined::leave_as_was(&*self.handle, stat).map(|()| confined::Shortfall::default()),
+            Finish::Member(member) => confined::apply_metadata(&*self.handle, member, self.privileges),
+            Finish::Again(stat) => {
+                confined::restore_metadata(&*self.handle, stat).map(|()| confined::MetadataLoss::default())
+            }
         };
         // It was made of a path.
         let Ok(path) = way.path() else { return };
         match result {
-            Ok(shortfall) => self.shared.fell_short(&path, shortfall),
+            Ok(loss) => self.shared.fell_short(&path, loss),
             Err(error) => self.shared.failed(&path, &error),
         }
     }
@@ -83,22 +85,22 @@ impl From<io::Error> for Obstacle {
 
 /// The way from the target to where the restore is working.
 pub(super) struct Tree {
-    target: Option<Target>,
+    target: Option<ConfinedFolder>,
     levels: Vec<(Arc<Way>, Option<Arc<Folder>>)>,
     root: Option<Arc<Folder>>,
     shared: Arc<Shared>,
-    powers: Powers,
+    privileges: Privileges,
     dry: bool,
 }
 
 impl Tree {
     /// Starts at the target; without one, in a dry run, nothing exists yet.
-    pub fn new(target: Option<Target>, shared: Arc<Shared>, powers: Powers, dry: bool) -> Tree {
+    pub fn new(target: Option<ConfinedFolder>, shared: Arc<Shared>, privileges: Privileges, dry: bool) -> Tree {
         let root = target.as_ref().map(|target| {
             let (handle, shared) = (target.root(), shared.clone());
-            Arc::new(Folder { handle, lends_rights: true, way: None, finish: Finish::Nothing, shared, powers })
+            Arc::new(Folder { handle, lends_rights: true, way: None, finish: Finish::Nothing, shared, privileges })
         });
-        Tree { target, levels: Vec::new(), root, shared, powers, dry }
+        Tree { target, levels: Vec::new(), root, shared, privileges, dry }
     }
 
     /// Returns the folder that holds `path`, and makes it where it is missing; nothing where it would be missing in a
@@ -147,7 +149,7 @@ impl Tree {
         let name = path.file_name();
         // A file of this name may still be under way.
         let ours = self.shared.is_placed(path);
-        match confined::look(&*parent.handle, name)? {
+        match confined::stat_entry(&*parent.handle, name)? {
             None if self.dry => Ok(None),
             None => {
                 let make = if self.shared.is_owed(path) { confined::make_folder } else { confined::make_plain_folder };
@@ -188,7 +190,7 @@ impl Tree {
                 ..member.clone()
             })),
             // What is missing in a folder that is as the archive has it does not make it another.
-            false => match confined::look(&*parent.handle, path.file_name())? {
+            false => match confined::stat_entry(&*parent.handle, path.file_name())? {
                 Some(stat) if confined::modified_of(&stat) == member.modified => Finish::Again(Box::new(stat)),
                 _ => Finish::Nothing,
             },
@@ -220,10 +222,10 @@ impl Tree {
             confined::make_passable(&*handle)?;
         }
         if !self.dry {
-            confined::hold(&handle)?;
+            confined::lock_folder(&handle)?;
         }
-        let (way, shared, powers) = (Some(way.clone()), self.shared.clone(), self.powers);
-        Ok(Arc::new(Folder { handle, lends_rights, way, finish, shared, powers }))
+        let (way, shared, privileges) = (Some(way.clone()), self.shared.clone(), self.privileges);
+        Ok(Arc::new(Folder { handle, lends_rights, way, finish, shared, privileges }))
     }
 
     /// Opens the folder of something that was placed before, for a link to it.
@@ -243,7 +245,7 @@ impl Tree {
     }
 
     /// Lets go of all folders and returns the target.
-    pub fn leave(mut self) -> Option<Target> {
+    pub fn leave(mut self) -> Option<ConfinedFolder> {
         while self.levels.pop().is_some() {}
         self.target.take()
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::shared::Shared;
 use super::tree::Folder;
 use crate::archive::members::Entry;
-use crate::confined::{self, Made, Powers, Shortfall};
+use crate::confined::{self, MetadataLoss, NewEntry, Privileges};
 use crate::member::Span;
 
 /// Zeros longer than this are not hashed: the chunks' digests vouch for the map.
@@ -42,11 +42,11 @@ impl FileJob {
     /// says why the data is missing.
     pub fn write(
         &self,
-        powers: Powers,
+        privileges: Privileges,
         next: &mut dyn FnMut(&mut Vec<u8>) -> Result<bool, String>,
-    ) -> Result<Shortfall, Unwritten> {
+    ) -> Result<MetadataLoss, Unwritten> {
         let member = &self.entry.member;
-        let (made, file) = Made::file(&self.folder.handle)?;
+        let (made, file) = NewEntry::file(&self.folder.handle)?;
         let mut writer = Writer {
             file: &file,
             spans: self.entry.spans.as_deref(),
@@ -69,9 +69,9 @@ impl FileJob {
         if self.folder.lends_rights {
             confined::clear_inherited_acl(&file);
         }
-        let shortfall = confined::finish(&file, member, powers)?;
-        made.place(member.path.file_name(), self.replace)?;
-        Ok(shortfall)
+        let loss = confined::apply_metadata(&file, member, privileges)?;
+        made.rename_into_place(member.path.file_name(), self.replace)?;
+        Ok(loss)
     }
 
     fn hashes(&self) -> bool {
@@ -80,15 +80,15 @@ impl FileJob {
     }
 
     /// Records what became of it.
-    pub fn record(&self, shared: &Shared, result: Result<Shortfall, Unwritten>) {
+    pub fn record(&self, shared: &Shared, result: Result<MetadataLoss, Unwritten>) {
         let member = &self.entry.member;
         let path = &member.path;
         match result {
-            Ok(shortfall) => shared.placed(path, |report| {
+            Ok(loss) => shared.placed(path, |report| {
                 report.extent.members += 1;
                 report.extent.files += 1;
                 report.extent.content_bytes += member.size;
-                report.fell_short(path, shortfall);
+                report.fell_short(path, loss);
             }),
             Err(Unwritten::Damaged(reason)) => {
                 shared.given_up(path, |report| report.damaged.add(path.as_bytes(), reason));

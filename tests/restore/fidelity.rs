@@ -27,8 +27,8 @@ pub fn restore_with(file: &Path, selection: &Selection, options: &Options) -> Re
     let archive = OpenArchive::from_file(file)?;
     let clock = SystemClock::new();
     let cancel = CancelToken::new();
-    let mut told = |_, _: &MemberPath| {};
-    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+    let mut on_action = |_, _: &MemberPath| {};
+    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, on_action: &mut on_action };
     restore::restore(&archive, selection, options, &mut context)
 }
 
@@ -107,13 +107,13 @@ fn everything_comes_back_in_every_format_with_openat2_and_without() {
     for compression in FORMATS {
         let made = make(&source, folder.path(), compression);
         made.prove().unwrap();
-        for by_steps in [false, true] {
-            let to = folder.path().join(format!("{}-{by_steps}", compression.extension()));
-            let options = Options { setuid: true, devices: true, by_steps, threads: 3, ..Options::to(&to) };
+        for without_openat2 in [false, true] {
+            let to = folder.path().join(format!("{}-{without_openat2}", compression.extension()));
+            let options = Options { setuid: true, devices: true, without_openat2, threads: 3, ..Options::to(&to) };
             let report = restore_all(&made.path, &options).unwrap();
             assert_eq!(report.outcome(), None, "{report:?}");
             assert_eq!(report.extent.members, made.written.extent.members);
-            assert_same(&was, &tree(&to.join("source"), ALL), &format!("{compression} {by_steps}"));
+            assert_same(&was, &tree(&to.join("source"), ALL), &format!("{compression} {without_openat2}"));
             let blocks = |root: &Path| root.join("sparse").metadata().unwrap().blocks();
             assert!(blocks(&to.join("source")) <= blocks(&source) + 64, "holes stay holes");
             // Run again: nothing is left to do, and nothing changes.

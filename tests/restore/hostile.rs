@@ -33,10 +33,16 @@ impl Scene {
         self.folder.path().join("target")
     }
 
-    fn restore(&self, name: &str, bytes: &[u8], by_steps: bool, overwrite: Overwrite) -> Result<Report, ErrorKind> {
+    fn restore(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        without_openat2: bool,
+        overwrite: Overwrite,
+    ) -> Result<Report, ErrorKind> {
         let file = self.folder.path().join("archive");
         fs::write(&file, bytes).unwrap();
-        let options = Options { by_steps, overwrite, sync: false, threads: 2, ..Options::to(&self.target()) };
+        let options = Options { without_openat2, overwrite, sync: false, threads: 2, ..Options::to(&self.target()) };
         let report = restore_all(&file, &options).map_err(|error| error.kind());
         self.check(name);
         report
@@ -237,7 +243,7 @@ fn headers() -> Vec<Case> {
 
 #[test]
 fn no_archive_reaches_outside_the_target_and_each_is_told() {
-    for by_steps in [false, true] {
+    for without_openat2 in [false, true] {
         let outside = Scene::new();
         let canary = outside.folder.path().join("canary").to_str().unwrap().to_owned();
         let cases: Vec<Case> = links_and_names(&canary).into_iter().chain(headers()).collect();
@@ -245,7 +251,7 @@ fn no_archive_reaches_outside_the_target_and_each_is_told() {
         for (name, bytes, want) in cases {
             for overwrite in [Overwrite::Never, Overwrite::Always] {
                 let scene = Scene::new();
-                let result = scene.restore(name, &bytes, by_steps, overwrite);
+                let result = scene.restore(name, &bytes, without_openat2, overwrite);
                 outside.check(name);
                 judge(name, &want, result, &scene.target());
             }
@@ -309,26 +315,26 @@ fn setuid_is_not_given_and_a_link_that_stands_there_is_not_followed() {
 
 #[test]
 fn a_target_opens_no_folder_through_a_link_even_if_nobody_looked_before() {
-    use backup_manager::confined::Target;
+    use backup_manager::confined::ConfinedFolder;
     use backup_manager::member::MemberPath;
     let scene = Scene::new();
     fs::create_dir_all(scene.target().join("real/sub")).unwrap();
     symlink("../canary", scene.target().join("out")).unwrap();
     symlink("real", scene.target().join("in")).unwrap();
-    for by_steps in [false, true] {
-        let target = Target::open(&scene.target()).unwrap();
-        let target = if by_steps { target.by_steps() } else { target };
+    for without_openat2 in [false, true] {
+        let target = ConfinedFolder::open(&scene.target()).unwrap();
+        let target = if without_openat2 { target.without_openat2() } else { target };
         let open = |path: &str| target.folder(&MemberPath::parse(path.as_bytes()).unwrap());
         open("real/sub").unwrap();
         for path in ["out", "out/sub", "in", "in/sub"] {
-            assert!(open(path).is_err(), "{path} {by_steps}");
+            assert!(open(path).is_err(), "{path} {without_openat2}");
         }
     }
 }
 
 #[test]
 fn folders_that_become_links_during_the_restore_lead_nowhere() {
-    for by_steps in [false, true] {
+    for without_openat2 in [false, true] {
         let scene = Scene::new();
         let mut tar = TarFile::default();
         for i in 0..400 {
@@ -353,7 +359,7 @@ fn folders_that_become_links_during_the_restore_lead_nowhere() {
             swaps
         });
         for _ in 0..5 {
-            let _ = scene.restore("swapped links", &bytes, by_steps, Overwrite::Always);
+            let _ = scene.restore("swapped links", &bytes, without_openat2, Overwrite::Always);
         }
         stop.store(true, Ordering::Relaxed);
         assert!(swapper.join().unwrap() > 0);

@@ -40,14 +40,15 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
         let archive = OpenArchive::from_file(&made.path).unwrap();
         let cancel = CancelToken::new();
         let mut seen = 0;
-        let mut told = |_: Action, _: &MemberPath| {
+        let mut on_action = |_: Action, _: &MemberPath| {
             seen += 1;
             if seen >= stop_after {
                 cancel.cancel();
             }
         };
         let clock = SystemClock::new();
-        let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, told: &mut told };
+        let mut context =
+            RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, on_action: &mut on_action };
         let everything = Selection::everything().unwrap();
         let error = restore::restore(&archive, &everything, &Options::to(&to), &mut context).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Interrupted);
