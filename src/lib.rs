@@ -14,6 +14,7 @@ pub mod clock;
 pub mod confined;
 pub mod durable;
 pub mod error;
+pub mod health;
 pub mod home;
 pub mod import_export;
 pub mod liveness;

@@ -41,6 +41,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("restore", 3, &[]),
     ("maintenance", 3, &["restore"]),
     ("backup", 3, &["maintenance"]),
+    ("health", 3, &[]),
     // Floor 4: the service.
     ("service", 4, &[]),
     // Floor 5: the edge.

@@ -1,7 +1,5 @@
 //! `status`: is it working?
 
-use std::time::Duration;
-
 use chrono_tz::Tz;
 use clap::Args;
 use serde_json::{Value, json};
@@ -11,17 +9,11 @@ use super::{Context, start, terminal};
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::liveness::{self, Heartbeat, RunHeartbeat};
+use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem};
+use crate::liveness::{self, RunHeartbeat};
 use crate::maintenance::rescan;
 use crate::progress::Progress;
-use crate::store::{Access, Archive, Drill, Run, RunState, ScheduleRow, Store, Trigger, WorkerRow};
-
-/// Beyond one period, how old the newest good archive may be.
-const OVERDUE_AFTER: Duration = Duration::from_secs(3 * 3600);
-/// A run whose numbers have not moved for so long is stalled.
-const STALLED_AFTER: Duration = Duration::from_secs(15 * 60);
-/// A service whose loop has not come round for so long does not tick: a nap takes 30 s.
-const TICK_LIMIT: Duration = Duration::from_secs(120);
+use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Trigger};
 
 #[derive(Args)]
 pub struct StatusArgs {
@@ -32,7 +24,7 @@ pub struct StatusArgs {
 
 /// How the service stands.
 struct ServiceState {
-    workers: Vec<(WorkerRow, Option<Heartbeat>)>,
+    workers: Vec<LiveService>,
     trouble: Vec<String>,
 }
 
@@ -90,19 +82,8 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
             (row, heartbeat)
         })
         .collect();
-    let mut trouble = Vec::new();
-    if workers.is_empty() {
-        trouble.push("the service is not running: start it with `backup-manager start`".to_owned());
-    }
-    for (row, heartbeat) in &workers {
-        let Some(heartbeat) = heartbeat else { continue };
-        if context.now().since(Timestamp::from_millis(heartbeat.ticked_at_ms)) > TICK_LIMIT {
-            trouble.push(format!("the service (process {}) no longer ticks", row.pid));
-        }
-        if let Some(why) = &heartbeat.trouble {
-            trouble.push(format!("the service (process {}): {why}", row.pid));
-        }
-    }
+    let problems = health::service_problems(&workers, context.now());
+    let mut trouble: Vec<String> = problems.iter().map(service_problem_text).collect();
     if let Err(error) = store.check_writable() {
         trouble.push(error.to_string());
     }
@@ -118,6 +99,14 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
         ));
     }
     Ok(ServiceState { workers, trouble })
+}
+
+fn service_problem_text(problem: &ServiceProblem) -> String {
+    match problem {
+        ServiceProblem::NotRunning => "the service is not running: start it with `backup-manager start`".to_owned(),
+        ServiceProblem::NotResponding { pid, .. } => format!("the service (process {pid}) no longer ticks"),
+        ServiceProblem::Reported { pid, reason } => format!("the service (process {pid}): {reason}"),
+    }
 }
 
 fn tell_service(context: &Context, service: &ServiceState) -> Result<u8> {
@@ -140,73 +129,60 @@ fn schedule_state(
     running: &[Run],
     zone: Tz,
 ) -> Result<ScheduleState> {
-    let mut trouble = Vec::new();
     let zone = row.schedule.zone.unwrap_or(zone);
     let last = store.last_ended(row.id)?;
+    let last_archive = last.as_ref().map(|run| store.archive(run.id)).transpose()?.flatten();
     let newest = store.newest_good(row.id)?;
     let running = running.iter().find(|run| run.schedule_id == row.id).map(|run| underway(context, run));
-    let mut new_problems = 0;
-    if let Some(run) = &last {
-        new_problems = if run.acknowledged { 0 } else { store.new_problems(run)? };
-        if run.state == RunState::Failed && !run.acknowledged {
-            trouble.push(format!("run @{} failed: {}", run.id, run.error.as_deref().unwrap_or("no reason is known")));
-        }
-        if new_problems > 0 {
-            let what = output::count(new_problems, "new path");
-            trouble.push(format!("{what} could not be read whole: see `history @{}`", run.id));
-        }
-    }
-    if let Some(archive) = last.as_ref().map(|run| store.archive(run.id)).transpose()?.flatten().filter(|a| a.suspect) {
-        trouble.push(format!(
-            "@{} holds less than half of what the archive before it held, and does not count as good: look, then \
-             `backup-manager accept {}`",
-            archive.run, row.schedule.name
-        ));
-    }
-    let unhealthy = store.unhealthy_archives(row.id)?;
-    if unhealthy > 0 {
-        let what = output::count(unhealthy, "archive");
-        trouble.push(format!("{what} damaged or missing: see `backups {} --all`, then `forget`", row.schedule.name));
-    }
+    let new_problems = match last.as_ref().filter(|run| !run.acknowledged) {
+        Some(run) => store.new_problems(run)?,
+        None => 0,
+    };
     let drill = store.last_drill(row.id)?;
-    if let Some(error) = drill.as_ref().and_then(|drill| drill.error.as_deref()) {
-        trouble.push(format!("the last restore drill failed: {error}"));
-    }
-    if let Some(why) = overdue(context, &row, newest.as_ref(), running.is_some(), zone) {
-        trouble.push(why);
-    }
-    if let Some(line) = running.as_ref().and_then(|running| running.line.as_ref()) {
-        let still = context.now().since(Timestamp::from_millis(line.moved_at_ms));
-        if line.phase == "writing" && still > STALLED_AFTER {
-            trouble.push(format!("run @{} has not moved for {}", line.run, output::age(still)));
-        }
-    }
+    let facts = ScheduleFacts {
+        row: &row,
+        zone,
+        last_run: last.as_ref(),
+        last_archive: last_archive.as_ref(),
+        new_problems,
+        newest_good: newest.as_ref(),
+        unhealthy_archives: store.unhealthy_archives(row.id)?,
+        last_drill: drill.as_ref(),
+        is_running: running.is_some(),
+        run_heartbeat: running.as_ref().and_then(|running| running.line.as_ref()),
+    };
+    let problems = health::schedule_problems(&facts, context.now());
+    let trouble = problems.iter().map(|problem| schedule_problem_text(problem, row.schedule.name.as_str())).collect();
     Ok(ScheduleState { row, zone, last, newest, drill, running, new_problems, trouble })
 }
 
-/// No good archive for one period and three hours; a first run in progress is exempt, and so is a schedule too young.
-fn overdue(
-    context: &Context,
-    row: &ScheduleRow,
-    newest: Option<&Archive>,
-    is_running: bool,
-    zone: Tz,
-) -> Option<String> {
-    let cadence = row.schedule.cadence.as_ref().filter(|_| row.schedule.enabled)?;
-    if newest.is_none() && is_running {
-        return None;
-    }
-    let now = context.now();
-    // A schedule that was just changed or resumed gets its period first.
-    let since = newest.map_or(row.created_at, |archive| archive.created_at).max(row.edited_at);
-    let limit = cadence.period(zone, now) + OVERDUE_AFTER;
-    let age = now.since(since);
-    (age > limit).then(|| match newest {
-        Some(archive) => {
-            format!("overdue: its newest good archive is {} old", output::age(now.since(archive.created_at)))
+fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
+    match problem {
+        ScheduleProblem::RunFailed { run, error } => {
+            format!("run @{run} failed: {}", error.as_deref().unwrap_or("no reason is known"))
         }
-        None => format!("overdue: no good archive since it was made {} ago", output::age(age)),
-    })
+        ScheduleProblem::NewUnreadablePaths { run, count } => {
+            format!("{} could not be read whole: see `history @{run}`", output::count(*count, "new path"))
+        }
+        ScheduleProblem::SuspectArchive { run } => format!(
+            "@{run} holds less than half of what the archive before it held, and does not count as good: look, then \
+             `backup-manager accept {name}`"
+        ),
+        ScheduleProblem::UnhealthyArchives { count } => {
+            let what = output::count(*count, "archive");
+            format!("{what} damaged or missing: see `backups {name} --all`, then `forget`")
+        }
+        ScheduleProblem::DrillFailed { error } => format!("the last restore drill failed: {error}"),
+        ScheduleProblem::Overdue { newest_good_age } => {
+            format!("overdue: its newest good archive is {} old", output::age(*newest_good_age))
+        }
+        ScheduleProblem::OverdueWithoutArchive { waiting_for } => {
+            format!("overdue: no good archive since it was made {} ago", output::age(*waiting_for))
+        }
+        ScheduleProblem::Stalled { run, stalled_for } => {
+            format!("run @{run} has not moved for {}", output::age(*stalled_for))
+        }
+    }
 }
 
 fn underway(context: &Context, run: &Run) -> Underway {
