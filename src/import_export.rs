@@ -110,7 +110,7 @@ fn import(
         }
     }
     for schedule in wanted {
-        let watermark = Watermark { handled_until: now, next_due: schedule.next_after(zone, now) };
+        let watermark = Watermark::starting(&schedule, zone, now);
         match rows.iter().find(|row| row.schedule.name == schedule.name) {
             Some(row) if row.schedule == schedule => imported.unchanged += 1,
             Some(row) => {
@@ -267,7 +267,7 @@ fn apply_changes(store: &Store, changes: &[Change], zone: Tz, now: Timestamp) ->
                 let schedule = Schedule { source, cadence: Some(Cadence::Daily(times)), ..row.schedule.clone() };
                 if schedule != row.schedule {
                     log::info!("{}: changed by the text file", change.name);
-                    let watermark = Watermark { handled_until: now, next_due: schedule.next_after(zone, now) };
+                    let watermark = Watermark::starting(&schedule, zone, now);
                     edited.push((row.id, schedule, watermark));
                 }
             }
@@ -281,7 +281,7 @@ fn apply_changes(store: &Store, changes: &[Change], zone: Tz, now: Timestamp) ->
                 let Some(source) = change.source.clone() else { continue };
                 log::info!("{}: made by the text file", change.name);
                 let schedule = Schedule::new(change.name.clone(), source, Cadence::Daily(times));
-                let watermark = Watermark { handled_until: now, next_due: schedule.next_after(zone, now) };
+                let watermark = Watermark::starting(&schedule, zone, now);
                 created.push((schedule, watermark));
             }
             (None, None) => {}

@@ -43,8 +43,8 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
         .into_iter()
         .map(|mut schedule| {
             with_defaults(&mut schedule, args, &store)?;
-            let next_due = schedule.next_after(zone, now);
-            Ok((schedule, Watermark { handled_until: now, next_due }))
+            let watermark = Watermark::starting(&schedule, zone, now);
+            Ok((schedule, watermark))
         })
         .collect::<Result<_>>()?;
     let created = store.create_schedules(&new, now)?;

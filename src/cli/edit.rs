@@ -95,7 +95,7 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
 /// What was due before a change is not run after it.
 fn fresh_watermark(context: &Context, store: &Store, schedule: &Schedule) -> Result<Watermark> {
     let now = context.now();
-    Ok(Watermark { handled_until: now, next_due: schedule.next_after(context.default_zone(store)?, now) })
+    Ok(Watermark::starting(schedule, context.default_zone(store)?, now))
 }
 
 pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {

@@ -116,7 +116,7 @@ impl Service {
             return Ok(());
         }
         for row in store.schedules()?.iter().filter(|row| row.schedule.zone.is_none()) {
-            let next_due = self.next_after(row, row.watermark.handled_until);
+            let next_due = row.schedule.next_after(self.options.zone, row.watermark.handled_until);
             store.move_watermark(row.id, row.watermark, Watermark { next_due, ..row.watermark })?;
         }
         store.set_service_zone(name)
@@ -136,10 +136,6 @@ impl Service {
 
     fn zone(&self, row: &ScheduleRow) -> Tz {
         row.schedule.zone.unwrap_or(self.options.zone)
-    }
-
-    fn next_after(&self, row: &ScheduleRow, after: Timestamp) -> Option<Timestamp> {
-        row.schedule.cadence.as_ref().and_then(|cadence| cadence.next_after(self.zone(row), after))
     }
 }
 

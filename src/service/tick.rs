@@ -113,7 +113,7 @@ impl Service {
             if row.watermark.handled_until <= limit {
                 continue;
             }
-            let to = Watermark { handled_until: now, next_due: self.next_after(&row, now) };
+            let to = Watermark::starting(&row.schedule, self.options.zone, now);
             if self.runner.store.move_watermark(row.id, row.watermark, to)? {
                 log::warn!("{}: the clock was far ahead; its occurrences count from now again", row.schedule.name);
             }
@@ -138,7 +138,7 @@ impl Service {
     fn enqueue_due(&self, row: &ScheduleRow, now: Timestamp) -> Result<bool> {
         let Some(cadence) = &row.schedule.cadence else { return Ok(false) };
         let missed = cadence.missed(self.zone(row), row.watermark.handled_until, now, MAX_COUNTED_OCCURRENCES);
-        let to = Watermark { handled_until: now, next_due: self.next_after(row, now) };
+        let to = Watermark::starting(&row.schedule, self.options.zone, now);
         let Some(missed) = missed else {
             // `next_due` was computed in another zone or by other rules: no occurrence is due after all.
             let to = Watermark { next_due: to.next_due, ..row.watermark };

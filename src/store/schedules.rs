@@ -36,6 +36,14 @@ pub struct Watermark {
     pub next_due: Option<Timestamp>,
 }
 
+impl Watermark {
+    /// Returns the watermark of a schedule that counts its occurrences from `now` on: none before is run.
+    /// `service_zone` applies if the schedule has no zone of its own.
+    pub fn starting(schedule: &Schedule, service_zone: Tz, now: Timestamp) -> Watermark {
+        Watermark { handled_until: now, next_due: schedule.next_after(service_zone, now) }
+    }
+}
+
 /// Whether a schedule that was made is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revived {

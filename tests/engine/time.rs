@@ -43,7 +43,7 @@ fn nothing_that_was_due_before_an_edit_runs_after_it() {
     let row = world.schedule("docs", "01:00");
     world.clock.advance(DAY * 2);
     let now = world.clock.now();
-    let watermark = Watermark { handled_until: now, next_due: row.schedule.next_after(Tz::UTC, now) };
+    let watermark = Watermark::starting(&row.schedule, Tz::UTC, now);
     world.store.edit_schedules(&[(row.id, row.schedule.clone(), watermark)], now).unwrap();
     let mut service = world.service(false);
     assert_eq!(service.tick().unwrap().enqueued, 0);

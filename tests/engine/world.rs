@@ -61,7 +61,7 @@ impl World {
 
     pub fn add(&self, schedule: Schedule) -> ScheduleRow {
         let now = self.clock.now();
-        let watermark = Watermark { handled_until: now, next_due: schedule.next_after(Tz::UTC, now) };
+        let watermark = Watermark::starting(&schedule, Tz::UTC, now);
         let made = self.store.create_schedules(&[(schedule, watermark)], now).unwrap();
         self.store.schedule(made[0].0).unwrap()
     }

@@ -317,7 +317,7 @@ impl Simulation {
             let cadence = row.schedule.cadence.as_ref().expect("a cadence");
             let later = now.plus(DAY);
             let Some(missed) = cadence.missed(zone, row.watermark.handled_until, later, 1_000) else { return };
-            let to = Watermark { handled_until: later, next_due: row.schedule.next_after(self.zone, later) };
+            let to = Watermark::starting(&row.schedule, self.zone, later);
             let (occurrence, count) = (missed.newest, missed.count);
             let due = Due { schedule: row.id, from: row.watermark, to, occurrence, count, missed: false };
             self.stale = Some((due, now));
