@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use backup_manager::archive::check;
-use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::backup::pipeline::{self, PipelineOptions, WrittenArchive};
 use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::{Clock, SystemClock};
@@ -101,15 +101,15 @@ fn archive(
     compression: Compression,
     threads: usize,
     clock: &SystemClock,
-) -> (Written, Vec<CatalogChunk>) {
+) -> (WrittenArchive, Vec<CatalogChunk>) {
     let name = tree.file_name().expect("a folder has a name");
     let root_name = MemberPath::parse(name.as_encoded_bytes()).expect("a file name is a member path");
-    let job = Job {
+    let job = PipelineOptions {
         source: tree,
         root_name: &root_name,
         excludes: &Excludes::default(),
         patterns: &[],
-        never: &[],
+        own_paths: &[],
         compression,
         threads,
         comment: "{}",

@@ -108,7 +108,7 @@ impl Home {
     }
 
     /// Returns what no archive may hold: the live database with all that stands beside it, the archives, the logs.
-    pub fn never_archived(&self) -> Vec<PathBuf> {
+    pub fn own_paths(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.db.clone(), self.backups.clone(), self.logs.clone()];
         for suffix in ["-wal", "-shm", "-journal", ".lock", ".workers"] {
             paths.push(beside(&self.db, suffix));

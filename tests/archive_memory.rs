@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::backup::pipeline::{self, PipelineOptions, WrittenArchive};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
@@ -20,14 +20,14 @@ use backup_manager::schedule::{Compression, Excludes};
 use support::archive::{Silent, is_long_run};
 
 /// Writes an archive and forgets it, with a catalog that stops for a while.
-fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duration) -> Written {
+fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duration) -> WrittenArchive {
     let clock = SystemClock::new();
-    let job = Job {
+    let job = PipelineOptions {
         source,
         root_name: &MemberPath::parse(b"source").unwrap(),
         excludes: &Excludes::default(),
         patterns: &[],
-        never: &[],
+        own_paths: &[],
         compression,
         threads: 2,
         comment: "{}",

@@ -348,8 +348,8 @@ fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
 fn our_own_files_and_sockets_are_left_out_and_noted() {
     let scene = Scene::new(&["a", "backups/old.tar", "backup.db"]);
     let _listener = UnixListener::bind(scene.path("socket")).unwrap();
-    let never = [scene.path("backups"), scene.path("backup.db")];
-    let made = make_with(&scene.source, scene.scratch.path(), Compression::None, |job| job.never = &never);
+    let own_paths = [scene.path("backups"), scene.path("backup.db")];
+    let made = make_with(&scene.source, scene.scratch.path(), Compression::None, |job| job.own_paths = &own_paths);
     assert_eq!(extracted(&made).into_keys().collect::<Vec<_>>(), ["a"]);
     let notes = made.written.notes.join("\n");
     assert!(notes.contains("backups") && notes.contains("backup.db") && notes.contains("socket"), "{notes}");

@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::{Extent, MemberKind};
 use crate::progress::Problem;
-use crate::source::{self, Found, SourceRoot};
+use crate::source::{self, SourceEntry, SourceRoot};
 use crate::store::ScheduleRow;
 
 /// How much a source holds, as far as it was looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listing {
+pub struct Estimate {
     /// How much an archive would hold, the content of each file once, however many names it has.
     pub extent: Extent,
     /// Paths that cannot be read.
@@ -26,7 +26,11 @@ pub struct Listing {
 }
 
 /// Tells `visit` every member that a run of the schedule would archive: its name in the archive and its size.
-pub fn list_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<Listing> {
+pub fn list_source(
+    home: &Home,
+    row: &ScheduleRow,
+    visit: &mut dyn FnMut(&[u8], u64) -> Result<()>,
+) -> Result<Estimate> {
     let mut failed = None;
     let listing = walk(home, row, &mut |path, size| match visit(path, size) {
         Ok(()) => ControlFlow::Continue(()),
@@ -39,7 +43,7 @@ pub fn list_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], 
 }
 
 /// Adds up the source of a schedule, for `limit` at most.
-pub fn measure(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duration) -> Result<Listing> {
+pub fn estimate(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duration) -> Result<Estimate> {
     let started = clock.monotonic();
     walk(home, row, &mut |_, _| {
         if clock.monotonic().saturating_sub(started) > limit {
@@ -51,7 +55,7 @@ pub fn measure(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duratio
 }
 
 /// Tells `visit` every member that a run of the schedule would archive, as it is found; returns what cannot be read.
-pub fn visit_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&Found)) -> Result<Vec<Problem>> {
+pub fn visit_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&SourceEntry)) -> Result<Vec<Problem>> {
     let listing = walk_found(home, row, &mut |found, _| {
         visit(found);
         ControlFlow::Continue(())
@@ -59,22 +63,22 @@ pub fn visit_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&Found
     Ok(listing.problems)
 }
 
-fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>) -> Result<Listing> {
+fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>) -> Result<Estimate> {
     walk_found(home, row, &mut |found, size| visit(found.path.as_bytes(), size))
 }
 
 fn walk_found(
     home: &Home,
     row: &ScheduleRow,
-    visit: &mut dyn FnMut(&Found, u64) -> ControlFlow<()>,
-) -> Result<Listing> {
+    visit: &mut dyn FnMut(&SourceEntry, u64) -> ControlFlow<()>,
+) -> Result<Estimate> {
     let source = SourceRoot::find(home, &row.schedule)?;
-    let never = home.never_archived();
-    let mut listing = Listing { complete: true, ..Listing::default() };
+    let own_paths = home.own_paths();
+    let mut listing = Estimate { complete: true, ..Estimate::default() };
     let mut problems = Vec::new();
     let mut linked = HashSet::new();
     source::walk(
-        &source.walk_options(&row.schedule, &never),
+        &source.walk_options(&row.schedule, &own_paths),
         &mut |found| {
             let first_name = found.stat.links < 2 || linked.insert((found.stat.device, found.stat.inode));
             let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };

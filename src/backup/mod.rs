@@ -29,10 +29,10 @@ use crate::source::SourceRoot;
 use crate::store::{
     Claim, Completed, EndError, EndResult, Intent, Requeue, RunCounts, RunState, ScheduleRow, Sealed, Store, WorkerRow,
 };
-pub use estimate::{Listing, free_bytes, list_source, measure, visit_source};
+pub use estimate::{Estimate, estimate, free_bytes, list_source, visit_source};
 use monitor::Monitor;
 pub use monitor::RunContext;
-use pipeline::Written;
+use pipeline::WrittenArchive;
 pub use recover::{OrphanedRun, RecoveryReport, recover, recover_run, remove_dead_workers, take_over_orphaned_runs};
 
 /// Pause before writing a run's end again, where the database could not take it.
@@ -57,7 +57,7 @@ pub struct Runner {
 
 /// How a run ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct RunOutcome {
     /// Number of the run.
     pub run: i64,
     /// Where it stands now; `Queued` if it will be tried again.
@@ -96,7 +96,7 @@ impl Runner {
     ///
     /// Errors: only what keeps the end itself from being written: `Fenced` where another worker took the run over, or
     /// the database's own trouble once a stop was asked for.
-    pub fn execute(&self, claim: Claim, intent: &Intent, context: &RunContext<'_>) -> Result<Ended> {
+    pub fn execute(&self, claim: Claim, intent: &Intent, context: &RunContext<'_>) -> Result<RunOutcome> {
         let run = claim.run();
         let monitor = Monitor::new(self, run, context);
         let ended = match self.make_archive(&claim, intent, context, &monitor) {
@@ -145,13 +145,13 @@ impl Runner {
         monitor.phase("writing");
         let temporary = self.home.backups().join(&intent.temporary_name);
         let mut pending = PendingFile::create_named(&temporary, self.home.archive_mode()).map_err(Failure::own)?;
-        let never = self.home.never_archived();
-        let job = pipeline::Job {
+        let own_paths = self.home.own_paths();
+        let job = pipeline::PipelineOptions {
             source: &source.path,
             root_name: &source.name,
             excludes: &row.schedule.excludes,
             patterns: &source.patterns,
-            never: &never,
+            own_paths: &own_paths,
             compression: row.schedule.compression,
             threads: self.threads,
             comment: &comment,
@@ -183,7 +183,7 @@ impl Runner {
         Ok((row, Made { file, written }))
     }
 
-    fn record(&self, claim: &Claim, written: &Written) -> Result<()> {
+    fn record(&self, claim: &Claim, written: &WrittenArchive) -> Result<()> {
         let counts = RunCounts {
             extent: written.extent,
             archive_bytes: written.size,
@@ -195,7 +195,7 @@ impl Runner {
     }
 
     /// A source that is empty where it was not is a disk that is not mounted, until somebody says otherwise (I9).
-    fn refuse_emptied(&self, row: &ScheduleRow, root: &Path, written: &Written) -> Result<()> {
+    fn refuse_emptied(&self, row: &ScheduleRow, root: &Path, written: &WrittenArchive) -> Result<()> {
         if written.extent.members > 1 || written.extent.files > 0 || row.accepted {
             return Ok(());
         }
@@ -230,7 +230,7 @@ impl Runner {
         archive: &SealedArchive<'_>,
         row: &ScheduleRow,
         context: &RunContext<'_>,
-    ) -> Result<Ended> {
+    ) -> Result<RunOutcome> {
         let run = claim.run();
         let proven = if claim.verify() { self.prove(&claim, archive).map(Some) } else { Ok(None) };
         let (verified_at, damaged) = match proven {
@@ -247,7 +247,7 @@ impl Runner {
         };
         let state = self.write_end(claim, context, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
         self.run_post_backup_steps(run, row, context);
-        Ok(Ended { run, state, error: damaged })
+        Ok(RunOutcome { run, state, error: damaged })
     }
 
     fn prove(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Timestamp> {
@@ -263,7 +263,13 @@ impl Runner {
     }
 
     /// Ends a run that made no archive: its temporary file and catalog rows first, then the row.
-    fn end_without(&self, claim: Claim, intent: &Intent, failure: Failure, context: &RunContext<'_>) -> Result<Ended> {
+    fn end_without(
+        &self,
+        claim: Claim,
+        intent: &Intent,
+        failure: Failure,
+        context: &RunContext<'_>,
+    ) -> Result<RunOutcome> {
         let run = claim.run();
         // By that name the heir of a lost run may be finishing it.
         match self.store.check_claim(&claim) {
@@ -282,18 +288,18 @@ impl Runner {
                 return Err(Box::new(EndError { claim, error }));
             }
             let now = self.clock.now();
-            if drained && !context.foreground {
+            if drained && !context.is_foreground {
                 self.store.requeue(claim, Requeue::Refund, "the service was stopped", now).map(drop)
             } else if interrupted {
                 self.store.end_without_archive(claim, RunState::Cancelled, "cancelled on request", now)
-            } else if failure.retry && !context.foreground {
+            } else if failure.retry && !context.is_foreground {
                 self.store.requeue(claim, Requeue::Retry, &reason, now).map(drop)
             } else {
                 self.store.end_without_archive(claim, RunState::Failed, &reason, now)
             }
         })?;
         let state = self.store.run(run)?.state;
-        Ok(Ended { run, state, error: Some(failure.error) })
+        Ok(RunOutcome { run, state, error: Some(failure.error) })
     }
 
     /// Writes a run's end again and again until the database takes it, or a stop is asked for; recovery ends it then.
@@ -340,5 +346,5 @@ impl Runner {
 
 struct Made {
     file: SealedFile,
-    written: Written,
+    written: WrittenArchive,
 }

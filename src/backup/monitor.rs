@@ -18,7 +18,7 @@ pub struct RunContext<'a> {
     /// Who is told.
     pub observer: &'a dyn Observer,
     /// Somebody waits for it at a terminal: no retries.
-    pub foreground: bool,
+    pub is_foreground: bool,
 }
 
 /// Passes progress on to the worker file and the observer, and looks for requests to cancel, both now and then.

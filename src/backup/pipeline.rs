@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Extent, MemberPath};
 use crate::progress::{Observer, Problem, Progress};
 use crate::schedule::{Compression, Excludes};
-use crate::source::{Names, WalkOptions, WalkSummary, walk};
+use crate::source::{OwnerNames, WalkOptions, WalkSummary, walk};
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -44,7 +44,7 @@ const ENCODER_BYTES: u64 = 256 << 20;
 
 /// What goes into an archive, and how.
 #[derive(Clone, Copy)]
-pub struct Job<'a> {
+pub struct PipelineOptions<'a> {
     /// The source: absolute and resolved. A root that is a symbolic link is followed.
     pub source: &'a Path,
     /// What the root is called in the archive: the source's last component.
@@ -54,7 +54,7 @@ pub struct Job<'a> {
     /// Lines of the exclude files, already read.
     pub patterns: &'a [String],
     /// The home's live database, archives and logs: left out, counted, noted.
-    pub never: &'a [PathBuf],
+    pub own_paths: &'a [PathBuf],
     /// Codec and level.
     pub compression: Compression,
     /// Threads that read and encode; at least one is used.
@@ -73,7 +73,7 @@ pub struct Job<'a> {
 
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
+pub struct WrittenArchive {
     /// How much the archive holds.
     pub extent: Extent,
     /// Folders among its members.
@@ -101,13 +101,13 @@ pub struct Written {
 /// Errors: `NotFound` for a missing source; `Interrupted` when cancelled; `DiskFull`; whatever `catalog` returns.
 /// Trouble with single paths is no error (I9).
 pub fn write(
-    job: &Job<'_>,
+    job: &PipelineOptions<'_>,
     file: &mut PendingFile,
     catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
-) -> Result<Written> {
+) -> Result<WrittenArchive> {
     let threads = thread_count(job);
     let flow = Flow::new(threads, job.cancel, job.observer);
-    let names = Names::new();
+    let names = OwnerNames::new();
     let path = file.temp_path().to_owned();
     let writer = ArchiveWriter::new(file.file(), &path, job.compression)?;
     let (plan_sender, plans) = bounded(2 * threads);
@@ -135,7 +135,7 @@ pub fn write(
     }
 }
 
-fn thread_count(job: &Job<'_>) -> usize {
+fn thread_count(job: &PipelineOptions<'_>) -> usize {
     let affordable = ENCODER_BYTES.checked_div(Encoder::memory(job.compression)).unwrap_or(u64::MAX);
     job.threads.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1)
 }
@@ -174,7 +174,7 @@ fn join<T>(handle: ScopedJoinHandle<'_, Option<T>>) -> Option<T> {
 
 /// Puts chunks into the file until the workers are done.
 fn assemble<'f>(
-    job: &Job<'_>,
+    job: &PipelineOptions<'_>,
     flow: &Flow<'_>,
     writer: ArchiveWriter<'f>,
     done: &Receiver<Done>,
@@ -188,13 +188,18 @@ fn assemble<'f>(
     assembler.finish(job.clock.now())
 }
 
-fn walk_source(job: &Job<'_>, flow: &Flow<'_>, names: &Names, plans: Sender<Plan>) -> Result<WalkSummary> {
+fn walk_source(
+    job: &PipelineOptions<'_>,
+    flow: &Flow<'_>,
+    names: &OwnerNames,
+    plans: Sender<Plan>,
+) -> Result<WalkSummary> {
     let options = WalkOptions {
         root: job.source,
         root_name: job.root_name,
         excludes: job.excludes,
         patterns: job.patterns,
-        never: job.never,
+        own_paths: job.own_paths,
     };
     let mut planner = Planner::new(flow, job.clock, names, job.compression, plans);
     let summary = walk(&options, &mut |found| planner.visit(found), &mut |problem| flow.problem(problem))?;
@@ -205,7 +210,7 @@ fn walk_source(job: &Job<'_>, flow: &Flow<'_>, names: &Names, plans: Sender<Plan
 /// Hands records to the catalog and tells progress, until the writer is done. Takes the receiving end, so that the
 /// writer does not wait for a catalog that failed.
 fn hand_over(
-    job: &Job<'_>,
+    job: &PipelineOptions<'_>,
     flow: &Flow<'_>,
     records: Receiver<Vec<CatalogChunk>>,
     catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
@@ -242,12 +247,12 @@ fn progress(flow: &Flow<'_>, elapsed: Duration) -> Progress {
 
 /// Writes the trailer and sums up.
 fn seal(
-    job: &Job<'_>,
+    job: &PipelineOptions<'_>,
     flow: &Flow<'_>,
     writer: ArchiveWriter<'_>,
     counts: Counts,
     summary: &WalkSummary,
-) -> Result<Written> {
+) -> Result<WrittenArchive> {
     let problems = flow.take_problems();
     let facts = Facts {
         run: job.run,
@@ -262,7 +267,7 @@ fn seal(
     let Finished { size, chunks, digest } = writer.finish(&facts)?;
     let notes = notes(summary);
     notes.iter().for_each(|note| job.observer.note(note));
-    Ok(Written {
+    Ok(WrittenArchive {
         extent: counts.extent,
         folders: counts.folders,
         problems: problems.list,
@@ -277,7 +282,7 @@ fn seal(
 
 fn notes(summary: &WalkSummary) -> Vec<String> {
     let mut notes = Vec::new();
-    for path in &summary.own_left_out {
+    for path in &summary.own_paths_skipped {
         notes.push(format!("left out {}: it belongs to this program", path.display()));
     }
     match summary.sockets {

@@ -23,8 +23,8 @@ impl Runner {
         {
             return Ok(last.extent);
         }
-        let never = self.home.never_archived();
-        let totals = source::scan(&root.walk_options(&row.schedule, &never))?;
+        let own_paths = self.home.own_paths();
+        let totals = source::scan(&root.walk_options(&row.schedule, &own_paths))?;
         let plain = totals.content_bytes.saturating_add(totals.members.saturating_mul(BYTES_A_MEMBER));
         let needed = match (row.schedule.compression, &last) {
             (Compression::None, _) => Some(plain),

@@ -112,7 +112,7 @@ fn with_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> R
 fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zone: chrono_tz::Tz) -> Result<Value> {
     let schedule = &row.schedule;
     let path = context.home.source_path(&schedule.source);
-    let size = match backup::measure(&context.home, row, &*context.clock, SIZING) {
+    let size = match backup::estimate(&context.home, row, &*context.clock, SIZING) {
         Ok(size) => Some(size),
         Err(error) => {
             context.warn(&error.to_string());

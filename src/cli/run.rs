@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::output::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, select};
-use crate::backup::{self, Ended, RunContext, Runner};
+use crate::backup::{self, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::{self, Worker};
@@ -185,9 +185,9 @@ fn carry_out(
 ) -> Result<(Run, u8)> {
     log::info!("run @{} of {}: started", claim.run(), row.schedule.name);
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
-    let ended = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, foreground: true });
+    let ended = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, is_foreground: true });
     observer.finish();
-    let Ended { run, state, error } = ended?;
+    let RunOutcome { run, state, error } = ended?;
     if let Some(error) = error {
         super::report(&error);
         log::error!("run @{run} of {}: {}", row.schedule.name, state.as_str());
@@ -210,7 +210,7 @@ fn join(
     context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
     let workers = runner.home.workers();
-    let run_context = RunContext { cancel, observer: &observer, foreground: true };
+    let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
     loop {
         let current = store.run(run)?;
         if current.state.is_final() {
@@ -317,7 +317,7 @@ fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
     let row = &runner.row;
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
     let (cancel, observer) = (CancelToken::default(), TerminalObserver::new("recovery", context.quiet));
-    let run_context = RunContext { cancel: &cancel, observer: &observer, foreground: true };
+    let run_context = RunContext { cancel: &cancel, observer: &observer, is_foreground: true };
     backup::recover(&runner, &run_context)?;
     Ok(runner)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::{Event, Service, lock};
-use crate::backup::{self, Ended, OrphanedRun, RunContext, Runner};
+use crate::backup::{self, OrphanedRun, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
 use crate::error::{ErrorKind, Result};
 use crate::progress::{Observer, Problem, Progress};
@@ -62,7 +62,7 @@ impl Service {
     }
 
     /// Executes a claimed run on this thread.
-    pub fn execute(&self, claim: Claim, intent: &Intent) -> Result<Ended> {
+    pub fn execute(&self, claim: Claim, intent: &Intent) -> Result<RunOutcome> {
         let cancel = self.active.cancel_token(claim.run());
         execute_run(&self.runner, &self.active, claim, intent, &cancel)
     }
@@ -101,15 +101,15 @@ fn execute_run(
     claim: Claim,
     intent: &Intent,
     cancel: &CancelToken,
-) -> Result<Ended> {
+) -> Result<RunOutcome> {
     let run = claim.run();
     log::info!("run @{run}: started, attempt {}", claim.attempt());
-    let context = RunContext { cancel, observer: &LogObserver, foreground: false };
+    let context = RunContext { cancel, observer: &LogObserver, is_foreground: false };
     let ended = runner.execute(claim, intent, &context);
     match &ended {
-        Ok(Ended { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
-        Ok(Ended { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
-        Ok(Ended { state, error, .. }) => {
+        Ok(RunOutcome { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
+        Ok(RunOutcome { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
+        Ok(RunOutcome { state, error, .. }) => {
             let reason = error.as_ref().map(ToString::to_string).unwrap_or_default();
             log::error!("run @{run}: {}: {reason}", state.as_str());
         }
@@ -124,7 +124,7 @@ fn execute_run(
 pub(super) fn recover_run(runner: &Runner, orphan: OrphanedRun, failed_recoveries: &Mutex<HashMap<i64, Duration>>) {
     let run = orphan.run();
     let cancel = CancelToken::default();
-    let context = RunContext { cancel: &cancel, observer: &LogObserver, foreground: false };
+    let context = RunContext { cancel: &cancel, observer: &LogObserver, is_foreground: false };
     match backup::recover_run(runner, orphan, &context) {
         Ok(state) => log::info!("run @{run}: recovered, now {}", state.as_str()),
         Err(error) => {

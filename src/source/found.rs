@@ -88,7 +88,7 @@ pub(super) fn member_kind(kind: FileType) -> Option<MemberKind> {
 /// One thing found in the source. It holds no descriptor; it can be opened from any thread, also when the walk has long
 /// moved on.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct SourceEntry {
     /// Its name in the archive.
     pub path: MemberPath,
     /// What it is. Never a hard link: which name carries the data is not decided here.
@@ -147,14 +147,16 @@ impl Place {
     }
 }
 
-impl Found {
+impl SourceEntry {
     /// Returns where it lies in the file system: below the root as it was given.
     pub fn fs_path(&self) -> PathBuf {
         fs_path(self.place.tree(), &self.path)
     }
 
-    /// Opens a regular file for reading. The problem is `Vanished`, `Replaced` (a link, another file or another kind
-    /// stands there now; see [`Found::look_again`]) or `Unreadable`. Nothing else than regular files is ever opened.
+    /// Opens a regular file for reading; no other kind is ever opened.
+    ///
+    /// Errors: `Vanished`; `Replaced` if the name is now a link, another file or another kind (see
+    /// [`SourceEntry::stat_again`]); `Unreadable`.
     pub fn open(&self) -> Result<OpenFile, Problem> {
         self.try_open().map_err(|trouble| trouble.at(&self.fs_path()))
     }
@@ -176,11 +178,11 @@ impl Found {
 
     /// Looks its name up once more, for one that was replaced: programs save a file by renaming a new one over it.
     /// The problem is `Replaced` if archives do not hold what stands there now.
-    pub fn look_again(&self) -> Result<Found, Problem> {
+    pub fn stat_again(&self) -> Result<SourceEntry, Problem> {
         let look = || {
             let (kind, stat) = self.place.stat(&self.path)?;
             let kind = member_kind(kind).ok_or_else(|| Trouble::replaced("it has become a socket"))?;
-            Ok(Found { path: self.path.clone(), kind, stat, place: self.place.clone() })
+            Ok(SourceEntry { path: self.path.clone(), kind, stat, place: self.place.clone() })
         };
         look().map_err(|trouble: Trouble| trouble.at(&self.fs_path()))
     }
@@ -232,7 +234,7 @@ pub(super) fn fs_path(tree: &Tree, path: &MemberPath) -> PathBuf {
 
 /// There is no call for attributes relative to a folder, and a fifo must not be opened for them; but a path through the
 /// process's own descriptors begins at the folder and has no link in it. Without `/proc` the whole path has to do.
-fn path_in(folder: &OwnedFd, found: &Found) -> PathBuf {
+fn path_in(folder: &OwnedFd, found: &SourceEntry) -> PathBuf {
     static HAS_PROC: OnceLock<bool> = OnceLock::new();
     if *HAS_PROC.get_or_init(|| fs::exists("/proc/self/fd").unwrap_or(false)) {
         let name = OsStr::from_bytes(found.path.file_name());

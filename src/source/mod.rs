@@ -17,8 +17,8 @@ mod trouble;
 mod walk;
 
 pub use filter::check_patterns;
-pub use found::{Found, Stat};
-pub use names::Names;
+pub use found::{SourceEntry, Stat};
+pub use names::OwnerNames;
 pub use open_file::{OpenFile, Stability};
 pub use root::SourceRoot;
 pub use walk::{WalkOptions, WalkSummary, scan, walk};

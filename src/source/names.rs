@@ -1,4 +1,4 @@
-//! Names of owners and groups.
+//! OwnerNames of owners and groups.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -8,12 +8,12 @@ use std::sync::{PoisonError, RwLock};
 /// The names that belong to numeric owners and groups, asked of the system (files, LDAP, whatever it is set up for)
 /// once each. May be shared between threads.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct OwnerNames {
     users: RwLock<HashMap<u32, Box<[u8]>>>,
     groups: RwLock<HashMap<u32, Box<[u8]>>>,
 }
 
-impl Names {
+impl OwnerNames {
     /// Makes a store of names that knows none yet.
     pub fn new() -> Self {
         Self::default()

@@ -7,7 +7,7 @@ use rustix::fs::{SeekFrom, fstat, seek};
 use rustix::io::{Errno, pread, retry_on_intr};
 
 use super::attributes;
-use super::found::{Found, Stat};
+use super::found::{SourceEntry, Stat};
 use super::trouble::Trouble;
 use crate::member::{Span, Xattrs};
 use crate::progress::Problem;
@@ -32,11 +32,11 @@ pub enum Stability {
 pub struct OpenFile {
     file: OwnedFd,
     stat: Stat,
-    found: Found,
+    found: SourceEntry,
 }
 
 impl OpenFile {
-    pub(super) fn new(file: OwnedFd, stat: Stat, found: Found) -> Self {
+    pub(super) fn new(file: OwnedFd, stat: Stat, found: SourceEntry) -> Self {
         OpenFile { file, stat, found }
     }
 

@@ -46,14 +46,14 @@ impl SourceRoot {
         Ok(SourceRoot { path: root, name: root_name, patterns })
     }
 
-    /// Returns what a walk over it takes in, without what is `never` archived.
-    pub fn walk_options<'a>(&'a self, schedule: &'a Schedule, never: &'a [PathBuf]) -> WalkOptions<'a> {
+    /// Returns the options of a walk over it. The walk skips `own_paths`, the files of the program itself.
+    pub fn walk_options<'a>(&'a self, schedule: &'a Schedule, own_paths: &'a [PathBuf]) -> WalkOptions<'a> {
         WalkOptions {
             root: &self.path,
             root_name: &self.name,
             excludes: &schedule.excludes,
             patterns: &self.patterns,
-            never,
+            own_paths,
         }
     }
 }

@@ -14,7 +14,7 @@ use rustix::io::{Errno, pread};
 
 use super::filter::Filter;
 use super::folder::{Folder, Handle, Tree};
-use super::found::{Found, Place, Stat, fs_path, member_kind};
+use super::found::{Place, SourceEntry, Stat, fs_path, member_kind};
 use super::listing::{Lister, Listing};
 use super::own::Own;
 use super::trouble::Trouble;
@@ -39,7 +39,7 @@ pub struct WalkOptions<'a> {
     /// The lines of the exclude files it names, already read.
     pub patterns: &'a [String],
     /// The program's own files and folders, left out and told whatever the way to them.
-    pub never: &'a [PathBuf],
+    pub own_paths: &'a [PathBuf],
 }
 
 /// What a walk left out.
@@ -48,7 +48,7 @@ pub struct WalkSummary {
     /// Sockets, which archives do not hold.
     pub sockets: u64,
     /// The program's own files and folders.
-    pub own_left_out: Vec<PathBuf>,
+    pub own_paths_skipped: Vec<PathBuf>,
     /// What the exclusions left out, a folder with all that is in it counting once.
     pub excluded: u64,
 }
@@ -60,11 +60,11 @@ pub struct WalkSummary {
 /// program's own; `Usage` for an invalid glob.
 pub fn walk(
     options: &WalkOptions,
-    visit: &mut dyn FnMut(Found) -> ControlFlow<()>,
+    visit: &mut dyn FnMut(SourceEntry) -> ControlFlow<()>,
     trouble: &mut dyn FnMut(Problem),
 ) -> Result<WalkSummary> {
     let filter = Filter::new(options.root, options.excludes, options.patterns)?;
-    let own = Own::new(options.root, options.never);
+    let own = Own::new(options.root, options.own_paths);
     if let Some(around) = own.around(options.root) {
         let (root, around) = (options.root.display(), around.display());
         return Err(Error::failed(format!("the source {root} belongs to the program's own {around}"))
@@ -96,7 +96,7 @@ pub fn walk(
 pub fn scan(options: &WalkOptions) -> Result<Extent> {
     let mut totals = Extent::default();
     let mut seen = HashSet::new();
-    let mut count = |found: Found| {
+    let mut count = |found: SourceEntry| {
         totals.members += 1;
         let is_first = found.stat.links < 2 || seen.insert((found.stat.device, found.stat.inode));
         if found.kind == MemberKind::File {
@@ -109,7 +109,7 @@ pub fn scan(options: &WalkOptions) -> Result<Extent> {
     Ok(totals)
 }
 
-fn find_root(tree: &Arc<Tree>, name: &MemberPath) -> Result<Found> {
+fn find_root(tree: &Arc<Tree>, name: &MemberPath) -> Result<SourceEntry> {
     let place = Place::Root(tree.clone());
     let (kind, stat) = place.stat(name).map_err(|trouble| {
         let reason = trouble.reason();
@@ -124,7 +124,7 @@ fn find_root(tree: &Arc<Tree>, name: &MemberPath) -> Result<Found> {
     let kind = member_kind(kind).ok_or_else(|| {
         Error::failed(format!("the source {} is a socket", tree.path().display())).hint("archives do not hold sockets")
     })?;
-    Ok(Found { path: name.clone(), kind, stat, place })
+    Ok(SourceEntry { path: name.clone(), kind, stat, place })
 }
 
 fn unreadable(tree: &Tree, reason: &str) -> Error {
@@ -144,7 +144,7 @@ struct Walker<'w> {
     path: MemberPath,
     depth: usize,
     summary: WalkSummary,
-    visit: &'w mut dyn FnMut(Found) -> ControlFlow<()>,
+    visit: &'w mut dyn FnMut(SourceEntry) -> ControlFlow<()>,
     trouble: &'w mut dyn FnMut(Problem),
 }
 
@@ -156,7 +156,7 @@ struct Level {
 }
 
 impl Walker<'_> {
-    fn start(&mut self, root: Found) -> Result<ControlFlow<()>> {
+    fn start(&mut self, root: SourceEntry) -> Result<ControlFlow<()>> {
         let fail = |problem: &Problem| unreadable(&self.tree, &problem.reason);
         match root.kind {
             MemberKind::Folder => {
@@ -207,10 +207,10 @@ impl Walker<'_> {
     }
 
     /// Decides whether one name is to be visited.
-    fn look_at(&mut self, path: MemberPath, listed: FileType, folder: Arc<Folder>) -> Option<Found> {
+    fn look_at(&mut self, path: MemberPath, listed: FileType, folder: Arc<Folder>) -> Option<SourceEntry> {
         let relative = self.tree.relative(&path);
         if self.own.is_at(relative) {
-            self.summary.own_left_out.push(fs_path(&self.tree, &path));
+            self.summary.own_paths_skipped.push(fs_path(&self.tree, &path));
             return None;
         }
         // Most file systems say in the listing what a name is; what they say is left out costs no further call.
@@ -229,11 +229,11 @@ impl Walker<'_> {
             return None;
         }
         if self.own.is(&stat) {
-            self.summary.own_left_out.push(fs_path(&self.tree, &path));
+            self.summary.own_paths_skipped.push(fs_path(&self.tree, &path));
             return None;
         }
         match member_kind(kind) {
-            Some(kind) => Some(Found { path, kind, stat, place }),
+            Some(kind) => Some(SourceEntry { path, kind, stat, place }),
             None => {
                 (self.trouble)(Trouble::skipped("its kind is unknown").at(&fs_path(&self.tree, &path)));
                 None
@@ -253,7 +253,7 @@ impl Walker<'_> {
         false
     }
 
-    fn descend(&mut self, found: &Found) {
+    fn descend(&mut self, found: &SourceEntry) {
         if self.one_device.is_some_and(|device| device != found.stat.device) {
             return;
         }
@@ -262,7 +262,7 @@ impl Walker<'_> {
         }
     }
 
-    fn try_descend(&mut self, found: &Found) -> std::result::Result<(), Trouble> {
+    fn try_descend(&mut self, found: &SourceEntry) -> std::result::Result<(), Trouble> {
         let opened = self.open_folder(found)?;
         if self.one_device.is_some_and(|device| device != opened.stat.device) {
             return Ok(());
@@ -284,7 +284,7 @@ impl Walker<'_> {
     }
 
     /// Opens a folder that was found, and makes sure it is that folder.
-    fn open_folder(&self, found: &Found) -> std::result::Result<OpenedFolder, Trouble> {
+    fn open_folder(&self, found: &SourceEntry) -> std::result::Result<OpenedFolder, Trouble> {
         let handle = found.place.open(&found.path, OFlags::DIRECTORY)?;
         let (_, stat) = Stat::from_system(&fstat(&handle)?);
         // Opening may mount what belongs there (automounter, nested network exports): asked again, the name then is

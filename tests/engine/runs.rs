@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use backup_manager::archive_folder;
-use backup_manager::backup::{Ended, RecoveryReport, RunContext, Runner, recover};
+use backup_manager::backup::{RecoveryReport, RunContext, RunOutcome, Runner, recover};
 use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Clock;
@@ -34,20 +34,26 @@ impl Observer for Recording {
     }
 }
 
-pub fn run_now(world: &World, runner: &Runner, row: &ScheduleRow) -> Ended {
+pub fn run_now(world: &World, runner: &Runner, row: &ScheduleRow) -> RunOutcome {
     run_with(world, runner, row, &CancelToken::default(), &Recording::default())
 }
 
-fn run_with(world: &World, runner: &Runner, row: &ScheduleRow, cancel: &CancelToken, observer: &Recording) -> Ended {
+fn run_with(
+    world: &World,
+    runner: &Runner,
+    row: &ScheduleRow,
+    cancel: &CancelToken,
+    observer: &Recording,
+) -> RunOutcome {
     let request = RunRequest { verify: true, reread: false };
     let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
     let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
-    runner.execute(claim, &intent.unwrap(), &RunContext { cancel, observer, foreground: true }).unwrap()
+    runner.execute(claim, &intent.unwrap(), &RunContext { cancel, observer, is_foreground: true }).unwrap()
 }
 
 fn recovered(runner: &Runner) -> RecoveryReport {
     let (cancel, observer) = (CancelToken::default(), Recording::default());
-    let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
+    let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
     recover(runner, &context).unwrap()
 }
 
@@ -169,7 +175,7 @@ fn a_cancelled_run_leaves_nothing_and_a_drained_one_waits_again() {
     let cancel = CancelToken::default();
     cancel.drain();
     let observer = Recording::default();
-    let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
+    let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
     let ended = runner.execute(claim, &intent, &context).unwrap();
     assert_eq!(ended.state, RunState::Queued);
     assert!(world.archive_files().is_empty());
@@ -227,7 +233,7 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     world.clock.advance(MINUTE);
     let (claim, intent) = world.claim(&living);
     let (cancel, observer) = (CancelToken::default(), Recording::default());
-    let context = RunContext { cancel: &cancel, observer: &observer, foreground: false };
+    let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
     assert_eq!(living.execute(claim, &intent, &context).unwrap().state, RunState::Succeeded);
 }
 

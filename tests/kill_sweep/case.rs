@@ -203,7 +203,7 @@ fn recover_again(folder: &Path) -> Result<(), String> {
     let row = WorkerRow { uuid, role: Role::Command, pid: 1, host, started_at: now, stop_requested: None };
     let runner = Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 };
     let before = picture(folder);
-    let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, foreground: false };
+    let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, is_foreground: false };
     let found = recover(&runner, &context).map_err(|e| e.to_string())?;
     let changed = difference(&before, &picture(folder));
     if found == RecoveryReport::default() && changed.is_empty() {

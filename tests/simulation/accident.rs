@@ -147,14 +147,14 @@ fn archive(
     row: &ScheduleRow,
     source: &Path,
     pending: &mut PendingFile,
-) -> Result<pipeline::Written> {
-    let (never, running) = (world.home.never_archived(), CancelToken::new());
-    let job = pipeline::Job {
+) -> Result<pipeline::WrittenArchive> {
+    let (own_paths, running) = (world.home.own_paths(), CancelToken::new());
+    let job = pipeline::PipelineOptions {
         source,
         root_name: &MemberPath::parse(row.schedule.name.as_str().as_bytes())?,
         excludes: &row.schedule.excludes,
         patterns: &[],
-        never: &never,
+        own_paths: &own_paths,
         compression: intent.compression,
         threads: 1,
         comment: "{}",

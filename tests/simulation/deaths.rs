@@ -71,7 +71,7 @@ impl Simulation {
     /// A process takes over the run of its own lost thread and may carry it out again: the worker is the same then,
     /// and only the attempt tells the two apart.
     fn miss_thread(&mut self, at: usize) {
-        let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, foreground: false };
+        let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, is_foreground: false };
         recover(&self.processes[at].runner, &context).unwrap();
         self.world.clock.advance(MINUTE * 6);
         let claimed = self.processes[at].service.as_ref().and_then(|service| service.claim().unwrap());
@@ -105,7 +105,7 @@ impl Simulation {
             3 => store.requeue(claim, Requeue::Retry, "late", now).map(drop).map_err(|unended| unended.error),
             _ => {
                 let cancel = CancelToken::default();
-                let context = RunContext { cancel: &cancel, observer: &Impatient(&cancel), foreground: false };
+                let context = RunContext { cancel: &cancel, observer: &Impatient(&cancel), is_foreground: false };
                 runner.execute(claim, &intent, &context).map(drop)
             }
         };

@@ -240,7 +240,7 @@ impl Simulation {
                     1 => cancel.drain(),
                     _ => {}
                 }
-                let context = RunContext { cancel: &cancel, observer: &Silent, foreground: self.random.one_in(2) };
+                let context = RunContext { cancel: &cancel, observer: &Silent, is_foreground: self.random.one_in(2) };
                 process.runner.execute(claim, &intent, &context)
             }
         };
@@ -345,7 +345,7 @@ impl Simulation {
     fn recover_twice(&mut self) {
         let runner = self.world.process(Role::Command);
         let cancel = CancelToken::default();
-        let context = RunContext { cancel: &cancel, observer: &Silent, foreground: false };
+        let context = RunContext { cancel: &cancel, observer: &Silent, is_foreground: false };
         recover(&runner, &context).unwrap();
         if self.mounted {
             let before = self.picture();

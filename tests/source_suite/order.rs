@@ -136,7 +136,7 @@ fn a_root_may_be_a_file_a_link_to_one_or_a_fifo() {
         assert_eq!(walked.found[0].fs_path(), dir.path().join(root));
         assert!(walked.found[0].xattrs().is_ok());
         assert!(walked.found[0].read_link().is_err());
-        assert!(walked.found[0].look_again().is_ok());
+        assert!(walked.found[0].stat_again().is_ok());
     }
     let pipe = Source::at(dir.path().join("pipe")).walk();
     assert_eq!((pipe.found.len(), pipe.found[0].kind), (1, MemberKind::Fifo));

@@ -12,7 +12,7 @@ use crate::support::*;
 /// A home with documents of its own beside the program's files.
 const HOME: &[&str] = &["backup.db", "backup.db2", "backups/x/a.tar", "backups-old/f", "docs/f", "logs/l.log"];
 
-fn never(home: &std::path::Path) -> Vec<PathBuf> {
+fn own_paths(home: &std::path::Path) -> Vec<PathBuf> {
     ["backup.db", "backup.db-wal", "backups", "logs"].iter().map(|name| home.join(name)).collect()
 }
 
@@ -20,14 +20,14 @@ fn never(home: &std::path::Path) -> Vec<PathBuf> {
 fn own_files_are_left_out_and_told() {
     let dir = tree(HOME);
     let mut source = Source::at(dir.path());
-    source.never = never(dir.path());
+    source.own_paths = own_paths(dir.path());
     let walked = source.walk();
     assert_eq!(
         walked.paths(),
         ["src", "src/backup.db2", "src/backups-old", "src/backups-old/f", "src/docs", "src/docs/f"]
     );
     let own = ["backup.db", "backups", "logs"].map(|name| dir.path().join(name));
-    assert_eq!(walked.summary.own_left_out, own);
+    assert_eq!(walked.summary.own_paths_skipped, own);
     assert_eq!(walked.summary.excluded, 0);
 }
 
@@ -44,7 +44,7 @@ fn a_second_way_to_them_is_no_way_in() {
     for known in ["real", "way"] {
         for (root, prefix) in [("real", "src"), ("way", "src"), ("", "src/real")] {
             let mut source = Source::at(dir.path().join(root));
-            source.never = never(&dir.path().join(known));
+            source.own_paths = own_paths(&dir.path().join(known));
             let paths = source.walk().paths();
             for own in ["backup.db", "backups", "logs", "logs/l.log"] {
                 assert!(!paths.contains(&format!("{prefix}/{own}")), "{known} {root}: {paths:?}");
@@ -61,10 +61,10 @@ fn a_bind_mount_or_another_name_is_no_way_in() {
     let home = tree(HOME);
     fs::hard_link(home.path().join("backup.db"), dir.path().join("source/link.db")).unwrap();
     let mut source = Source::at(dir.path().join("source"));
-    source.never = never(home.path());
+    source.own_paths = own_paths(home.path());
     let walked = source.walk();
     assert_eq!(walked.paths(), ["src", "src/f", "src/other"]);
-    assert_eq!(walked.summary.own_left_out, [dir.path().join("source/link.db")]);
+    assert_eq!(walked.summary.own_paths_skipped, [dir.path().join("source/link.db")]);
     let other = dir.path().join("source/other");
     let Some(_mount) = Mount::new(&["--bind", home.path().to_str().unwrap()], &other) else { return };
     let walked = source.walk();
@@ -77,7 +77,7 @@ fn one_that_appears_during_the_walk_is_left_out_too() {
     let dir = tree(&["home/a", "home/backup.db"]);
     let home = dir.path().join("home");
     let mut source = Source::at(dir.path());
-    source.never = never(&home);
+    source.own_paths = own_paths(&home);
     let walked = source.walk_with(|found| {
         if found.path.to_string() == "src/home" {
             fs::write(home.join("backup.db-wal"), "log").unwrap();
@@ -86,7 +86,7 @@ fn one_that_appears_during_the_walk_is_left_out_too() {
     });
     let walked = walked.unwrap();
     assert_eq!(walked.paths(), ["src", "src/home", "src/home/a"]);
-    assert_eq!(walked.summary.own_left_out.len(), 2);
+    assert_eq!(walked.summary.own_paths_skipped.len(), 2);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn the_number_of_one_that_has_gone_may_be_a_users_file() {
     // The log's inode lives on under another name: only what still is the program's own may be left out.
     let dir = tree(&["home/backup.db-wal", "users/"]);
     let mut source = Source::at(dir.path());
-    source.never = vec![dir.path().join("home/backup.db-wal")];
+    source.own_paths = vec![dir.path().join("home/backup.db-wal")];
     let walked = source.walk_with(|found| {
         if found.path.to_string() == "src" {
             fs::rename(dir.path().join("home/backup.db-wal"), dir.path().join("users/file")).unwrap();
@@ -110,12 +110,12 @@ fn a_source_inside_the_programs_own_folders_is_refused() {
     symlink("backups/x", dir.path().join("way")).unwrap();
     for root in ["backups", "backups/x", "way", "backup.db", "logs/l.log"] {
         let mut source = Source::at(dir.path().join(root));
-        source.never = never(dir.path());
+        source.own_paths = own_paths(dir.path());
         let error = source.try_walk().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Failed);
         assert!(error.to_string().contains(root) && error.next_step().is_some(), "{error}");
     }
     let mut source = Source::at(dir.path().join("docs"));
-    source.never = never(dir.path());
+    source.own_paths = own_paths(dir.path());
     assert_eq!(source.walk().paths(), ["src", "src/f"]);
 }

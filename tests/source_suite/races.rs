@@ -42,7 +42,7 @@ fn a_file_that_became_something_else_is_told_as_that() {
         let problem = opened.unwrap_err();
         assert_eq!(told(&problem), (path.to_str().unwrap().to_owned(), expected), "{what}: {}", problem.reason);
         assert!(!problem.reason.is_empty());
-        match (found.look_again(), now) {
+        match (found.stat_again(), now) {
             (Ok(again), Some(kind)) => {
                 assert_eq!((again.kind, &again.path), (kind, &found.path), "{what}");
                 assert_eq!(again.open().is_ok(), kind == MemberKind::File, "{what}");
@@ -173,7 +173,7 @@ fn the_number_of_a_file_that_has_gone_does_not_make_a_fifo_that_file() {
         let found = Source::at(dir.path()).find("f");
         fs::remove_file(dir.path().join("f")).unwrap();
         mkfifo(&dir.path().join("f"));
-        let again = found.look_again().unwrap();
+        let again = found.stat_again().unwrap();
         assert_eq!(found.open().unwrap_err().kind, ProblemKind::Replaced);
         fs::remove_file(dir.path().join("f")).unwrap();
         if again.stat.inode == found.stat.inode {

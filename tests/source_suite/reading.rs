@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use backup_manager::member::{Span, Xattrs};
-use backup_manager::source::{Found, Names, OpenFile, Stability};
+use backup_manager::source::{OpenFile, OwnerNames, SourceEntry, Stability};
 
 use crate::support::*;
 
@@ -223,7 +223,7 @@ sys.stdin.read()";
 }
 
 /// Sets attributes and reads them back both ways; `handle` says whether the kind can be opened.
-fn expect_xattrs(found: &Found, expected: &BTreeMap<Vec<u8>, Vec<u8>>) {
+fn expect_xattrs(found: &SourceEntry, expected: &BTreeMap<Vec<u8>, Vec<u8>>) {
     let told = |xattrs: &Xattrs| {
         // What the machine's security modules put on every file is none of this test's.
         let ours = xattrs.iter().filter(|(name, _)| !name.starts_with(b"security.selinux"));
@@ -289,7 +289,7 @@ fn access_control_lists_are_attributes() {
 
 #[test]
 fn names_of_owners_are_what_the_system_says() {
-    let names = Names::new();
+    let names = OwnerNames::new();
     for (database, ask) in [("passwd", true), ("group", false)] {
         let output = Command::new("getent").arg(database).output().unwrap().stdout;
         let mut first = BTreeMap::new();

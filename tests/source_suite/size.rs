@@ -52,7 +52,7 @@ fn four_thousand_levels_of_long_names() {
     let mut descriptors = 0;
     let root = dir.0.path().join("deep");
     let source = Source::at(&root);
-    let mut visit = |found: backup_manager::source::Found| {
+    let mut visit = |found: backup_manager::source::SourceEntry| {
         // Each folder adds as many bytes; counting slashes in a megabyte each time would take longer than the walk.
         let level = found.path.as_bytes().len() / 201;
         if found.kind == MemberKind::File {
@@ -112,7 +112,7 @@ fn walk_wide(folder: &Path, files: usize) {
     let mut next = 0;
     let mut last = None;
     let source = Source::at(folder);
-    let mut visit = |found: backup_manager::source::Found| {
+    let mut visit = |found: backup_manager::source::SourceEntry| {
         assert!(last.as_ref().is_none_or(|last| *last < found.path));
         last = Some(found.path);
         next += 1;

@@ -10,7 +10,7 @@ use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
 use backup_manager::progress::Problem;
 use backup_manager::schedule::Excludes;
-use backup_manager::source::{Found, WalkOptions, WalkSummary, walk};
+use backup_manager::source::{SourceEntry, WalkOptions, WalkSummary, walk};
 use tempfile::TempDir;
 
 /// Everything a walk needs, with nothing left out to begin with.
@@ -19,13 +19,13 @@ pub struct Source {
     pub name: MemberPath,
     pub excludes: Excludes,
     pub patterns: Vec<String>,
-    pub never: Vec<PathBuf>,
+    pub own_paths: Vec<PathBuf>,
 }
 
 /// What a walk told.
 #[derive(Debug)]
 pub struct Walked {
-    pub found: Vec<Found>,
+    pub found: Vec<SourceEntry>,
     pub problems: Vec<Problem>,
     pub summary: WalkSummary,
 }
@@ -37,7 +37,7 @@ impl Source {
             name: MemberPath::parse(b"src").unwrap(),
             excludes: Excludes::default(),
             patterns: Vec::new(),
-            never: Vec::new(),
+            own_paths: Vec::new(),
         }
     }
 
@@ -52,7 +52,7 @@ impl Source {
             root_name: &self.name,
             excludes: &self.excludes,
             patterns: &self.patterns,
-            never: &self.never,
+            own_paths: &self.own_paths,
         }
     }
 
@@ -65,7 +65,7 @@ impl Source {
     }
 
     /// Walks and lets `visit` act in the middle of it.
-    pub fn walk_with(&self, mut visit: impl FnMut(&Found) -> ControlFlow<()>) -> Result<Walked> {
+    pub fn walk_with(&self, mut visit: impl FnMut(&SourceEntry) -> ControlFlow<()>) -> Result<Walked> {
         let (mut found, mut problems) = (Vec::new(), Vec::new());
         let summary = walk(
             &self.options(),
@@ -80,7 +80,7 @@ impl Source {
     }
 
     /// Returns the one thing of this path below the root.
-    pub fn find(&self, relative: &str) -> Found {
+    pub fn find(&self, relative: &str) -> SourceEntry {
         let wanted = format!("{}/{relative}", self.name);
         let found = self.walk().found;
         found.into_iter().find(|found| found.path.to_string() == wanted).unwrap_or_else(|| panic!("no {wanted}"))

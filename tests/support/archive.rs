@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use backup_manager::archive::check;
-use backup_manager::backup::pipeline::{self, Job, Written};
+use backup_manager::backup::pipeline::{self, PipelineOptions, WrittenArchive};
 use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::SystemClock;
@@ -17,7 +17,7 @@ use backup_manager::schedule::Compression;
 /// An archive and what the pipeline said of it.
 pub struct Made {
     pub path: PathBuf,
-    pub written: Written,
+    pub written: WrittenArchive,
     /// As the catalog got them.
     pub records: Vec<CatalogChunk>,
 }
@@ -41,7 +41,7 @@ pub fn make_with<'a>(
     source: &'a Path,
     folder: &Path,
     compression: Compression,
-    change: impl FnOnce(&mut Job<'a>),
+    change: impl FnOnce(&mut PipelineOptions<'a>),
 ) -> Made {
     try_make(source, folder, compression, change, &mut |_| Ok(())).unwrap()
 }
@@ -51,7 +51,7 @@ pub fn try_make<'a>(
     source: &'a Path,
     folder: &Path,
     compression: Compression,
-    change: impl FnOnce(&mut Job<'a>),
+    change: impl FnOnce(&mut PipelineOptions<'a>),
     catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
 ) -> Result<Made> {
     let path = folder.join(format!("archive.{}", compression.extension()));
@@ -61,12 +61,12 @@ pub fn try_make<'a>(
     let clock = Box::leak(Box::new(SystemClock::new()));
     let excludes = Box::leak(Box::default());
     let cancel = Box::leak(Box::default());
-    let mut job = Job {
+    let mut job = PipelineOptions {
         source,
         root_name,
         excludes,
         patterns: &[],
-        never: &[],
+        own_paths: &[],
         compression,
         threads: 3,
         comment: "{\"schedule\":\"test\"}",

@@ -8,14 +8,14 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 use super::read::Shortfall;
 use crate::archive::cutter::LARGEST_CONTENT;
 use crate::member::{Member, Span};
-use crate::source::{Found, OpenFile};
+use crate::source::{OpenFile, SourceEntry};
 
 /// Bytes of a file in one piece, holes included. A power of two, so that a piece is a subtree of the file's hash.
 pub(super) const PIECE_BYTES: u64 = LARGEST_CONTENT;
 
 /// A file over 4 MiB while it is read.
 pub(super) struct LargeFile {
-    pub(super) found: Found,
+    pub(super) found: SourceEntry,
     pub(super) file: OpenFile,
     /// What its header says.
     pub(super) member: Member,
@@ -42,7 +42,7 @@ pub(super) struct Outcome {
 
 impl LargeFile {
     /// Takes an open file of more than one piece.
-    pub(super) fn new(found: Found, file: OpenFile, member: Member, spans: Option<Vec<Span>>) -> Self {
+    pub(super) fn new(found: SourceEntry, file: OpenFile, member: Member, spans: Option<Vec<Span>>) -> Self {
         let pieces_left = member.size.div_ceil(PIECE_BYTES);
         let progress = Progress { hash: PieceHash::default(), pieces_left, shortfall: None };
         LargeFile { found, file, member, spans, progress: Mutex::new(progress), outcome: OnceLock::new() }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::member::{MemberKind, MemberPath};
-use crate::source::Found;
+use crate::source::SourceEntry;
 
 /// Files with several names of which not all have been met yet.
 #[derive(Default)]
@@ -35,7 +35,7 @@ impl Group {
 
 impl Links {
     /// Returns the place of a name among those of its file; nothing if it has no others.
-    pub(super) fn turn(&mut self, found: &Found) -> Option<LinkTurn> {
+    pub(super) fn turn(&mut self, found: &SourceEntry) -> Option<LinkTurn> {
         // Symbolic links stand each for themselves: to some readers a further name of one is a name of what it leads
         // to, whose owner and mode they then change.
         if found.stat.links < 2 || matches!(found.kind, MemberKind::Folder | MemberKind::Symlink) {
@@ -45,7 +45,7 @@ impl Links {
         let (group, met) = self.open.entry(key).or_default();
         let turn = LinkTurn { group: group.clone(), ordinal: *met };
         *met += 1;
-        // All names met: nobody will ask again. Names outside the source keep their entry until the end.
+        // All names met: nobody will ask again. OwnerNames outside the source keep their entry until the end.
         if *met >= found.stat.links {
             self.open.remove(&key);
         }

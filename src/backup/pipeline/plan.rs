@@ -14,7 +14,7 @@ use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
 use crate::member::MemberKind;
 use crate::schedule::Compression;
-use crate::source::{Found, Names};
+use crate::source::{OwnerNames, SourceEntry};
 
 /// Files up to this size are read by one thread and again if they change meanwhile, for none of it is written until
 /// they are whole. Larger ones are read in parallel.
@@ -43,7 +43,7 @@ pub(super) enum Work {
 
 /// Something found, to become a member.
 pub(super) struct Planned {
-    pub(super) found: Found,
+    pub(super) found: SourceEntry,
     /// Its place among the names of its file, if that has several.
     pub(super) turn: Option<LinkTurn>,
 }
@@ -52,7 +52,7 @@ pub(super) struct Planned {
 pub(super) struct Planner<'a> {
     flow: &'a Flow<'a>,
     clock: &'a dyn Clock,
-    names: &'a Names,
+    names: &'a OwnerNames,
     plans: Sender<Plan>,
     cutter: Cutter,
     links: Links,
@@ -71,7 +71,7 @@ impl<'a> Planner<'a> {
     pub(super) fn new(
         flow: &'a Flow<'a>,
         clock: &'a dyn Clock,
-        names: &'a Names,
+        names: &'a OwnerNames,
         compression: Compression,
         plans: Sender<Plan>,
     ) -> Self {
@@ -93,7 +93,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Takes what the walk found next. Breaks when the pipeline has stopped.
-    pub(super) fn visit(&mut self, found: Found) -> ControlFlow<()> {
+    pub(super) fn visit(&mut self, found: SourceEntry) -> ControlFlow<()> {
         if self.flow.is_stopped() {
             return ControlFlow::Break(());
         }
@@ -128,7 +128,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Opens a large file and hands out its pieces. Opened here, because the number of pieces is that of the open file.
-    fn large_file(&mut self, found: Found, turn: Option<LinkTurn>) -> ControlFlow<()> {
+    fn large_file(&mut self, found: SourceEntry, turn: Option<LinkTurn>) -> ControlFlow<()> {
         self.send_gathered()?;
         self.cutter.cut();
         self.read_started = self.before_next;

@@ -9,14 +9,14 @@ use super::large::LargeFile;
 use crate::archive::buffer::Buffer;
 use crate::member::{Member, MemberKind, Span, Xattrs};
 use crate::progress::{Problem, ProblemKind};
-use crate::source::{Found, Names, OpenFile, Stability, Stat};
+use crate::source::{OpenFile, OwnerNames, SourceEntry, Stability, Stat};
 
 /// How often a file is read, or a replaced one looked at, before what there is has to do.
 pub(super) const ATTEMPTS: u32 = 3;
 
 /// A file of the source, open.
 pub(super) struct Opened {
-    pub(super) found: Found,
+    pub(super) found: SourceEntry,
     pub(super) file: OpenFile,
     /// It is the file that was listed, and not another that has taken its place since.
     pub(super) is_same: bool,
@@ -24,14 +24,14 @@ pub(super) struct Opened {
 
 /// Opens a file. One that was replaced by another since it was listed, as programs do to save a file, is that other
 /// one.
-pub(super) fn open(mut found: Found) -> Result<Opened, Problem> {
+pub(super) fn open(mut found: SourceEntry) -> Result<Opened, Problem> {
     let mut is_same = true;
     for _ in 1..ATTEMPTS {
         match found.open() {
             Ok(file) => return Ok(Opened { found, file, is_same }),
             Err(problem) if problem.kind != ProblemKind::Replaced => return Err(problem),
             Err(problem) => {
-                found = found.look_again()?;
+                found = found.stat_again()?;
                 is_same = false;
                 if found.kind != MemberKind::File {
                     return Err(problem);
@@ -43,7 +43,7 @@ pub(super) fn open(mut found: Found) -> Result<Opened, Problem> {
 }
 
 /// Makes the member of something found, without what only some kinds have.
-pub(super) fn member(names: &Names, found: &Found, stat: &Stat, kind: MemberKind, xattrs: Xattrs) -> Member {
+pub(super) fn member(names: &OwnerNames, found: &SourceEntry, stat: &Stat, kind: MemberKind, xattrs: Xattrs) -> Member {
     Member {
         path: found.path.clone(),
         kind,
@@ -80,7 +80,7 @@ pub(super) fn spans(file: &OpenFile) -> Option<Vec<Span>> {
 }
 
 /// Prepares an open file of more than one piece.
-pub(super) fn large_file(flow: &Flow<'_>, names: &Names, found: Found, file: OpenFile) -> LargeFile {
+pub(super) fn large_file(flow: &Flow<'_>, names: &OwnerNames, found: SourceEntry, file: OpenFile) -> LargeFile {
     let member = member(names, &found, file.stat(), MemberKind::File, xattrs(flow, &file));
     let spans = spans(&file);
     LargeFile::new(found, file, member, spans)
@@ -208,13 +208,13 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
 }
 
 /// Makes a problem of something found.
-pub(super) fn problem(found: &Found, kind: ProblemKind, reason: impl Into<String>) -> Problem {
+pub(super) fn problem(found: &SourceEntry, kind: ProblemKind, reason: impl Into<String>) -> Problem {
     Problem { path: found.fs_path().as_os_str().as_bytes().into(), kind, reason: reason.into() }
 }
 
 /// Returns the problem of a file that did not hold still or could not be read whole, if there is one.
 pub(super) fn trouble(
-    found: &Found,
+    found: &SourceEntry,
     shortfall: Option<Shortfall>,
     stability: Result<Stability, Problem>,
 ) -> Option<Problem> {

@@ -19,7 +19,7 @@ use crate::error;
 use crate::member::{CatalogMember, Member, MemberKind, MemberPath, Xattrs};
 use crate::progress::{Problem, ProblemKind};
 use crate::schedule::Compression;
-use crate::source::{Found, Names, Stability, Stat};
+use crate::source::{OwnerNames, SourceEntry, Stability, Stat};
 
 /// An encoded chunk and the members whose headers stand in it.
 pub(super) struct Part {
@@ -42,7 +42,7 @@ pub(super) struct Done {
 /// Carries out plans until there are none left.
 pub(super) fn work(
     flow: &Flow<'_>,
-    names: &Names,
+    names: &OwnerNames,
     compression: Compression,
     plans: &Receiver<Plan>,
     done: &Sender<Done>,
@@ -75,7 +75,7 @@ pub(super) fn work(
 /// Carries out one plan.
 struct Builder<'a, 'f> {
     flow: &'a Flow<'f>,
-    names: &'a Names,
+    names: &'a OwnerNames,
     is_encoded: bool,
     encoder: &'a mut Encoder,
     done: &'a Sender<Done>,
@@ -147,7 +147,7 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    fn add_link(&mut self, found: &Found, carrier: MemberPath) {
+    fn add_link(&mut self, found: &SourceEntry, carrier: MemberPath) {
         let mut member = read::member(self.names, found, &found.stat, MemberKind::HardLink, Xattrs::new());
         // Whatever the file is, the member is a link: kind, numbers and attributes stand at the carrier.
         member.device_number = None;
@@ -158,7 +158,7 @@ impl Builder<'_, '_> {
     }
 
     /// Adds a folder, a symbolic link, a fifo or a device.
-    fn add_other(&mut self, found: &Found) -> Result<(), Problem> {
+    fn add_other(&mut self, found: &SourceEntry) -> Result<(), Problem> {
         let target = match found.kind {
             MemberKind::Symlink => Some(found.read_link()?.into()),
             _ => None,
