@@ -1,4 +1,4 @@
-//! The time table of §5, through the service: missed, late, clocks that step, zones.
+//! Due times, through the service: missed and late runs, clocks that step, time zones.
 
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::schedule::CatchUp;

@@ -1,15 +1,15 @@
-//! Takes Rust sources apart into code and strings, so that rules look only at what they mean.
+//! Splits Rust sources into code and strings, so that each rule reads only what it is about.
 
-/// A source text taken apart: the code with comments and strings blanked out, and the strings with their lines.
-pub struct Parts {
+/// A source text split in two: the code with comments and strings replaced by blanks, and the strings with their lines.
+pub struct Lexed {
     pub code: String,
     pub strings: Vec<(usize, String)>,
 }
 
-/// Takes a Rust source apart. Line breaks stay, so that lines still count.
-pub fn take_apart(text: &str) -> Parts {
+/// Splits a Rust source. Line breaks are kept, so that line numbers in the code are those of the file.
+pub fn lex(text: &str) -> Lexed {
     let chars: Vec<char> = text.chars().collect();
-    let mut parts = Parts { code: String::with_capacity(text.len()), strings: Vec::new() };
+    let mut lexed = Lexed { code: String::with_capacity(text.len()), strings: Vec::new() };
     let (mut at, mut line) = (0, 1);
     while at < chars.len() {
         let end = match chars[at] {
@@ -22,17 +22,17 @@ pub fn take_apart(text: &str) -> Parts {
         };
         let piece = &chars[at..end];
         if piece.len() == 1 {
-            parts.code.push(piece[0]);
+            lexed.code.push(piece[0]);
         } else {
             if matches!(piece[0], '"' | 'r') {
-                parts.strings.push((line, piece.iter().collect()));
+                lexed.strings.push((line, piece.iter().collect()));
             }
-            parts.code.extend(piece.iter().map(|&c| if c == '\n' { '\n' } else { ' ' }));
+            lexed.code.extend(piece.iter().map(|&c| if c == '\n' { '\n' } else { ' ' }));
         }
         line += piece.iter().filter(|&&c| c == '\n').count();
         at = end;
     }
-    parts
+    lexed
 }
 
 fn end_of_line(chars: &[char], at: usize) -> usize {
@@ -62,12 +62,12 @@ fn end_of_string(chars: &[char], at: usize) -> usize {
     (at + 1).min(chars.len())
 }
 
-/// Says whether there is a character and it may stand in an identifier.
+/// Returns whether there is a character and it may be part of an identifier.
 pub fn is_word(c: Option<char>) -> bool {
     c.is_some_and(|c| c.is_alphanumeric() || c == '_')
 }
 
-/// Says whether the `r` at `at` belongs to a longer word; `br"` and `cr"` begin raw strings too.
+/// Returns whether the `r` at `at` belongs to a longer word; `br"` and `cr"` begin raw strings, too.
 fn ends_a_word(chars: &[char], at: usize) -> bool {
     let before = |back: usize| at.checked_sub(back).map(|at| chars[at]);
     match before(1) {
@@ -76,7 +76,7 @@ fn ends_a_word(chars: &[char], at: usize) -> bool {
     }
 }
 
-/// Returns how many `#` stand between the `r` at `at` and a quote, if a raw string begins there.
+/// Returns the number of `#` between the `r` at `at` and a quote, if a raw string begins there.
 fn raw_hashes(chars: &[char], at: usize) -> Option<usize> {
     let hashes = chars[at + 1..].iter().take_while(|&&c| c == '#').count();
     (chars.get(at + 1 + hashes) == Some(&'"')).then_some(hashes)
@@ -102,10 +102,10 @@ fn end_of_character(chars: &[char], at: usize) -> usize {
 }
 
 #[test]
-fn sources_are_taken_apart_rightly() {
+fn sources_are_split_into_code_and_strings() {
     let text = "a = \"x // \\\" y\"; // c\nb = r#\"z \" z\"#; c = '\"'; d: &'a str = br\"q\"; '\\''; /* /* */ */ end";
-    let parts = take_apart(text);
-    let strings: Vec<&str> = parts.strings.iter().map(|(_, string)| string.as_str()).collect();
+    let lexed = lex(text);
+    let strings: Vec<&str> = lexed.strings.iter().map(|(_, string)| string.as_str()).collect();
     assert_eq!(strings, ["\"x // \\\" y\"", "r#\"z \" z\"#", "r\"q\""]);
-    assert!(parts.code.ends_with(" end") && !parts.code.contains(" c\n") && parts.code.contains("&'a str"));
+    assert!(lexed.code.ends_with(" end") && !lexed.code.contains(" c\n") && lexed.code.contains("&'a str"));
 }
