@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::output::{self, Format};
-use super::signals::Stop;
+use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::browse::{Globs, OpenArchive, Selection};
@@ -92,7 +92,7 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     (options.dry_run, options.setuid, options.devices) = (args.dry_run, args.setuid, args.devices);
     warn_of_flags(context, args);
     refuse_archive_folder(context, &options.to)?;
-    let stop = Stop::watch()?;
+    let signals = Signals::cancel_on_first()?;
     let observer = TerminalObserver::new("restoring", context.quiet);
     let mut plan = Vec::new();
     let result = {
@@ -109,13 +109,13 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
         let mut restore_context = RestoreContext {
             clock: &*context.clock,
             observer: &observer,
-            cancel: &stop.requested,
+            cancel: &signals.cancel,
             on_action: &mut on_action,
         };
         restore::restore(&archive, &selection, &options, &mut restore_context)
     };
     observer.finish();
-    let report = result.map_err(|error| stop.classify(error))?;
+    let report = result.map_err(|error| signals.classify(error))?;
     if report.is_empty() && report.missing.is_empty() && !selection.is_everything() {
         let file = archive.path().display();
         return Err(Error::not_found(format!("nothing in {file} matches"))

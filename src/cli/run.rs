@@ -1,14 +1,13 @@
 //! `run`, `cancel`, `accept`: runs by hand.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::output::{self, Format};
+use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::backup::{self, RunContext, RunOutcome, Runner};
@@ -119,15 +118,14 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
 /// Runs schedules one after another; returns the gravest exit code.
 pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
     let runner = command_runner(context, store)?;
-    let cancel = Arc::new(CancelToken::default());
-    let signal = watch_signals(&cancel)?;
+    let signals = Signals::cancel_on_first()?;
     let mut codes = Vec::new();
     let mut documents = Vec::new();
     for row in rows {
-        if cancel.is_cancelled() {
+        if signals.cancel.is_cancelled() {
             break;
         }
-        match run_one(context, &runner, row, options, &cancel) {
+        match run_one(context, &runner, row, options, &signals.cancel) {
             Ok((run, code)) => {
                 documents.push(summary(context, store, &run)?);
                 codes.push(code);
@@ -142,11 +140,7 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], opt
     if context.format == Format::Json {
         output::print_json(&Value::from(documents))?;
     }
-    Ok(match signal.load(Ordering::SeqCst) {
-        0 => gravest(&codes),
-        SIGTERM => ErrorKind::Terminated.exit_code(),
-        _ => ErrorKind::Interrupted.exit_code(),
-    })
+    Ok(signals.interruption().map_or_else(|| gravest(&codes), ErrorKind::exit_code))
 }
 
 /// Failure is graver than damage, damage than incompleteness.
@@ -343,27 +337,6 @@ pub fn make_runner(context: &Context, store: &Store, threads: usize, role: Role)
         row: Arc::new(row),
         threads,
     })
-}
-
-/// Turns the first SIGINT or SIGTERM into a request to cancel; a second one ends the process at once, and recovery
-/// does the rest. Returns where the signal's number stands.
-fn watch_signals(cancel: &Arc<CancelToken>) -> Result<Arc<AtomicI32>> {
-    let received = Arc::new(AtomicI32::new(0));
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
-        .map_err(|e| Error::failed("cannot watch for signals").because(e))?;
-    let (cancel, seen) = (Arc::clone(cancel), Arc::clone(&received));
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for signal in signals.forever() {
-                if seen.swap(signal, Ordering::SeqCst) != 0 {
-                    std::process::exit(128 + signal);
-                }
-                cancel.cancel();
-            }
-        })
-        .map_err(|e| Error::failed("cannot watch for signals").because(e))?;
-    Ok(received)
 }
 
 pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {

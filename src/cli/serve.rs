@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
-use signal_hook::consts::{SIGINT, SIGTERM};
 
+use super::signals::Signals;
 use super::{Context, config, environment, logging, output, run};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
@@ -115,7 +115,10 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     }
     // From here on, for a main process of a container is deaf to signals that it has no handler for.
     let (sender, events) = crossbeam_channel::unbounded();
-    watch_signals(sender.clone())?;
+    let signals = sender.clone();
+    Signals::handle_each(move |_| {
+        let _ = signals.send(Event::Stop);
+    })?;
     let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
     logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
     log::info!("--> Instruction serve");
@@ -191,20 +194,6 @@ fn be_modest(nice: u8) {
     if let Err(error) = super::io_class::set_idle() {
         log::warn!("cannot set the idle I/O class: {error}");
     }
-}
-
-fn watch_signals(sender: Sender<Event>) -> Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
-        .map_err(|e| Error::failed("cannot watch for signals").because(e))?;
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            for _ in signals.forever() {
-                let _ = sender.send(Event::Stop);
-            }
-        })
-        .map(drop)
-        .map_err(|e| Error::failed("cannot watch for signals").because(e))
 }
 
 /// Lets go of the pipes to `start`, which ends now.
