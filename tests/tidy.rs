@@ -73,7 +73,7 @@ const MAX_LONG_FUNCTIONS: usize = 25;
 
 /// Each dependency is code that nobody here reviews, and minutes of building: a higher number is a decision of its own.
 const MAX_DIRECT_DEPENDENCIES: usize = 33;
-const MAX_LOCKED_PACKAGES: usize = 242;
+const MAX_LOCKED_PACKAGES: usize = 246;
 
 /// Circles of imports that are left, in the words of [`circles`]. Only shorten this list.
 const KNOWN_CIRCLES: &[&str] = &[
