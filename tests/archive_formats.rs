@@ -7,10 +7,11 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
+use backup_manager::archive::block::END_MARKS;
 use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::check::{check_by_trailer, examine};
 use backup_manager::archive::foreign::check_plain_tar;
-use backup_manager::archive::header::{self, END_MARKS};
+use backup_manager::archive::header;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::cancel::CancelToken;
 use backup_manager::error::ErrorKind;

@@ -1,11 +1,13 @@
-//! Bytes that are filled, sent and filled again.
+//! A byte buffer that is filled, sent to another thread and filled again.
 
 use std::ops::Deref;
 
-/// Room of a buffer that holds anything at all.
-const SMALLEST_ROOM: usize = 64 << 10;
+use super::block;
 
-/// A growing run of bytes whose room stays initialised, so that reading into it again costs no zeroing.
+/// Smallest capacity of a buffer that is not empty, in bytes.
+const MIN_CAPACITY: usize = 64 << 10;
+
+/// A growing buffer whose capacity stays initialised, so that reading into it again costs no zeroing.
 #[derive(Debug, Default)]
 pub struct Buffer {
     bytes: Vec<u8>,
@@ -13,18 +15,18 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Makes an empty buffer with no room.
+    /// Returns an empty buffer with no capacity.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Forgets the content and keeps the room.
+    /// Removes the content and keeps the capacity.
     pub fn clear(&mut self) {
         self.length = 0;
     }
 
-    /// Returns how many bytes of memory it takes.
-    pub fn room(&self) -> usize {
+    /// Returns the number of bytes of memory that it takes.
+    pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
 
@@ -42,31 +44,31 @@ impl Buffer {
 
     /// Appends zero bytes up to a multiple of the tar block.
     pub fn pad_block(&mut self) {
-        self.extend_zeros(self.length.next_multiple_of(super::header::BLOCK) - self.length);
+        self.extend_zeros(block::padding(self.length as u64) as usize);
     }
 
-    /// Returns `count` bytes of room behind the content, holding anything, to be filled and then kept by
-    /// [`Buffer::keep`].
+    /// Returns `count` bytes after the content, with arbitrary values, to be filled. [`Buffer::keep`] then makes them
+    /// part of the content.
     pub fn spare(&mut self, count: usize) -> &mut [u8] {
         let end = self.length + count;
         if self.bytes.len() < end {
             if self.bytes.capacity() < end {
-                // Few sizes, so that what one buffer leaves in memory serves the next: sizes at will would leave holes.
-                let room = end.next_power_of_two().max(SMALLEST_ROOM);
-                self.bytes.reserve_exact(room - self.bytes.len());
+                // Few different sizes, so that freed memory fits the next buffer: others would fragment the heap.
+                let capacity = end.next_power_of_two().max(MIN_CAPACITY);
+                self.bytes.reserve_exact(capacity - self.bytes.len());
             }
             self.bytes.resize(end, 0);
         }
         &mut self.bytes[self.length..end]
     }
 
-    /// Makes the next `count` bytes, which [`Buffer::spare`] lent out, part of the content.
+    /// Makes the next `count` bytes, which [`Buffer::spare`] returned, part of the content.
     pub fn keep(&mut self, count: usize) {
-        assert!(self.length + count <= self.bytes.len(), "only bytes that were lent out can be kept");
+        assert!(self.length + count <= self.bytes.len(), "only bytes that `spare` returned can be kept");
         self.length += count;
     }
 
-    /// Cuts the content to `length` bytes.
+    /// Shortens the content to `length` bytes.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
     }

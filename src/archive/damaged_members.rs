@@ -1,14 +1,16 @@
-//! Which members a damaged chunk takes along.
+//! Finds out which members of a damaged chunk are damaged.
 
+use super::block::BLOCK_BYTES;
 use super::buffer::Buffer;
 use super::codec::{Codec, Decoder};
-use super::header::{self, BLOCK};
+use super::header;
+use super::members::{Family, HeaderBlock};
 use super::reader::ArchiveReader;
 use crate::chunk::Chunk;
 use crate::member::{CatalogMember, Member, MemberKind};
 
-/// Returns those of the members of a damaged chunk that cannot be shown to be whole: where its content can still be
-/// decoded, each is compared by header and content; else all of them.
+/// Returns the members of a damaged chunk that are damaged or cannot be checked. If its content can still be decoded,
+/// each member is compared by header and content; else all members are returned.
 pub fn differing<'m>(reader: &ArchiveReader, chunk: &Chunk, members: &'m [CatalogMember]) -> Vec<&'m Member> {
     let Some(content) = content_of(reader, chunk) else { return members.iter().map(|m| &m.member).collect() };
     let ends = members.iter().skip(1).map(|next| next.offset).chain([content.len() as u64]);
@@ -21,12 +23,13 @@ pub fn differing<'m>(reader: &ArchiveReader, chunk: &Chunk, members: &'m [Catalo
     };
     let found: Vec<&Member> =
         members.iter().zip(ends).filter(|(member, end)| !is_whole(member, *end)).map(|(m, _)| &m.member).collect();
-    // Something differs, and it could not be found: then it may be any of them.
+    // Something differs in the chunk, but the comparison did not find it, so any member may be damaged.
     if found.is_empty() { members.iter().map(|m| &m.member).collect() } else { found }
 }
 
-/// Compares the bytes of an entry with what would be written for the member now. Extended attributes and maps of holes
-/// are not in the catalog: entries with them, and files that go on in further chunks, count as not whole.
+/// Returns whether the bytes of an entry are those that would be written for the member now. The catalog holds neither
+/// extended attributes nor maps of sparse files: entries with them, and files that continue in further chunks, count
+/// as different.
 fn is_as_written(entry: &CatalogMember, bytes: &[u8]) -> bool {
     if entry.xattr_digest.is_some() {
         return false;
@@ -42,7 +45,7 @@ fn is_as_written(entry: &CatalogMember, bytes: &[u8]) -> bool {
     is_same && padding.iter().all(|byte| *byte == 0)
 }
 
-/// Returns the content of a chunk whatever its digest, if it decodes to the length it must have.
+/// Returns the content of a chunk whatever its digest; `None` if it does not decode to the expected length.
 fn content_of(reader: &ArchiveReader, chunk: &Chunk) -> Option<Buffer> {
     let mut stored = Buffer::new();
     reader.read_stored(chunk.offset, chunk.stored_length, &mut stored).ok()?;
@@ -54,25 +57,13 @@ fn content_of(reader: &ArchiveReader, chunk: &Chunk) -> Option<Buffer> {
     Some(content)
 }
 
-/// Returns the names in what can still be read of a damaged chunk, where no catalog knows them: those of every header
-/// that is whole. Which of them is damaged cannot be told.
+/// Returns the names in a damaged chunk that no catalog describes: those of all headers that are valid. It is unknown
+/// which of these members are damaged.
 pub fn names_in(reader: &ArchiveReader, chunk: &Chunk) -> Vec<Vec<u8>> {
     let Some(content) = content_of(reader, chunk) else { return Vec::new() };
-    let mut names = Vec::new();
-    for block in content.chunks_exact(BLOCK) {
-        let mut copy = tar::Header::new_old();
-        copy.as_mut_bytes().copy_from_slice(block);
-        let is_header = block[257..262] == *b"ustar" && checksum(block) == copy.cksum().ok();
-        let is_member = !matches!(block[156], b'x' | b'g');
-        if is_header && is_member {
-            names.push(copy.path_bytes().into_owned());
-        }
-    }
-    names
-}
-
-fn checksum(block: &[u8]) -> Option<u32> {
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    let field: u32 = block[148..156].iter().map(|byte| u32::from(*byte)).sum();
-    Some(sum - field + 8 * u32::from(b' '))
+    let (blocks, _) = content.as_chunks::<BLOCK_BYTES>();
+    let headers = blocks.iter().filter_map(HeaderBlock::parse);
+    // Data can look like a header of the V7 family, which has no magic number.
+    let headers = headers.filter(|header| header.family() != Family::V7 && !matches!(header.type_flag(), b'x' | b'g'));
+    headers.map(|header| header.name()).collect()
 }

@@ -1,6 +1,7 @@
 //! Archive files and the bytes in them: members, chunks, trailers, and the one way to put a file in place (I3).
 
 mod acl;
+pub mod block;
 pub mod buffer;
 pub mod check;
 mod chunk_table;

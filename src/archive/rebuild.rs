@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::buffer::Buffer;
 use super::codec::{Codec, Decoder};
-use super::content::{Content, Plan, Planned};
+use super::content::{Content, Plan, PlannedChunk};
 use super::members::{Entry, Event, Members};
 use super::reader::ArchiveReader;
 use super::trailer::Trailer;
@@ -49,7 +49,7 @@ pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option
     decode(archive, &mut decoder, &first, &mut stored, &mut content)?;
     let text = if archive.codec() == Codec::Plain { &stored } else { &content };
     // One block of header, then the records of pax: "LENGTH comment=VALUE\n".
-    let records = text.get(super::header::BLOCK..).unwrap_or_default();
+    let records = text.get(super::block::BLOCK_BYTES..).unwrap_or_default();
     let key = b" comment=";
     let Some(at) = records.windows(key.len()).position(|window| window == key) else { return Ok(None) };
     let length = std::str::from_utf8(&records[..at]).ok().and_then(|digits| digits.parse::<usize>().ok());
@@ -104,7 +104,7 @@ struct MembersByChunk {
 
 impl MembersByChunk {
     fn new(archive: &Arc<ArchiveReader>, chunks: &[Chunk], threads: usize) -> Self {
-        let planned: Vec<_> = chunks.iter().map(|chunk| Ok(Planned { chunk: *chunk, jump: false })).collect();
+        let planned: Vec<_> = chunks.iter().map(|chunk| Ok(PlannedChunk { chunk: *chunk, is_jump: false })).collect();
         let plan: Plan = Box::new(planned.into_iter());
         let members = Members::new(Content::chunks(Arc::clone(archive), plan, threads));
         MembersByChunk { members, ahead: None, buffer: vec![0; 1 << 17], name: archive.path().display().to_string() }

@@ -18,9 +18,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::block::{BLOCK_BYTES, padding};
 use super::chunk_table::EntryTable;
 use super::codec::Codec;
-use super::header::BLOCK;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::Extent;
@@ -98,8 +98,7 @@ pub(super) fn write(
     match codec {
         Codec::Plain => {
             let end = content_end + body_bytes;
-            let padding = end.next_multiple_of(BLOCK as u64) - end;
-            put(&[0; BLOCK][..padding as usize])?;
+            put(&[0; BLOCK_BYTES][..padding(end) as usize])?;
             entries.for_each_segment(put)?;
             put(&facts)?;
             put(&footer)

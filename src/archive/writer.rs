@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
 
+use super::block::END_MARKS;
 use super::buffer::Buffer;
 use super::chunk_table::EntryTable;
 use super::codec::{Codec, EncodedChunk, Encoder};
@@ -91,7 +92,7 @@ impl<'f> ArchiveWriter<'f> {
     /// Writes the last chunk: the end marks.
     pub fn put_end_marks(&mut self) -> Result<Chunk> {
         let mut content = Buffer::new();
-        content.extend(&header::END_MARKS);
+        content.extend(&END_MARKS);
         self.put_content(content)
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Selection;
-use crate::archive::content::{Content, Plan, Planned};
+use crate::archive::content::{Content, Plan, PlannedChunk};
 use crate::archive::members::Members;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
@@ -123,7 +123,7 @@ impl OpenArchive {
         let path = reader.path().to_owned();
         let plan = trailer.entries(file).map(move |chunk| {
             let chunk = chunk.map_err(Error::io("read the trailer of", &path))?;
-            Ok(Planned { chunk, jump: false })
+            Ok(PlannedChunk { chunk, is_jump: false })
         });
         Ok(Members::new(Content::chunks(reader, Box::new(plan), threads)))
     }
@@ -194,7 +194,7 @@ impl OpenArchive {
 impl Catalog {
     fn whole_plan(&self) -> Plan {
         let chunks = self.store.archive_chunks(self.archive.run);
-        Box::new(chunks.map(|chunk| Ok(Planned { chunk: chunk?, jump: false })))
+        Box::new(chunks.map(|chunk| Ok(PlannedChunk { chunk: chunk?, is_jump: false })))
     }
 
     /// Returns the chunks in which wanted members begin.
@@ -226,9 +226,12 @@ impl Catalog {
                 Ok(chunks) => chunks,
                 Err(error) => return vec![Err(error)],
             };
-            let jump = first != end;
+            let is_jump = first != end;
             end = chunks.last().map_or(first, |chunk| chunk.sequence) + 1;
-            chunks.iter().map(|chunk| Ok(Planned { chunk: *chunk, jump: jump && chunk.sequence == first })).collect()
+            chunks
+                .iter()
+                .map(|chunk| Ok(PlannedChunk { chunk: *chunk, is_jump: is_jump && chunk.sequence == first }))
+                .collect()
         }))
     }
 }

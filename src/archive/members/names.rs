@@ -1,13 +1,17 @@
-//! Which names of members, and which targets of links, can be trusted.
+//! Checks which names of members, and which targets of links, can be trusted.
 
-use super::{MOST_DEPTH, MOST_NAME_BYTES};
 use crate::member::{MemberKind, MemberPath};
 
-/// Makes a path of a name: nothing for the folder that all members lie in. Says whether it began at the root of the
-/// file system. Errors: why such a name is refused.
+/// Longest name in bytes.
+pub(super) const MAX_NAME_BYTES: usize = 1 << 20;
+/// Largest number of folders that a member lies in.
+const MAX_DEPTH: usize = 8192;
+
+/// Returns the path that a name means, and whether the name was absolute; `None` for the root folder of the archive.
+/// Errors: why such a name is refused.
 pub(super) fn clean_path(name: &[u8]) -> Result<Option<(MemberPath, bool)>, String> {
-    if name.len() > MOST_NAME_BYTES {
-        return Err(format!("its name is longer than {MOST_NAME_BYTES} bytes"));
+    if name.len() > MAX_NAME_BYTES {
+        return Err(format!("its name is longer than {MAX_NAME_BYTES} bytes"));
     }
     let mut clean = Vec::with_capacity(name.len());
     let mut depth = 0;
@@ -21,8 +25,8 @@ pub(super) fn clean_path(name: &[u8]) -> Result<Option<(MemberPath, bool)>, Stri
         }
         clean.extend_from_slice(component);
     }
-    if depth > MOST_DEPTH {
-        return Err(format!("it lies more than {MOST_DEPTH} folders deep"));
+    if depth > MAX_DEPTH {
+        return Err(format!("it lies more than {MAX_DEPTH} folders deep"));
     }
     if clean.is_empty() {
         return Ok(None);
@@ -31,7 +35,8 @@ pub(super) fn clean_path(name: &[u8]) -> Result<Option<(MemberPath, bool)>, Stri
     Ok(Some((path, name.starts_with(b"/"))))
 }
 
-/// Checks what a link leads to. Errors: why such a link is refused.
+/// Returns the target of a link as a member keeps it; `None` for members that are no links. Errors: why such a link is
+/// refused.
 pub(super) fn link_target(kind: MemberKind, target: Vec<u8>) -> Result<Option<Box<[u8]>>, String> {
     match kind {
         MemberKind::HardLink => match clean_path(&target) {

@@ -1,9 +1,9 @@
-//! Pax headers: records of `length key=value`, which say of a member what its own header block has no room for.
+//! Pax headers: records of the form `length key=value`, with what does not fit in the header block of a member.
 
 use crate::archive::acl;
 use crate::member::{FileTime, Xattrs};
 
-/// What a pax header says of the member behind it.
+/// The records of a pax header that are used.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pax {
     pub path: Option<Vec<u8>>,
@@ -19,48 +19,49 @@ pub(super) struct Pax {
     pub sparse: Sparse,
 }
 
-/// Extended attributes of a member. Their names take 64 KiB at most on Linux; more are a trap for time.
-const MOST_XATTRS: usize = 1 << 13;
+/// Largest number of extended attributes of a member. Linux bounds their names to 64 KiB; a header with many more is
+/// hostile and would cost time.
+const MAX_XATTRS: usize = 1 << 13;
 
-/// The records with which GNU tar describes a sparse file, in its three forms.
+/// The records with which GNU tar describes a sparse file, in its three forms 0.0, 0.1 and 1.0.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sparse {
     pub major: Option<u64>,
     pub name: Option<Vec<u8>>,
     pub real_size: Option<u64>,
-    /// Offset and length by turns, of the forms 0.0 and 0.1.
+    /// Offsets and lengths in turn, for the forms 0.0 and 0.1.
     pub map: Vec<u64>,
     pub has_map: bool,
 }
 
 impl Pax {
     /// Adds the records of a header. Errors: why they cannot be trusted.
-    pub fn add(&mut self, mut records: &[u8], most_spans: usize) -> Result<(), String> {
+    pub fn add(&mut self, mut records: &[u8], max_spans: usize) -> Result<(), String> {
         let mut seen = Vec::new();
         while !records.is_empty() {
             let (record, rest) = split_record(records).ok_or("its pax header is broken")?;
             records = rest;
             let equals = record.iter().position(|&b| b == b'=').ok_or("its pax header has a record without =")?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
-            // Readers differ in which of two they believe; who writes two wants them to.
+            // Readers differ in which of two records they use: an archive with both is made to deceive one of them.
             if matches!(key, b"path" | b"linkpath" | b"size" | b"GNU.sparse.name") {
                 if seen.contains(&key) {
                     return Err(format!("its pax header has two records of {}", String::from_utf8_lossy(key)));
                 }
                 seen.push(key);
             }
-            self.add_record(key, value, most_spans)?;
+            self.add_record(key, value, max_spans)?;
         }
         Ok(())
     }
 
-    fn add_record(&mut self, key: &[u8], value: &[u8], most_spans: usize) -> Result<(), String> {
+    fn add_record(&mut self, key: &[u8], value: &[u8], max_spans: usize) -> Result<(), String> {
         let number = || decimal(value).ok_or_else(|| format!("its {} is no number", String::from_utf8_lossy(key)));
         match key {
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.link_path = Some(value.to_vec()),
             b"size" => self.size = Some(number()?),
-            // An owner that no system knows is one that cannot be set.
+            // A number that is none becomes an owner that cannot be set.
             b"uid" => self.uid = Some(decimal(value).unwrap_or(u64::MAX)),
             b"gid" => self.gid = Some(decimal(value).unwrap_or(u64::MAX)),
             b"uname" => self.user_name = Some(value.to_vec()),
@@ -72,17 +73,17 @@ impl Pax {
             b"GNU.sparse.major" => self.sparse.major = Some(number()?),
             b"GNU.sparse.name" => self.sparse.name = Some(value.to_vec()),
             b"GNU.sparse.realsize" | b"GNU.sparse.size" => self.sparse.real_size = Some(number()?),
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => self.add_to_map(number()?, most_spans)?,
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => self.add_to_map(number()?, max_spans)?,
             b"GNU.sparse.map" => {
                 for part in value.split(|&b| b == b',').filter(|part| !part.is_empty()) {
-                    self.add_to_map(decimal(part).ok_or("its sparse map is broken")?, most_spans)?;
+                    self.add_to_map(decimal(part).ok_or("its sparse map is broken")?, max_spans)?;
                 }
                 self.sparse.has_map = true;
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    if self.xattrs.len() >= MOST_XATTRS {
-                        return Err(format!("it has more than {MOST_XATTRS} extended attributes"));
+                    if self.xattrs.len() >= MAX_XATTRS {
+                        return Err(format!("it has more than {MAX_XATTRS} extended attributes"));
                     }
                     self.xattrs.set(&unescape(name), value);
                 }
@@ -91,25 +92,25 @@ impl Pax {
         Ok(())
     }
 
-    /// Takes an ACL from its text, unless the attribute itself stands there. What cannot be read goes on as it is: the
-    /// kernel refuses it, and the restore counts it among what could not be set.
+    /// Sets an ACL from its text, unless the attribute itself is recorded. A text that cannot be read is kept as it is:
+    /// the kernel refuses it, and the restore counts it as an attribute that could not be set.
     fn set_acl(&mut self, name: &[u8], text: &[u8]) {
         if self.xattrs.get(name).is_none() {
             self.xattrs.set(name, &acl::from_text(text).unwrap_or_else(|| text.to_vec()));
         }
     }
 
-    fn add_to_map(&mut self, number: u64, most_spans: usize) -> Result<(), String> {
-        if self.sparse.map.len() >= 2 * most_spans {
-            return Err(format!("it has more than {most_spans} spans"));
+    fn add_to_map(&mut self, number: u64, max_spans: usize) -> Result<(), String> {
+        if self.sparse.map.len() >= 2 * max_spans {
+            return Err(format!("it has more than {max_spans} spans"));
         }
         self.sparse.map.push(number);
         self.sparse.has_map = true;
         Ok(())
     }
 
-    /// Keeps what may hold for all members that follow: not names and sizes of one.
-    pub fn for_all(mut self) -> Pax {
+    /// Returns the records that can apply to all members that follow: no names, sizes or attributes of one member.
+    pub fn into_global(mut self) -> Pax {
         self.path = None;
         self.link_path = None;
         self.size = None;
@@ -119,7 +120,7 @@ impl Pax {
     }
 }
 
-/// Splits off `key=value` of the first record.
+/// Returns `key=value` of the first record, and the records after it.
 fn split_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = records.iter().take(20).position(|&b| b == b' ')?;
     let length = usize::try_from(decimal(&records[..space])?).ok()?;
@@ -127,7 +128,7 @@ fn split_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((record.strip_suffix(b"\n")?, &records[length..]))
 }
 
-/// Reads a decimal number without sign.
+/// Reads a decimal number without a sign.
 pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -135,7 +136,7 @@ pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Reads seconds with a decimal fraction; what is finer than a nanosecond is dropped.
+/// Reads seconds with a decimal fraction. Digits finer than a nanosecond are dropped.
 fn time(text: &[u8]) -> Option<FileTime> {
     let (negative, text) = text.strip_prefix(b"-").map_or((false, text), |rest| (true, rest));
     let point = text.iter().position(|&b| b == b'.');
@@ -155,18 +156,18 @@ fn time(text: &[u8]) -> Option<FileTime> {
     })
 }
 
-/// Undoes what a keyword cannot hold: `%3D` is `=`, `%25` is `%`.
+/// Decodes the characters that a keyword cannot hold: `%3D` is `=`, `%25` is `%`.
 fn unescape(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;
-    while let Some((&byte, behind)) = rest.split_first() {
-        let (byte, behind) = match rest {
-            [b'%', b'3', b'D', behind @ ..] => (b'=', behind),
-            [b'%', b'2', b'5', behind @ ..] => (b'%', behind),
-            _ => (byte, behind),
+    while let Some((&byte, after)) = rest.split_first() {
+        let (byte, after) = match rest {
+            [b'%', b'3', b'D', after @ ..] => (b'=', after),
+            [b'%', b'2', b'5', after @ ..] => (b'%', after),
+            _ => (byte, after),
         };
         plain.push(byte);
-        rest = behind;
+        rest = after;
     }
     plain
 }
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_go_below_1970() {
+    fn times_before_1970_are_read() {
         for (text, seconds, nanoseconds) in [
             ("0", 0, 0),
             ("1.5", 1, 500_000_000),
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_lie_about_their_length_are_refused() {
+    fn records_with_a_wrong_length_are_refused() {
         for bad in ["9 a=b\n", "6 a=b\n7", "0 a=b\n", "x a=b\n", "6 a=bx", "99999999999999999999 a=b\n", "5 ab\n"] {
             assert!(Pax::default().add(bad.as_bytes(), 9).is_err(), "{bad}");
         }

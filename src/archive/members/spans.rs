@@ -1,68 +1,101 @@
-//! The maps of sparse files as they stand in archives, and whether they can be true.
+//! The maps of sparse files as archives store them, and whether they can be true.
 
-use super::block::{Block, number};
+use super::blocks::BlockReader;
+use super::error::HeaderError;
+use super::header_block::{HeaderBlock, unsigned};
 use super::pax::{Sparse, decimal};
-use crate::archive::header::BLOCK;
+use crate::archive::block::BLOCK_BYTES;
 use crate::member::Span;
 
-/// A map of more spans is a trap for memory.
-pub(super) const MOST_SPANS: usize = 1 << 21;
+/// Largest number of spans in a map. A longer one could fill memory.
+pub(super) const MAX_SPANS: usize = 1 << 21;
 
-/// Reads the spans that an old GNU header holds itself; says whether blocks with more follow.
-pub(super) fn of_header(block: &Block) -> Result<(Vec<Span>, bool), String> {
+/// The map of a sparse file, and its sizes.
+pub(super) struct SparseLayout {
+    pub spans: Vec<Span>,
+    /// Size of the file, holes included.
+    pub size: u64,
+    /// Bytes of data in the archive that the spans take.
+    pub stored: u64,
+}
+
+/// Reads the map of a sparse file with `stored` bytes of data, from wherever its form has it. Returns `None` for a file
+/// that is not sparse. An error carries no name.
+pub(super) fn read_layout(
+    blocks: &mut BlockReader,
+    block: &HeaderBlock,
+    sparse: &Sparse,
+    mut stored: u64,
+) -> Result<Option<SparseLayout>, HeaderError> {
+    let refused = |reason: String| HeaderError::refused(Vec::new(), reason);
+    let gnu_fields = block.gnu_fields().filter(|_| block.type_flag() == b'S');
+    let (spans, size) = if let Some(fields) = gnu_fields {
+        (read_gnu_map(blocks, fields)?, unsigned(&fields.realsize))
+    } else if sparse.major == Some(1) {
+        let (spans, map_bytes) = read_map_in_data(blocks, stored)?;
+        stored = stored.saturating_sub(map_bytes);
+        (spans, sparse.real_size)
+    } else if sparse.has_map {
+        (map_of_records(sparse).map_err(refused)?, sparse.real_size)
+    } else {
+        return Ok(None);
+    };
+    let size = size.filter(|&size| size <= i64::MAX as u64);
+    let size = size.ok_or_else(|| refused("a sparse file without a valid size".to_owned()))?;
+    let spans = check(spans, size, stored).map_err(refused)?;
+    Ok(Some(SparseLayout { spans, size, stored }))
+}
+
+/// Reads the map of an old GNU sparse file: in the header itself, and in blocks between it and the data.
+fn read_gnu_map(blocks: &mut BlockReader, fields: &tar::GnuHeader) -> Result<Vec<Span>, HeaderError> {
     let mut spans = Vec::new();
-    add_entries(block.bytes(386..482), &mut spans)?;
-    Ok((spans, block.bytes(482..483) != [0]))
+    add_gnu_spans(&fields.sparse, &mut spans).map_err(|reason| HeaderError::refused(Vec::new(), reason))?;
+    let mut is_extended = fields.isextended != [0];
+    while is_extended {
+        let mut extension = tar::GnuExtSparseHeader::new();
+        *extension.as_mut_bytes() = blocks.read_block()?;
+        // The number of blocks before the data is unknown then.
+        add_gnu_spans(&extension.sparse, &mut spans)
+            .map_err(|reason| HeaderError::refused_without_size(Vec::new(), reason))?;
+        is_extended = extension.isextended != [0];
+    }
+    Ok(spans)
 }
 
-/// Reads the spans of a block that follows an old GNU header; says whether there are more.
-pub(super) fn of_extension(block: &[u8; BLOCK], spans: &mut Vec<Span>) -> Result<bool, String> {
-    add_entries(&block[..504], spans)?;
-    Ok(block[504] != 0)
-}
-
-fn add_entries(entries: &[u8], spans: &mut Vec<Span>) -> Result<(), String> {
-    let (entries, _) = entries.as_chunks::<24>();
-    for entry in entries {
-        let part = |field: &[u8]| number(field).and_then(|n| u64::try_from(n).ok());
-        if entry[0] == 0 {
-            continue;
-        }
-        match (part(&entry[..12]), part(&entry[12..])) {
-            (Some(offset), Some(length)) if spans.len() < MOST_SPANS => spans.push(Span { offset, length }),
-            (Some(_), Some(_)) => return Err(format!("it has more than {MOST_SPANS} spans")),
-            _ => return Err("its sparse map is broken".to_owned()),
+fn add_gnu_spans(entries: &[tar::GnuSparseHeader], spans: &mut Vec<Span>) -> Result<(), String> {
+    for entry in entries.iter().filter(|entry| entry.offset[0] != 0) {
+        match (unsigned(&entry.offset), unsigned(&entry.numbytes)) {
+            (Some(offset), Some(length)) if spans.len() < MAX_SPANS => spans.push(Span { offset, length }),
+            (Some(_), Some(_)) => return Err(format!("it has more than {MAX_SPANS} spans")),
+            _ => return Err(broken_map()),
         }
     }
     Ok(())
 }
 
-/// Returns the spans that pax records hold (forms 0.0 and 0.1).
-pub(super) fn of_records(sparse: &Sparse) -> Result<Vec<Span>, String> {
+/// Returns the map that pax records hold (forms 0.0 and 0.1).
+fn map_of_records(sparse: &Sparse) -> Result<Vec<Span>, String> {
     let (pairs, rest) = sparse.map.as_chunks::<2>();
     if !rest.is_empty() {
-        return Err("its sparse map is broken".to_owned());
+        return Err(broken_map());
     }
     Ok(pairs.iter().map(|&[offset, length]| Span { offset, length }).collect())
 }
 
-/// Reads the map that stands before the data (form 1.0), block by block through `next_block`. Returns the spans and
-/// how many bytes the map took.
-pub(super) fn of_data(
-    stored: u64,
-    mut next_block: impl FnMut() -> Result<[u8; BLOCK], String>,
-) -> Result<(Vec<Span>, u64), String> {
-    let broken = || "its sparse map is broken".to_owned();
-    let (mut block, mut at, mut taken) = ([0; BLOCK], BLOCK, 0);
-    let mut number = || -> Result<u64, String> {
+/// Reads the map at the beginning of the data (form 1.0), which has `stored` bytes. Returns the map and the number of
+/// bytes that it takes.
+fn read_map_in_data(blocks: &mut BlockReader, stored: u64) -> Result<(Vec<Span>, u64), HeaderError> {
+    let broken = || HeaderError::refused(Vec::new(), broken_map());
+    let (mut block, mut at, mut map_bytes) = ([0; BLOCK_BYTES], BLOCK_BYTES, 0);
+    let mut number = || -> Result<u64, HeaderError> {
         let mut digits = Vec::new();
         loop {
-            if at == BLOCK {
-                taken += BLOCK as u64;
-                if taken > stored {
+            if at == BLOCK_BYTES {
+                map_bytes += BLOCK_BYTES as u64;
+                if map_bytes > stored {
                     return Err(broken());
                 }
-                (block, at) = (next_block()?, 0);
+                (block, at) = (blocks.read_data_block()?, 0);
             }
             let byte = block[at];
             at += 1;
@@ -73,15 +106,20 @@ pub(super) fn of_data(
             }
         }
     };
-    let count = usize::try_from(number()?).ok().filter(|&count| count <= MOST_SPANS).ok_or_else(broken)?;
+    let count = usize::try_from(number()?).ok().filter(|&count| count <= MAX_SPANS).ok_or_else(broken)?;
     let mut spans = Vec::new();
     for _ in 0..count {
         spans.push(Span { offset: number()?, length: number()? });
     }
-    Ok((spans, taken))
+    Ok((spans, map_bytes))
 }
 
-/// Checks that spans lie in order within a file of `size` bytes and need exactly `data` bytes; drops empty ones.
+fn broken_map() -> String {
+    "its sparse map is broken".to_owned()
+}
+
+/// Checks that spans lie in order within a file of `size` bytes and take exactly `data` bytes. Returns them without
+/// empty ones.
 pub(super) fn check(mut spans: Vec<Span>, size: u64, data: u64) -> Result<Vec<Span>, String> {
     let (mut end, mut sum) = (0_u64, 0_u64);
     for span in &spans {
@@ -92,7 +130,7 @@ pub(super) fn check(mut spans: Vec<Span>, size: u64, data: u64) -> Result<Vec<Sp
         }
     }
     if sum != data {
-        return Err("its sparse map tells of other data than there is".to_owned());
+        return Err("its sparse map does not agree with the length of its data".to_owned());
     }
     spans.retain(|span| span.length > 0);
     Ok(spans)

@@ -128,7 +128,7 @@ impl<'a> Flow<'a> {
     pub(super) fn take_buffer(&self, bytes: u64) -> Buffer {
         let is_small = bytes <= SMALL_ROOM as u64 / 2;
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = pool.iter().position(|buffer| (buffer.room() <= SMALL_ROOM) == is_small);
+        let fitting = pool.iter().position(|buffer| (buffer.capacity() <= SMALL_ROOM) == is_small);
         let mut buffer = fitting.map_or_else(Buffer::new, |at| pool.swap_remove(at));
         buffer.clear();
         buffer
@@ -137,8 +137,8 @@ impl<'a> Flow<'a> {
     /// Takes a buffer back.
     pub(super) fn give_buffer(&self, buffer: Buffer) {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let held: usize = pool.iter().map(Buffer::room).sum();
-        if buffer.room() > 0 && held + buffer.room() <= POOL_BYTES {
+        let held: usize = pool.iter().map(Buffer::capacity).sum();
+        if buffer.capacity() > 0 && held + buffer.capacity() <= POOL_BYTES {
             pool.push(buffer);
         }
     }

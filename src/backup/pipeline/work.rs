@@ -10,10 +10,11 @@ use super::large::{Finished, LargeFile, Outcome, PIECE_BYTES};
 use super::links::LinkTurn;
 use super::plan::{LARGEST_WHOLE, Plan, Planned, Work};
 use super::read::{self, ATTEMPTS, Opened, Reading};
+use crate::archive::block::BLOCK_BYTES;
 use crate::archive::buffer::Buffer;
 use crate::archive::codec::{EncodedChunk, Encoder};
 use crate::archive::cutter::LARGEST_CONTENT;
-use crate::archive::header::{self, BLOCK};
+use crate::archive::header;
 use crate::clock::Timestamp;
 use crate::error;
 use crate::member::{CatalogMember, Member, MemberKind, MemberPath, Xattrs};
@@ -338,7 +339,7 @@ impl Builder<'_, '_> {
         self.bytes_read += range.end - range.start;
         if piece + 1 == large.pieces() {
             let data_bytes = spans.map_or(large.member.size, |spans| read::data_bytes(spans, &(0..large.member.size)));
-            self.content.extend_zeros((data_bytes.next_multiple_of(BLOCK as u64) - data_bytes) as usize);
+            self.content.extend_zeros((data_bytes.next_multiple_of(BLOCK_BYTES as u64) - data_bytes) as usize);
         }
         self.end_chunk((piece == 0).then(|| large.clone()))?;
         Ok(large.piece_done(piece, &hasher, reading.shortfall()))

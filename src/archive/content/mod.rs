@@ -1,0 +1,268 @@
+//! The content of an archive file: its bytes of tar in order, decoded in advance by other threads. Either all of it, or
+//! only the chunks of a plan. What cannot be read is a gap, of known length where that is known, so that the rest can
+//! still be read.
+
+mod pieces;
+mod stream;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use self::pieces::{Piece, PieceQueue, Task};
+use self::stream::PIECE_BYTES;
+use super::block::padding;
+use super::buffer::Buffer;
+use super::codec::Codec;
+use super::reader::ArchiveReader;
+use crate::error::{Error, Result};
+use crate::member::Span;
+
+pub use self::pieces::PlannedChunk;
+
+/// Chunks to be read, in order.
+pub type Plan = Box<dyn Iterator<Item = Result<PlannedChunk>> + Send>;
+
+/// Why content cannot be read.
+#[derive(Clone, Debug)]
+pub(super) enum ReadError {
+    /// The archive, or the part before a jump, ends here.
+    End,
+    /// A span cannot be read, but the content after it can.
+    Gap(String),
+    /// Nothing can be read from here on.
+    Broken(String),
+}
+
+impl ReadError {
+    /// Returns what is wrong, in words.
+    pub fn reason(&self) -> String {
+        match self {
+            ReadError::End => "it ends in the middle: it was cut off".to_owned(),
+            ReadError::Gap(reason) | ReadError::Broken(reason) => reason.clone(),
+        }
+    }
+}
+
+/// A [`Result`](std::result::Result) of reading content.
+type ReadResult<T> = std::result::Result<T, ReadError>;
+
+/// The content of an archive file, read from beginning to end.
+pub struct Content {
+    archive: Arc<ArchiveReader>,
+    queue: PieceQueue,
+    /// Pieces are chunks, which begin and end with members or pieces of files, not anywhere.
+    is_chunked: bool,
+    current: CurrentPiece,
+    /// Position of the beginning of the current piece in the content of all planned chunks.
+    start: u64,
+    failure: Option<Error>,
+}
+
+enum CurrentPiece {
+    Data {
+        sequence: u64,
+        bytes: Buffer,
+        at: usize,
+    },
+    Gap {
+        sequence: u64,
+        length: u64,
+        at: u64,
+        reason: Option<String>,
+    },
+    /// A piece that does not begin where the last one ended. It is read after [`Content::pass_jump`].
+    Jump(Box<CurrentPiece>),
+    Over(ReadError),
+}
+
+impl Content {
+    /// Reads and decodes the chunks of a plan with `threads` threads.
+    pub fn chunks(archive: Arc<ArchiveReader>, plan: Plan, threads: usize) -> Content {
+        let queue = PieceQueue::start(&archive, plan.map(|planned| planned.map(Task::Chunk)), threads);
+        Content::new(archive, queue, true)
+    }
+
+    /// Reads a whole file that has no chunks: an archive of another program, or one of ours without its trailer.
+    pub fn stream(archive: Arc<ArchiveReader>) -> Content {
+        if archive.codec() != Codec::Plain {
+            let queue = stream::start(&archive);
+            return Content::new(archive, queue, false);
+        }
+        let size = archive.size();
+        let tasks = (0..size.div_ceil(PIECE_BYTES as u64)).map(move |sequence| {
+            let offset = sequence * PIECE_BYTES as u64;
+            Ok(Task::Range(sequence, Span { offset, length: (size - offset).min(PIECE_BYTES as u64) }))
+        });
+        let queue = PieceQueue::start(&archive, tasks, 1);
+        Content::new(archive, queue, false)
+    }
+
+    fn new(archive: Arc<ArchiveReader>, queue: PieceQueue, is_chunked: bool) -> Content {
+        let current = CurrentPiece::Data { sequence: 0, bytes: Buffer::new(), at: 0 };
+        Content { archive, queue, is_chunked, current, start: 0, failure: None }
+    }
+
+    /// Returns the archive file.
+    pub(super) fn path(&self) -> &Path {
+        self.archive.path()
+    }
+
+    /// Returns the chunk that holds the next byte, and the offset of the byte in it.
+    pub(super) fn position(&mut self) -> (u64, u64) {
+        let _ = self.fetch();
+        match &self.current {
+            CurrentPiece::Data { sequence, at, .. } => (*sequence, *at as u64),
+            CurrentPiece::Gap { sequence, at, .. } => (*sequence, *at),
+            CurrentPiece::Jump(_) | CurrentPiece::Over(_) => (u64::MAX, 0),
+        }
+    }
+
+    /// Takes the error that kept the plan itself from being read.
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
+    /// Copies up to `out.len()` bytes, at least one. An attempt to read a gap does not pass it.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> ReadResult<usize> {
+        self.fetch()?;
+        match &mut self.current {
+            CurrentPiece::Data { bytes, at, .. } => {
+                let count = out.len().min(bytes.len() - *at);
+                out[..count].copy_from_slice(&bytes[*at..*at + count]);
+                *at += count;
+                Ok(count)
+            }
+            CurrentPiece::Gap { reason, .. } => {
+                Err(ReadError::Gap(reason.clone().unwrap_or_else(|| "it was skipped".to_owned())))
+            }
+            CurrentPiece::Jump(_) => Err(ReadError::End),
+            CurrentPiece::Over(error) => Err(error.clone()),
+        }
+    }
+
+    /// Fills all of `out`, or stops where bytes are missing.
+    pub(super) fn read_exact(&mut self, out: &mut [u8]) -> ReadResult<()> {
+        let mut filled = 0;
+        while filled < out.len() {
+            match self.read(&mut out[filled..]) {
+                Ok(count) => filled += count,
+                Err(ReadError::End) if filled > 0 => {
+                    return Err(ReadError::Broken("it ends in the middle".to_owned()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Skips `count` bytes, gaps included. Pieces that lie in them whole and are not decoded yet never are. Errors: the
+    /// content ends before.
+    pub(super) fn skip(&mut self, mut count: u64) -> ReadResult<()> {
+        while count > 0 {
+            self.fetch()?;
+            let skipped = match &mut self.current {
+                CurrentPiece::Data { bytes, at, .. } => {
+                    let skipped = count.min((bytes.len() - *at) as u64);
+                    *at += skipped as usize;
+                    skipped
+                }
+                CurrentPiece::Gap { length, at, .. } => {
+                    let skipped = count.min(*length - *at);
+                    *at += skipped;
+                    skipped
+                }
+                CurrentPiece::Jump(_) => return Err(ReadError::End),
+                CurrentPiece::Over(error) => return Err(error.clone()),
+            };
+            count -= skipped;
+            if count > 0 {
+                self.queue.skip_to.store(self.offset() + count, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Skips to the next position where a header can begin after damage: the beginning of a chunk, or else a block.
+    pub(super) fn resynchronise(&mut self) {
+        match &mut self.current {
+            CurrentPiece::Data { bytes, at, .. } if self.is_chunked => *at = bytes.len(),
+            CurrentPiece::Gap { length, at, .. } => *at = *length,
+            _ => {}
+        }
+        if !self.is_chunked {
+            // The alignment after a gap is unknown; an error here shows again at the next header.
+            let _ = self.skip(padding(self.offset()));
+        }
+    }
+
+    /// Continues after a jump, where chunks are left out. Returns whether there was one.
+    pub(super) fn pass_jump(&mut self) -> bool {
+        let _ = self.fetch();
+        match std::mem::replace(&mut self.current, CurrentPiece::Over(ReadError::End)) {
+            CurrentPiece::Jump(next) => {
+                self.current = *next;
+                true
+            }
+            other => {
+                self.current = other;
+                false
+            }
+        }
+    }
+
+    /// Returns the number of bytes before the next one in the content of all planned chunks.
+    fn offset(&self) -> u64 {
+        match &self.current {
+            CurrentPiece::Data { at, .. } => self.start + *at as u64,
+            CurrentPiece::Gap { at, .. } => self.start + *at,
+            CurrentPiece::Jump(_) | CurrentPiece::Over(_) => self.start,
+        }
+    }
+
+    /// Makes sure that the current piece has a byte left.
+    fn fetch(&mut self) -> ReadResult<()> {
+        loop {
+            let start = self.offset();
+            let spent = match &mut self.current {
+                CurrentPiece::Data { bytes, at, .. } if *at < bytes.len() => return Ok(()),
+                CurrentPiece::Gap { length, at, .. } if *at < *length => return Ok(()),
+                CurrentPiece::Jump(_) => return Err(ReadError::End),
+                CurrentPiece::Over(error) => return Err(error.clone()),
+                CurrentPiece::Data { bytes, .. } => std::mem::take(bytes),
+                CurrentPiece::Gap { .. } => Buffer::new(),
+            };
+            self.start = start;
+            if spent.capacity() > 0 {
+                // The threads may have ended already.
+                let _ = self.queue.spent.send(spent);
+            }
+            self.next_piece();
+        }
+    }
+
+    fn next_piece(&mut self) {
+        let piece = match self.queue.pieces.recv() {
+            Err(_) => return self.current = CurrentPiece::Over(ReadError::End),
+            Ok(answer) => {
+                answer.recv().unwrap_or_else(|_| Piece::Failed(Error::failed("a thread that reads panicked")))
+            }
+        };
+        let (next, is_jump) = match piece {
+            Piece::Data { sequence, is_jump, bytes } => (CurrentPiece::Data { sequence, bytes, at: 0 }, is_jump),
+            Piece::Skipped { sequence, is_jump, length } => {
+                (CurrentPiece::Gap { sequence, length, at: 0, reason: None }, is_jump)
+            }
+            Piece::Gap { sequence, is_jump, length, reason } => {
+                (CurrentPiece::Gap { sequence, length, at: 0, reason: Some(reason) }, is_jump)
+            }
+            Piece::Broken(reason) => (CurrentPiece::Over(ReadError::Broken(reason)), false),
+            Piece::Failed(error) => {
+                let reason = error.to_string();
+                self.failure = Some(error);
+                (CurrentPiece::Over(ReadError::Broken(reason)), false)
+            }
+        };
+        self.current = if is_jump { CurrentPiece::Jump(Box::new(next)) } else { next };
+    }
+}
