@@ -101,7 +101,7 @@ pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
             (setting.check)(value)?;
         }
         store.set_setting(setting.name, args.value.as_deref())?;
-        context.say(&match &args.value {
+        context.print_info(&match &args.value {
             Some(value) => format!("{} is {value} from the service's next start on", setting.name),
             None => format!("{} is {} again, from the service's next start on", setting.name, setting.default),
         });

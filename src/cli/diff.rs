@@ -54,7 +54,7 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
         output::print_json(&json!({ "added": added, "removed": removed, "changed": changed }))?;
     } else {
         if lines.is_empty() {
-            context.say("no difference");
+            context.print_info("no difference");
         }
         output::print_bytes(&lines)?;
     }

@@ -36,7 +36,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         }
     }
     if rows.is_empty() {
-        context.say("there is no good archive to restore");
+        context.print_info("there is no good archive to restore");
     }
     let (mut documents, mut code) = (Vec::new(), 0);
     for row in &rows {

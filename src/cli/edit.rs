@@ -54,7 +54,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
         schedule.source = path.as_bytes().to_owned();
     }
     if schedule == row.schedule {
-        context.say(&format!("nothing to change in {}", schedule.name));
+        context.print_info(&format!("nothing to change in {}", schedule.name));
         return Ok(0);
     }
     let watermark = fresh_watermark(context, &store, &schedule)?;
@@ -64,7 +64,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
         Some(at) if schedule.enabled => format!("next run {}", at.rfc3339(&zone)),
         _ => "no next run".to_owned(),
     };
-    context.say(&format!("changed {}; {next} ({})", schedule.name, zone.name()));
+    context.print_info(&format!("changed {}; {next} ({})", schedule.name, zone.name()));
     Ok(0)
 }
 
@@ -84,10 +84,10 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
     store.edit_schedules(&edited, context.now())?;
     let word = if enabled { "resumed" } else { "paused" };
     for (_, schedule, _) in &edited {
-        context.say(&format!("{word} {}", schedule.name));
+        context.print_info(&format!("{word} {}", schedule.name));
     }
     if edited.is_empty() {
-        context.say(&format!("nothing to do: already {word}"));
+        context.print_info(&format!("nothing to do: already {word}"));
     }
     Ok(0)
 }
@@ -119,7 +119,7 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
         archive_folder::finish_deletions(&context.home, store).map_err(|e| {
             e.hint(format!("{name} is deleted; the next `backup-manager prune` takes the rest of its archives away"))
         })?;
-        context.say(&format!("deleted {name} and {}", output::count(count as u64, "archive")));
+        context.print_info(&format!("deleted {name} and {}", output::count(count as u64, "archive")));
         return Ok(());
     }
     store.delete_schedule(row.id, context.now())?;
@@ -130,6 +130,6 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
             format!("its history and {archives} stay in {}", context.home.backups().display())
         }
     };
-    context.say(&format!("deleted {name}; {kept}"));
+    context.print_info(&format!("deleted {name}; {kept}"));
     Ok(())
 }

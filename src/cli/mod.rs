@@ -239,7 +239,7 @@ impl Context {
         let store = self.open_store(Access::Create)?;
         self.log_instruction();
         if missing {
-            self.say(&format!("made the database {}", self.home.db().display()));
+            self.print_info(&format!("made the database {}", self.home.db().display()));
         }
         Ok(store)
     }
@@ -261,7 +261,7 @@ impl Context {
     }
 
     /// Says something on stderr, unless asked to be quiet.
-    pub fn say(&self, text: &str) {
+    pub fn print_info(&self, text: &str) {
         log::info!("{text}");
         if !self.quiet {
             output::complain(text);

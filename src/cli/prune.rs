@@ -74,7 +74,7 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], ye
     match archive_folder::finish_deletions(&context.home, store) {
         Ok(0) => (),
         Ok(count) => {
-            context.say(&format!("removed {} that was on its way out", output::count(count as u64, "archive")));
+            context.print_info(&format!("removed {} that was on its way out", output::count(count as u64, "archive")));
             gone += count;
         }
         Err(error) => stuck = Some(error),
@@ -84,7 +84,11 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], ye
         match plan.apply(&context.home, store) {
             Ok(0) => (),
             Ok(count) => {
-                context.say(&format!("{}: removed {}", row.schedule.name, output::count(count as u64, "archive")));
+                context.print_info(&format!(
+                    "{}: removed {}",
+                    row.schedule.name,
+                    output::count(count as u64, "archive")
+                ));
                 gone += count;
             }
             Err(error) => drop(stuck.get_or_insert(error)),
@@ -101,14 +105,14 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], ye
             .hint(format!("look at `backup-manager prune {name} --dry-run`, then add --yes")));
     }
     if gone == 0 {
-        context.say("nothing goes: every archive is kept by a rule");
+        context.print_info("nothing goes: every archive is kept by a rule");
     }
     Ok(0)
 }
 
 fn refresh(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
     let notes = archive_folder::refresh_stable_links(&context.home, store, rows, context.now())?;
-    notes.iter().for_each(|note| context.say(note));
+    notes.iter().for_each(|note| context.print_info(note));
     Ok(())
 }
 
@@ -169,7 +173,10 @@ pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
         if !store.set_pinned(run, !args.off)? {
             return Err(prune::no_archive(run));
         }
-        context.say(&format!("@{run} is {}", if args.off { "no longer pinned" } else { "pinned: retention keeps it" }));
+        context.print_info(&format!(
+            "@{run} is {}",
+            if args.off { "no longer pinned" } else { "pinned: retention keeps it" }
+        ));
     }
     Ok(0)
 }
@@ -178,7 +185,7 @@ pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
     let store = context.open()?;
     for word in &args.archive {
         let archive = prune::forget(&context.home, &store, run_of(word)?, args.force)?;
-        context.say(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
+        context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
         refresh(context, &store, &[store.schedule(archive.schedule_id)?])?;
     }
     Ok(0)

@@ -28,9 +28,9 @@ pub struct RescanArgs {
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Some(copy) = &args.from_copy {
         let put_back = maintenance::put_back_copy(&context.home, copy.as_deref(), context.now())?;
-        context.say(&format!("put back {}", put_back.copy.display()));
+        context.print_info(&format!("put back {}", put_back.copy.display()));
         if let Some(aside) = put_back.aside {
-            context.say(&format!("the database that was there is now {}", aside.display()));
+            context.print_info(&format!("the database that was there is now {}", aside.display()));
         }
     }
     let store = context.open_or_create()?;

@@ -237,7 +237,7 @@ fn print_report(
         format!("{}, {}", output::count(report.extent.members, "member"), output::bytes(report.extent.content_bytes));
     let kept = if report.unchanged > 0 { format!(", {} there already", report.unchanged) } else { String::new() };
     let verb = if args.dry_run { "would restore" } else { "restored" };
-    context.say(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
+    context.print_info(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
     Ok(())
 }
 

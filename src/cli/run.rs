@@ -72,7 +72,7 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
         select::schedules(&store, &args.schedule)?
     };
     if rows.is_empty() {
-        context.say("nothing is scheduled");
+        context.print_info("nothing is scheduled");
         return Ok(0);
     }
     if args.dry_run {
@@ -107,7 +107,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
             output::count(listing.extent.members, "member"),
             output::bytes(listing.extent.content_bytes)
         );
-        context.say(&format!("{}: {what} would go in", row.schedule.name));
+        context.print_info(&format!("{}: {what} would go in", row.schedule.name));
     }
     if context.format == Format::Json {
         output::print_json(&Value::from(documents))?;
@@ -201,7 +201,7 @@ fn join(
     cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
     let store = &runner.store;
-    context.say(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
+    context.print_info(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
     let workers = runner.home.workers();
     let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
@@ -345,8 +345,8 @@ pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
     for row in select::schedules(&store, &args.schedule)? {
         let name = &row.schedule.name;
         match store.cancel(row.id, context.now())? {
-            0 => context.say(&format!("nothing of {name} runs or waits")),
-            count => context.say(&format!("cancelling {} of {name}", output::count(count as u64, "run"))),
+            0 => context.print_info(&format!("nothing of {name} runs or waits")),
+            count => context.print_info(&format!("cancelling {} of {name}", output::count(count as u64, "run"))),
         }
     }
     Ok(0)
@@ -362,9 +362,11 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         // An archive that fell may be the newest good one by now.
         let names = std::slice::from_ref(&row);
         let notes = crate::archive_folder::refresh_stable_links(&context.home, &store, names, context.now())?;
-        notes.iter().for_each(|note| context.say(note));
+        notes.iter().for_each(|note| context.print_info(note));
         let name = &row.schedule.name;
-        context.say(&format!("the next run of {name} may find its source emptied, and known problems raise no alarm"));
+        context.print_info(&format!(
+            "the next run of {name} may find its source emptied, and known problems raise no alarm"
+        ));
     }
     Ok(0)
 }

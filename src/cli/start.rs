@@ -152,7 +152,7 @@ fn wait_until_gone(context: &Context, store: &Store, services: &[WorkerRow]) -> 
         }
         if !said && waited > Duration::from_secs(2) {
             said = true;
-            context.say("waiting for running work to finish (`stop --now` cancels it)");
+            context.print_info("waiting for running work to finish (`stop --now` cancels it)");
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -92,11 +92,11 @@ fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
     }
     for (word, names) in [("new", &imported.created), ("changed", &imported.changed), ("deleted", &imported.deleted)] {
         for schedule in names {
-            context.say(&format!("{word}: {schedule}"));
+            context.print_info(&format!("{word}: {schedule}"));
         }
     }
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
-    context.say(&format!(
+    context.print_info(&format!(
         "{name}: {}, {} new, {} changed, {} deleted, {} as they were",
         output::count(total as u64, "schedule"),
         imported.created.len(),
@@ -127,7 +127,7 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
                 Placement::Renamed => "",
                 Placement::WrittenInPlace => ", in place, since it is a mount point",
             };
-            context.say(&format!("wrote {}{how}", file.display()));
+            context.print_info(&format!("wrote {}{how}", file.display()));
         }
     }
     for (name, reason) in &left_out {

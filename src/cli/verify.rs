@@ -58,7 +58,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     if context.format == Format::Json {
         output::print_json(&Value::from(told.iter().map(document).collect::<Vec<_>>()))?;
     } else if told.is_empty() {
-        context.say("there is nothing to read back");
+        context.print_info("there is nothing to read back");
     }
     Ok(exit_code(&told))
 }
@@ -120,7 +120,7 @@ fn verify_archives(
     for (position, archive) in archives.iter().enumerate() {
         if time_limit.is_some_and(|limit| context.clock.monotonic().saturating_sub(started) >= limit) {
             let left = (archives.len() - position) as u64;
-            context.say(&format!("the time is up: {} not read back", output::count(left, "archive")));
+            context.print_info(&format!("the time is up: {} not read back", output::count(left, "archive")));
             break;
         }
         let result = verify::verify_archive(&context.home, store, archive, threads, &cancel, context.now());
@@ -137,7 +137,7 @@ fn verify_archives(
         told.push(one);
     }
     let notes = archive_folder::refresh_stable_links(&context.home, store, &store.schedules()?, context.now())?;
-    notes.iter().for_each(|note| context.say(note));
+    notes.iter().for_each(|note| context.print_info(note));
     Ok(told)
 }
 
