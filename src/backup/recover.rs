@@ -58,11 +58,6 @@ pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryRepo
 /// take-over that could not be put right.
 pub fn take_over_orphaned_runs(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<OrphanedRun>> {
     let workers = runner.home.workers();
-    let is_dead = |uuid: &uuid::Uuid| *uuid != runner.row.uuid && !liveness::is_alive(&workers, uuid);
-    // After an end that was none, a look at the database comes before anything is built on it.
-    if runner.store.workers()?.iter().any(|row| is_dead(&row.uuid)) {
-        runner.store.quick_check()?;
-    }
     let mut taken = Vec::new();
     for run in runner.store.running()? {
         let Some(dead) = run.worker else { continue };

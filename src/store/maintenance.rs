@@ -56,15 +56,6 @@ impl Store {
         self.read(|connection| connection.execute("VACUUM INTO ?1", [target]).map(drop))
     }
 
-    /// Says whether the database is whole, as far as a quick look tells.
-    ///
-    /// Errors: `Damage` with the ways out.
-    pub fn quick_check(&self) -> Result<()> {
-        let found: String =
-            self.read(|connection| connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
-        if found == "ok" { Ok(()) } else { Err(damaged(self.path(), &found)) }
-    }
-
     /// Starts a task if its last start is `every` or longer ago, or lies in a future that cannot be. Of several
     /// services one does.
     pub fn begin_task(&self, task: Task, every: std::time::Duration, now: Timestamp) -> Result<bool> {
