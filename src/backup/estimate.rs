@@ -1,4 +1,4 @@
-//! What a run would take in, without writing anything.
+//! What a run would archive, without writing anything; and whether that fits on the disk.
 
 use std::collections::HashSet;
 use std::io;
@@ -6,46 +6,54 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
+use super::Runner;
 use crate::clock::Clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::member::{Extent, MemberKind};
 use crate::progress::Problem;
+use crate::schedule::Compression;
 use crate::source::{self, SourceEntry, SourceRoot};
 use crate::store::ScheduleRow;
 
-/// How much a source holds, as far as it was looked at.
+/// Bytes that the headers and the padding of a member take in a plain archive, about.
+const OVERHEAD_BYTES_PER_MEMBER: u64 = 2_048;
+
+/// How much a source holds, as far as it was walked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// How much an archive would hold, the content of each file once, however many names it has.
+    /// How much an archive would hold; the content of each file counts once, however many names it has.
     pub extent: Extent,
     /// Paths that cannot be read.
     pub problems: Vec<Problem>,
-    /// False if it was stopped before the end.
-    pub complete: bool,
+    /// False if the walk was stopped before its end.
+    pub is_complete: bool,
 }
 
-/// Tells `visit` every member that a run of the schedule would archive: its name in the archive and its size.
+/// Calls `visit` with every member that a run of the schedule would archive: its name in the archive and its size in
+/// bytes.
+///
+/// Errors: those of `visit`, which stop the walk.
 pub fn list_source(
     home: &Home,
     row: &ScheduleRow,
     visit: &mut dyn FnMut(&[u8], u64) -> Result<()>,
 ) -> Result<Estimate> {
-    let mut failed = None;
-    let listing = walk(home, row, &mut |path, size| match visit(path, size) {
+    let mut failure = None;
+    let estimate = walk_members(home, row, &mut |path, size| match visit(path, size) {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) => {
-            failed = Some(error);
+            failure = Some(error);
             ControlFlow::Break(())
         }
     })?;
-    failed.map_or(Ok(listing), Err)
+    failure.map_or(Ok(estimate), Err)
 }
 
-/// Adds up the source of a schedule, for `limit` at most.
+/// Sums up the source of a schedule, for at most `limit`.
 pub fn estimate(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Duration) -> Result<Estimate> {
     let started = clock.monotonic();
-    walk(home, row, &mut |_, _| {
+    walk_members(home, row, &mut |_, _| {
         if clock.monotonic().saturating_sub(started) > limit {
             ControlFlow::Break(())
         } else {
@@ -54,52 +62,100 @@ pub fn estimate(home: &Home, row: &ScheduleRow, clock: &dyn Clock, limit: Durati
     })
 }
 
-/// Tells `visit` every member that a run of the schedule would archive, as it is found; returns what cannot be read.
+/// Calls `visit` with every entry of the source that a run of the schedule would archive. Returns the paths that cannot
+/// be read.
 pub fn visit_source(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&SourceEntry)) -> Result<Vec<Problem>> {
-    let listing = walk_found(home, row, &mut |found, _| {
-        visit(found);
+    let estimate = walk_entries(home, row, &mut |entry, _| {
+        visit(entry);
         ControlFlow::Continue(())
     })?;
-    Ok(listing.problems)
+    Ok(estimate.problems)
 }
 
-fn walk(home: &Home, row: &ScheduleRow, visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>) -> Result<Estimate> {
-    walk_found(home, row, &mut |found, size| visit(found.path.as_bytes(), size))
+fn walk_members(
+    home: &Home,
+    row: &ScheduleRow,
+    visit: &mut dyn FnMut(&[u8], u64) -> ControlFlow<()>,
+) -> Result<Estimate> {
+    walk_entries(home, row, &mut |entry, size| visit(entry.path.as_bytes(), size))
 }
 
-fn walk_found(
+fn walk_entries(
     home: &Home,
     row: &ScheduleRow,
     visit: &mut dyn FnMut(&SourceEntry, u64) -> ControlFlow<()>,
 ) -> Result<Estimate> {
     let source = SourceRoot::find(home, &row.schedule)?;
     let own_paths = home.own_paths();
-    let mut listing = Estimate { complete: true, ..Estimate::default() };
+    let mut estimate = Estimate { is_complete: true, ..Estimate::default() };
     let mut problems = Vec::new();
     let mut linked = HashSet::new();
     source::walk(
         &source.walk_options(&row.schedule, &own_paths),
-        &mut |found| {
-            let first_name = found.stat.links < 2 || linked.insert((found.stat.device, found.stat.inode));
-            let size = if found.kind == MemberKind::File && first_name { found.stat.size } else { 0 };
-            listing.extent.members += 1;
-            listing.extent.files += u64::from(found.kind == MemberKind::File);
-            listing.extent.content_bytes += size;
-            let flow = visit(&found, size);
-            listing.complete = flow.is_continue();
+        &mut |entry| {
+            let is_first_name = entry.stat.links < 2 || linked.insert((entry.stat.device, entry.stat.inode));
+            let size = if entry.kind == MemberKind::File && is_first_name { entry.stat.size } else { 0 };
+            estimate.extent.members += 1;
+            estimate.extent.files += u64::from(entry.kind == MemberKind::File);
+            estimate.extent.content_bytes += size;
+            let flow = visit(&entry, size);
+            estimate.is_complete = flow.is_continue();
             flow
         },
         &mut |problem| problems.push(problem),
     )?;
-    listing.problems = problems;
-    Ok(listing)
+    estimate.problems = problems;
+    Ok(estimate)
 }
 
-/// Returns the bytes that may still be written below `path`, or below the nearest folder above it that exists.
+/// Returns the bytes that may still be written below `path`, or below its nearest ancestor that exists.
 pub fn free_bytes(path: &Path) -> Result<u64> {
     let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-    let facts = rustix::fs::statvfs(existing)
+    let stats = rustix::fs::statvfs(existing)
         .map_err(io::Error::from)
-        .map_err(Error::io("look at the file system of", existing))?;
-    Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
+        .map_err(Error::io("inspect the file system of", existing))?;
+    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
+impl Runner {
+    /// Estimates a run before it writes: by the schedule's last archive, else by a walk over its source. Refuses the
+    /// run if the archive would not fit. A run that cannot be estimated is not refused: a full disk also ends a run
+    /// cleanly.
+    ///
+    /// Errors: `DiskFull` with both numbers; the errors of a walk.
+    pub(super) fn expected_extent(&self, row: &ScheduleRow, root: &SourceRoot) -> Result<Extent> {
+        let free = free_bytes(self.home.backups())?;
+        let last = self.store.newest_good(row.id)?.filter(|last| last.digest.is_some());
+        if let Some(last) = &last
+            && last.size <= free
+        {
+            return Ok(last.extent);
+        }
+        let own_paths = self.home.own_paths();
+        let extent = source::scan(&root.walk_options(&row.schedule, &own_paths))?;
+        let plain = extent.content_bytes.saturating_add(extent.members.saturating_mul(OVERHEAD_BYTES_PER_MEMBER));
+        let needed = match (row.schedule.compression, &last) {
+            (Compression::None, _) => Some(plain),
+            // Assumes the compression ratio of the last archive.
+            (_, Some(last)) if last.extent.content_bytes > 0 => {
+                let ratio = last.size as f64 / last.extent.content_bytes as f64;
+                Some((extent.content_bytes as f64 * ratio) as u64)
+            }
+            _ => None,
+        };
+        match needed {
+            Some(needed) if needed > free => Err(Error::new(
+                ErrorKind::DiskFull,
+                format!(
+                    "the archive of {} needs about {needed} bytes, and {} has {free} free",
+                    row.schedule.name,
+                    self.home.backups().display()
+                ),
+            )
+            .hint(
+                "free space there, exclude more with --exclude, compress with --compress zstd, or name another folder",
+            )),
+            _ => Ok(extent),
+        }
+    }
 }

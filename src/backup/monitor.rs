@@ -1,4 +1,4 @@
-//! The outside of a run: who asks it to stop, who is told how it goes.
+//! Progress of a run: heartbeat, observer, and requests to cancel it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -8,45 +8,45 @@ use crate::cancel::CancelToken;
 use crate::member::Extent;
 use crate::progress::{Observer, Problem, Progress};
 
-/// Least time between two looks at a request to cancel, and between two writes of progress.
-const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Minimum time between two writes of the heartbeat, and between two reads of a request to cancel.
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How one run is carried out.
+/// How one run is executed.
 pub struct RunContext<'a> {
-    /// Where a stop is asked for.
+    /// Stops the run.
     pub cancel: &'a CancelToken,
-    /// Who is told.
+    /// Receives progress, problems and notes.
     pub observer: &'a dyn Observer,
-    /// Somebody waits for it at a terminal: no retries.
+    /// A user waits for it at a terminal: it is not retried.
     pub is_foreground: bool,
 }
 
-/// Passes progress on to the worker file and the observer, and looks for requests to cancel, both now and then.
+/// Forwards progress to the heartbeat file and to the observer, and polls the database for a request to cancel.
 pub(super) struct Monitor<'a> {
     runner: &'a Runner,
     run: i64,
     context: &'a RunContext<'a>,
-    last: Mutex<Option<Duration>>,
+    updated_at: Mutex<Option<Duration>>,
     expected: Mutex<Option<Extent>>,
 }
 
 impl<'a> Monitor<'a> {
     pub(super) fn new(runner: &'a Runner, run: i64, context: &'a RunContext<'a>) -> Self {
         let now = runner.clock.now().millis();
-        let _ = runner.worker.update_run(run, |line| {
-            line.started_at_ms = now;
-            line.moved_at_ms = now;
+        let _ = runner.worker.update_run(run, |heartbeat| {
+            heartbeat.started_at_ms = now;
+            heartbeat.moved_at_ms = now;
         });
-        let monitor = Monitor { runner, run, context, last: Mutex::new(None), expected: Mutex::new(None) };
+        let monitor = Monitor { runner, run, context, updated_at: Mutex::new(None), expected: Mutex::new(None) };
         monitor.phase("starting");
         monitor
     }
 
     pub(super) fn phase(&self, phase: &str) {
-        let _ = self.runner.worker.update_run(self.run, |line| line.phase = phase.to_owned());
+        let _ = self.runner.worker.update_run(self.run, |heartbeat| heartbeat.phase = phase.to_owned());
     }
 
-    /// Takes in how much the run is expected to read, for the share done and the time left.
+    /// Sets how much the run is expected to read, from which the share done and the time left are computed.
     pub(super) fn expect(&self, expected: Extent) {
         *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(expected);
     }
@@ -60,14 +60,15 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    fn is_time(&self) -> bool {
+    /// Returns whether an update is due, and counts it as done.
+    fn begin_update(&self) -> bool {
         let now = self.runner.clock.monotonic();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|at| now.saturating_sub(at) >= PROGRESS_EVERY);
-        if due {
-            *last = Some(now);
+        let mut updated_at = self.updated_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = updated_at.is_none_or(|at| now.saturating_sub(at) >= MIN_INTERVAL);
+        if is_due {
+            *updated_at = Some(now);
         }
-        due
+        is_due
     }
 }
 
@@ -75,16 +76,16 @@ impl Observer for Monitor<'_> {
     fn progress(&self, progress: &Progress) {
         let progress = &self.with_totals(progress);
         self.context.observer.progress(progress);
-        if !self.is_time() {
+        if !self.begin_update() {
             return;
         }
         let now = self.runner.clock.now().millis();
-        let _ = self.runner.worker.update_run(self.run, |line| {
-            if (line.members, line.bytes) != (progress.members, progress.bytes) {
-                line.moved_at_ms = now;
+        let _ = self.runner.worker.update_run(self.run, |heartbeat| {
+            if (heartbeat.members, heartbeat.bytes) != (progress.members, progress.bytes) {
+                heartbeat.moved_at_ms = now;
             }
-            (line.members, line.bytes) = (progress.members, progress.bytes);
-            (line.members_total, line.bytes_total) = (progress.members_total, progress.bytes_total);
+            (heartbeat.members, heartbeat.bytes) = (progress.members, progress.bytes);
+            (heartbeat.members_total, heartbeat.bytes_total) = (progress.members_total, progress.bytes_total);
         });
         if self.runner.store.cancel_requested(self.run).unwrap_or(false) {
             self.context.cancel.cancel();

@@ -1,4 +1,4 @@
-//! What follows from a new archive: whether it fell suspiciously against the one before, the stable name, retention.
+//! Post-backup steps: detection of a sudden change, retention, stable links.
 
 use super::{RunContext, Runner};
 use crate::archive_folder;
@@ -8,17 +8,17 @@ use crate::member::Extent;
 use crate::store::ScheduleRow;
 
 impl Runner {
-    /// Says whether the sealed archive of a run fell by more than half against the one before it, unless that was
-    /// accepted. One that is like a suspicious one before it confirms that one.
+    /// Returns whether the sealed archive of a run holds less than half of what the one before it held, unless that
+    /// was accepted. An archive that is like a suspect one before it confirms that one.
     pub(super) fn is_sudden_change(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<bool> {
         let (Some(new), Some(before)) = (self.store.pending_archive(run)?, self.store.archive_before(row.id, run)?)
         else {
             return Ok(false);
         };
         let (then, now) = (before.extent, new.extent);
-        // As it was when the run ended its reading: `accept` may have come while it ran.
-        let accepted = self.store.schedule(row.id)?.accepted;
-        if fell_by_half(now, then) && !accepted {
+        // Read again, because `accept` may have been called during the run.
+        let is_accepted = self.store.schedule(row.id)?.accepted;
+        if is_less_than_half(now, then) && !is_accepted {
             context.observer.note(&format!(
                 "{}: less than half of what @{} held ({} of {} members, {} of {} bytes): kept, but it does not count \
                  as good until a later archive is like it, or `backup-manager accept {}`",
@@ -32,14 +32,14 @@ impl Runner {
             ));
             return Ok(true);
         }
-        if before.suspect && !fell_by_half(then, now) {
+        if before.suspect && !is_less_than_half(then, now) {
             self.store.confirm_archive(before.run)?;
         }
         Ok(false)
     }
 
-    /// Renews the stable name and applies retention once an archive is complete. Trouble here is told and does not
-    /// change how the run ended.
+    /// Applies retention and refreshes the stable link once an archive is complete. An error here is reported and does
+    /// not change how the run ended.
     pub(super) fn run_post_backup_steps(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) {
         match self.apply_retention(run, row) {
             Ok(note) => note.iter().for_each(|note| context.observer.note(note)),
@@ -48,10 +48,10 @@ impl Runner {
                 context.observer.note(&format!("retention was not applied: {error}"));
             }
         }
-        let names = std::slice::from_ref(row);
-        match archive_folder::refresh_stable_links(&self.home, &self.store, names, self.clock.now()) {
+        let rows = std::slice::from_ref(row);
+        match archive_folder::refresh_stable_links(&self.home, &self.store, rows, self.clock.now()) {
             Ok(notes) => notes.iter().for_each(|note| context.observer.note(note)),
-            Err(error) => log::warn!("run @{run}: the stable name was not renewed: {error}"),
+            Err(error) => log::warn!("run @{run}: the stable link was not refreshed: {error}"),
         }
     }
 
@@ -59,14 +59,14 @@ impl Runner {
         if !self.store.archive(run)?.is_some_and(|archive| archive.good) {
             return Ok(None);
         }
-        // The schedule may have been edited while the run went on.
+        // The schedule may have been edited during the run.
         let row = self.store.schedule(row.id)?;
         prune::after_good_run(&self.home, &self.store, &row, run)
     }
 }
 
 /// Returns whether `now` holds less than half of what `then` held, in members or in bytes.
-fn fell_by_half(now: Extent, then: Extent) -> bool {
+fn is_less_than_half(now: Extent, then: Extent) -> bool {
     now.members < then.members.div_ceil(2) || now.content_bytes < then.content_bytes.div_ceil(2)
 }
 
@@ -75,12 +75,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exactly_half_is_no_fall() {
+    fn exactly_half_is_not_less_than_half() {
         let extent = |members, content_bytes| Extent { members, files: 0, content_bytes };
         let before = extent(5, 100);
-        assert!(!fell_by_half(extent(3, 50), before));
-        assert!(fell_by_half(extent(2, 100), before));
-        assert!(fell_by_half(extent(5, 49), before));
-        assert!(!fell_by_half(extent(0, 0), extent(0, 0)));
+        assert!(!is_less_than_half(extent(3, 50), before));
+        assert!(is_less_than_half(extent(2, 100), before));
+        assert!(is_less_than_half(extent(5, 49), before));
+        assert!(!is_less_than_half(extent(0, 0), extent(0, 0)));
     }
 }

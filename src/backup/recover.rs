@@ -1,4 +1,5 @@
-//! Putting right what dead workers left (§5): by compare-and-set, from what the row says, twice with the same result.
+//! Recovery of the runs of dead workers: by compare-and-set, from what the row says is on disk. Recovering twice has
+//! the same result as once.
 
 use std::io;
 use std::path::Path;
@@ -16,14 +17,14 @@ use super::{RunContext, Runner, SealedArchive};
 pub struct RecoveryReport {
     /// Runs whose sealed archive was finished.
     pub finished: u32,
-    /// Runs that were cut off and wait for another try.
+    /// Interrupted runs that were queued for another attempt.
     pub requeued: u32,
-    /// Runs that were cut off and ended.
+    /// Interrupted runs that were ended.
     pub ended: u32,
 }
 
-/// The run of a dead worker, taken over and still to be put right.
-#[must_use = "a run that was taken over must be put right"]
+/// The run of a dead worker, claimed by this worker and not yet recovered.
+#[must_use = "a run that was taken over must be recovered"]
 pub struct OrphanedRun {
     claim: Claim,
     run: Run,
@@ -36,49 +37,51 @@ impl OrphanedRun {
     }
 }
 
-/// Takes over the runs of dead workers and puts each right; finishes deletions; forgets dead workers.
+/// Takes over the runs of dead workers and recovers each; then finishes deletions and removes dead workers.
+///
+/// A run that cannot be recovered now is logged and stays `running` until the next recovery.
 pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryReport> {
-    let mut recovered = RecoveryReport::default();
-    for taken in take_over_orphaned_runs(runner, &|_| false)? {
-        let run = taken.run();
-        match recover_run(runner, taken, context) {
-            Ok(RunState::Queued) => recovered.requeued += 1,
-            Ok(RunState::Failed | RunState::Cancelled) => recovered.ended += 1,
-            Ok(_) => recovered.finished += 1,
-            Err(error) => log::error!("run @{run}: cannot be put right yet: {error}"),
+    let mut report = RecoveryReport::default();
+    for orphan in take_over_orphaned_runs(runner, &|_| false)? {
+        let run = orphan.run();
+        match recover_run(runner, orphan, context) {
+            Ok(RunState::Queued) => report.requeued += 1,
+            Ok(RunState::Failed | RunState::Cancelled) => report.ended += 1,
+            Ok(_) => report.finished += 1,
+            Err(error) => log::error!("run @{run}: cannot be recovered yet: {error}"),
         }
     }
     remove_dead_workers(runner)?;
-    Ok(recovered)
+    Ok(report)
 }
 
 /// Takes over the runs of dead workers.
 ///
-/// Runs of this very worker count as dead where `active` does not know them: a thread that panicked, or an earlier
-/// take-over that could not be put right.
-pub fn take_over_orphaned_runs(runner: &Runner, active: &dyn Fn(i64) -> bool) -> Result<Vec<OrphanedRun>> {
+/// A run of this very worker counts as orphaned if `is_active` is false for it: its thread panicked, or it was taken
+/// over earlier and could not be recovered then.
+pub fn take_over_orphaned_runs(runner: &Runner, is_active: &dyn Fn(i64) -> bool) -> Result<Vec<OrphanedRun>> {
     let workers = runner.home.workers();
-    let mut taken = Vec::new();
+    let mut orphans = Vec::new();
     for run in runner.store.running()? {
-        let Some(dead) = run.worker else { continue };
-        let alive = if dead == runner.row.uuid { active(run.id) } else { liveness::is_alive(&workers, &dead) };
-        if alive {
+        let Some(owner) = run.worker else { continue };
+        let is_alive = if owner == runner.row.uuid { is_active(run.id) } else { liveness::is_alive(&workers, &owner) };
+        if is_alive {
             continue;
         }
         let now = runner.clock.now();
-        if let Some(claim) = runner.store.take_over(run.id, dead, run.attempt, &runner.row, now)? {
+        if let Some(claim) = runner.store.take_over(run.id, owner, run.attempt, &runner.row, now)? {
             log::warn!("run @{} of {}: its process ended; taking over", run.id, run.schedule_name);
-            taken.push(OrphanedRun { claim, run });
+            orphans.push(OrphanedRun { claim, run });
         }
     }
-    Ok(taken)
+    Ok(orphans)
 }
 
-/// Finishes the deletions that dead processes began, and takes the rows of dead workers away.
+/// Finishes the deletions that dead processes began, and removes the rows of dead workers.
 pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
-    // Trouble with the archive folder, as while its disk is not mounted, must not keep the rest from going on.
+    // An error of the archive folder, for example while its disk is not mounted, must not prevent the rest.
     let deleted = archive_folder::finish_deletions(&runner.home, &runner.store).unwrap_or_else(|error| {
-        log::error!("deleted archives stay until later: {error}");
+        log::error!("deletions of archives were not finished and will be tried again: {error}");
         0
     });
     let workers = runner.home.workers();
@@ -88,12 +91,12 @@ pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
             dead.push(row.uuid);
         }
     }
-    // A dead worker may have fallen between a run's end and its stable name, and left nothing else to put right.
+    // A worker that died after the end of a run and before its stable link was refreshed left no other trace.
     if deleted > 0 || !dead.is_empty() {
         let rows = runner.store.schedules()?;
         match archive_folder::renew_stable_links(&runner.home, &runner.store, &rows) {
             Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
-            Err(error) => log::warn!("the stable names were not renewed: {error}"),
+            Err(error) => log::warn!("the stable links were not refreshed: {error}"),
         }
     }
     for uuid in dead {
@@ -102,44 +105,51 @@ pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
     Ok(())
 }
 
-/// Brings a run that was taken over to its end, or back into the queue, by what its row says is on disk.
-pub fn recover_run(runner: &Runner, taken: OrphanedRun, context: &RunContext<'_>) -> Result<RunState> {
-    let OrphanedRun { claim, run } = taken;
+/// Finishes a run that was taken over, or queues it again, by what its row says is on disk.
+pub fn recover_run(runner: &Runner, orphan: OrphanedRun, context: &RunContext<'_>) -> Result<RunState> {
+    let OrphanedRun { claim, run } = orphan;
     const REASON: &str = "its process ended";
-    let Some(archive) = runner.store.pending_archive(run.id)? else { return queue_again(runner, claim, REASON) };
-    // On a disk that is not mounted there is nothing to see, and nothing may be concluded from it.
+    let Some(archive) = runner.store.pending_archive(run.id)? else { return requeue(runner, claim, REASON) };
+    // If the disk is not mounted, the files are not visible, and nothing may be concluded from that.
     archive_folder::check(&runner.home, &runner.store)?;
     match archive.state {
-        ArchiveState::Sealed => finish(runner, claim, &archive, context),
+        ArchiveState::Sealed => finish_sealed(runner, claim, &archive, context),
         _ => {
             remove_temporary(runner, &archive)?;
-            queue_again(runner, claim, REASON)
+            requeue(runner, claim, REASON)
         }
     }
 }
 
-/// A sealed file may stand under either name, or under both where the rename was a link and an unlink.
-fn finish(runner: &Runner, claim: Claim, archive: &PendingArchive, context: &RunContext<'_>) -> Result<RunState> {
-    let last = runner.home.backups().join(&archive.file_name);
+/// Renames the file if that is still to be done, then completes the run.
+///
+/// A sealed file may have either name, or both if the rename was a link and an unlink.
+fn finish_sealed(
+    runner: &Runner,
+    claim: Claim,
+    archive: &PendingArchive,
+    context: &RunContext<'_>,
+) -> Result<RunState> {
+    let target = runner.home.backups().join(&archive.file_name);
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
-    let temporary_left = temporary.as_deref().map(stands).transpose()?.unwrap_or(false);
-    match (stands(&last)?, temporary) {
-        (true, Some(temporary)) if temporary_left => durable::remove(&temporary)?,
-        (true, _) => durable::sync_folder(last.parent().unwrap_or(&last))?,
-        (false, Some(temporary)) if temporary_left => durable::rename_new(&temporary, &last)?,
-        (false, _) => return queue_again(runner, claim, "its archive file was lost before it was in place"),
+    let has_temporary = temporary.as_deref().map(exists).transpose()?.unwrap_or(false);
+    match (exists(&target)?, temporary) {
+        (true, Some(temporary)) if has_temporary => durable::remove(&temporary)?,
+        (true, _) => durable::sync_folder(target.parent().unwrap_or(&target))?,
+        (false, Some(temporary)) if has_temporary => durable::rename_new(&temporary, &target)?,
+        (false, _) => return requeue(runner, claim, "its archive file was lost before it was in place"),
     }
     let row = runner.store.schedule(claim.schedule())?;
     let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let (Some(digest), Some(size)) = (digest, archive.size) else {
         return Err(Error::failed(format!("the sealed archive of run @{} has no digest", archive.run)));
     };
-    let archive = SealedArchive { file_name: &archive.file_name, size, digest, incomplete: archive.incomplete };
-    runner.finish_sealed(claim, &archive, &row, context).map(|ended| ended.state)
+    let archive = SealedArchive { file_name: &archive.file_name, size, digest, is_incomplete: archive.incomplete };
+    runner.finish_sealed(claim, &archive, &row, context).map(|outcome| outcome.state)
 }
 
-/// Says whether a name stands there. Where that cannot be told, nothing may be concluded.
-fn stands(path: &Path) -> Result<bool> {
+/// Returns whether the name exists, without following a link. Nothing may be concluded from an error.
+fn exists(path: &Path) -> Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -154,13 +164,13 @@ fn remove_temporary(runner: &Runner, archive: &PendingArchive) -> Result<()> {
     }
 }
 
-fn queue_again(runner: &Runner, claim: Claim, reason: &str) -> Result<RunState> {
+fn requeue(runner: &Runner, claim: Claim, reason: &str) -> Result<RunState> {
     let run = claim.run();
     runner.store.discard_chunks(&claim)?;
     match runner.store.requeue(claim, Requeue::Retry, reason, runner.clock.now()) {
         Ok(_) => runner.store.run(run).map(|run| run.state),
-        // Somebody else put it right meanwhile.
-        Err(unended) if unended.error.kind() == ErrorKind::Fenced => runner.store.run(run).map(|run| run.state),
-        Err(unended) => Err(unended.error),
+        // Another worker recovered it meanwhile.
+        Err(failed) if failed.error.kind() == ErrorKind::Fenced => runner.store.run(run).map(|run| run.state),
+        Err(failed) => Err(failed.error),
     }
 }

@@ -138,7 +138,7 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
     let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&own_zone));
     text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), own_zone.name());
     if let (Some(size), Some(free)) = (size, free) {
-        let more = if size.complete { "" } else { "more than " };
+        let more = if size.is_complete { "" } else { "more than " };
         let kept = copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
         text += &format!(
             "  size: {more}{} a copy, {kept} kept, {} free\n",

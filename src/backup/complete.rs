@@ -1,0 +1,70 @@
+//! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery uses the same steps.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::monitor::RunContext;
+use super::{RunOutcome, Runner, SealedArchive};
+use crate::archive::check;
+use crate::cancel::CancelToken;
+use crate::clock::Timestamp;
+use crate::durable::SealedFile;
+use crate::error::{ErrorKind, Result};
+use crate::store::{Claim, Completed, Intent, ScheduleRow};
+
+impl Runner {
+    /// Renames the sealed file to its final name and syncs the folder.
+    pub(super) fn rename_into_place(&self, claim: &Claim, file: SealedFile, archive: &SealedArchive<'_>) -> Result<()> {
+        // If the claim is lost, `file` is dropped, which removes the temporary file. The final name is never touched
+        // without the claim (I4).
+        self.store.check_claim(claim)?;
+        file.place(&self.home.backups().join(archive.file_name), false).map(drop)
+    }
+
+    /// Returns whether the final name is that of the very file that was sealed.
+    pub(super) fn is_in_place(&self, intent: &Intent, (device, inode): (u64, u64)) -> bool {
+        let found = self.home.backups().join(&intent.file_name).symlink_metadata();
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
+    }
+
+    /// Verifies a sealed archive under its final name, makes it visible and ends the run. What is sealed always
+    /// finishes (I10).
+    pub(super) fn finish_sealed(
+        &self,
+        claim: Claim,
+        archive: &SealedArchive<'_>,
+        row: &ScheduleRow,
+        context: &RunContext<'_>,
+    ) -> Result<RunOutcome> {
+        let run = claim.run();
+        let verification = if claim.verify() { self.verify(&claim, archive).map(Some) } else { Ok(None) };
+        let (verified_at, damage) = match verification {
+            Ok(at) => (at, None),
+            Err(error) if error.kind() == ErrorKind::Damage => (None, Some(error)),
+            // The archive is sealed and under its final name, and nothing works on it any more: recovery verifies it
+            // again.
+            Err(error) => return Err(error),
+        };
+        let completed = Completed {
+            incomplete: archive.is_incomplete,
+            verified_at,
+            suspect: damage.is_none() && self.is_sudden_change(run, row, context)?,
+            damaged: damage.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
+        };
+        let state =
+            self.record_end(claim, context, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
+        self.run_post_backup_steps(run, row, context);
+        Ok(RunOutcome { run, state, error: damage })
+    }
+
+    /// Reads the archive back and compares it with the catalog and its digest. Returns the time of the verification.
+    fn verify(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Timestamp> {
+        let path = self.home.backups().join(archive.file_name);
+        let mut chunks = self.store.archive_chunks(claim.run());
+        // What is sealed always finishes (I10), so this token is never cancelled.
+        let cancel = CancelToken::new();
+        check::prove(&path, &mut chunks, &archive.digest, archive.size, self.threads, &cancel)?;
+        let now = self.clock.now();
+        self.store.mark_verified(claim, now)?;
+        Ok(now)
+    }
+}

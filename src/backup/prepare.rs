@@ -1,0 +1,53 @@
+//! Before a run writes: the schedule, the source and the folder of the archive.
+
+use super::{Failure, Runner};
+use crate::archive_folder;
+use crate::clock::Timestamp;
+use crate::durable;
+use crate::error::{Error, Result};
+use crate::source::SourceRoot;
+use crate::store::{Claim, Intent, ScheduleRow};
+
+/// What a run reads and what its archive says of it.
+pub(super) struct PreparedRun {
+    /// The schedule, with the compression of the run.
+    pub(super) schedule: ScheduleRow,
+    pub(super) source: SourceRoot,
+    pub(super) scan_started: Timestamp,
+    /// JSON for the pax global header.
+    pub(super) comment: String,
+}
+
+impl Runner {
+    /// Checks the archive folder, resolves the source, creates the folder of the schedule and removes the temporary
+    /// files of earlier attempts.
+    pub(super) fn prepare(&self, claim: &Claim, intent: &Intent) -> std::result::Result<PreparedRun, Failure> {
+        let mut row = self.store.schedule(claim.schedule()).map_err(Failure::permanent)?;
+        row.schedule.compression = intent.compression;
+        archive_folder::check(&self.home, &self.store).map_err(Failure::permanent)?;
+        let source = SourceRoot::find(&self.home, &row.schedule).map_err(Failure::permanent)?;
+        let scan_started = self.clock.now();
+        let comment = self.header_comment(claim, &row, scan_started).map_err(Failure::permanent)?;
+        let name = row.schedule.name.as_str();
+        let folder = self.home.backups().join(name);
+        durable::make_folder(&folder, self.home.folder_mode()).map_err(Failure::retryable)?;
+        if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, name) {
+            log::warn!("{name}: temporary files of earlier attempts were not removed: {error}");
+        }
+        Ok(PreparedRun { schedule: row, source, scan_started, comment })
+    }
+
+    /// Returns the comment of the pax global header: all that is needed to create the schedule again from an archive.
+    fn header_comment(&self, claim: &Claim, row: &ScheduleRow, started: Timestamp) -> Result<String> {
+        let comment = serde_json::json!({
+            "backup_manager": env!("CARGO_PKG_VERSION"),
+            "database": self.store.identity(),
+            "schedule": row.schedule,
+            "run": claim.run(),
+            "scheduled_for": claim.scheduled_for().map(|at| at.rfc3339(&chrono::Utc)),
+            "started": started.rfc3339(&chrono::Utc),
+            "source": self.home.source_path(&row.schedule.source).to_string_lossy(),
+        });
+        serde_json::to_string(&comment).map_err(|e| Error::failed("cannot describe the schedule").because(e))
+    }
+}
