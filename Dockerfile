@@ -1,11 +1,11 @@
-# backup-manager in a container: built in one stage, run in another that holds nothing but Debian and the program.
+# backup-manager in a container: built in one stage, run in another that contains only Debian and the program.
 # Plain Dockerfile syntax: the old builder and BuildKit make the same image.
 
 FROM rust:1.95-slim-bookworm AS build
 WORKDIR /build
 
-# What the program depends on takes most of the time and changes seldom: it is built around an empty program, in a layer
-# of its own that stays as long as these files do. (Cargo wants every target that its manifest names.)
+# The dependencies take most of the build time and change seldom: they are built with an empty program, in a layer of
+# their own that is cached until these files change. (Cargo needs every target that its manifest names.)
 COPY Cargo.toml Cargo.lock ./
 COPY benches benches
 RUN mkdir src \
@@ -16,7 +16,7 @@ RUN mkdir src \
 
 COPY migrations migrations
 COPY src src
-# A clone's files may be older than the empty program, and cargo goes by the time of change.
+# The files of a clone may be older than the empty program, and cargo compares modification times.
 RUN touch src/main.rs src/lib.rs \
     && cargo build --release --locked --bin backup-manager \
     && strip target/release/backup-manager
@@ -25,7 +25,7 @@ FROM debian:bookworm-slim
 RUN useradd --uid 1000 --user-group --home-dir /app --no-create-home --shell /usr/sbin/nologin backupuser \
     && mkdir -p /app/data /app/backups /app/logs /app/restore /app/db \
     && chown -R backupuser:backupuser /app \
-    # A new volume takes over this mode. It lets BACKUP_UID be any user; what the program writes there is private.
+    # A new volume inherits this mode. It allows any BACKUP_UID; the files that the program writes there are private.
     && chmod 0777 /app/db
 COPY --from=build /build/target/release/backup-manager /usr/local/bin/backup-manager
 

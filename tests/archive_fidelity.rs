@@ -196,7 +196,7 @@ fn assert_fidelity(entries: &[Entry]) {
     let scratch = tempfile::tempdir().unwrap();
     let source = scratch.path().join("source");
     tree::make(&source, entries);
-    let expected = tree::look(&source);
+    let expected = tree::snapshot(&source);
     for compression in FORMATS {
         let made = make(&source, scratch.path(), compression);
         assert_eq!(made.written.problems, [], "{compression}");
@@ -209,7 +209,7 @@ fn assert_fidelity(entries: &[Entry]) {
             let out = scratch.path().join("out");
             fs::create_dir(&out).unwrap();
             if extract(reader, &made.path, &out) {
-                let found = tree::look(&out.join("source"));
+                let found = tree::snapshot(&out.join("source"));
                 let what = format!("{compression} through {reader}");
                 tree::assert_same(&seen_by(reader, &expected), &seen_by(reader, &found), &what);
             }
@@ -219,7 +219,7 @@ fn assert_fidelity(entries: &[Entry]) {
             let out = scratch.path().join("out");
             restore(&made.path, &out, without_openat2);
             let what = format!("{compression} through our restore, by steps {without_openat2}");
-            tree::assert_same(&expected, &tree::look(&out.join("source")), &what);
+            tree::assert_same(&expected, &tree::snapshot(&out.join("source")), &what);
             fs::remove_dir_all(&out).unwrap();
         }
     }

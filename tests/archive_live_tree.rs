@@ -185,12 +185,12 @@ fn check(made: &Made, source: &Path) {
     // What the catalog says of each file is what a reader extracts.
     let out = tempfile::tempdir().unwrap();
     run_tool(Command::new("tar").arg("-xpf").arg(&made.path).arg("-C").arg(out.path()));
-    let extracted = tree::look(&out.path().join("source"));
+    let extracted = tree::snapshot(&out.path().join("source"));
     for row in rows.filter(|row| row.content_digest.is_some()) {
         let path = row.member.path.as_path().strip_prefix("source").unwrap();
         let content = extracted.get(path).and_then(|seen| seen.content).map(|hash| *hash.as_bytes());
         assert_eq!(content, row.content_digest, "{}", path.display());
     }
-    let steady = tree::look(&source.join("steady"));
-    tree::assert_same(&steady, &tree::look(&out.path().join("source/steady")), "what stands still");
+    let steady = tree::snapshot(&source.join("steady"));
+    tree::assert_same(&steady, &tree::snapshot(&out.path().join("source/steady")), "what stands still");
 }

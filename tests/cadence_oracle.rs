@@ -1,7 +1,7 @@
 //! Compares `Cadence` with a walker that looks at every minute, around the changes of the clock in the time zones.
 //!
 //! The walker shares nothing with the program but the table of offsets: no parsing, no calendar, no search. A few odd
-//! zones are walked in every test run; `BACKUP_PROVE=full cargo test --release --test cadence_oracle -- --nocapture`
+//! zones are walked in every test run; `BACKUP_STRESS=full cargo test --release --test cadence_oracle -- --nocapture`
 //! walks every zone and every change, and prints how many.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -251,8 +251,8 @@ fn cadences_come_as_the_walker_sees_them_in_odd_zones() {
 
 #[test]
 fn cadences_come_as_the_walker_sees_them_in_every_zone() {
-    if std::env::var("BACKUP_PROVE").as_deref() != Ok("full") {
-        println!("skipped: every zone takes long; set BACKUP_PROVE=full to walk them");
+    if std::env::var("BACKUP_STRESS").as_deref() != Ok("full") {
+        println!("skipped: every zone takes long; set BACKUP_STRESS=full to walk them");
         return;
     }
     let [next, walked, asked, compared] = [const { AtomicUsize::new(0) }; 4];

@@ -1,5 +1,5 @@
-//! The real program, as a person uses it: arguments in; output, exit code and files out. One file for each verb or
-//! family.
+//! The real program, as a user runs it: arguments in; output, exit code and files out. One file for each verb or
+//! family of verbs.
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;

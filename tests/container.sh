@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The container as its users have it: from a fresh clone, as uid 1000, as another uid, and as root with few rights.
+# Tests the container as users run it: from a fresh clone, as uid 1000, as another uid, and as root with few capabilities.
 #
 #   tests/container.sh [FORM...]       forms: owner other root damage lost; all of them by default
 #
-#   BUILD=0 tests/container.sh         with the image that is there
+#   BUILD=0 tests/container.sh         with the existing image
 #
 # Needs docker, docker-compose and root (clones must belong to uids 1000 and 1001). It builds the image, uses the names
-# of the real docker-compose.yml, and therefore touches nothing and is skipped where a container or a volume of these
-# names is there already. What it made is removed at the end.
+# of the real docker-compose.yml; so it changes nothing and is skipped if a container or a volume of these names exists.
+# It removes at the end what it created.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 repository=$PWD
@@ -19,14 +19,14 @@ command -v docker >/dev/null && docker info >/dev/null 2>&1 || skip "no containe
 if command -v docker-compose >/dev/null; then compose=(docker-compose); else compose=(docker compose); fi
 "${compose[@]}" version >/dev/null 2>&1 || skip "no docker-compose"
 [[ $(id -u) == 0 ]] || skip "clones for several uids need root"
-docker container inspect backup-system >/dev/null 2>&1 && skip "a container backup-system is there; it is left alone"
-docker volume inspect backup-system-database >/dev/null 2>&1 && skip "a volume backup-system-database is there; it is left alone"
-git diff --quiet HEAD -- . 2>/dev/null || echo "note: the last commit is tested, without what was changed since"
+docker container inspect backup-system >/dev/null 2>&1 && skip "a container backup-system exists; it is not touched"
+docker volume inspect backup-system-database >/dev/null 2>&1 && skip "a volume backup-system-database exists; it is not touched"
+git diff --quiet HEAD -- . 2>/dev/null || echo "note: the last commit is tested, without uncommitted changes"
 
 work=$(mktemp -d)
 chmod 755 "$work"
 checks=0 failures=0 form=build
-# What the tests started, and nothing else, goes again.
+# Removes what the tests started, and nothing else.
 clean_up() {
   cd "$repository" || return
   docker rm -f backup-system >/dev/null 2>&1
@@ -47,16 +47,16 @@ fail() {
   printf '%s\n' "${2-}" | tail -15 | sed 's/^/    /'
 }
 
-# expect WHAT CODE PATTERN COMMAND...: the command ends with CODE and says PATTERN (on either stream).
+# expect WHAT CODE PATTERN COMMAND...: the command exits with CODE and prints PATTERN (on either stream).
 expect() {
   local what=$1 code=$2 pattern=$3 output got
   shift 3
   output=$("$@" 2>&1)
   got=$?
   if [[ $got != "$code" ]]; then
-    fail "$what: ended with $got instead of $code" "$output"
+    fail "$what: exit code $got instead of $code" "$output"
   elif ! grep -qE -- "$pattern" <<<"$output"; then
-    fail "$what: does not say \"$pattern\"" "$output"
+    fail "$what: does not print \"$pattern\"" "$output"
   else
     pass
   fi
@@ -83,7 +83,7 @@ logged() { dc logs 2>&1 | grep -q "$1"; }
 verb_exists() { bm "$1" --help >/dev/null 2>&1; }
 milliseconds() { date +%s%3N; }
 
-# fresh_clone UID: a clone that belongs to UID, and nothing else done to it. Goes there.
+# fresh_clone UID: makes an unchanged clone that belongs to UID, and changes into it.
 fresh_clone() {
   cd "$work" || exit 1
   rm -rf "$work/clone"
@@ -92,7 +92,7 @@ fresh_clone() {
   cd "$work/clone" || exit 1
 }
 
-# A source with something to find again.
+# Fills the source with files to compare later.
 fill_source() {
   mkdir -p data/documents data/large
   echo "letter of $(id -un)" >data/documents/letter.txt
@@ -124,12 +124,12 @@ test_build() {
   echo "image: $((size / 1000000)) MB, of which $(($(docker run --rm --entrypoint stat backup-manager -c %s /usr/local/bin/backup-manager) / 1000000)) MB the program"
   expect "user" 0 '^backupuser$' docker run --rm --entrypoint whoami backup-manager
   expect "uid" 0 '^1000$' docker run --rm --entrypoint id backup-manager -u
-  expect "a verb behind docker run" 10 'there is no database in /app/db' docker run --rm backup-manager list
+  expect "a verb after docker run" 10 'there is no database in /app/db' docker run --rm backup-manager list
   expect "docker run with a volume" 0 'docs;09:00' docker run --rm --tmpfs /app/db backup-manager create --plain 'data/docs;09:00;docs'
   expect "help" 0 'restore|run' docker run --rm backup-manager --help
   expect "an unknown setting stops serve" 2 'BACKUP_COMPRES is set, and there is no such setting' \
     docker run --rm -e BACKUP_COMPRES=zstd backup-manager
-  expect "what an orchestrator injects does not" 1 'BACKUP_NICE|read-only|not writable|missing' \
+  expect "variables that an orchestrator injects do not" 1 'BACKUP_NICE|read-only|not writable|missing' \
     docker run --rm --read-only -e BACKUP_SYSTEM_SERVICE_HOST=10.0.0.1 -e BACKUP_PORT_80_TCP=tcp://10.0.0.1 backup-manager
   printf 'gzip:3\n' >"$work/secret"
   chmod 644 "$work/secret"
@@ -142,7 +142,7 @@ test_build() {
 test_verbs() {
   expect "create" 0 'docs_backup' bm create "data/documents;14:00;docs_backup"
   expect "list" 0 '0: data/documents;14:00;docs_backup' bm list
-  expect "start says that it runs" 0 'already runs as process 1, the main process' bm start
+  expect "start reports that it runs" 0 'already runs as process 1, the main process' bm start
   expect "stop refuses" 1 'docker-compose stop.*pause --all' bm stop
   expect "run" 0 'succeeded' bm run docs_backup
   expect "history" 0 'docs_backup' bm history
@@ -159,14 +159,14 @@ test_verbs() {
   expect "the time zone" 0 'Europe/Paris' bm status
   bm export >"$work/exported" 2>/dev/null
   expect "export" 0 '^data/documents;14:00;docs_backup$' cat "$work/exported"
-  # What tail -F follows is there as a plain file and grows.
+  # tail -F follows a plain file, which grows.
   expect "a line a run" 0 'Instruction run' tail -n 50 logs/backup_manager.log
   if verb_exists restore; then
-    # Root without the right to give files away restores all but their owners, and says so.
+    # Root without CAP_CHOWN restores everything except the owners, and reports it.
     expect "restore" "$([[ $form == root ]] && echo 3 || echo 0)" '.' bm restore docs_backup --to restore/
-    expect "what was restored" 0 'letter of' cat restore/documents/letter.txt
+    expect "the restored file" 0 'letter of' cat restore/documents/letter.txt
   else
-    echo "skipped: container tests: restore, which is not there yet"
+    echo "skipped: container tests: restore does not exist yet"
   fi
 }
 
@@ -177,7 +177,7 @@ test_scheduled() {
 }
 
 test_text_file() {
-  # In place, as the file is mounted by itself: a new file under its name would not be seen inside.
+  # In place: the file itself is mounted, so a new file under its name would not be visible inside.
   echo 'data/documents;03:15;from_file' >>backup_schedules.txt
   eventually "the text file is followed" 20 listed from_file
 }
@@ -191,13 +191,13 @@ test_kill() {
   expect "started again" 0 '.' dc up -d
   eventually "back" 30 bm status --service
   expect "edit" 0 '.' bm edit large --compress none
-  eventually "the run is put right" 60 sh -c 'test -e backups/large.tar'
+  eventually "the run is recovered" 60 sh -c 'test -e backups/large.tar'
   expect "pause" 0 '.' bm pause large
-  expect "history tells of it" 0 'large.*succeeded|succeeded.*large' bm history large
-  expect "the archive is whole" 0 'large/text' tar -tf backups/large.tar
+  expect "history shows the run" 0 'large.*succeeded|succeeded.*large' bm history large
+  expect "the archive is complete" 0 'large/text' tar -tf backups/large.tar
 }
 
-# A stop while something runs: what runs may finish, or is cancelled and waits.
+# A stop while a run is under way: it may finish, or is cancelled and queued again.
 test_drain() {
   local started=$SECONDS
   expect "edit for a long run" 0 '.' bm edit large --compress zstd:19
@@ -206,8 +206,8 @@ test_drain() {
   expect "stop" 0 '.' dc stop
   say "stopped after $((SECONDS - started)) s"
   expect "it drained" 0 'Info stopped' tail -n 3 logs/backup_service.log
-  expect "ended by itself" 0 '^0$' docker inspect -f '{{.State.ExitCode}}' backup-system
-  expect "nothing half written" 1 '^$' sh -c 'ls -A backups/large | grep part'
+  expect "exited by itself" 0 '^0$' docker inspect -f '{{.State.ExitCode}}' backup-system
+  expect "no temporary file" 1 '^$' sh -c 'ls -A backups/large | grep part'
   expect "start" 0 '.' dc start
   eventually "back" 30 bm status --service
   expect "delete large" 0 '.' bm delete large
@@ -234,10 +234,10 @@ test_health() {
 test_lost_volume() {
   lose_volume
   expect "up with a new volume" 0 '.' dc up -d
-  eventually "unhealthy: the archives are another database's" 90 is_health unhealthy
-  expect "and says why" 1 'belongs to another database|rescan' bm status
+  eventually "unhealthy: the archives belong to another database" 90 is_health unhealthy
+  expect "status reports why" 1 'belongs to another database|rescan' bm status
   if verb_exists rescan && bm rescan --help 2>&1 | grep -q from-copy; then
-    expect "rescan wants to be alone" 11 'stop' bm rescan --from-copy
+    expect "rescan refuses while the service runs" 11 'stop' bm rescan --from-copy
     dc stop >/dev/null 2>&1
     expect "rescan --from-copy" 0 'put back' dc run --rm backup-system rescan --from-copy
     dc start >/dev/null 2>&1
@@ -245,7 +245,7 @@ test_lost_volume() {
     expect "the schedules are back" 0 'docs_backup' bm list
     expect "the archives are back" 0 'docs_backup' bm backups
   else
-    echo "skipped: container tests: rescan --from-copy, which is not there yet"
+    echo "skipped: container tests: rescan --from-copy does not exist yet"
   fi
 }
 
@@ -268,12 +268,12 @@ form_owner() {
   test_drain
   test_down_and_up
   test_health
-  # What lies in the folders is not git's.
-  expect "git sees nothing new but the text file" 0 '^ M backup_schedules.txt$' git -c safe.directory='*' status --porcelain
+  # git ignores the files in the folders.
+  expect "git sees no change except the text file" 0 '^ M backup_schedules.txt$' git -c safe.directory='*' status --porcelain
   lose_volume
 }
 
-# The volume of the database is gone; the archives and what lies beside them are not.
+# The volume of the database is lost; the archives and the files beside them are kept.
 form_lost() {
   fresh_clone 1000
   up_and_healthy
@@ -304,29 +304,29 @@ form_root() {
   printf 'COMPOSE_FILE=docker-compose.yml:docker-compose.root.yml\n' >.env
   up_and_healthy
   fill_source 1000
-  echo "nobody else may read this" >data/documents/secret
+  echo "only its owner may read this" >data/documents/secret
   chown 4321:4321 data/documents/secret
   chmod 600 data/documents/secret
-  expect "few rights" 0 'CapEff:[[:space:]]*0000000000000006' dc exec -T backup-system grep CapEff /proc/1/status
+  expect "few capabilities" 0 'CapEff:[[:space:]]*0000000000000006' dc exec -T backup-system grep CapEff /proc/1/status
   test_verbs
   test_scheduled
-  expect "the file of another owner is in it" 0 'documents/secret' tar -tf backups/docs_backup.tar
+  expect "the archive holds the file of another owner" 0 'documents/secret' tar -tf backups/docs_backup.tar
   if verb_exists restore; then
-    # With owners: by root with the rights of a plain container, so without the override file.
+    # With owners: by root with the capabilities of a plain container, so without the override file.
     rm -rf restore/documents
     expect "restore with owners" 0 '.' env COMPOSE_FILE=docker-compose.yml \
       "${compose[@]}" run --rm --user 0 backup-system restore docs_backup --to restore/
-    expect "the owner is back" 0 '^4321$' stat -c %u restore/documents/secret
+    expect "the owner is restored" 0 '^4321$' stat -c %u restore/documents/secret
   fi
   test_down_and_up
   lose_volume
 }
 
-# What is wrong with folders is said with the folder, the uid and the command, and put right by it.
+# A message about a folder that cannot be used names the folder, the uid and a command, and the command repairs it.
 form_damage() {
   fresh_clone 0
   dc up -d >/dev/null 2>&1
-  eventually "says whose the folder is" 20 logged 'not writable for uid 1000'
+  eventually "reports the owner of the folder" 20 logged 'not writable for uid 1000'
   expect "names the folder" 0 'the log folder /app/logs is not writable for uid 1000: it belongs to uid 0' dc logs
   expect "names the command" 0 'chown backup-system -R 1000 /app/logs' dc logs
   for folder in logs backups restore; do
@@ -334,18 +334,18 @@ form_damage() {
   done
   expect "up" 0 '.' dc up -d
   eventually "healthy after it" 60 is_health healthy
-  # A folder in place of the text file is a missing one.
+  # A folder in place of the text file counts as a missing file.
   down
   rm backup_schedules.txt
   expect "up without the text file" 0 '.' dc up -d
-  eventually "serves all the same" 60 is_health healthy
-  expect "and warns" 0 'Warning .*backup_schedules.txt is not a file' dc logs
+  eventually "serves nevertheless" 60 is_health healthy
+  expect "the log warns" 0 'Warning .*backup_schedules.txt is not a file' dc logs
   # Archives on a read-only mount.
   down
   printf 'services:\n  backup-system:\n    volumes:\n      - ./backups:/app/backups:ro\n' >docker-compose.override.yml
   expect "up with read-only archives" 0 '.' dc up -d
   eventually "unhealthy" 90 is_health unhealthy
-  expect "says so" 0 'the archive folder /app/backups is on a read-only file system' dc logs
+  expect "the log reports it" 0 'the archive folder /app/backups is on a read-only file system' dc logs
   lose_volume
 }
 
@@ -353,7 +353,7 @@ test_build
 forms=("$@")
 ((${#forms[@]})) || forms=(owner other root damage lost)
 for form in "${forms[@]}"; do
-  say "begins"
+  say "starts"
   "form_$form"
 done
 form=all

@@ -1,4 +1,4 @@
-//! The engine, step by step: real SQLite, real files, a clock that moves when it is told to.
+//! The engine, step by step: real SQLite, real files, a clock that the test moves.
 
 #[path = "engine/claims.rs"]
 mod claims;

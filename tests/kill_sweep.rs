@@ -1,21 +1,20 @@
-//! The real program, killed at its Nth write, sync, rename, link, unlink or open, and met with errors there; then what
-//! the next command makes of it.
+//! Kills the real program at its Nth write, sync, rename, link, unlink or open, or makes that call fail; then checks
+//! what the next command makes of it.
 //!
-//! Calls are interrupted by `strace --inject`. `BACKUP_PROVE=full` goes through every N of every call; otherwise some.
-//! `BACKUP_KIND=prune` goes through one kind of command only, `BACKUP_CALL=fsync` through one call, `BACKUP_CASES=n`
-//! through about n cases, and `BACKUP_ERRORS=all` through every error at every call of every scenario, which takes
-//! twice as long.
+//! Faults are injected by `strace --inject`. `BACKUP_STRESS=full` plays every N of every call; otherwise some.
+//! `BACKUP_KIND=prune` plays one kind of command only, `BACKUP_CALL=fsync` one call, `BACKUP_CASES=n` about n cases,
+//! and `BACKUP_ERRORS=all` every error at every call of every scenario, which takes twice as long.
 
 #[path = "kill_sweep/case.rs"]
 mod case;
+#[path = "kill_sweep/fault.rs"]
+mod fault;
 #[path = "kill_sweep/homes.rs"]
 mod homes;
-#[path = "kill_sweep/looks.rs"]
-mod looks;
-#[path = "prove/mod.rs"]
-mod prove;
-#[path = "kill_sweep/strike.rs"]
-mod strike;
+#[path = "kill_sweep/state.rs"]
+mod state;
+#[path = "stress/mod.rs"]
+mod stress;
 #[allow(dead_code, reason = "the tests of restoring use the rest")]
 #[path = "support/tree.rs"]
 mod tree;
@@ -27,25 +26,26 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use case::Case;
+use fault::Fault;
 use homes::Homes;
-use strike::Inject;
 
-/// Cases of each programme in the quick form.
+/// The number of cases of each sweep in the quick form.
 const QUICK: usize = 40;
 
-/// A case that takes longer is worth a word: something waits that nobody interrupts.
+/// A case that takes longer is printed: something waits that nothing interrupts.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// What became of the cases of one kind.
+/// The outcomes of the cases of one kind.
 #[derive(Default)]
 struct Count {
     cases: usize,
-    struck: usize,
+    /// Cases in which the command failed or was killed.
+    hit: usize,
     violations: usize,
     spent: Duration,
 }
 
-/// Both programmes begin from the same homes, made once where they go on at the same time.
+/// Returns the homes to begin from. Both sweeps share them, so that they are made once if the sweeps run concurrently.
 fn homes() -> Arc<Homes> {
     static SHARED: Mutex<Weak<Homes>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock().expect("no panic");
@@ -56,8 +56,8 @@ fn homes() -> Arc<Homes> {
     })
 }
 
-/// Goes through `cases` on two threads, prints what it comes to, and fails where anything went wrong.
-fn go_through(name: &str, cases: &[Case<'_>]) {
+/// Plays `cases` on two threads, prints the counts, and fails if there was any violation.
+fn play_all(name: &str, cases: &[Case<'_>]) {
     let (next, started) = (AtomicUsize::new(0), Instant::now());
     let counts = Mutex::new(BTreeMap::<&str, Count>::new());
     thread::scope(|scope| {
@@ -69,56 +69,55 @@ fn go_through(name: &str, cases: &[Case<'_>]) {
                     let mut counts = counts.lock().expect("no panic");
                     let count = counts.entry(case.scenario.kind).or_default();
                     count.cases += 1;
-                    count.struck += usize::from(outcome != Ok(false));
+                    count.hit += usize::from(outcome != Ok(false));
                     count.violations += usize::from(outcome.is_err());
                     count.spent += began.elapsed();
                     if began.elapsed() > SLOW {
-                        prove::say(&format!("slow: {case}: {:.1} s", began.elapsed().as_secs_f64()));
+                        stress::print(&format!("slow: {case}: {:.1} s", began.elapsed().as_secs_f64()));
                     }
                     if let Err(why) = outcome {
-                        prove::say(&format!("violation: {case}: {why}"));
+                        stress::print(&format!("violation: {case}: {why}"));
                     }
                 }
             });
         }
     });
-    let (mut struck, mut wrong, mut lines) = (0, 0, String::new());
+    let (mut hits, mut wrong, mut lines) = (0, 0, String::new());
     for (kind, count) in counts.into_inner().expect("no panic") {
         let Count { cases, violations, spent, .. } = count;
-        struck += count.struck;
+        hits += count.hit;
         wrong += violations;
         let seconds = spent.as_secs_f64();
-        lines +=
-            &format!("\n  {kind}: {cases} cases, {} struck, {violations} violations, {seconds:.1} s", count.struck);
+        lines += &format!("\n  {kind}: {cases} cases, {} hit, {violations} violations, {seconds:.1} s", count.hit);
     }
     let (all, seconds) = (cases.len(), started.elapsed().as_secs_f64());
-    prove::say(&format!("{name}: {all} cases, {struck} struck, {wrong} violations, {seconds:.1} s{lines}"));
-    assert!(wrong == 0, "{wrong} violations, told above as they were met");
-    assert!(struck * 2 > all, "most cases struck nothing: what is injected does not get there");
+    stress::print(&format!("{name}: {all} cases, {hits} hit, {wrong} violations, {seconds:.1} s{lines}"));
+    assert!(wrong == 0, "{wrong} violations, printed above");
+    assert!(hits * 2 > all, "most cases hit nothing: the faults are not injected");
 }
 
-/// Every case, or in the quick form some of each kind, spread over all.
-fn some(cases: Vec<Case<'_>>) -> Vec<Case<'_>> {
-    let quick = (!prove::full()).then_some(QUICK);
-    let Some(only) = prove::number("BACKUP_CASES").map(|n| n as usize).or(quick) else { return cases };
+/// Returns every case, or in the quick form some of each kind, spread over all.
+fn select(cases: Vec<Case<'_>>) -> Vec<Case<'_>> {
+    let quick = (!stress::full()).then_some(QUICK);
+    let Some(only) = stress::number("BACKUP_CASES").map(|n| n as usize).or(quick) else { return cases };
     let mut kinds: BTreeMap<&str, Vec<Case<'_>>> = BTreeMap::new();
     for case in cases {
         kinds.entry(case.scenario.kind).or_default().push(case);
     }
     let share = only.div_ceil(kinds.len().max(1)).max(1);
     let spread = |cases: Vec<_>| {
-        // Odd, so that it meets every injection in turn.
+        // Odd, so that it takes every fault in turn.
         let stride = cases.len().div_ceil(share) | 1;
         cases.into_iter().skip(stride / 2).step_by(stride)
     };
     kinds.into_values().flat_map(spread).collect()
 }
 
-/// Strikes at every call of every scenario: with all the injections in the first of each kind, and in its others, which
-/// take the same way through the calls, with one group of them after the other.
-fn sweep(name: &str, injections: &[&[Inject]]) {
-    if let Some(reason) = strike::cannot() {
-        prove::say(&format!("skipped: {name}: {reason}"));
+/// Injects faults at every call of every scenario: all of `faults` in the first scenario of each kind, and in its
+/// others, which make the same calls, one group of faults after the other.
+fn sweep(name: &str, faults: &[&[Fault]]) {
+    if let Some(reason) = fault::why_unsupported() {
+        stress::print(&format!("skipped: {name}: {reason}"));
         return;
     }
     let homes = homes();
@@ -126,26 +125,26 @@ fn sweep(name: &str, injections: &[&[Inject]]) {
     let all = std::env::var("BACKUP_ERRORS").is_ok_and(|wanted| wanted == "all");
     let (mut cases, mut seen) = (Vec::new(), BTreeSet::new());
     for scenario in homes.scenarios.iter().filter(|scenario| is_wanted("BACKUP_KIND", scenario.kind)) {
-        let whole = seen.insert(scenario.kind) || all;
-        for (call, most) in scenario.calls.iter().filter(|(call, _)| is_wanted("BACKUP_CALL", call)) {
-            for n in 1..=*most {
-                let dealt = &injections[n % injections.len()];
-                let injections = if whole { injections } else { std::slice::from_ref(dealt) };
-                let case = |inject: &Inject| Case { scenario, call: call.clone(), n, inject: *inject };
-                cases.extend(injections.iter().copied().flatten().map(case));
+        let is_first = seen.insert(scenario.kind) || all;
+        for (call, count) in scenario.calls.iter().filter(|(call, _)| is_wanted("BACKUP_CALL", call)) {
+            for n in 1..=*count {
+                let one_group = &faults[n % faults.len()];
+                let faults = if is_first { faults } else { std::slice::from_ref(one_group) };
+                let case = |fault: &Fault| Case { scenario, call: call.clone(), n, fault: *fault };
+                cases.extend(faults.iter().copied().flatten().map(case));
             }
         }
     }
-    go_through(name, &some(cases));
+    play_all(name, &select(cases));
 }
 
 #[test]
-fn killed_at_any_call_the_next_command_puts_it_right() {
-    sweep("kill sweep", &[&[Inject::Kill]]);
+fn the_next_command_recovers_from_a_kill_at_any_call() {
+    sweep("kill sweep", &[&[Fault::Kill]]);
 }
 
 #[test]
-fn failing_at_any_call_nothing_is_left_behind() {
-    let errors = ["ENOSPC", "EIO", "EDQUOT", "EMFILE"].map(|error| [Inject::Once(error), Inject::ForGood(error)]);
+fn an_error_at_any_call_leaves_nothing_behind() {
+    let errors = ["ENOSPC", "EIO", "EDQUOT", "EMFILE"].map(|error| [Fault::Once(error), Fault::Always(error)]);
     sweep("errno sweep", &errors.each_ref().map(|pair| &pair[..]));
 }

@@ -1,11 +1,11 @@
-//! The power goes at a random instant: an ext4 image is shut down without writing its journal, mounted again, and
-//! recovered. What was acknowledged before must be there.
+//! Power cuts at random instants: an ext4 image is shut down without writing its journal, mounted again, and recovered.
+//! Everything that was acknowledged before must exist.
 //!
-//! Two controls must fail, or the programme would see nothing: `synchronous=NORMAL`, and a rename without a sync of
-//! its folder. Needs root. `BACKUP_PROVE=full` makes 100 cuts.
+//! Two controls must lose data, or the test could detect nothing: `synchronous=NORMAL`, and a rename without a sync of
+//! its folder. Needs root. `BACKUP_STRESS=full` makes 100 cuts.
 
-#[path = "prove/mod.rs"]
-mod prove;
+#[path = "stress/mod.rs"]
+mod stress;
 
 use std::fs;
 use std::io::Write;
@@ -14,10 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use prove::promises::{Promises, When};
-use prove::random::Random;
+use stress::promises::{Promises, When};
+use stress::random::Random;
 
-/// `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH`, once a byte comes.
+/// Calls `EXT4_IOC_SHUTDOWN` with `NOLOGFLUSH` when a byte arrives on standard input.
 const CUT: &str = "import fcntl, os, struct, sys\n\
                    fd = os.open(sys.argv[1], os.O_RDONLY)\n\
                    print('ready', flush=True)\n\
@@ -26,28 +26,28 @@ const CUT: &str = "import fcntl, os, struct, sys\n\
 
 /// A disk whose power can be cut.
 ///
-/// Its image stays attached to one loop device from beginning to end. A device attached anew by each mount is let go
-/// of late, and two devices over one image each see what they remember of it.
+/// Its image stays attached to one loop device for the whole test. A device that is attached again for each mount is
+/// released late, and two devices over one image each have a cache of it.
 struct Disk {
     folder: tempfile::TempDir,
     device: PathBuf,
 }
 
 impl Disk {
-    /// Syncs this disk and no other: a control must lose what nobody synced, whatever runs beside it.
+    /// Syncs this disk and no other: a control must lose what was not synced, whatever runs at the same time.
     fn sync(&self) {
         assert!(Command::new("sync").arg("-f").arg(self.mount_point()).status().unwrap().success());
     }
 
     fn make() -> Option<Disk> {
-        let folder = prove::fast_folder();
+        let folder = stress::fast_folder();
         let image = folder.path().join("image");
         let disk = attach(&image).map(|device| Disk { folder, device }).filter(|disk| {
             fs::create_dir(disk.mount_point()).unwrap();
             disk.mount()
         });
         let Some(disk) = disk else {
-            prove::say("skipped: power cut: no ext4 image can be mounted here; it needs root and a loop device");
+            stress::print("skipped: power cut: no ext4 image can be mounted here; it needs root and a loop device");
             return None;
         };
         fs::write(disk.mount_point().join("marker"), "this disk").unwrap();
@@ -59,7 +59,7 @@ impl Disk {
         self.folder.path().join("disk")
     }
 
-    /// Nothing is written back by the mere passing of time.
+    /// Mounts it so that nothing is written back because time passes.
     fn mount(&self) -> bool {
         let options = ["-o", "rw,commit=600,noauto_da_alloc"];
         succeeded(Command::new("mount").args(options).arg(&self.device).arg(self.mount_point()))
@@ -68,20 +68,20 @@ impl Disk {
     fn unmount(&self) {
         let started = Instant::now();
         while !succeeded(Command::new("umount").arg(self.mount_point())) {
-            assert!(started.elapsed() < Duration::from_secs(10), "the disk stays busy");
+            assert!(started.elapsed() < Duration::from_secs(10), "the disk is still busy");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Brings the disk back as it was when its power was cut: from the image, nothing from memory.
-    fn come_back(&self) {
+    /// Mounts the disk again as it was when its power was cut: from the image, nothing from memory.
+    fn power_on(&self) {
         self.unmount();
-        assert!(succeeded(Command::new("blockdev").arg("--flushbufs").arg(&self.device)), "the device stays busy");
-        assert!(self.mount(), "a disk does not come back");
-        assert!(self.mount_point().join("marker").exists(), "a disk came back without what was on it from the start");
+        assert!(succeeded(Command::new("blockdev").arg("--flushbufs").arg(&self.device)), "the device is still busy");
+        assert!(self.mount(), "the disk cannot be mounted again");
+        assert!(self.mount_point().join("marker").exists(), "the disk lost what was on it from the start");
     }
 
-    /// Returns a process that cuts the power of this disk when it is told to.
+    /// Returns a process that cuts the power of this disk when a byte is written to its standard input.
     fn cutter(&self) -> Child {
         let mut python = Command::new("python3");
         python.args(["-c", CUT]).arg(self.mount_point()).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -91,7 +91,7 @@ impl Disk {
     }
 }
 
-/// A process that goes with the power.
+/// A process that is killed when the power is cut.
 struct Working(Child);
 
 impl Drop for Working {
@@ -101,7 +101,7 @@ impl Drop for Working {
     }
 }
 
-/// Does some work, cuts the power of all disks `rest` later, drops what still works, and brings the disks back.
+/// Does some work, cuts the power of all disks `rest` later, kills what still works, and mounts the disks again.
 fn cut<W>(disks: &[&Disk], rest: Duration, work: impl FnOnce() -> W) {
     let mut cutters: Vec<Child> = disks.iter().map(|disk| disk.cutter()).collect();
     let working = work();
@@ -110,11 +110,11 @@ fn cut<W>(disks: &[&Disk], rest: Duration, work: impl FnOnce() -> W) {
         cutter.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     }
     for cutter in &mut cutters {
-        assert!(cutter.wait().unwrap().success(), "the power stays on");
+        assert!(cutter.wait().unwrap().success(), "the power was not cut");
     }
     drop(working);
     for disk in disks {
-        disk.come_back();
+        disk.power_on();
     }
 }
 
@@ -149,7 +149,7 @@ fn succeeds(home: &Path, command: &[&str]) -> bool {
     program(home, command).status().expect("the program").success()
 }
 
-/// Opens the database and looks into it.
+/// Opens the database and reads its schema.
 fn connect(home: &Path) -> rusqlite::Result<rusqlite::Connection> {
     let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE;
     let connection = rusqlite::Connection::open_with_flags(home.join("backup.db"), flags)?;
@@ -157,11 +157,11 @@ fn connect(home: &Path) -> rusqlite::Result<rusqlite::Connection> {
     Ok(connection)
 }
 
-fn number(home: &Path, question: &str) -> u64 {
-    let asked = connect(home).and_then(|connection| connection.query_row(question, [], |row| row.get(0)));
-    asked.unwrap_or_else(|error| {
-        let look = "ls -la . ..; df .; touch x; mount | grep disk; losetup";
-        let seen = Command::new("sh").args(["-c", look]).current_dir(home).output();
+fn number(home: &Path, query: &str) -> u64 {
+    let answer = connect(home).and_then(|connection| connection.query_row(query, [], |row| row.get(0)));
+    answer.unwrap_or_else(|error| {
+        let inspect = "ls -la . ..; df .; touch x; mount | grep disk; losetup";
+        let seen = Command::new("sh").args(["-c", inspect]).current_dir(home).output();
         panic!("{error}: {seen:?}")
     })
 }
@@ -170,12 +170,12 @@ fn number(home: &Path, question: &str) -> u64 {
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
-fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
+fn acknowledged_backups_survive_a_power_cut_and_the_rest_is_recovered() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // Archives and database on disks of their own: what syncs one must not be what saves the other.
+    // Archives and database on separate disks, so that a sync of one does not save the other.
     let (Some(disk), Some(archives)) = (Disk::make(), Disk::make()) else { return };
-    let seed = prove::number("BACKUP_SEED").unwrap_or(1);
-    let cuts = if prove::full() { 100 } else { 5 };
+    let seed = stress::number("BACKUP_SEED").unwrap_or(1);
+    let cuts = if stress::full() { 100 } else { 5 };
     let (mut random, started) = (Random::seeded(seed), Instant::now());
     let home = disk.mount_point().join("home");
     let names = [("a", "none"), ("b", "gzip"), ("c", "zstd")];
@@ -187,11 +187,11 @@ fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
             fs::write(home.join("docs/first"), "first").unwrap();
             let _ = std::os::unix::fs::symlink(archives.mount_point().join("all"), home.join("backups"));
             fs::create_dir_all(archives.mount_point().join("all")).unwrap();
-            // The home itself is not the program's to sync.
+            // The program does not sync the home itself.
             disk.sync();
             archives.sync();
         }
-        // Making the database and the schedules is cut, too; what is said to be made must be there.
+        // Cuts also hit the creation of the database and the schedules.
         for (name, format) in names {
             let _ = succeeds(&home, &["create", "docs", "--name", name, "--cron", "0 3 1 1 *", "--compress", format]);
         }
@@ -201,41 +201,42 @@ fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
             acknowledged += u64::from(succeeds(&home, &["run", random.pick(&names).0]));
         }
         let longest = (typical.elapsed().as_millis() as u64 / 2).max(200);
-        // Right after a backup was acknowledged, or somewhere in the middle of some.
+        // Either right after a backup was acknowledged, or in the middle of several.
         if at % 2 == 0 {
-            // The proof and a new stable name each sync the archives' disk once more, and with one file ext4 writes
-            // its whole journal. Without proof there is neither: placing the archive must have synced all by itself.
+            // Verification and a new stable link each sync the archives' disk once more, and with one file ext4 writes
+            // its whole journal. Without verification there is neither: renaming the archive into place must have
+            // synced everything by itself.
             let command = ["run", random.pick(&names).0, "--no-verify"];
             let command = if at % 4 == 0 { &command[..] } else { &command[..2] };
             cut(&[&disk, &archives], Duration::ZERO, || {
-                // Another is at the database, as ever: closed by the last, it would be synced once more.
-                let beside = connect(&home).ok();
+                // Keep another connection open: the last one to close would sync the database once more.
+                let open = connect(&home).ok();
                 acknowledged += u64::from(succeeds(&home, command));
-                beside
+                open
             });
         } else {
             let rest = Duration::from_millis(random.between(0, longest));
-            // The archives' disk may also go alone, as one that is pulled out.
-            let gone = if at % 4 == 1 { &[&disk, &archives][..] } else { &[&archives][..] };
-            cut(gone, rest, || Working(program(&home, &["run", "--all"]).spawn().expect("the program")));
+            // The archives' disk may also fail alone, like one that is unplugged.
+            let failing = if at % 4 == 1 { &[&disk, &archives][..] } else { &[&archives][..] };
+            cut(failing, rest, || Working(program(&home, &["run", "--all"]).spawn().expect("the program")));
         }
         let complete = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
         if complete < acknowledged {
-            violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} are there"));
+            violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} exist"));
         }
-        let mut broken = Promises::default().broken(&home, When::Always);
-        // The disks do not go at the same instant: with the archives gone first, a run ends whose file nobody can
-        // remove. The next run of its schedule does.
-        broken.retain(|why| !(why.starts_with("a file without a row") && why.ends_with(".part")));
-        violations.extend(broken.into_iter().map(|why| format!("cut {at}: {why}")));
+        let mut found = Promises::default().violations(&home, When::Always);
+        // The disks do not fail at the same instant: if the archives fail first, a run ends whose file cannot be
+        // removed. The next run of its schedule removes it.
+        found.retain(|why| !(why.starts_with("a file without a row") && why.ends_with(".part")));
+        violations.extend(found.into_iter().map(|why| format!("cut {at}: {why}")));
         if !succeeds(&home, &["run", "--all"]) {
             violations.push(format!("cut {at}: the next run fails"));
         }
-        let broken = Promises::default().broken(&home, When::Settled);
-        violations.extend(broken.into_iter().map(|why| format!("cut {at}, recovered: {why}")));
+        let found = Promises::default().violations(&home, When::Settled);
+        violations.extend(found.into_iter().map(|why| format!("cut {at}, recovered: {why}")));
         acknowledged = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
     }
-    prove::say(&format!(
+    stress::print(&format!(
         "power cut: {cuts} cuts from seed {seed}, {acknowledged} archives, {} violations, {:.1} s",
         violations.len(),
         started.elapsed().as_secs_f64()
@@ -243,7 +244,7 @@ fn what_was_acknowledged_outlives_a_power_cut_and_the_rest_is_put_right() {
     assert!(violations.is_empty(), "seed {seed}: {}", violations.join("\n"));
 }
 
-/// Commits rows by SQLite alone and cuts the power; returns how many are lost.
+/// Commits rows with SQLite alone and cuts the power; returns how many are lost.
 fn rows_lost(disk: &Disk, synchronous: &str) -> u64 {
     let path = disk.mount_point().join(format!("{synchronous}.db"));
     let connection = rusqlite::Connection::open(&path).unwrap();
@@ -253,14 +254,14 @@ fn rows_lost(disk: &Disk, synchronous: &str) -> u64 {
     for n in 0..20 {
         connection.execute("INSERT INTO t VALUES (?1)", [n]).unwrap();
     }
-    // The connection must not tidy up before: its file goes with the disk.
+    // The connection must not be closed before the cut: closing it writes a checkpoint.
     cut(&[disk], Duration::ZERO, || connection);
     let found: u64 =
         rusqlite::Connection::open(&path).unwrap().query_row("SELECT count(*) FROM t", [], |r| r.get(0)).unwrap();
     20 - found
 }
 
-/// Puts a file in place, with or without syncing its folder, and cuts the power; says whether it is there.
+/// Renames a file into place, with or without syncing its folder, and cuts the power; returns whether it exists.
 fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
     let folder = disk.mount_point().join("folder");
     fs::create_dir_all(&folder).unwrap();
@@ -278,12 +279,12 @@ fn is_kept(disk: &Disk, name: &str, sync_folder: bool) -> bool {
 }
 
 #[test]
-fn the_cut_takes_what_was_not_synced_and_only_that() {
+fn a_cut_loses_what_was_not_synced_and_nothing_else() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(disk) = Disk::make() else { return };
     assert!(rows_lost(&disk, "NORMAL") > 0, "control: nothing is lost with synchronous=NORMAL");
     assert_eq!(rows_lost(&disk, "FULL"), 0);
     assert!(!is_kept(&disk, "careless", false), "control: a rename is kept without a sync of its folder");
     assert!(is_kept(&disk, "careful", true));
-    prove::say("power cut: both controls fail as they must (synchronous=NORMAL, no folder sync)");
+    stress::print("power cut: both controls lose data as they must (synchronous=NORMAL, no folder sync)");
 }

@@ -1,16 +1,16 @@
-//! Services and commands as steps on one real store, by a clock that jumps, with deaths between any two steps; after
-//! each step the promises are asked for, and the occurrences are reckoned by a model of its own.
+//! Services and commands as steps on one real store, with a clock that jumps and crashes between any two steps. After
+//! each step the promises are checked, and the occurrences are compared with those that an independent model computes.
 //!
-//! `BACKUP_SEED=n` replays one seed and tells its steps; `BACKUP_PROVE=full` goes through 10,000.
+//! `BACKUP_SEED=n` replays one seed and prints its steps; `BACKUP_STRESS=full` runs 10,000 seeds.
 
-#[path = "simulation/accident.rs"]
-mod accident;
 #[path = "simulation/model.rs"]
 mod model;
-#[path = "prove/mod.rs"]
-mod prove;
+#[path = "simulation/stages.rs"]
+mod stages;
 #[path = "simulation/steps.rs"]
 mod steps;
+#[path = "stress/mod.rs"]
+mod stress;
 #[path = "engine/world.rs"]
 #[allow(dead_code, reason = "shared with the tests of the engine")]
 mod world;
@@ -26,34 +26,32 @@ const QUICK: u64 = 80;
 const FULL: u64 = 10_000;
 const STEPS: usize = 70;
 
-fn play(seed: u64, tell: bool) -> Result<u64, String> {
-    let mut simulation = Simulation::new(seed, tell);
-    let course = std::panic::catch_unwind(AssertUnwindSafe(|| {
+/// Runs one seed, and returns how many archives were read whole, or the violation and the steps that led to it.
+fn play(seed: u64, is_verbose: bool) -> Result<u64, String> {
+    let mut simulation = Simulation::new(seed, is_verbose);
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..STEPS {
             simulation.step();
             simulation.check();
         }
         simulation.settle();
     }));
-    match course {
+    match outcome {
         Ok(()) => Ok(simulation.archives_read()),
         Err(panic) => {
             let why = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".to_owned());
-            Err(format!(
-                "seed {seed}: {why}\n  replay it with BACKUP_SEED={seed}\n  {}",
-                simulation.told().join("\n  ")
-            ))
+            Err(format!("seed {seed}: {why}\n  replay it with BACKUP_SEED={seed}\n  {}", simulation.log().join("\n  ")))
         }
     }
 }
 
 #[test]
-fn whatever_happens_the_promises_hold() {
-    if let Some(seed) = prove::number("BACKUP_SEED") {
+fn the_promises_hold_after_every_step() {
+    if let Some(seed) = stress::number("BACKUP_SEED") {
         play(seed, true).unwrap_or_else(|why| panic!("{why}"));
         return;
     }
-    let seeds = prove::number("BACKUP_SEEDS").unwrap_or(if prove::full() { FULL } else { QUICK });
+    let seeds = stress::number("BACKUP_SEEDS").unwrap_or(if stress::full() { FULL } else { QUICK });
     let (next, archives, started) = (AtomicU64::new(0), AtomicU64::new(0), Instant::now());
     let failures = thread::scope(|scope| {
         let workers: Vec<_> = (0..2)
@@ -75,7 +73,7 @@ fn whatever_happens_the_promises_hold() {
             .collect();
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker")).collect::<Vec<_>>()
     });
-    prove::say(&format!(
+    stress::print(&format!(
         "simulation: {seeds} seeds of {STEPS} steps, {} archives read whole, {} violations, {:.1} s",
         archives.load(Ordering::SeqCst),
         failures.len(),

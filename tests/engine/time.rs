@@ -8,7 +8,7 @@ use chrono_tz::Tz;
 use crate::world::{DAY, HOUR, MIDNIGHT, MINUTE, World};
 
 #[test]
-fn what_was_missed_is_made_up_for_by_one_run_that_counts_it() {
+fn missed_occurrences_are_caught_up_by_one_run_that_counts_them() {
     let world = World::new();
     world.schedule("docs", "01:00");
     world.clock.advance(DAY * 10);
@@ -21,7 +21,7 @@ fn what_was_missed_is_made_up_for_by_one_run_that_counts_it() {
 }
 
 #[test]
-fn with_skip_it_is_recorded_as_missed_and_the_next_runs() {
+fn with_skip_they_are_recorded_as_missed_and_the_next_one_runs() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let mut schedule = row.schedule.clone();
@@ -64,12 +64,12 @@ fn a_clock_set_back_repeats_nothing() {
     assert_eq!(world.runs().len(), 1);
     world.clock.advance(DAY);
     service.tick().unwrap();
-    // The first still waits, and now stands for both.
+    // The first is still queued, and now counts both.
     assert_eq!(world.runs()[0].coalesced, 1);
 }
 
 #[test]
-fn after_a_clock_that_was_a_year_ahead_runs_go_on_from_now() {
+fn after_a_clock_was_a_year_ahead_runs_continue_from_now() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let mut service = world.service(false);
@@ -86,7 +86,7 @@ fn after_a_clock_that_was_a_year_ahead_runs_go_on_from_now() {
 }
 
 #[test]
-fn another_zone_at_the_next_start_moves_what_is_next() {
+fn another_zone_at_the_next_start_moves_the_next_occurrence() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let next = |world: &World| world.store.schedules().unwrap()[0].watermark.next_due.unwrap();
@@ -124,7 +124,7 @@ fn spring_and_autumn_in_paris_run_every_night_once() {
 }
 
 #[test]
-fn a_text_file_that_is_being_written_is_not_applied_half() {
+fn a_text_file_that_is_being_written_is_not_applied() {
     let world = World::new();
     let file = world.path("backup_schedules.txt");
     std::fs::write(&file, "/a;09:00;one\n/b;10:00;two\n").unwrap();
@@ -134,9 +134,9 @@ fn a_text_file_that_is_being_written_is_not_applied_half() {
     };
     service.tick().unwrap();
     assert_eq!(names(&world), ["one", "two"]);
-    // Cut to nothing by an editor, and only then written.
+    // An editor truncates the file first and writes it afterwards.
     std::fs::write(&file, "").unwrap();
-    let next = service.tick().unwrap().next.expect("a look soon");
+    let next = service.tick().unwrap().next.expect("a tick soon");
     assert!(next <= world.clock.now().plus(std::time::Duration::from_secs(1)));
     std::fs::write(&file, "/a;09:00;one\n/b;10:00;two\n/c;11:00;three\n").unwrap();
     service.tick().unwrap();

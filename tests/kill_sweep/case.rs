@@ -1,4 +1,4 @@
-//! A command in a home, struck at one of its calls, and what must be true after.
+//! A command in a home with a fault at one of its calls, and what must be true afterwards.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -14,136 +14,137 @@ use backup_manager::liveness::Worker;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::store::{Access, Bootstrap, Role, Store, WorkerRow};
 
-use crate::looks::{self, Look};
-use crate::prove::fast_folder;
-use crate::prove::promises::{Promises, When, difference, picture};
-use crate::strike::{Inject, Struck, calls, copy, program, strike, words};
+use crate::fault::{Fault, Outcome, calls, copy, program, run_with_fault, words};
+use crate::state::{self, Describe};
+use crate::stress::fast_folder;
+use crate::stress::promises::{Promises, When, difference, snapshot};
 
-/// A command in a home, and what an undisturbed course of it makes.
+/// A command in a home, and its result without a fault.
 pub struct Scenario {
     pub kind: &'static str,
     name: String,
     template: PathBuf,
     command: Vec<String>,
-    /// What has to succeed after it, too.
+    /// A command that has to succeed after it.
     then: Option<Vec<String>>,
-    look: Look,
-    /// How the home looks in the end.
-    wanted: String,
-    /// Archives that were there and stay.
+    describe: Describe,
+    /// The description of the home after the command.
+    expected: String,
+    /// Archives that existed before and after.
     kept: Vec<String>,
-    /// Where it can be struck: calls, and how often they are made.
+    /// The calls that the command makes, and how often.
     pub calls: Vec<(String, usize)>,
 }
 
-/// A scenario, and where it is struck.
+/// A scenario and a fault: at the Nth call of that name.
 pub struct Case<'a> {
     pub scenario: &'a Scenario,
     pub call: String,
     pub n: usize,
-    pub inject: Inject,
+    pub fault: Fault,
 }
 
 impl fmt::Display for Case<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Scenario { kind, name, command, .. } = self.scenario;
-        write!(f, "{kind}, {name}: {}: {} number {}, {:?}", command.join(" "), self.call, self.n, self.inject)
+        write!(f, "{kind}, {name}: {}: {} number {}, {:?}", command.join(" "), self.call, self.n, self.fault)
     }
 }
 
 impl Scenario {
-    /// Goes through it once, undisturbed.
-    pub fn new(kind: &'static str, name: &str, template: PathBuf, command: &str, look: Look) -> Scenario {
+    /// Runs the command once without a fault, and records the result.
+    pub fn new(kind: &'static str, name: &str, template: PathBuf, command: &str, describe: Describe) -> Scenario {
         let folder = fast_folder();
         let home = folder.path().join("home");
         copy(&template, &home);
-        let before = looks::complete(&home);
+        let before = state::complete(&home);
         let command = words(command);
         let calls = calls(&home, &command);
-        let wanted = look(&home).unwrap_or_else(|why| panic!("{kind}, {name}, undisturbed: {why}"));
-        let after = looks::complete(&home);
+        let expected = describe(&home).unwrap_or_else(|why| panic!("{kind}, {name}, without a fault: {why}"));
+        let after = state::complete(&home);
         let kept = before.into_iter().filter(|file| after.contains(file)).collect();
-        Scenario { kind, name: name.to_owned(), template, command, then: None, look, wanted, kept, calls }
+        Scenario { kind, name: name.to_owned(), template, command, then: None, describe, expected, kept, calls }
     }
 
-    /// Also asks that `command` succeeds in the end.
+    /// Also requires that `command` succeeds in the end.
     pub fn then(self, command: &str) -> Scenario {
         Scenario { then: Some(words(command)), ..self }
     }
 }
 
 impl Case<'_> {
-    /// Plays the case; says whether the command was struck at all, or what does not hold.
+    /// Plays the case; returns whether the fault made the command fail, or what was violated.
     pub fn play(&self) -> Result<bool, String> {
         let folder = fast_folder();
         let home = folder.path().join("home");
         copy(&self.scenario.template, &home);
-        let Struck { output, on } = strike(&home, &self.scenario.command, &self.call, self.n, self.inject);
-        let struck = output.as_ref().is_none_or(|output| !output.status.success());
+        let Outcome { output, failed_on } =
+            run_with_fault(&home, &self.scenario.command, &self.call, self.n, self.fault);
+        let is_hit = output.as_ref().is_none_or(|output| !output.status.success());
         if let Some(output) = &output {
-            self.has_a_word(output)?;
-            if !struck
+            self.check_message(output)?;
+            if !is_hit
                 && self.call == "fsync"
-                && let Some(path) = on.iter().find(|path| is_of_an_archive(&home, path))
-                && !looks::owes_deletion(&home)
+                && let Some(path) = failed_on.iter().find(|path| is_of_an_archive(&home, path))
+                && !state::has_pending_deletion(&home)
             {
                 return Err(format!("it succeeds although {path} was not synced"));
             }
-            // A rescan begins with files that have no rows.
+            // A rescan starts with files that have no rows.
             if self.scenario.kind != "rescan" && home.join("backup.db").exists() && has_schema(&home) {
-                none_broken(Promises::default().broken(&home, When::Always), "at once")?;
+                assert_none(Promises::default().violations(&home, When::Always), "right after the fault")?;
             }
         }
-        let said = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
-        let said = said.as_deref().unwrap_or("nothing, it waited");
-        self.go_on(&home, said).map_err(|why| format!("{why}\n  (it had said: {})", said.trim()))?;
-        Ok(struck)
+        let message = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+        let message = message.as_deref().unwrap_or("nothing, it waited");
+        self.run_again(&home, message).map_err(|why| format!("{why}\n  (first output: {})", message.trim()))?;
+        Ok(is_hit)
     }
 
-    /// Whatever ends a command but death, it says why, and never by a panic.
-    fn has_a_word(&self, output: &Output) -> Result<(), String> {
+    /// A command that fails prints why, unless it was killed or cannot write; it never panics.
+    fn check_message(&self, output: &Output) -> Result<(), String> {
         let said = String::from_utf8_lossy(&output.stderr);
-        // 101 is a panic, said or not.
+        // 101 is a panic, printed or not.
         if said.contains("panicked") || output.status.code() == Some(101) {
             return Err(format!("it panics: {said}"));
         }
         let killed = output.status.signal().is_some();
-        let mute = self.call == "write" && matches!(self.inject, Inject::ForGood(_));
-        if !output.status.success() && !killed && !mute && said.trim().is_empty() {
-            return Err(format!("{} without a word", output.status));
+        let is_mute = self.call == "write" && matches!(self.fault, Fault::Always(_));
+        if !output.status.success() && !killed && !is_mute && said.trim().is_empty() {
+            return Err(format!("{} without a message", output.status));
         }
         Ok(())
     }
 
-    /// The same command again, undisturbed, with what it `said` that it needs for that: it must succeed, with nothing
-    /// put right by hand.
-    fn go_on(&self, home: &Path, said: &str) -> Result<(), String> {
-        let Scenario { command, look, wanted, kept, then, .. } = self.scenario;
-        // A restore that left something otherwise than the archive has it says so, and that this replaces it.
+    /// Runs the same command again without a fault, with the option that its first `message` asks for: it must succeed
+    /// without any repair by hand.
+    fn run_again(&self, home: &Path, message: &str) -> Result<(), String> {
+        let Scenario { command, describe, expected, kept, then, .. } = self.scenario;
+        // A restore that left something different from the archive reports it, and that this option replaces it.
         let replacing = [&command[..], &words("--overwrite always")].concat();
         match succeed(home, command) {
-            Ok(()) if said.contains("attributes: ") => succeed(home, &replacing)?,
-            Err(why) if said.contains("failed: ") && why.contains("conflicts: ") => succeed(home, &replacing)?,
+            Ok(()) if message.contains("attributes: ") => succeed(home, &replacing)?,
+            Err(why) if message.contains("failed: ") && why.contains("conflicts: ") => succeed(home, &replacing)?,
             result => result?,
         }
-        let found = look(home)?;
-        if found != *wanted {
-            return Err(format!("not as after an undisturbed course: {}", difference(wanted, &found).join("; ")));
+        let found = describe(home)?;
+        if found != *expected {
+            return Err(format!("differs from a run without a fault: {}", difference(expected, &found).join("; ")));
         }
-        let there = looks::complete(home);
-        if let Some(gone) = kept.iter().find(|file| !there.contains(file)) {
-            return Err(format!("the archive {gone} is gone"));
+        let complete = state::complete(home);
+        if let Some(lost) = kept.iter().find(|file| !complete.contains(file)) {
+            return Err(format!("the archive {lost} is lost"));
         }
         if let Some(then) = then {
             succeed(home, then)?;
         }
-        none_broken(looks::left_over(home), "after the next command")?;
-        none_broken(Promises::default().broken(home, When::Settled), "after the next command")?;
+        assert_none(state::leftovers(home), "after the next command")?;
+        assert_none(Promises::default().violations(home, When::Settled), "after the next command")?;
         recover_again(home)
     }
 }
 
-/// Says whether a path is that of an archive that gets its name later, or of the folder of a schedule's archives.
+/// Returns whether a path is that of an archive under its temporary name, or of the folder of a schedule's archives.
 fn is_of_an_archive(home: &Path, path: &str) -> bool {
     let below = Path::new(path).strip_prefix(home.join("backups")).unwrap_or(Path::new(""));
     path.ends_with(".part") && below.components().count() == 2 || below == Path::new("docs")
@@ -152,12 +153,12 @@ fn is_of_an_archive(home: &Path, path: &str) -> bool {
 fn succeed(home: &Path, command: &[String]) -> Result<(), String> {
     let output = program(home, command).output().expect("the program");
     let said = String::from_utf8_lossy(&output.stderr);
-    let done_before = match command[0].as_str() {
+    let is_done_already = match command[0].as_str() {
         "create" => output.status.code() == Some(2) && said.contains("already used"),
         "forget" | "delete" => output.status.code() == Some(10),
         _ => false,
     };
-    if output.status.success() || done_before {
+    if output.status.success() || is_done_already {
         return Ok(());
     }
     Err(format!("{} after it: {}: {said}", command.join(" "), output.status))
@@ -171,8 +172,8 @@ fn has_schema(home: &Path) -> bool {
         .is_ok_and(|found: i64| found == 1)
 }
 
-fn none_broken(broken: Vec<String>, when: &str) -> Result<(), String> {
-    if broken.is_empty() { Ok(()) } else { Err(format!("{when}: {}", broken.join("; "))) }
+fn assert_none(violations: Vec<String>, when: &str) -> Result<(), String> {
+    if violations.is_empty() { Ok(()) } else { Err(format!("{when}: {}", violations.join("; "))) }
 }
 
 struct Silent;
@@ -192,7 +193,7 @@ pub fn home_and_store(folder: &Path) -> backup_manager::error::Result<(Home, Sto
     Ok((home, store))
 }
 
-/// Recovery where there is nothing left to recover: it must change nothing.
+/// Runs recovery where nothing is left to recover: it must change nothing.
 fn recover_again(folder: &Path) -> Result<(), String> {
     let (home, store) = home_and_store(folder).map_err(|e| e.to_string())?;
     let home = Arc::new(home);
@@ -202,10 +203,10 @@ fn recover_again(folder: &Path) -> Result<(), String> {
     let (uuid, host) = (worker.uuid(), "here".to_owned());
     let row = WorkerRow { uuid, role: Role::Command, pid: 1, host, started_at: now, stop_requested: None };
     let runner = Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 };
-    let before = picture(folder);
+    let before = snapshot(folder);
     let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, is_foreground: false };
     let found = recover(&runner, &context).map_err(|e| e.to_string())?;
-    let changed = difference(&before, &picture(folder));
+    let changed = difference(&before, &snapshot(folder));
     if found == RecoveryReport::default() && changed.is_empty() {
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! Homes to begin from, and the commands to strike at in them.
+//! Homes to begin from, and the commands that get faults in them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,24 +10,24 @@ use refinery::Target;
 use rusqlite::Connection;
 
 use crate::case::{Scenario, home_and_store};
-use crate::looks;
-use crate::prove::fast_folder;
-use crate::prove::promises::column;
-use crate::strike::{Inject, calls, copy, must, strike, words};
+use crate::fault::{Fault, calls, copy, run, run_with_fault, words};
+use crate::state;
+use crate::stress::fast_folder;
+use crate::stress::promises::column;
 use crate::tree::{self, Entry, Kind};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// Where restores go to, in the home.
+/// The target of restores, in the home.
 pub const RESTORED: &str = "restored/here";
-/// What a database of an older schema was, kept beside it.
+/// A copy of the database of an older schema, beside it.
 pub const OLD: &str = "old.db";
 
 const FORMATS: [&str; 3] = ["none", "gzip", "zstd"];
 
-/// Homes in states to begin from, and what is struck at in them.
+/// Homes to begin from, and the scenarios in them.
 pub struct Homes {
     folder: tempfile::TempDir,
     pub scenarios: Vec<Scenario>,
@@ -50,8 +50,8 @@ impl Homes {
         self.folder.path().join(name)
     }
 
-    /// Returns a home that is another one's copy.
-    fn like(&self, model: &str, name: &str) -> PathBuf {
+    /// Returns a home that is a copy of `model`.
+    fn copy_of(&self, model: &str, name: &str) -> PathBuf {
         let home = self.path(name);
         copy(&self.path(model), &home);
         home
@@ -64,42 +64,42 @@ impl Homes {
             fs::write(empty.join(format!("docs/below/file {file}")), vec![file; 3_000]).unwrap();
         }
         for format in FORMATS {
-            let first = self.like("empty", &format!("first-{format}"));
-            must(&first, &format!("create docs --name docs --at 9:00 --compress {format}"));
-            let second = self.like(&format!("first-{format}"), &format!("second-{format}"));
-            must(&second, "run docs");
+            let first = self.copy_of("empty", &format!("first-{format}"));
+            run(&first, &format!("create docs --name docs --at 9:00 --compress {format}"));
+            let second = self.copy_of(&format!("first-{format}"), &format!("second-{format}"));
+            run(&second, "run docs");
             fs::write(second.join("docs/below/file 1"), "another").unwrap();
             for (kind, home) in [("first backup", first), ("second backup", second)] {
-                self.scenarios.push(Scenario::new(kind, format, home, "run docs", looks::nothing));
+                self.scenarios.push(Scenario::new(kind, format, home, "run docs", state::nothing));
             }
         }
     }
 
     fn texts(&mut self) {
-        let home = self.like("empty", "texts");
+        let home = self.copy_of("empty", "texts");
         fs::write(home.join("backup_schedules.txt"), "docs;09:00;one\ndocs;10:00;two\n").unwrap();
-        let import = Scenario::new("import", "text", home.clone(), "import", looks::schedules);
+        let import = Scenario::new("import", "text", home.clone(), "import", state::schedules);
         self.scenarios.push(import.then("run one"));
-        let create = Scenario::new("create", "one", home, "create docs --name one --at 9:00", looks::schedules);
+        let create = Scenario::new("create", "one", home, "create docs --name one --at 9:00", state::schedules);
         self.scenarios.push(create.then("run one"));
     }
 
-    /// Two of five archives go; the newest is not good, so that the newest good one is not the newest.
+    /// Two of five archives expire; the newest is not good, so that the newest good one is not the newest.
     fn prunes(&mut self) {
         for format in FORMATS {
-            let home = self.like(&format!("first-{format}"), &format!("prune-{format}"));
+            let home = self.copy_of(&format!("first-{format}"), &format!("prune-{format}"));
             for _ in 0..4 {
-                must(&home, "run docs");
+                run(&home, "run docs");
             }
             for file in 0..4 {
                 fs::remove_file(home.join(format!("docs/below/file {file}"))).unwrap();
             }
-            must(&home, "run docs");
-            must(&home, "edit docs --keep-last 2");
-            must(&home, "create docs --name other --at 9:00");
-            self.scenarios.push(Scenario::new("prune", format, home.clone(), "prune", looks::archives));
+            run(&home, "run docs");
+            run(&home, "edit docs --keep-last 2");
+            run(&home, "create docs --name other --at 9:00");
+            self.scenarios.push(Scenario::new("prune", format, home.clone(), "prune", state::archives));
             for command in ["forget @1", "delete docs --with-archives"] {
-                let scenario = Scenario::new("deletion", format, home.clone(), command, looks::counting);
+                let scenario = Scenario::new("deletion", format, home.clone(), command, state::complete_archives);
                 self.scenarios.push(scenario.then("run other"));
             }
         }
@@ -110,26 +110,26 @@ impl Homes {
             let home = self.path(&format!("restore-{format}"));
             fs::create_dir(&home).unwrap();
             tree::make(&home.join("docs"), &every_kind());
-            must(&home, &format!("create docs --name docs --at 9:00 --compress {format}"));
-            must(&home, "run docs");
+            run(&home, &format!("create docs --name docs --at 9:00 --compress {format}"));
+            run(&home, "run docs");
             let command = format!("restore docs --to {RESTORED}");
-            self.scenarios.push(Scenario::new("restore", format, home, &command, looks::restored));
+            self.scenarios.push(Scenario::new("restore", format, home, &command, state::restored));
         }
     }
 
-    /// The catalog lost, of a time before the last archives, and put back from a copy.
+    /// The database is lost, or older than the last archives, or restored from a copy.
     fn rescans(&mut self) {
-        let whole = self.like("first-none", "whole");
-        must(&whole, "create docs --name other --at 9:00 --compress gzip");
-        must(&whole, "create docs --name third --at 9:00 --compress zstd");
-        must(&whole, "run docs other");
+        let whole = self.copy_of("first-none", "whole");
+        run(&whole, "create docs --name other --at 9:00 --compress gzip");
+        run(&whole, "create docs --name third --at 9:00 --compress zstd");
+        run(&whole, "run docs other");
         fs::copy(whole.join("backup.db"), whole.join("older.db")).unwrap();
-        must(&whole, "run docs third");
-        let lost = self.like("whole", "rescan-lost");
+        run(&whole, "run docs third");
+        let lost = self.copy_of("whole", "rescan-lost");
         fs::remove_file(lost.join("backup.db")).unwrap();
-        let older = self.like("whole", "rescan-older");
+        let older = self.copy_of("whole", "rescan-older");
         fs::rename(older.join("older.db"), older.join("backup.db")).unwrap();
-        let copied = self.like("rescan-older", "rescan-copied");
+        let copied = self.copy_of("rescan-older", "rescan-copied");
         let (home, store) = home_and_store(&copied).expect("a store");
         maintenance::copy_database(&home, &store, SystemClock::new().now()).expect("a copy");
         drop(store);
@@ -138,7 +138,7 @@ impl Homes {
             ("older database", older, "rescan"),
             ("from a copy", copied, "rescan --from-copy"),
         ] {
-            let scenario = Scenario::new("rescan", name, home, command, looks::catalog);
+            let scenario = Scenario::new("rescan", name, home, command, state::catalog);
             self.scenarios.push(scenario.then("run docs"));
         }
     }
@@ -147,29 +147,29 @@ impl Homes {
     fn migrations(&mut self) {
         let newest = embedded::migrations::runner().get_migrations().len();
         for version in 1..newest {
-            let home = self.like("whole", &format!("migration-{version}"));
+            let home = self.copy_of("whole", &format!("migration-{version}"));
             fs::rename(home.join("backup.db"), home.join("new.db")).unwrap();
             make_old(&home, version);
             fs::remove_file(home.join("new.db")).unwrap();
             fs::copy(home.join("backup.db"), home.join(OLD)).unwrap();
-            let scenario = Scenario::new("migration", &format!("from {version}"), home, "list", looks::migrated);
+            let scenario = Scenario::new("migration", &format!("from {version}"), home, "list", state::migrated);
             self.scenarios.push(scenario.then("run docs"));
         }
     }
 
-    /// What killed backups and prunes leave, each state once that differs in what recovery has to do. What a prune left
-    /// is also put right by the run of another schedule.
+    /// The states that killed backups and prunes leave, one of each that differs in what recovery has to do. Those of a
+    /// prune are also recovered by the run of another schedule.
     fn recoveries(&mut self) {
         let mut kinds = BTreeMap::new();
         for (model, command) in [("first-zstd", "run docs"), ("prune-gzip", "prune")] {
-            for (call, most) in self.calls_of(model, command) {
+            for (call, count) in self.calls_of(model, command) {
                 if !["fsync", "renameat2", "pwrite64", "symlink", "symlinkat", "unlink"].contains(&call.as_str()) {
                     continue;
                 }
-                for n in (1..=most).step_by(if call == "pwrite64" { 7 } else { 1 }) {
-                    let home = self.like(model, &format!("{model}-left-{call}-{n}"));
-                    strike(&home, &words(command), &call, n, Inject::Kill);
-                    match state(&home).filter(|state| command != "prune" || state.contains("deleting")) {
+                for n in (1..=count).step_by(if call == "pwrite64" { 7 } else { 1 }) {
+                    let home = self.copy_of(model, &format!("{model}-left-{call}-{n}"));
+                    run_with_fault(&home, &words(command), &call, n, Fault::Kill);
+                    match left_state(&home).filter(|state| command != "prune" || state.contains("deleting")) {
                         Some(state) if !kinds.contains_key(&state) => drop(kinds.insert(state, (home, command))),
                         _ => fs::remove_dir_all(&home).unwrap(),
                     }
@@ -178,14 +178,14 @@ impl Homes {
         }
         for (left, (home, command)) in kinds {
             if command == "prune" {
-                self.scenarios.push(Scenario::new("recovery", &left, home.clone(), "run other", looks::nothing));
+                self.scenarios.push(Scenario::new("recovery", &left, home.clone(), "run other", state::nothing));
             }
-            self.scenarios.push(Scenario::new("recovery", &left, home, command, looks::nothing));
+            self.scenarios.push(Scenario::new("recovery", &left, home, command, state::nothing));
         }
     }
 
     fn calls_of(&self, model: &str, command: &str) -> Vec<(String, usize)> {
-        let home = self.like(model, "scratch");
+        let home = self.copy_of(model, "scratch");
         let calls = calls(&home, &words(command));
         fs::remove_dir_all(home).unwrap();
         calls
@@ -210,13 +210,13 @@ fn make_old(home: &Path, version: usize) {
     old.execute_batch("DETACH new").unwrap();
 }
 
-/// A tree with every kind of member that needs no device. Owners and attributes where they can be given.
+/// Returns a tree with every kind of member except devices, with owners and attributes where they can be set.
 fn every_kind() -> Vec<Entry> {
     let mine = (rustix::process::geteuid(), rustix::process::getegid());
     let owner = if mine.0.is_root() { (4_321, 8_765) } else { (mine.0.as_raw(), mine.1.as_raw()) };
     let probe = tempfile::NamedTempFile::new_in(fast_folder().path().parent().unwrap()).unwrap();
-    let keeps = xattr::set(probe.path(), "user.note", b"yes").is_ok();
-    let xattrs = if keeps { vec![(b"user.note".to_vec(), b"kept".to_vec())] } else { Vec::new() };
+    let has_xattrs = xattr::set(probe.path(), "user.note", b"yes").is_ok();
+    let xattrs = if has_xattrs { vec![(b"user.note".to_vec(), b"kept".to_vec())] } else { Vec::new() };
     let entry = |parent, name: &str, kind, mode| Entry {
         parent,
         name: name.into(),
@@ -225,7 +225,7 @@ fn every_kind() -> Vec<Entry> {
         owner,
         modified: (1_600_000_000 + i64::from(mode), 123_456_789),
         xattrs: if mode & 0o200 == 0 { Vec::new() } else { xattrs.clone() },
-        acl_user: (keeps && name == "shared").then_some(1_234),
+        acl_user: (has_xattrs && name == "shared").then_some(1_234),
     };
     let file = |size| Kind::File { size, spans: vec![(0, size, 7)] };
     let sparse = Kind::File { size: 3_000_000, spans: vec![(1_000_000, 5_000, 3)] };
@@ -246,19 +246,24 @@ fn every_kind() -> Vec<Entry> {
     ]
 }
 
-/// Says what a killed command left of archives; `None` if nothing.
-fn state(home: &Path) -> Option<String> {
+/// Describes what a killed command left of archives, or returns `None` if nothing.
+fn left_state(home: &Path) -> Option<String> {
     let connection = Connection::open(home.join("backup.db")).ok()?;
     let rows = column(
         &connection,
         "SELECT state || '|' || file_name || '|' || coalesce(temporary_name, '') FROM archive ORDER BY run_id",
     );
-    let there = |name: &str| !name.is_empty() && home.join("backups").join(name).exists();
+    let exists = |name: &str| !name.is_empty() && home.join("backups").join(name).exists();
     let word = |is: bool, word: &str| if is { format!(" {word}") } else { String::new() };
     let mut words = Vec::new();
     for row in &rows {
         let parts: Vec<&str> = row.split('|').collect();
-        words.push(format!("{}{}{}", parts[0], word(there(parts[1]), "there"), word(there(parts[2]), "unplaced")));
+        words.push(format!(
+            "{}{}{}",
+            parts[0],
+            word(exists(parts[1]), "in place"),
+            word(exists(parts[2]), "temporary")
+        ));
     }
     let linked = ["tar.gz", "tar.zst"].iter().any(|end| home.join(format!("backups/docs.{end}")).is_symlink());
     let chunks = !column(&connection, "SELECT id FROM chunk").is_empty();

@@ -1,4 +1,4 @@
-//! What people do meanwhile: schedules, sources and disks that change.
+//! What users change meanwhile: schedules, sources and disks.
 
 use std::fs;
 
@@ -23,8 +23,8 @@ impl Simulation {
         }
     }
 
-    /// A schedule as the program has it, with chance options.
-    pub(super) fn form(&mut self, name: &str, rule: &Rule) -> Schedule {
+    /// Returns a schedule with random options.
+    pub(super) fn random_schedule(&mut self, name: &str, rule: &Rule) -> Schedule {
         let source = name.as_bytes().to_owned();
         let mut schedule = Schedule::new(ScheduleName::parse(name).unwrap(), source, rule.cadence());
         schedule.compression = self.random.pick(&["none", "gzip", "zstd"]).parse().unwrap();
@@ -41,20 +41,21 @@ impl Simulation {
 
     pub(super) fn create(&mut self, name: &str) {
         let rule = self.rule();
-        let form = self.form(name, &rule);
+        let schedule = self.random_schedule(name, &rule);
         self.fill_source(name);
-        let made = self.world.store.create_schedules(&[(form.clone(), self.watermark(&form))], self.now()).unwrap();
-        self.note(format!("{name} is made: {rule:?} in {:?}", form.zone));
+        let made =
+            self.world.store.create_schedules(&[(schedule.clone(), self.watermark(&schedule))], self.now()).unwrap();
+        self.note(format!("{name} is created: {rule:?} in {:?}", schedule.zone));
         let accounted = self.schedules.iter().find(|known| known.name == name).map_or(0, |known| known.accounted);
         self.schedules.retain(|known| known.name != name);
         self.schedules.push(Expected {
             id: made[0].0,
             name: name.to_owned(),
             rule,
-            offset: form.zone.map(|zone| if zone == Tz::UTC { 0 } else { 330 }),
+            offset: schedule.zone.map(|zone| if zone == Tz::UTC { 0 } else { 330 }),
             enabled: true,
             deleted: false,
-            skip: form.catch_up == CatchUp::Skip,
+            skip: schedule.catch_up == CatchUp::Skip,
             handled: self.now().millis(),
             accounted,
         });
@@ -67,17 +68,17 @@ impl Simulation {
         }
         let (name, id) = (self.schedules[at].name.clone(), self.schedules[at].id);
         let rule = if self.random.one_in(2) { self.rule() } else { self.schedules[at].rule.clone() };
-        let mut form = self.form(&name, &rule);
-        form.enabled = !self.random.one_in(3);
-        let watermark = self.watermark(&form);
-        self.world.store.edit_schedules(&[(id, form.clone(), watermark)], self.now()).unwrap();
-        self.note(format!("{name} is edited: {rule:?} in {:?}, enabled: {}", form.zone, form.enabled));
+        let mut edited = self.random_schedule(&name, &rule);
+        edited.enabled = !self.random.one_in(3);
+        let watermark = self.watermark(&edited);
+        self.world.store.edit_schedules(&[(id, edited.clone(), watermark)], self.now()).unwrap();
+        self.note(format!("{name} is edited: {rule:?} in {:?}, enabled: {}", edited.zone, edited.enabled));
         let handled = self.now().millis();
         let schedule = &mut self.schedules[at];
         schedule.rule = rule;
-        schedule.offset = form.zone.map(|zone| if zone == Tz::UTC { 0 } else { 330 });
-        schedule.enabled = form.enabled;
-        schedule.skip = form.catch_up == CatchUp::Skip;
+        schedule.offset = edited.zone.map(|zone| if zone == Tz::UTC { 0 } else { 330 });
+        schedule.enabled = edited.enabled;
+        schedule.skip = edited.catch_up == CatchUp::Skip;
         schedule.handled = handled;
     }
 
@@ -114,7 +115,7 @@ impl Simulation {
         self.note(format!("the source of {name} changes"));
     }
 
-    /// Archives on their way out, left at one of the steps.
+    /// Deletes an archive as far as one of the steps, and stops there.
     pub(super) fn delete_archive(&mut self) {
         let archives = self.world.store.archives(None).unwrap();
         if archives.is_empty() || !self.mounted {

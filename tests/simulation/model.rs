@@ -1,4 +1,4 @@
-//! What should have become of every occurrence, reckoned without the program: plain arithmetic on fixed offsets.
+//! What should have become of every occurrence, computed without the program: plain arithmetic on fixed offsets.
 
 use backup_manager::clock::Timestamp;
 use backup_manager::schedule::Cadence;
@@ -7,8 +7,8 @@ const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
 
-/// How far ahead the watermark may lie, beyond a period, before it counts from now again.
-const BACKWARD: i64 = 3 * HOUR;
+/// How far ahead of now, beyond a period, the watermark may lie before it is reset to now.
+const MAX_AHEAD: i64 = 3 * HOUR;
 
 /// When a schedule is due.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl Rule {
         }
     }
 
-    /// The longest pause between two occurrences, in milliseconds.
+    /// Returns the longest interval between two occurrences, in milliseconds.
     fn period(&self) -> i64 {
         match self {
             Rule::Daily(minutes) => {
@@ -45,17 +45,17 @@ impl Rule {
         }
     }
 
-    /// Returns how many occurrences there are after `from` up to and including `to`, and the newest. `offset` is what
+    /// Returns the number of occurrences after `from` up to and including `to`, and the newest. `offset` is how far
     /// local time is ahead of UTC, in minutes.
     pub fn between(&self, offset: i64, from: i64, to: i64) -> Option<(u64, i64)> {
-        let trains: Vec<(i64, i64)> = match self {
+        let series: Vec<(i64, i64)> = match self {
             Rule::Daily(minutes) => minutes.iter().map(|m| (DAY, (m - offset) * MINUTE)).collect(),
             Rule::Quarters => vec![(15 * MINUTE, -offset * MINUTE)],
             Rule::Hourly(minute) => vec![(HOUR, (minute - offset) * MINUTE)],
         };
         let mut count = 0;
         let mut newest = i64::MIN;
-        for (step, phase) in trains {
+        for (step, phase) in series {
             let (first, last) = ((from - phase).div_euclid(step), (to - phase).div_euclid(step));
             if last > first {
                 count += (last - first) as u64;
@@ -72,27 +72,27 @@ pub struct Expected {
     pub id: i64,
     pub name: String,
     pub rule: Rule,
-    /// Minutes ahead of UTC by a zone of its own.
+    /// Minutes ahead of UTC, if it has a time zone of its own.
     pub offset: Option<i64>,
     pub enabled: bool,
     pub deleted: bool,
     pub skip: bool,
     pub handled: i64,
-    /// Occurrences that a run stands for.
+    /// Occurrences that a run counts.
     pub accounted: u64,
 }
 
 impl Expected {
-    /// A service that finds its clock behind what it was: a watermark from a false future counts from now again.
-    pub fn mend(&mut self, now: Timestamp) {
+    /// A service finds that its clock was set back: a watermark from a wrong future is reset to now.
+    pub fn reset_future_watermark(&mut self, now: Timestamp) {
         let now = now.millis();
-        if self.enabled && !self.deleted && self.handled > now + BACKWARD + self.rule.period() {
+        if self.enabled && !self.deleted && self.handled > now + MAX_AHEAD + self.rule.period() {
             self.handled = now;
         }
     }
 
-    /// A service comes round. `known` says whether an instant is a run already. Returns the newest occurrence.
-    pub fn come_round(&mut self, zone: i64, now: Timestamp, known: impl Fn(i64) -> bool) -> Option<i64> {
+    /// A service ticks. `known` returns whether an instant has a run already. Returns the newest due occurrence.
+    pub fn tick(&mut self, zone: i64, now: Timestamp, known: impl Fn(i64) -> bool) -> Option<i64> {
         if !self.enabled || self.deleted {
             return None;
         }

@@ -2,8 +2,8 @@
 
 #[path = "changes.rs"]
 mod changes;
-#[path = "deaths.rs"]
-mod deaths;
+#[path = "crashes.rs"]
+mod crashes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,14 +17,14 @@ use backup_manager::store::{
     Claim, ClaimNow, Due, EnqueueOutcome, Intent, Requeue, Role, RunRequest, RunState, StopRequest, Watermark,
 };
 use chrono_tz::Tz;
-use deaths::Zombie;
+use crashes::Zombie;
 use uuid::Uuid;
 
-use crate::accident::Silent;
 use crate::model::Expected;
-use crate::prove::promises::{Promises, When, difference, picture};
-use crate::prove::random::Random;
-use crate::prove::{fast_folder, say};
+use crate::stages::Silent;
+use crate::stress::promises::{Promises, When, difference, snapshot};
+use crate::stress::random::Random;
+use crate::stress::{fast_folder, print};
 use crate::world::{DAY, HOUR, MINUTE, World};
 
 const NAMES: [&str; 3] = ["docs", "code", "mail"];
@@ -47,12 +47,12 @@ pub struct Simulation {
     zone: Tz,
     mounted: bool,
     promises: Promises,
-    told: Vec<String>,
-    tell: bool,
+    log: Vec<String>,
+    is_verbose: bool,
 }
 
 impl Simulation {
-    pub fn new(seed: u64, tell: bool) -> Simulation {
+    pub fn new(seed: u64, is_verbose: bool) -> Simulation {
         let mut simulation = Simulation {
             random: Random::seeded(seed),
             world: World::within(fast_folder()),
@@ -63,8 +63,8 @@ impl Simulation {
             zone: Tz::UTC,
             mounted: true,
             promises: Promises::default(),
-            told: Vec::new(),
-            tell,
+            log: Vec::new(),
+            is_verbose,
         };
         for name in &NAMES[..2] {
             simulation.create(name);
@@ -72,8 +72,8 @@ impl Simulation {
         simulation
     }
 
-    pub fn told(&self) -> &[String] {
-        &self.told
+    pub fn log(&self) -> &[String] {
+        &self.log
     }
 
     pub fn archives_read(&self) -> u64 {
@@ -82,10 +82,10 @@ impl Simulation {
 
     fn note(&mut self, text: String) {
         let line = format!("{} {text}", self.now().rfc3339(&chrono::Utc));
-        if self.tell {
-            say(&line);
+        if self.is_verbose {
+            print(&line);
         }
-        self.told.push(line);
+        self.log.push(line);
     }
 
     fn now(&self) -> Timestamp {
@@ -99,7 +99,7 @@ impl Simulation {
             25..=47 => self.tick(),
             48..=61 => self.claim(),
             62..=66 => self.finish(),
-            67..=75 => self.die(),
+            67..=75 => self.crash(),
             76..=78 => self.run_now(),
             79..=80 => self.kill(),
             81 => self.stop(),
@@ -107,10 +107,10 @@ impl Simulation {
             83..=86 => self.edit(),
             87 => self.delete_or_create(),
             88..=90 => self.change_source(),
-            91..=92 => self.wake_zombie(),
-            93 => self.die_taking_over(),
+            91..=92 => self.resume_zombie(),
+            93 => self.crash_after_takeover(),
             94..=95 => self.delete_archive(),
-            96 => self.be_stale(),
+            96 => self.enqueue_stale(),
             97 => self.mount(),
             98 => self.cancel(),
             _ => self.recover_twice(),
@@ -140,7 +140,7 @@ impl Simulation {
         }
         let runner = Runner { threads: 1, ..self.world.process(Role::Service) };
         let options = Options {
-            // What a lost thread held counts to the end.
+            // The run of a lost thread takes up a place until the end.
             workers: 9,
             grace: MINUTE,
             zone: self.zone,
@@ -166,39 +166,39 @@ impl Simulation {
     fn tick(&mut self) {
         let at = self.service();
         let now = self.now();
-        self.note(format!("service {at} comes round"));
+        self.note(format!("service {at} ticks"));
         let known = self.known();
         let zone = if self.zone == Tz::UTC { 0 } else { 330 };
         let process = &mut self.processes[at];
         if process.last_tick.is_none_or(|last| now < last) {
-            self.schedules.iter_mut().for_each(|schedule| schedule.mend(now));
+            self.schedules.iter_mut().for_each(|schedule| schedule.reset_future_watermark(now));
         }
         process.last_tick = Some(now);
         process.service.as_mut().expect("a service").tick().unwrap();
         let runs = self.world.runs();
         for schedule in &mut self.schedules {
             let id = schedule.id;
-            let Some(newest) = schedule.come_round(zone, now, |instant| known.contains(&(id, instant))) else {
+            let Some(newest) = schedule.tick(zone, now, |instant| known.contains(&(id, instant))) else {
                 continue;
             };
             let instant = Some(Timestamp::from_millis(newest));
             let run = runs.iter().find(|run| run.schedule_id == id && run.scheduled_for == instant);
-            let run = run.unwrap_or_else(|| panic!("{}: due at {newest}, and no run says so", schedule.name));
+            let run = run.unwrap_or_else(|| panic!("{}: due at {newest}, and no run exists for it", schedule.name));
             let missed = schedule.skip && now.millis() - newest > 120_000;
-            let as_told = known.contains(&(id, newest)) || (run.state == RunState::Missed) == missed;
-            assert!(as_told, "{}: due at {newest}, {:?} at {now:?}", schedule.name, run.state);
+            let is_as_expected = known.contains(&(id, newest)) || (run.state == RunState::Missed) == missed;
+            assert!(is_as_expected, "{}: due at {newest}, {:?} at {now:?}", schedule.name, run.state);
         }
         let living: BTreeSet<Uuid> = self.processes.iter().map(|process| process.runner.row.uuid).collect();
         for run in self.world.store.running().unwrap() {
             assert!(
                 !self.mounted || run.worker.is_some_and(|uuid| living.contains(&uuid)),
-                "@{} was not rescued",
+                "@{} was not recovered",
                 run.id
             );
         }
     }
 
-    /// Every instant that is a run, by schedule.
+    /// Returns every instant that has a run, with its schedule.
     fn known(&self) -> BTreeSet<(i64, i64)> {
         let runs = self.world.runs();
         runs.iter().filter_map(|run| run.scheduled_for.map(|at| (run.schedule_id, at.millis()))).collect()
@@ -226,7 +226,7 @@ impl Simulation {
         }
     }
 
-    /// Carries out what a process holds; or it puts it back, as on a stop.
+    /// Carries out the run that a process holds; a command may be cancelled or stopped meanwhile.
     fn end(&mut self, at: usize) {
         let Some((claim, intent)) = self.processes[at].held.take() else { return };
         let run = claim.run();
@@ -244,14 +244,14 @@ impl Simulation {
                 process.runner.execute(claim, &intent, &context)
             }
         };
-        let said = match ended {
+        let line = match ended {
             Ok(ended) => format!("@{run} ends {:?} ({:?})", ended.state, ended.error.map(|e| e.to_string())),
             Err(error) => {
                 assert_ne!(error.kind(), ErrorKind::Fenced, "@{run} was taken from a living worker: {error}");
                 format!("@{run} does not end: {error}")
             }
         };
-        self.note(said);
+        self.note(line);
     }
 
     fn run_now(&mut self) {
@@ -277,15 +277,15 @@ impl Simulation {
         }
     }
 
-    fn picture(&self) -> String {
-        picture(self.world.dir.path())
+    fn snapshot(&self) -> String {
+        snapshot(self.world.dir.path())
     }
 
-    fn unchanged(&self, before: &str, who: &str) {
-        let mut changed = difference(before, &self.picture());
-        // Who comes first says whose the folder is, and that is the same whoever says it.
+    fn assert_unchanged(&self, before: &str, actor: &str) {
+        let mut changed = difference(before, &self.snapshot());
+        // Whichever process comes first writes the owner of the folder; its content is the same in each case.
         changed.retain(|line| !(line.starts_with("+ ") && line.contains("/backups/.backup-manager ")));
-        assert!(changed.is_empty(), "{who} changed something: {}", changed.join("; "));
+        assert!(changed.is_empty(), "{actor} changed something: {}", changed.join("; "));
     }
 
     fn stop(&mut self) {
@@ -294,7 +294,7 @@ impl Simulation {
         self.world.store.request_stop(uuid, StopRequest::Drain).unwrap();
         self.note(format!("service {at} stops"));
         let tick = self.processes[at].service.as_mut().expect("a service").tick().unwrap();
-        assert_eq!(tick.enqueued, 0, "a service that stops takes nothing on (I10)");
+        assert_eq!(tick.enqueued, 0, "a service that stops enqueues nothing (I10)");
         assert!(self.processes[at].service.as_ref().expect("a service").claim().unwrap().is_none());
         if self.random.one_in(2) {
             self.end(at);
@@ -307,8 +307,8 @@ impl Simulation {
         self.processes.remove(at);
     }
 
-    /// A service that reckoned long ago what is due, and acts on it now.
-    fn be_stale(&mut self) {
+    /// A service computed long ago what is due, and enqueues it now.
+    fn enqueue_stale(&mut self) {
         let now = self.now();
         let Some((due, _)) = self.stale.take() else {
             let row = self.world.store.schedules().unwrap().into_iter().next();
@@ -333,7 +333,7 @@ impl Simulation {
             schedule.handled = due.to.handled_until.millis();
             schedule.accounted += if known { 0 } else { due.count };
         }
-        self.note(format!("a stale service acts: {done:?}"));
+        self.note(format!("a stale service enqueues: {done:?}"));
     }
 
     fn cancel(&mut self) {
@@ -348,10 +348,10 @@ impl Simulation {
         let context = RunContext { cancel: &cancel, observer: &Silent, is_foreground: false };
         recover(&runner, &context).unwrap();
         if self.mounted {
-            let before = self.picture();
+            let before = self.snapshot();
             let again = recover(&runner, &context).unwrap();
             assert_eq!(again, RecoveryReport::default(), "a second recovery found something");
-            self.unchanged(&before, "a second recovery");
+            self.assert_unchanged(&before, "a second recovery");
         }
         self.world.store.remove_worker(runner.row.uuid).unwrap();
         self.note("a command recovers".to_owned());
@@ -359,8 +359,8 @@ impl Simulation {
 
     pub fn check(&mut self) {
         if self.mounted {
-            let broken = self.promises.broken(self.world.dir.path(), When::Always);
-            assert!(broken.is_empty(), "{}", broken.join("; "));
+            let violations = self.promises.violations(self.world.dir.path(), When::Always);
+            assert!(violations.is_empty(), "{}", violations.join("; "));
         }
         let mut accounted: BTreeMap<i64, u64> = BTreeMap::new();
         for run in self.world.runs().iter().filter(|run| run.scheduled_for.is_some() && run.superseded_by.is_none()) {
@@ -368,7 +368,7 @@ impl Simulation {
         }
         for schedule in &self.schedules {
             let found = accounted.get(&schedule.id).copied().unwrap_or(0);
-            assert_eq!(found, schedule.accounted, "occurrences of {} that a run stands for (I2)", schedule.name);
+            assert_eq!(found, schedule.accounted, "occurrences of {} that are counted by runs (I2)", schedule.name);
         }
         for row in self.world.store.schedules().unwrap() {
             let schedule = self.schedules.iter().find(|s| s.id == row.id).expect("a schedule");
@@ -377,14 +377,14 @@ impl Simulation {
         }
     }
 
-    /// All die; one service puts everything right; then all must be as if nothing had happened.
+    /// Kills all processes and lets one service recover; after that everything must be as if nothing had happened.
     pub fn settle(&mut self) {
         if !self.mounted {
             self.mount();
         }
         self.zombies.clear();
         while !self.processes.is_empty() {
-            self.bury(0);
+            self.remove_process(0);
         }
         NAMES.iter().for_each(|name| self.fill_source(name));
         self.start();
@@ -396,16 +396,16 @@ impl Simulation {
             self.world.clock.advance(MINUTE * 10);
         }
         self.tick();
-        let broken = self.promises.broken(self.world.dir.path(), When::Settled);
-        assert!(broken.is_empty(), "in the end: {}", broken.join("; "));
-        let before = self.picture();
+        let violations = self.promises.violations(self.world.dir.path(), When::Settled);
+        assert!(violations.is_empty(), "in the end: {}", violations.join("; "));
+        let before = self.snapshot();
         self.tick();
-        self.unchanged(&before, "a second round");
-        self.refuses_doubles();
+        self.assert_unchanged(&before, "a second tick");
+        self.assert_duplicates_are_refused();
     }
 
-    /// Whatever the program asks first, the database itself takes no second run where there may be only one (I2).
-    fn refuses_doubles(&self) {
+    /// Whatever the program checks first, the database itself refuses a second run where there may be only one (I2).
+    fn assert_duplicates_are_refused(&self) {
         let mut connection = rusqlite::Connection::open(self.world.home.db()).unwrap();
         let transaction = connection.transaction().unwrap();
         for (what, row) in [

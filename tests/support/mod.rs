@@ -1,4 +1,4 @@
-//! What the test programmes share. Each of them uses a part of it.
+//! What the tests of archives and restores share. Each of them uses a part.
 #![allow(dead_code)]
 
 pub mod archive;

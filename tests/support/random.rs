@@ -1,10 +1,10 @@
-//! Numbers that look random and come again with the same seed.
+//! Pseudo-random numbers that are the same for the same seed.
 
 /// A small generator (splitmix64).
 pub struct Random(u64);
 
 impl Random {
-    /// Returns the seed of `BACKUP_MANAGER_SEED`, or a new one; to be printed.
+    /// Returns the seed in `BACKUP_MANAGER_SEED`, or a new one; print it, so that a failure can be replayed.
     pub fn seed() -> u64 {
         let given = std::env::var("BACKUP_MANAGER_SEED").ok().and_then(|seed| seed.parse().ok());
         given.unwrap_or_else(|| getrandom::u64().unwrap() >> 1)

@@ -1,4 +1,4 @@
-//! Trees with every kind of member, and what can be seen of a tree.
+//! Makes trees with every kind of member, and takes snapshots of trees to compare.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, chownat, makedev, mknodat, utimensat};
 
-/// One entry of a tree to be made.
+/// One entry of a tree to make.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Which of the folders made so far holds it; taken modulo their number.
+    /// The index of its parent among the folders made so far, modulo their number.
     pub parent: usize,
     pub name: Vec<u8>,
     pub kind: Kind,
@@ -28,19 +28,19 @@ pub struct Entry {
 #[derive(Clone, Debug)]
 pub enum Kind {
     Folder,
-    /// Spans of data (offset, length, seed) in a file of that size.
+    /// Spans of data (offset, length, seed) in a file of `size` bytes.
     File {
         size: u64,
         spans: Vec<(u64, u64, u8)>,
     },
     Symlink(Vec<u8>),
-    /// A further name of one of the files and fifos made so far.
+    /// Another name of one of the files and fifos made so far.
     HardLink(usize),
     Fifo,
     Device(u32, u32),
 }
 
-/// Makes a tree in the new folder `root`. Only root may make what belongs to others, and devices.
+/// Makes a tree in the new folder `root`. Only root may make devices and entries that belong to other users.
 pub fn make(root: &Path, entries: &[Entry]) {
     fs::create_dir(root).unwrap();
     let (mut folders, mut files) = (vec![root.to_owned()], Vec::new());
@@ -73,9 +73,9 @@ pub fn make(root: &Path, entries: &[Entry]) {
         }
         made.push((path, entry));
     }
-    // Times and modes last, deepest first: making an entry changes its folder.
+    // Times and modes come last, deepest first: making an entry changes the times of its folder.
     for (path, entry) in made.iter().rev() {
-        dress(path, entry);
+        set_metadata(path, entry);
     }
 }
 
@@ -90,17 +90,17 @@ fn make_file(path: &Path, size: u64, spans: &[(u64, u64, u8)]) {
     }
 }
 
-fn dress(path: &Path, entry: &Entry) {
+fn set_metadata(path: &Path, entry: &Entry) {
     let stat = fs::symlink_metadata(path).unwrap();
     let (is_link, is_folder) = (stat.is_symlink(), stat.is_dir());
     let (uid, gid) = (Some(Uid::from_raw(entry.owner.0)), Some(Gid::from_raw(entry.owner.1)));
     chownat(CWD, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).unwrap();
     if !is_link {
-        // Attributes are set by those who may write.
+        // Setting attributes needs write permission.
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
     }
     for (name, value) in &entry.xattrs {
-        // Only files and folders may have attributes of users.
+        // Only files and folders may have `user.` attributes.
         if stat.is_file() || is_folder || !name.starts_with(b"user.") {
             xattr::set(path, OsStr::from_bytes(name), value).unwrap();
         }
@@ -119,17 +119,17 @@ fn dress(path: &Path, entry: &Entry) {
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
 
-/// Returns an ACL as the kernel keeps it: that of `mode`, with `user` and group 12345 besides.
+/// Returns an ACL as the kernel stores it: that of `mode`, plus `user` and group 12345.
 fn acl(mode: u32, user: u32) -> Vec<u8> {
-    let nobody = u32::MAX;
+    let no_id = u32::MAX;
     let mut bytes = 2u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in [
-        (0x01u16, mode >> 6 & 7, nobody),
+        (0x01u16, mode >> 6 & 7, no_id),
         (0x02, 5, user),
-        (0x04, 4, nobody),
+        (0x04, 4, no_id),
         (0x08, 6, 12_345),
-        (0x10, mode >> 3 & 7, nobody),
-        (0x20, mode & 7, nobody),
+        (0x10, mode >> 3 & 7, no_id),
+        (0x20, mode & 7, no_id),
     ] {
         bytes.extend(tag.to_le_bytes());
         bytes.extend((permissions as u16).to_le_bytes());
@@ -138,7 +138,7 @@ fn acl(mode: u32, user: u32) -> Vec<u8> {
     bytes
 }
 
-/// What can be seen of one entry of a tree.
+/// One entry of a tree, as found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub kind: &'static str,
@@ -153,12 +153,12 @@ pub struct Seen {
     pub xattrs: BTreeMap<String, String>,
     /// The first path of the same file.
     pub first_name: PathBuf,
-    /// It takes less room than its size.
+    /// It takes less space than its size.
     pub is_sparse: bool,
 }
 
-/// Looks at everything in a tree, by path relative to its root.
-pub fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
+/// Returns everything in a tree, by path relative to its root.
+pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();
     let mut names = BTreeMap::new();
     let mut pending = vec![PathBuf::new()];
@@ -169,7 +169,7 @@ pub fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
             pending.extend(fs::read_dir(&path).unwrap().map(|entry| relative.join(entry.unwrap().file_name())));
         }
         names.entry((stat.dev(), stat.ino())).or_insert_with(Vec::new).push(relative.clone());
-        seen.insert(relative, look_at(&path, &stat));
+        seen.insert(relative, inspect(&path, &stat));
     }
     for paths in names.values() {
         let first = paths.iter().min().cloned().unwrap_or_default();
@@ -182,7 +182,7 @@ pub fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
     seen
 }
 
-fn look_at(path: &Path, stat: &fs::Metadata) -> Seen {
+fn inspect(path: &Path, stat: &fs::Metadata) -> Seen {
     let kind = stat.file_type();
     let kind = match () {
         () if kind.is_dir() => "folder",
@@ -219,11 +219,11 @@ pub fn assert_same(expected: &BTreeMap<PathBuf, Seen>, found: &BTreeMap<PathBuf,
         let other = found.get(path).unwrap_or_else(|| panic!("{what}: {} is missing", path.display()));
         assert_eq!(entry, other, "{what}: {}", path.display());
     }
-    let more: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
-    assert!(more.is_empty(), "{what}: also {more:?}");
+    let extra: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
+    assert!(extra.is_empty(), "{what}: unexpected: {extra:?}");
 }
 
-/// Says whether owners and devices can be made.
+/// Returns whether this process may set owners and make devices.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -1,4 +1,4 @@
-//! Deaths: a run carried as far as a stage by the engine's own parts, and then nothing more.
+//! Crashes: the engine's own parts carry a run to a stage and stop there, as if the process had been killed.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +16,7 @@ use backup_manager::store::{Claim, Completed, Intent, ScheduleRow, Sealed};
 
 use crate::world::World;
 
-/// How far a run came before its process died.
+/// How far a run came before its process crashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Claimed,
@@ -27,7 +27,7 @@ pub enum Stage {
     Linked,
     InPlace,
     Complete,
-    /// Sealed, and the file is gone for a reason of its own.
+    /// Sealed, and the file was deleted by somebody else.
     Lost,
 }
 
@@ -51,10 +51,10 @@ impl Observer for Silent {
     fn note(&self, _: &str) {}
 }
 
-/// Asks a run to stop as soon as it says that its end cannot be written: it would try again and again.
-pub struct Impatient<'a>(pub &'a CancelToken);
+/// Cancels a run as soon as it reports that its end cannot be written, which it would retry for ever.
+pub struct CancelOnRetry<'a>(pub &'a CancelToken);
 
-impl Observer for Impatient<'_> {
+impl Observer for CancelOnRetry<'_> {
     fn progress(&self, _: &Progress) {}
     fn problem(&self, _: &Problem) {}
 
@@ -65,8 +65,8 @@ impl Observer for Impatient<'_> {
     }
 }
 
-/// Carries a run to `stage` and gives the claim back, unless that used it up; the files stay as they are. `Err` is
-/// what the engine itself would have stopped at on the way.
+/// Carries a run to `stage` and returns the claim, unless the stage consumes it; the files stay as they are. `Err` is
+/// the error at which the engine itself would have stopped on the way.
 pub fn carry_to(
     world: &World,
     runner: &Runner,
@@ -117,7 +117,7 @@ fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: 
     let mut pending = PendingFile::create_named(&temporary, 0o400)?;
     let written = archive(world, runner, (claim, intent), &row, &source, &mut pending)?;
     if stage == Stage::Catalogued {
-        // As a killed process does: without letting go of anything.
+        // As a killed process does: without removing the temporary file.
         std::mem::forget(pending);
         return Ok(None);
     }

@@ -1,5 +1,5 @@
-//! The promises of the engine as questions to the database and to the folder, asked with nothing of the program but
-//! the reader of its trailer.
+//! The promises of the engine as queries of the database and the folder. Of the program they use only the reader of
+//! the trailer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,24 +11,24 @@ use backup_manager::archive::check;
 use backup_manager::cancel::CancelToken;
 use rusqlite::{Connection, OpenFlags};
 
-/// What must hold.
+/// When a promise must hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// At any instant, whoever lives or has died.
+    /// At any instant, whichever processes are alive or dead.
     Always,
-    /// Once recovery has been, and nobody is at work.
+    /// After recovery, while no process works.
     Settled,
 }
 
-/// A file by what a change of it would change.
+/// What a change of a file changes: device, inode, modification time and size.
 type Stamp = (u64, u64, i64, i64, u64);
 
-/// Asks, and remembers which archives were proved already.
+/// Checks the promises, and remembers which archives were verified already.
 #[derive(Default)]
 pub struct Promises {
-    proved: BTreeMap<PathBuf, Stamp>,
+    verified: BTreeMap<PathBuf, Stamp>,
     connection: Option<Connection>,
-    /// How many archives were read whole.
+    /// The number of archives that were read whole.
     pub archives_read: u64,
 }
 
@@ -42,7 +42,7 @@ struct Row {
     health: String,
 }
 
-/// Questions to the database that must have no answer, at any instant.
+/// Queries that must return no row, at any instant.
 const NEVER: &[(&str, &str)] = &[
     ("a foreign key leads nowhere", "SELECT \"table\" FROM pragma_foreign_key_check"),
     (
@@ -51,12 +51,12 @@ const NEVER: &[(&str, &str)] = &[
          HAVING count(*) > 1",
     ),
     (
-        "two running or two queued (I2)",
+        "two running or two queued runs of one schedule (I2)",
         "SELECT schedule_id FROM run WHERE state IN ('running', 'queued') GROUP BY schedule_id, state \
          HAVING count(*) > 1",
     ),
     (
-        "an archive is being made by a run that has ended (I1)",
+        "an unfinished archive of a run that has ended (I1)",
         "SELECT archive.run_id FROM archive JOIN run ON run.id = run_id \
          WHERE archive.state IN ('writing', 'sealed') AND run.state <> 'running'",
     ),
@@ -66,7 +66,7 @@ const NEVER: &[(&str, &str)] = &[
          WHERE archive.state = 'complete' AND run.state IN ('running', 'queued')",
     ),
     (
-        "a visible archive that was not proved, of a run that was to prove it (I1)",
+        "a visible archive that was not verified, of a run with verification (I1)",
         "SELECT archive.run_id FROM archive JOIN archive_file ON archive_file.id = archive_file_id \
          JOIN run ON run.id = run_id JOIN schedule ON schedule.id = archive.schedule_id \
          WHERE archive.state = 'complete' AND run.verify = 1 AND schedule.verify = 1 AND health = 'unproven'",
@@ -76,7 +76,7 @@ const NEVER: &[(&str, &str)] = &[
         "SELECT id FROM archive_file WHERE id NOT IN (SELECT archive_file_id FROM archive)",
     ),
     (
-        "an attempt goes on although its run has ended",
+        "an attempt is running although its run has ended",
         "SELECT run_id FROM attempt JOIN run ON run.id = run_id \
          WHERE outcome = 'running' AND run.state NOT IN ('running')",
     ),
@@ -87,69 +87,69 @@ const NEVER: &[(&str, &str)] = &[
     ),
 ];
 
-/// The same once all is settled.
+/// Queries that must return no row after recovery.
 const NEVER_SETTLED: &[(&str, &str)] = &[
-    ("a run is running with nobody at it (I6)", "SELECT id FROM run WHERE state = 'running'"),
-    ("an archive stayed unfinished", "SELECT run_id FROM archive WHERE state <> 'complete'"),
+    ("a run without a worker is running (I6)", "SELECT id FROM run WHERE state = 'running'"),
+    ("an archive is unfinished", "SELECT run_id FROM archive WHERE state <> 'complete'"),
     ("a chunk without an archive", "SELECT id FROM chunk WHERE id NOT IN (SELECT chunk_id FROM archive_chunk)"),
     ("the database is damaged", "SELECT quick_check FROM pragma_quick_check WHERE quick_check <> 'ok'"),
 ];
 
 impl Promises {
-    /// Returns what does not hold in the home `home`, in words.
-    pub fn broken(&mut self, home: &Path, when: When) -> Vec<String> {
+    /// Returns the violations in the home `home`, as messages.
+    pub fn violations(&mut self, home: &Path, when: When) -> Vec<String> {
         let connection = match self.connection.take().map_or_else(|| open(home), Ok) {
             Ok(connection) => connection,
             Err(error) => return vec![format!("the database does not open: {error}")],
         };
-        let broken = self.ask(&connection, home, when);
+        let violations = self.check(&connection, home, when);
         self.connection = Some(connection);
-        broken
+        violations
     }
 
-    fn ask(&mut self, connection: &Connection, home: &Path, when: When) -> Vec<String> {
-        let mut broken = Vec::new();
+    fn check(&mut self, connection: &Connection, home: &Path, when: When) -> Vec<String> {
+        let mut violations = Vec::new();
         let settled = if when == When::Settled { NEVER_SETTLED } else { &[] };
-        for (what, question) in NEVER.iter().chain(settled) {
-            let answers = column(connection, question);
-            if !answers.is_empty() {
-                broken.push(format!("{what}: {}", answers.join(", ")));
+        for (what, query) in NEVER.iter().chain(settled) {
+            let rows = column(connection, query);
+            if !rows.is_empty() {
+                violations.push(format!("{what}: {}", rows.join(", ")));
             }
         }
         let rows = archives(connection);
         let backups = home.join("backups");
         for row in rows.iter().filter(|row| row.state == "complete" && row.health != "damaged") {
-            if let Err(why) = self.whole(connection, &backups.join(&row.file_name), row) {
-                broken.push(format!("the visible archive of run @{} (I1): {why}", row.run));
+            if let Err(why) = self.check_archive(connection, &backups.join(&row.file_name), row) {
+                violations.push(format!("the visible archive of run @{} (I1): {why}", row.run));
             }
         }
-        broken.extend(strangers(&backups, &rows, when));
+        violations.extend(unknown_files(&backups, &rows, when));
         if when == When::Settled {
-            broken.extend(stable_names(connection, &backups));
-            broken.extend(workers_left(home, connection));
+            violations.extend(wrong_stable_links(connection, &backups));
+            violations.extend(left_heartbeats(home, connection));
         }
-        broken
+        violations
     }
 
-    fn whole(&mut self, connection: &Connection, path: &Path, row: &Row) -> Result<(), String> {
+    fn check_archive(&mut self, connection: &Connection, path: &Path, row: &Row) -> Result<(), String> {
         let stat = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
         if Some(stat.len()) != row.size {
             return Err(format!("{} bytes on disk, {:?} in its row", stat.len(), row.size));
         }
         let stamp = (stat.dev(), stat.ino(), stat.mtime(), stat.mtime_nsec(), stat.len());
-        if self.proved.get(path) == Some(&stamp) {
+        if self.verified.get(path) == Some(&stamp) {
             return Ok(());
         }
         if row.digest.is_some() {
-            spans(connection, path, row.run)?;
+            check_chunks(connection, path, row.run)?;
             let (_, digest) = check::check_by_trailer(path, 1, &CancelToken::new()).map_err(|e| e.to_string())?;
             if Some(digest.as_slice()) != row.digest.as_deref() {
-                return Err("its digest is not that of its row".to_owned());
+                return Err("its digest differs from its row".to_owned());
             }
-            opens(path)?;
+            check_readable(path)?;
         }
         self.archives_read += 1;
-        self.proved.insert(path.to_owned(), stamp);
+        self.verified.insert(path.to_owned(), stamp);
         Ok(())
     }
 }
@@ -162,15 +162,15 @@ fn open(home: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// Compares each chunk of an archive with its row.
-fn spans(connection: &Connection, path: &Path, run: i64) -> Result<(), String> {
+fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<(), String> {
     let mut statement = connection
         .prepare_cached(
             "SELECT stored_offset, stored_length, stored_digest FROM archive_chunk \
              JOIN chunk ON chunk.id = chunk_id \
              JOIN archive ON archive.archive_file_id = archive_chunk.archive_file_id WHERE run_id = ?1",
         )
-        .expect("a question");
-    let rows = statement.query_map([run], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).expect("an answer");
+        .expect("a query");
+    let rows = statement.query_map([run], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).expect("rows");
     let mut file = fs::File::open(path).map_err(|e| e.to_string())?;
     let mut chunks = 0;
     for row in rows {
@@ -178,15 +178,15 @@ fn spans(connection: &Connection, path: &Path, run: i64) -> Result<(), String> {
         let mut bytes = vec![0; length];
         file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(|e| e.to_string())?;
         if blake3::hash(&bytes).as_bytes().as_slice() != digest {
-            return Err(format!("its chunk at {offset} is not what its row says"));
+            return Err(format!("its chunk at {offset} differs from its row"));
         }
         chunks += 1;
     }
-    if chunks == 0 { Err("no chunk of it is in the catalog".to_owned()) } else { Ok(()) }
+    if chunks == 0 { Err("the catalog has no chunk of it".to_owned()) } else { Ok(()) }
 }
 
-/// Reads an archive as anybody would who has only a decoder and a reader of tar.
-fn opens(path: &Path) -> Result<(), String> {
+/// Reads an archive with nothing but a decoder and the `tar` crate.
+fn check_readable(path: &Path) -> Result<(), String> {
     let file = fs::File::open(path).map_err(|e| e.to_string())?;
     let decoded: Box<dyn Read> = match path.extension().and_then(|e| e.to_str()) {
         Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(file)),
@@ -201,8 +201,8 @@ fn opens(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Files in the archive folder that no row accounts for.
-fn strangers(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
+/// Returns messages about files in the archive folder that no row accounts for.
+fn unknown_files(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
     let mut known: BTreeSet<&str> = rows.iter().map(|row| row.file_name.as_str()).collect();
     known.extend(rows.iter().filter_map(|row| row.temporary.as_deref()).filter(|_| when == When::Always));
     let mut strange = Vec::new();
@@ -216,11 +216,11 @@ fn strangers(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
             if kind.is_dir() {
                 folders.push(path);
             } else if name.starts_with(".database/") && name.ends_with(".db") {
-                // A copy of the database: it has no row, and is kept by its name.
+                // A copy of the database: it has no row, and is recognised by its name.
             } else if name == "ballast" {
-                // Not the program's: what fills a small disk up.
+                // Made by the tests to fill a small disk.
             } else if temporary && when == When::Settled {
-                strange.push(format!("a temporary name stayed behind: {name}"));
+                strange.push(format!("a temporary file is left: {name}"));
             } else if kind.is_file() && !temporary && name != ".backup-manager" && !known.contains(name.as_str()) {
                 strange.push(format!("a file without a row: {name}"));
             }
@@ -229,8 +229,9 @@ fn strangers(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
     strange
 }
 
-/// Each schedule's stable name leads to its newest good archive, and no other name of it is left.
-fn stable_names(connection: &Connection, backups: &Path) -> Vec<String> {
+/// Returns messages about stable links that do not lead to the newest good archive of their schedule, or should not
+/// exist.
+fn wrong_stable_links(connection: &Connection, backups: &Path) -> Vec<String> {
     let newest = "SELECT name || '=' || coalesce((SELECT file_name FROM archive \
          JOIN archive_file ON archive_file.id = archive_file_id \
          WHERE archive.schedule_id = schedule.id AND state = 'complete' AND (suspect = 0 OR acknowledged = 1) \
@@ -246,21 +247,21 @@ fn stable_names(connection: &Connection, backups: &Path) -> Vec<String> {
             .collect();
         let wanted: Vec<String> = Some(file.to_owned()).filter(|file| !file.is_empty()).into_iter().collect();
         if found != wanted {
-            wrong.push(format!("the stable name of {name} leads to {found:?}, not to {wanted:?}"));
+            wrong.push(format!("the stable link of {name} leads to {found:?}, not to {wanted:?}"));
         }
     }
     wrong
 }
 
-/// Worker files whose owner is gone.
-fn workers_left(home: &Path, connection: &Connection) -> Vec<String> {
+/// Returns messages about heartbeat files of dead workers, and about workers in the database that are dead.
+fn left_heartbeats(home: &Path, connection: &Connection) -> Vec<String> {
     use rustix::fs::{FlockOperation, flock};
     let mut left = Vec::new();
     let mut living = 0;
     for entry in fs::read_dir(home.join("backup.db.workers")).into_iter().flatten().flatten() {
         let Ok(file) = fs::File::open(entry.path()) else { continue };
         match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => left.push(format!("the file of a dead worker stayed: {}", entry.path().display())),
+            Ok(()) => left.push(format!("the heartbeat file of a dead worker is left: {}", entry.path().display())),
             Err(_) => living += 1,
         }
     }
@@ -277,7 +278,7 @@ fn archives(connection: &Connection) -> Vec<Row> {
             "SELECT run_id, state, file_name, temporary_name, size, digest, health FROM archive \
              JOIN archive_file ON archive_file.id = archive_file_id",
         )
-        .expect("a question");
+        .expect("a query");
     let rows = statement.query_map([], |r| {
         Ok(Row {
             run: r.get(0)?,
@@ -289,23 +290,23 @@ fn archives(connection: &Connection) -> Vec<Row> {
             health: r.get(6)?,
         })
     });
-    rows.expect("an answer").map(|row| row.expect("a row")).collect()
+    rows.expect("rows").map(|row| row.expect("a row")).collect()
 }
 
-/// Returns the first column of an answer as text.
-pub fn column(connection: &Connection, question: &str) -> Vec<String> {
-    let mut statement = connection.prepare_cached(question).unwrap_or_else(|e| panic!("{question}: {e}"));
+/// Returns the first column of a query's rows as text.
+pub fn column(connection: &Connection, query: &str) -> Vec<String> {
+    let mut statement = connection.prepare_cached(query).unwrap_or_else(|e| panic!("{query}: {e}"));
     let rows = statement.query_map([], |row| {
         Ok(match row.get_ref(0)? {
             rusqlite::types::ValueRef::Text(text) => String::from_utf8_lossy(text).into_owned(),
             other => format!("{other:?}"),
         })
     });
-    rows.expect("an answer").map(|row| row.unwrap_or_else(|e| format!("unreadable: {e}"))).collect()
+    rows.expect("rows").map(|row| row.unwrap_or_else(|e| format!("unreadable: {e}"))).collect()
 }
 
-/// Returns everything that recovery could change, as text: it must be the same after a second one.
-pub fn picture(home: &Path) -> String {
+/// Returns everything that recovery could change, as text: a second recovery must leave it the same.
+pub fn snapshot(home: &Path) -> String {
     let connection = Connection::open(home.join("backup.db")).expect("the database");
     let mut lines = Vec::new();
     for (table, columns) in [
@@ -325,7 +326,7 @@ pub fn picture(home: &Path) -> String {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let stat = entry.metadata().expect("metadata");
             if stat.is_dir() {
-                // Whether an empty folder is there, nobody promised.
+                // No promise is made about empty folders.
                 folders.push(entry.path());
                 continue;
             }
@@ -336,9 +337,9 @@ pub fn picture(home: &Path) -> String {
     lines.join("\n")
 }
 
-/// Returns the lines in which two pictures differ.
+/// Returns the lines in which two snapshots differ.
 pub fn difference(before: &str, after: &str) -> Vec<String> {
     let (before, after): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), after.lines().collect());
-    let gone = before.difference(&after).map(|line| format!("- {line}"));
-    gone.chain(after.difference(&before).map(|line| format!("+ {line}"))).collect()
+    let removed = before.difference(&after).map(|line| format!("- {line}"));
+    removed.chain(after.difference(&before).map(|line| format!("+ {line}"))).collect()
 }

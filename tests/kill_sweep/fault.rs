@@ -1,4 +1,4 @@
-//! The program, its calls counted, and something happening to it at one of them.
+//! Runs the program, counts its system calls, and injects a fault at one of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,32 +8,32 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-/// The calls that change what others see, and opening.
+/// The calls that change what other processes see, and the calls that open files.
 const CALLS: &str = "write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
                      open,openat,openat2,mkdir,mkdirat,mknodat,ftruncate,symlink,symlinkat,chmod,fchmod,fchmodat,\
                      fchown,fchownat,utimensat,fsetxattr";
-/// After that a command is taken to wait for better times, as it does where the database cannot be written.
-const PATIENCE: Duration = Duration::from_millis(300);
-/// How often it is looked at.
-const GLANCE: Duration = Duration::from_millis(2);
+/// After this time a command is taken to wait, as it does while the database cannot be written.
+const MAX_WAIT: Duration = Duration::from_millis(300);
+/// How often the command is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What happens at a call.
+/// What happens at a call: the process is killed, or the call fails once, or from then on.
 #[derive(Clone, Copy, Debug)]
-pub enum Inject {
+pub enum Fault {
     Kill,
     Once(&'static str),
-    ForGood(&'static str),
+    Always(&'static str),
 }
 
-/// Returns why nothing can be injected here, if so.
-pub fn cannot() -> Option<String> {
-    let tried = Command::new("strace")
+/// Returns why no fault can be injected here, or `None` if it can.
+pub fn why_unsupported() -> Option<String> {
+    let trial = Command::new("strace")
         .args(["-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO:when=1", "true"])
         .stderr(Stdio::null())
         .status();
-    match tried {
+    match trial {
         Ok(status) if status.success() => None,
-        Ok(_) => Some("strace may not trace here".to_owned()),
+        Ok(_) => Some("strace is not permitted to trace".to_owned()),
         Err(error) => Some(format!("strace: {error}")),
     }
 }
@@ -45,23 +45,23 @@ pub fn words(text: &str) -> Vec<String> {
 pub fn program(home: &Path, command: &[String]) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_backup-manager"));
     program.args(command);
-    clean(&mut program, home);
+    set_environment(&mut program, home);
     program
 }
 
-fn clean(command: &mut Command, home: &Path) {
+fn set_environment(command: &mut Command, home: &Path) {
     command.env_clear().env("TZ", "UTC").env("PATH", "/usr/bin:/bin").current_dir(home).stdin(Stdio::null());
 }
 
 fn traced(home: &Path, command: &[String], options: &[&str]) -> Command {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq"]).args(options).arg(env!("CARGO_BIN_EXE_backup-manager")).args(command);
-    clean(&mut strace, home);
+    set_environment(&mut strace, home);
     strace
 }
 
 /// Runs a command that has to succeed.
-pub fn must(home: &Path, command: &str) {
+pub fn run(home: &Path, command: &str) {
     let output = program(home, &words(command)).output().expect("the program");
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -71,8 +71,8 @@ pub fn copy(from: &Path, to: &Path) {
     assert!(copied.success());
 }
 
-/// Runs a command undisturbed, and returns which calls it makes and how many of each its busiest thread makes: strace
-/// counts by thread.
+/// Runs a command without a fault, and returns which calls it makes and how many of each its busiest thread makes:
+/// strace counts by thread.
 pub fn calls(home: &Path, command: &[String]) -> Vec<(String, usize)> {
     let log = tempfile::NamedTempFile::new().expect("a file");
     let trace = format!("trace={}", CALLS.replace(' ', ""));
@@ -80,39 +80,39 @@ pub fn calls(home: &Path, command: &[String]) -> Vec<(String, usize)> {
     let output = traced(home, command, &options).output().expect("strace");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
-    for line in fs::read_to_string(log.path()).expect("what was traced").lines() {
+    for line in fs::read_to_string(log.path()).expect("a trace").lines() {
         let Some((thread, rest)) = line.split_once(' ') else { continue };
         let Some((call, _)) = rest.trim_start().split_once('(') else { continue };
         if call.bytes().all(|b| b.is_ascii_alphanumeric()) {
             *counts.entry((call.to_owned(), thread.to_owned())).or_default() += 1;
         }
     }
-    let mut most: BTreeMap<String, usize> = BTreeMap::new();
+    let mut max_by_call: BTreeMap<String, usize> = BTreeMap::new();
     for ((call, _), count) in counts {
-        let entry = most.entry(call).or_default();
+        let entry = max_by_call.entry(call).or_default();
         *entry = count.max(*entry);
     }
-    most.into_iter().collect()
+    max_by_call.into_iter().collect()
 }
 
-/// What became of a command that was struck.
-pub struct Struck {
-    /// `None`: it went on waiting, and was killed.
+/// The outcome of a command with a fault.
+pub struct Outcome {
+    /// `None` if it kept waiting and was killed.
     pub output: Option<Output>,
-    /// What the failed calls were made on, where they were made on something open.
-    pub on: Vec<String>,
+    /// The paths of the open files on which the failed calls were made.
+    pub failed_on: Vec<String>,
 }
 
-/// Runs a command with something happening at its Nth call.
-pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inject) -> Struck {
-    // With `--seccomp-bpf` the other calls go at full speed; strace 6.1 then injects errors, but no signals.
-    let (speed, what) = match inject {
-        Inject::Kill => ("-qq", format!("inject={call}:signal=SIGKILL:when={n}")),
-        Inject::Once(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}")),
-        Inject::ForGood(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}+")),
+/// Runs a command with a fault at its Nth call.
+pub fn run_with_fault(home: &Path, command: &[String], call: &str, n: usize, fault: Fault) -> Outcome {
+    // With `--seccomp-bpf` the other calls run at full speed; strace 6.1 then injects errors, but no signals.
+    let (speed, what) = match fault {
+        Fault::Kill => ("-qq", format!("inject={call}:signal=SIGKILL:when={n}")),
+        Fault::Once(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}")),
+        Fault::Always(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}+")),
     };
     let trace = format!("trace={call}");
-    // Files, not pipes: nobody reads while it runs.
+    // Files, not pipes: nothing reads the output while it runs.
     let (out, err, log) = (home.join("out"), home.join("err"), home.join("log"));
     let options = [speed, "-y", "-o", &log.display().to_string(), "-e", &trace, "-e", &what];
     let mut strace = traced(home, command, &options);
@@ -123,8 +123,8 @@ pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inj
         if let Some(status) = child.try_wait().expect("a child") {
             break Some(status);
         }
-        if started.elapsed() > PATIENCE {
-            // Not the tracer, which ends with what it traces: else who was traced is not waited for.
+        if started.elapsed() > MAX_WAIT {
+            // Not the tracer, which ends with its tracee; if it were killed first, the tracee would not be waited for.
             let traced = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).expect("its children");
             for pid in traced.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
                 let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -132,13 +132,13 @@ pub fn strike(home: &Path, command: &[String], call: &str, n: usize, inject: Inj
             let _ = child.wait();
             break None;
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     };
     let (stdout, stderr) = (fs::read(&out).unwrap_or_default(), fs::read(&err).unwrap_or_default());
     let traced = fs::read(&log).unwrap_or_default();
     let traced = String::from_utf8_lossy(&traced);
     let failed = traced.lines().filter(|line| line.ends_with("(INJECTED)"));
-    let on = failed.filter_map(|line| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned())).collect();
+    let failed_on = failed.filter_map(|line| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned())).collect();
     [out, err, log].into_iter().for_each(|file| drop(fs::remove_file(file)));
-    Struck { output: status.map(|status| Output { status, stdout, stderr }), on }
+    Outcome { output: status.map(|status| Output { status, stdout, stderr }), failed_on }
 }
