@@ -10,7 +10,7 @@ use std::process::Command;
 use backup_manager::archive::block::END_MARKS;
 use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::check::{check_by_trailer, examine};
-use backup_manager::archive::foreign::check_plain_tar;
+use backup_manager::archive::foreign::check_tar;
 use backup_manager::archive::header;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::cancel::CancelToken;
@@ -69,7 +69,7 @@ fn tools_accept_every_format() {
             assert!(text.starts_with("{\"schedule\":\"test\"}\n"), "{text}");
             assert_eq!(text.lines().count(), 307);
         }
-        let facts = check_plain_tar(&made.path).unwrap();
+        let facts = check_tar(&made.path).unwrap();
         assert_eq!(facts, made.written.extent);
     }
 }
@@ -192,13 +192,13 @@ fn other_tars_are_taken_in_only_whole() {
     for (name, flag) in [("a.tar", "-cf"), ("a.tar.gz", "-czf")] {
         let path = folder.path().join(name);
         run_tool(Command::new("tar").arg("-C").arg(folder.path()).arg(flag).arg(&path).arg("source"));
-        let facts = check_plain_tar(&path).unwrap();
+        let facts = check_tar(&path).unwrap();
         assert_eq!(facts.members, 306);
         let size = fs::metadata(&path).unwrap().len();
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
         for cut in [size - size / 3, size / 2, 1024, 512, 100, 0] {
             file.set_len(cut).unwrap();
-            let error = check_plain_tar(&path).unwrap_err();
+            let error = check_tar(&path).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Damage, "{name} cut to {cut}: {error}");
         }
     }
@@ -206,11 +206,40 @@ fn other_tars_are_taken_in_only_whole() {
     let path = folder.path().join("b.tar");
     fs::write(source.join("sub/zeros"), vec![0; 4096]).unwrap();
     run_tool(Command::new("tar").arg("-C").arg(source.join("sub")).arg("-cf").arg(&path).arg("zeros"));
-    check_plain_tar(&path).unwrap();
+    check_tar(&path).unwrap();
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(512 + 4096).unwrap();
-    assert!(check_plain_tar(&path).is_err_and(|e| e.to_string().contains("end marks")));
-    assert!(check_plain_tar(&source.join("large")).is_err());
-    assert_eq!(check_plain_tar(&folder.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(check_tar(&path).is_err_and(|e| e.to_string().contains("end marks")));
+    assert!(check_tar(&source.join("large")).is_err());
+    assert_eq!(check_tar(&folder.path().join("none")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_refused_member_of_another_tar_is_counted_and_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), b"content").unwrap();
+    let path = folder.path().join("a.tar");
+    let transform = "--transform=s,^twin$,../twin,";
+    fs::copy(folder.path().join("file"), folder.path().join("twin")).unwrap();
+    run_tool(
+        Command::new("tar").arg("-C").arg(folder.path()).args(["-Pcf"]).arg(&path).args([transform, "file", "twin"]),
+    );
+    let extent = check_tar(&path).unwrap();
+    assert_eq!((extent.members, extent.files, extent.content_bytes), (2, 1, 7));
+}
+
+#[test]
+fn a_wrong_checksum_after_the_end_marks_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar.gz");
+    fs::write(folder.path().join("file"), b"content").unwrap();
+    run_tool(Command::new("tar").arg("-C").arg(folder.path()).arg("-czf").arg(&path).arg("file"));
+    check_tar(&path).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    // The last eight bytes of a gzip file are the checksum and the length of its content.
+    let checksum = bytes.len() - 8;
+    bytes[checksum] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(check_tar(&path).unwrap_err().kind(), ErrorKind::Damage);
 }
 
 #[test]

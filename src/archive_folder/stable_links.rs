@@ -118,7 +118,7 @@ fn take_in(
     now: Timestamp,
 ) -> Result<()> {
     let metadata = fs::metadata(path).map_err(Error::io("look at", path))?;
-    let facts = foreign::check_plain_tar(path);
+    let facts = foreign::check_tar(path);
     let legacy = LegacyArchive {
         file_name,
         created_at: Timestamp::from_millis(metadata.mtime().saturating_mul(1000)),

@@ -182,7 +182,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
 }
 
 fn examine_foreign(path: &Path, size: Option<u64>) -> Result<Findings> {
-    let facts = foreign::check_plain_tar(path);
+    let facts = foreign::check_tar(path);
     let length = std::fs::metadata(path).map_err(Error::io("inspect", path))?.len();
     let mut findings = Findings { bytes: length, ..Findings::new() };
     if let Err(error) = facts {

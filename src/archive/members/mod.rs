@@ -128,6 +128,19 @@ impl Members {
         self.entries.blocks.read_data(out).map_err(|error| error.reason())
     }
 
+    /// Reads what follows the end marks, up to the end of the file: not tar, but a codec may have a checksum there.
+    /// Errors: what is wrong with it, in words.
+    pub(super) fn read_rest(&mut self) -> std::result::Result<(), String> {
+        let mut buffer = vec![0; 1 << 17];
+        loop {
+            match self.entries.blocks.content.read(&mut buffer) {
+                Ok(_) => {}
+                Err(ReadError::End) => return Ok(()),
+                Err(error) => return Err(error.reason()),
+            }
+        }
+    }
+
     /// Continues after bytes that are missing, where that is possible.
     fn interrupted(&mut self, error: ReadError) -> Result<Option<Event>> {
         let content = &mut self.entries.blocks.content;
