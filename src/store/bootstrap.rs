@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::{FlockOperation, flock, statfs};
 use uuid::Uuid;
 
-use super::{RECOVERY_OPTIONS, configure, fault};
+use super::connection::{RECOVERY_OPTIONS, configure, database_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, beside};
 
@@ -107,7 +107,7 @@ impl Bootstrap {
             return Ok(None);
         }
         self.refuse_foreign_owner(path)?;
-        let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
+        let mut connection = Connection::open(path).map_err(|e| database_error(path, e))?;
         configure(&mut connection).map_err(|e| opening_fault(path, e))?;
         let pragma = |name: &str| -> Result<i32> {
             connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).map_err(|e| opening_fault(path, e))
@@ -173,10 +173,11 @@ impl Bootstrap {
             return Ok(());
         }
         self.create_private(path)?;
-        let mut connection = Connection::open(path).map_err(|e| fault(path, e))?;
-        configure(&mut connection).map_err(|e| fault(path, e))?;
-        let mode: String =
-            connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+        let mut connection = Connection::open(path).map_err(|e| database_error(path, e))?;
+        configure(&mut connection).map_err(|e| database_error(path, e))?;
+        let mode: String = connection
+            .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
+            .map_err(|e| database_error(path, e))?;
         if mode != "wal" {
             return Err(Error::failed(format!("the database {} cannot use WAL (it says {mode})", path.display()))
                 .hint("put it on a local file system: --db or BACKUP_DB"));
@@ -204,7 +205,7 @@ impl Bootstrap {
     /// Copies a database that holds something and will be changed, named by the schema that it gets.
     fn copy_before_migration(&self, path: &Path, connection: &Connection) -> Result<()> {
         let version: i32 =
-            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
         if version == 0 || version == newest() {
             return Ok(());
         }
@@ -267,7 +268,7 @@ fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
         )
         .hint(RECOVERY_OPTIONS),
         Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
-        _ => fault(path, error),
+        _ => database_error(path, error),
     }
 }
 

@@ -1,14 +1,14 @@
 //! What is in the archives: chunks and members. Written in batches behind the fence, read page by page (I5).
 
-use rusqlite::types::FromSqlError;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::Store;
-use super::claims::Claim;
+use super::rows::{CHUNK, OF_FILE, chunk_row, word_of_kind};
+use super::types::Claim;
 use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, MemberKind};
+use crate::member::CatalogMember;
 
 /// Rows a transaction may write at most.
 const BATCH_ROWS: usize = 10_000;
@@ -88,8 +88,7 @@ impl Store {
             connection
                 .prepare_cached(&format!(
                     "SELECT {CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
-                     WHERE archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1) \
-                     AND sequence >= ?2 ORDER BY sequence LIMIT ?3"
+                     WHERE {OF_FILE} AND sequence >= ?2 ORDER BY sequence LIMIT ?3"
                 ))?
                 .query_map(params![run, sequence, limit], chunk_row)?
                 .collect()
@@ -125,20 +124,6 @@ impl Iterator for ArchiveChunks {
     }
 }
 
-/// The columns of a [`Chunk`].
-pub(super) const CHUNK: &str = "sequence, stored_offset, stored_length, stored_digest, content_length, content_digest";
-
-pub(super) fn chunk_row(row: &Row<'_>) -> rusqlite::Result<Chunk> {
-    Ok(Chunk {
-        sequence: row.get(0)?,
-        offset: row.get(1)?,
-        stored_length: row.get(2)?,
-        stored_digest: row.get(3)?,
-        content_length: row.get(4)?,
-        content_digest: row.get(5)?,
-    })
-}
-
 fn archive_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<i64> {
     transaction
         .prepare_cached("SELECT archive_file_id FROM archive WHERE run_id = ?1")?
@@ -146,7 +131,6 @@ fn archive_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<
 }
 
 fn unfinished_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<Option<i64>> {
-    use rusqlite::OptionalExtension;
     transaction
         .query_row(
             "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed')",
@@ -226,7 +210,7 @@ fn insert_member(
             chunk,
             ordinal,
             member.path.as_bytes(),
-            kind_word(member.kind),
+            word_of_kind(member.kind),
             member.size.cast_signed(),
             member.mode,
             member.uid,
@@ -248,23 +232,4 @@ fn insert_member(
             entry.changed_while_read,
         ])
         .map(drop)
-}
-
-const KIND_WORDS: [(MemberKind, &str); 7] = [
-    (MemberKind::File, "file"),
-    (MemberKind::Folder, "folder"),
-    (MemberKind::Symlink, "symlink"),
-    (MemberKind::HardLink, "hardlink"),
-    (MemberKind::Fifo, "fifo"),
-    (MemberKind::CharDevice, "char"),
-    (MemberKind::BlockDevice, "block"),
-];
-
-fn kind_word(kind: MemberKind) -> &'static str {
-    KIND_WORDS.iter().find(|(other, _)| *other == kind).map_or("file", |(_, word)| word)
-}
-
-pub(super) fn kind_of_word(word: &str) -> rusqlite::Result<MemberKind> {
-    let found = KIND_WORDS.iter().find(|(_, other)| *other == word);
-    found.map(|(kind, _)| *kind).ok_or_else(|| FromSqlError::InvalidType.into())
 }

@@ -2,41 +2,11 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Store, Watermark};
+use super::Store;
+use super::rows::exactly_one;
+use super::types::{Due, EnqueueOutcome, Watermark};
 use crate::clock::Timestamp;
 use crate::error::Result;
-
-/// Occurrences of one schedule that have come.
-#[derive(Clone, Copy, Debug)]
-pub struct Due {
-    /// Row of the schedule.
-    pub schedule: i64,
-    /// The watermark they were computed from; nothing happens if it has moved.
-    pub from: Watermark,
-    /// The watermark once they are handled.
-    pub to: Watermark,
-    /// The newest of them.
-    pub occurrence: Timestamp,
-    /// How many there are, the newest included.
-    pub count: u64,
-    /// They are recorded as missed rather than run.
-    pub missed: bool,
-}
-
-/// What became of due occurrences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EnqueueOutcome {
-    /// A run was queued.
-    Queued(i64),
-    /// The run already queued stands for them too.
-    Coalesced(i64),
-    /// They were recorded as missed.
-    Missed(i64),
-    /// The newest was a run before, as after a clock that was set back.
-    AlreadyRun,
-    /// Another process was first, or the schedule was edited meanwhile.
-    Overtaken,
-}
 
 impl Store {
     /// Turns due occurrences into one queued run, or counts them in the one already queued, and moves the watermark.
@@ -57,7 +27,7 @@ impl Store {
             if due.missed {
                 return insert(transaction, due, "missed", Some(now), now).map(EnqueueOutcome::Missed);
             }
-            match queued(transaction, due.schedule)? {
+            match queued_run(transaction, due.schedule)? {
                 Some(run) => count_in(transaction, run, due, now).map(|()| EnqueueOutcome::Coalesced(run)),
                 None => insert(transaction, due, "queued", None, now).map(EnqueueOutcome::Queued),
             }
@@ -88,7 +58,7 @@ pub(super) fn compare_and_set_watermark(
 }
 
 /// Returns the queued run of a schedule.
-pub(super) fn queued(transaction: &Transaction<'_>, schedule: i64) -> rusqlite::Result<Option<i64>> {
+pub(super) fn queued_run(transaction: &Transaction<'_>, schedule: i64) -> rusqlite::Result<Option<i64>> {
     transaction
         .prepare_cached("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'queued'")?
         .query_row([schedule], |row| row.get(0))
@@ -116,7 +86,7 @@ fn insert(
             now.millis(),
             finished_at.map(Timestamp::millis)
         ])?;
-    super::exactly_one(changed)?;
+    exactly_one(changed)?;
     Ok(transaction.last_insert_rowid())
 }
 
@@ -128,5 +98,5 @@ fn count_in(transaction: &Transaction<'_>, run: i64, due: &Due, now: Timestamp) 
          WHERE id = ?1 AND state = 'queued'",
         )?
         .execute(params![run, due.occurrence.millis(), due.count, now.millis()])?;
-    super::exactly_one(changed)
+    exactly_one(changed)
 }

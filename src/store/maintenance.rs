@@ -4,7 +4,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
-use super::{Store, fault};
+use super::Store;
+use super::connection::{RECOVERY_OPTIONS, database_error};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,7 +27,7 @@ pub enum Task {
     History,
 }
 
-words!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history");
+text_enum!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history");
 
 /// How a restore drill went.
 #[derive(Clone, Debug)]
@@ -139,18 +140,17 @@ impl Store {
 /// Errors: `Damage` where it is not whole, or none of ours.
 pub fn check_copy(path: &Path) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(|e| fault(path, e))?;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| database_error(path, e))?;
     let application: i32 =
-        connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+        connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
     if application != APPLICATION_ID {
         return Err(damaged(path, "it is no database of backup-manager"));
     }
     let found: String =
-        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(|e| fault(path, e))?;
+        connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
     if found == "ok" { Ok(()) } else { Err(damaged(path, &found)) }
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Damage, format!("the database {} is damaged: {what}", path.display()))
-        .hint(super::RECOVERY_OPTIONS)
+    Error::new(ErrorKind::Damage, format!("the database {} is damaged: {what}", path.display())).hint(RECOVERY_OPTIONS)
 }

@@ -1,41 +1,18 @@
 //! What the catalog knows of members: those of one archive, and where a path is found over all archives.
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::Store;
-use super::catalog::{CHUNK, chunk_row, kind_of_word};
+use super::rows::{CHUNK, OF_FILE, chunk_row, kind_of_word};
+use super::types::{CatalogEntry, PathOccurrence};
 use crate::chunk::Chunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::{CatalogMember, FileTime, Member, MemberPath, Xattrs};
 
-/// A member of an archive and the chunk that holds its header.
-#[derive(Clone, Debug)]
-pub struct CatalogEntry {
-    /// Position of the chunk in the archive file.
-    pub sequence: u64,
-    /// What the catalog keeps of it; of extended attributes only the digest.
-    pub entry: CatalogMember,
-}
-
-/// A path in one archive.
-#[derive(Clone, Debug)]
-pub struct PathOccurrence {
-    /// Number of the run that made the archive.
-    pub run: i64,
-    /// Name of its schedule.
-    pub schedule: String,
-    /// When the archive was made.
-    pub created_at: Timestamp,
-    /// What the catalog keeps of the member.
-    pub entry: CatalogMember,
-}
-
 const MEMBER: &str = "member.path, kind, size, mode, uid, gid, user_name, group_name, modified_s, modified_ns, \
      changed_s, changed_ns, device, inode, device_major, device_minor, link_target, xattr_digest, \
      content_digest, content_offset, changed_while_read";
-
-const OF_FILE: &str = "archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)";
 
 impl Store {
     /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the first chunk
@@ -56,6 +33,26 @@ impl Store {
                 .collect()
         })?;
         Ok((members, next))
+    }
+
+    /// Returns the members whose headers start in one chunk of an archive, in order.
+    pub fn chunk_members(&self, run: i64, sequence: u64) -> Result<Vec<CatalogMember>> {
+        let (members, _) = self.members(run, sequence, 1)?;
+        Ok(members.into_iter().filter(|listed| listed.sequence == sequence).map(|listed| listed.entry).collect())
+    }
+
+    /// Returns the path of the last member whose header starts before a chunk of an archive: the file whose content
+    /// goes on in it.
+    pub fn member_before(&self, run: i64, sequence: u64) -> Result<Option<Vec<u8>>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT path FROM archive_chunk JOIN member USING (chunk_id) WHERE {OF_FILE} \
+                     AND sequence < ?2 ORDER BY sequence DESC, ordinal DESC LIMIT 1"
+                ))?
+                .query_row(params![run, sequence], |row| row.get(0))
+                .optional()
+        })
     }
 
     /// Returns the chunks of an archive that hold headers of members at `path`, and if asked below it, in order.

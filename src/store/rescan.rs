@@ -3,44 +3,13 @@
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
-use super::{Health, Store, catalog, exactly_one};
+use super::Store;
+use super::catalog::{insert_chunk, remove_references};
+use super::rows::exactly_one;
+use super::types::{FoundArchive, Health};
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::Extent;
-
-/// What an archive file says of itself.
-#[derive(Clone, Debug)]
-pub struct FoundArchive {
-    /// Row of its schedule.
-    pub schedule: i64,
-    /// Number in its name.
-    pub run: i64,
-    /// Its file, below the archive folder.
-    pub file_name: String,
-    /// The time in its name.
-    pub created_at: Timestamp,
-    /// Bytes of the file.
-    pub size: u64,
-    /// BLAKE3 over its chunks' digests.
-    pub digest: [u8; 32],
-    /// Device it lies on.
-    pub device: u64,
-    /// Which file it is there.
-    pub inode: u64,
-    /// Its compression: none, gzip, zstd.
-    pub codec: &'static str,
-    /// The source as it was resolved.
-    pub source_root: Vec<u8>,
-    /// Some source data is missing in it.
-    pub incomplete: bool,
-    /// How much it holds.
-    pub extent: Extent,
-    /// Problems that its run met.
-    pub problems: u64,
-    /// Those of them that mean missing data.
-    pub losses: u64,
-}
 
 impl Store {
     /// Takes the place of the database whose archives lie in the folder; only where the catalog holds none yet.
@@ -105,7 +74,7 @@ impl Store {
                 [run],
                 |row| row.get(0),
             )?;
-            chunks.iter().try_for_each(|chunk| catalog::insert_chunk(transaction, file, chunk))
+            chunks.iter().try_for_each(|chunk| insert_chunk(transaction, file, chunk))
         })
     }
 
@@ -146,7 +115,7 @@ impl Store {
                     )
                     .optional()?;
                 let Some((run, file)) = half else { return Ok(false) };
-                if catalog::remove_references(transaction, file)? == 0 {
+                if remove_references(transaction, file)? == 0 {
                     transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
                     transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
                     transaction.execute("DELETE FROM run WHERE id = ?1", [run])?;

@@ -2,8 +2,9 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::archives::{GOOD, JOINED};
-use super::{Archive, Health, Store};
+use super::Store;
+use super::rows::{GOOD, JOINED};
+use super::types::{Archive, Health};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -20,7 +21,7 @@ impl Store {
                         [anchor],
                         |row| row.get(0),
                     )
-                    .map_err(|e| self.fault(e))?;
+                    .map_err(|e| self.database_error(e))?;
                 if !is_good {
                     return Err(Error::new(ErrorKind::Busy, "the archives changed while retention chose among them")
                         .hint("try again"));
@@ -30,8 +31,8 @@ impl Store {
                 .prepare_cached(
                     "UPDATE archive SET state = 'deleting' WHERE run_id = ?1 AND state = 'complete' AND pinned = 0",
                 )
-                .map_err(|e| self.fault(e))?;
-            runs.iter().try_for_each(|run| mark.execute([run]).map(drop)).map_err(|e| self.fault(e))
+                .map_err(|e| self.database_error(e))?;
+            runs.iter().try_for_each(|run| mark.execute([run]).map(drop)).map_err(|e| self.database_error(e))
         })
     }
 

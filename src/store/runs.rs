@@ -1,158 +1,14 @@
 //! The history: runs as rows, with their attempts and problems.
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
-use rusqlite::{Row, named_params, params};
-use uuid::Uuid;
+use rusqlite::{OptionalExtension, Row, named_params, params};
 
 use super::Store;
+use super::rows::{extent_row, parse_uuid};
+use super::run_end::cancel_queued;
+use super::types::{Attempt, HistoryFilter, Run, RunCounts};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::member::Extent;
-use crate::progress::{Problem, ProblemKind};
-
-/// What caused a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    /// Its schedule was due.
-    Schedule,
-    /// Somebody asked.
-    Manual,
-    /// An archive was found and taken into the catalog.
-    Rescan,
-}
-
-/// Where a run stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RunState {
-    /// Waits to be claimed.
-    Queued,
-    /// A worker has it.
-    Running,
-    /// Done.
-    Succeeded,
-    /// Done, but some source data could not be read whole.
-    Incomplete,
-    /// No good archive came of it.
-    Failed,
-    /// Stopped on request.
-    Cancelled,
-    /// Never begun: its time passed while nobody served, and it was not to be caught up.
-    Missed,
-}
-
-words!(Trigger, Schedule = "schedule", Manual = "manual", Rescan = "rescan");
-words!(
-    RunState,
-    Queued = "queued",
-    Running = "running",
-    Succeeded = "succeeded",
-    Incomplete = "incomplete",
-    Failed = "failed",
-    Cancelled = "cancelled",
-    Missed = "missed"
-);
-
-impl RunState {
-    /// All states, as `history --status` takes them.
-    pub const ALL: [RunState; 7] = [
-        RunState::Queued,
-        RunState::Running,
-        RunState::Succeeded,
-        RunState::Incomplete,
-        RunState::Failed,
-        RunState::Cancelled,
-        RunState::Missed,
-    ];
-
-    /// Says whether the run has ended.
-    pub fn is_final(self) -> bool {
-        !matches!(self, RunState::Queued | RunState::Running)
-    }
-}
-
-/// What a run read and met.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunCounts {
-    /// How much it read.
-    pub extent: Extent,
-    /// Bytes of the archive file.
-    pub archive_bytes: u64,
-    /// Paths with problems, notes included.
-    pub problems: u64,
-    /// Paths whose data is missing or doubtful.
-    pub losses: u64,
-    /// Things worth knowing that are no problems.
-    pub notes: Vec<String>,
-}
-
-/// A run as the history tells it.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// Its number, as in `@17` and in the archive's name.
-    pub id: i64,
-    /// Row of its schedule.
-    pub schedule_id: i64,
-    /// Name of its schedule.
-    pub schedule_name: String,
-    /// What caused it.
-    pub trigger: Trigger,
-    /// The newest occurrence it stands for.
-    pub scheduled_for: Option<Timestamp>,
-    /// Further occurrences it stands for.
-    pub coalesced: u64,
-    /// Where it stands.
-    pub state: RunState,
-    /// How often it was claimed or taken over.
-    pub attempt: i64,
-    /// Who has it, or had it last.
-    pub worker: Option<Uuid>,
-    /// Not to be claimed before then.
-    pub not_before: Timestamp,
-    /// When it was queued.
-    pub queued_at: Timestamp,
-    /// When its last attempt began.
-    pub started_at: Option<Timestamp>,
-    /// When it ended.
-    pub finished_at: Option<Timestamp>,
-    /// What it read and met.
-    pub counts: RunCounts,
-    /// Its problems were confirmed as known.
-    pub acknowledged: bool,
-    /// The run that stands for it.
-    pub superseded_by: Option<i64>,
-    /// Why it failed, was cancelled or waits for another try.
-    pub error: Option<String>,
-}
-
-/// One attempt at a run.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// Its number.
-    pub attempt: i64,
-    /// Process that made it.
-    pub pid: u32,
-    /// When it began.
-    pub started_at: Timestamp,
-    /// When it ended.
-    pub ended_at: Option<Timestamp>,
-    /// How it ended.
-    pub outcome: String,
-    /// Why.
-    pub error: Option<String>,
-}
-
-/// Which runs `history` shows.
-#[derive(Clone, Debug, Default)]
-pub struct HistoryFilter {
-    /// Only of this schedule.
-    pub schedule: Option<i64>,
-    /// Only those queued since.
-    pub since: Option<Timestamp>,
-    /// Only those in one of these states; empty means all.
-    pub states: Vec<RunState>,
-    /// At most so many, the newest.
-    pub limit: Option<u32>,
-}
+use crate::progress::Problem;
 
 const SELECT: &str =
     "SELECT run.*, schedule.name AS schedule_name FROM run JOIN schedule ON schedule.id = run.schedule_id";
@@ -162,7 +18,6 @@ impl Store {
     ///
     /// Errors: `NotFound` if there is none of that number.
     pub fn run(&self, id: i64) -> Result<Run> {
-        use rusqlite::OptionalExtension;
         let found = self.read(|connection| {
             connection.prepare_cached(&format!("{SELECT} WHERE run.id = ?1"))?.query_row([id], run_row).optional()
         })?;
@@ -217,7 +72,6 @@ impl Store {
 
     /// Returns the last run of a schedule that ended and was not merely cancelled or stood for by another.
     pub fn last_ended(&self, schedule: i64) -> Result<Option<Run>> {
-        use rusqlite::OptionalExtension;
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
@@ -296,23 +150,8 @@ impl Store {
                 "UPDATE run SET cancel_requested_at_ms = ?2 WHERE schedule_id = ?1 AND state = 'running'",
                 params![schedule, now.millis()],
             )?;
-            Ok(running + super::claims::cancel_queued(transaction, schedule, "cancelled on request", now)?)
+            Ok(running + cancel_queued(transaction, schedule, "cancelled on request", now)?)
         })
-    }
-}
-
-impl FromSql for ProblemKind {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let word = value.as_str()?;
-        let all = [
-            ProblemKind::Unreadable,
-            ProblemKind::Vanished,
-            ProblemKind::Changed,
-            ProblemKind::Grew,
-            ProblemKind::Replaced,
-            ProblemKind::Skipped,
-        ];
-        all.into_iter().find(|kind| kind.as_str() == word).ok_or(FromSqlError::InvalidType)
     }
 }
 
@@ -330,7 +169,7 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
         coalesced: row.get("coalesced")?,
         state: row.get("state")?,
         attempt: row.get("attempt")?,
-        worker: row.get::<_, Option<String>>("worker")?.map(|text| super::parse_uuid(&text)).transpose()?,
+        worker: row.get::<_, Option<String>>("worker")?.map(|text| parse_uuid(&text)).transpose()?,
         not_before: Timestamp::from_millis(row.get("not_before_ms")?),
         queued_at: Timestamp::from_millis(row.get("queued_at_ms")?),
         started_at: time("started_at_ms")?,
@@ -346,9 +185,4 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
         superseded_by: row.get("superseded_by")?,
         error: row.get("error")?,
     })
-}
-
-/// Reads the columns `members`, `files` and `content_bytes`.
-pub(super) fn extent_row(row: &Row<'_>) -> rusqlite::Result<Extent> {
-    Ok(Extent { members: row.get("members")?, files: row.get("files")?, content_bytes: row.get("content_bytes")? })
 }

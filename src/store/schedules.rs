@@ -4,54 +4,13 @@ use chrono_tz::Tz;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 
 use super::Store;
+use super::enqueue::compare_and_set_watermark;
+use super::rows::exactly_one;
+use super::run_end::cancel_queued;
+use super::types::{Revived, ScheduleRow, Watermark};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Schedule, ScheduleName};
-
-/// A schedule with what the engine keeps of it.
-#[derive(Clone, Debug)]
-pub struct ScheduleRow {
-    /// Row number; stays the same when a deleted name is made again.
-    pub id: i64,
-    /// What the user said.
-    pub schedule: Schedule,
-    /// How far its occurrences are runs or counted in one, and when the next comes.
-    pub watermark: Watermark,
-    /// The next run may find the source emptied.
-    pub accepted: bool,
-    /// Deleted schedules keep their row, for history and archives.
-    pub deleted: bool,
-    /// When it was made, or made anew.
-    pub created_at: Timestamp,
-    /// When it was last changed, paused or resumed.
-    pub edited_at: Timestamp,
-}
-
-/// How far a schedule's occurrences have been handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watermark {
-    /// Every occurrence up to here is a run or counted in exactly one (I2).
-    pub handled_until: Timestamp,
-    /// The next occurrence after that; `None` for a schedule without one.
-    pub next_due: Option<Timestamp>,
-}
-
-impl Watermark {
-    /// Returns the watermark of a schedule that counts its occurrences from `now` on: none before is run.
-    /// `service_zone` applies if the schedule has no zone of its own.
-    pub fn starting(schedule: &Schedule, service_zone: Tz, now: Timestamp) -> Watermark {
-        Watermark { handled_until: now, next_due: schedule.next_after(service_zone, now) }
-    }
-}
-
-/// Whether a schedule that was made is new.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Revived {
-    /// The name was never used.
-    New,
-    /// The name had been deleted; its history and archives belong to it again.
-    FromHistory,
-}
 
 const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, catch_up, verify, enabled, \
      handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms, created_at_ms, edited_at_ms";
@@ -125,7 +84,7 @@ impl Store {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()
-            .map_err(|e| self.fault(e))?;
+            .map_err(|e| self.database_error(e))?;
         let (id, revived) = match existing {
             Some((_, true)) => {
                 return Err(Error::usage(format!("the name \"{name}\" is already used by a schedule"))
@@ -134,7 +93,9 @@ impl Store {
             Some((id, false)) => (Some(id), Revived::FromHistory),
             None => (None, Revived::New),
         };
-        write_schedule(transaction, id, schedule, watermark, now).map(|id| (id, revived)).map_err(|e| self.fault(e))
+        write_schedule(transaction, id, schedule, watermark, now)
+            .map(|id| (id, revived))
+            .map_err(|e| self.database_error(e))
     }
 
     /// Puts what the user changed in place of what was; earlier occurrences are not run after the fact.
@@ -157,10 +118,10 @@ impl Store {
     ) -> Result<()> {
         self.write_or(|transaction| {
             for id in deleted {
-                delete_schedule(transaction, *id, now).map_err(|e| self.fault(e))?;
+                delete_schedule(transaction, *id, now).map_err(|e| self.database_error(e))?;
             }
             for (id, schedule, watermark) in edited {
-                update_schedule(transaction, *id, schedule, *watermark, now).map_err(|e| self.fault(e))?;
+                update_schedule(transaction, *id, schedule, *watermark, now).map_err(|e| self.database_error(e))?;
             }
             for (schedule, watermark) in created {
                 self.create_schedule(transaction, schedule, *watermark, now)?;
@@ -182,7 +143,7 @@ impl Store {
         self.write_or(|transaction| {
             let first = |query| {
                 let found = transaction.query_row(query, [row.id], |found| found.get::<_, i64>(0)).optional();
-                found.map_err(|e| self.fault(e))
+                found.map_err(|e| self.database_error(e))
             };
             if first("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'")?.is_some() {
                 return Err(Error::busy(format!("{name} is being backed up"))
@@ -194,19 +155,19 @@ impl Store {
                 return Err(Error::failed(format!("the archive @{run} of {name} is pinned"))
                     .hint(format!("let go of it first: `backup-manager pin @{run} --off`")));
             }
-            delete_schedule(transaction, row.id, now).map_err(|e| self.fault(e))?;
+            delete_schedule(transaction, row.id, now).map_err(|e| self.database_error(e))?;
             transaction
                 .execute(
                     "UPDATE archive SET state = 'deleting' WHERE schedule_id = ?1 AND state = 'complete'",
                     [row.id],
                 )
-                .map_err(|e| self.fault(e))
+                .map_err(|e| self.database_error(e))
         })
     }
 
     /// Moves the watermark if it still is what it was; says whether it was.
     pub fn move_watermark(&self, id: i64, from: Watermark, to: Watermark) -> Result<bool> {
-        self.write(|transaction| super::enqueue::compare_and_set_watermark(transaction, id, from, to))
+        self.write(|transaction| compare_and_set_watermark(transaction, id, from, to))
     }
 
     /// Lets the next run find its source emptied or shrunken, once.
@@ -224,7 +185,7 @@ impl Store {
                 connection.prepare_cached(&format!("SELECT {COLUMNS} FROM schedule WHERE {condition}"))?;
             Ok(statement.query_map(parameters, schedule_row)?.collect())
         })?;
-        rows.into_iter().map(|row| row.map_err(|e| self.fault(e))?).collect()
+        rows.into_iter().map(|row| row.map_err(|e| self.database_error(e))?).collect()
     }
 }
 
@@ -290,18 +251,18 @@ fn update_schedule(
         },
     )?;
     if !schedule.enabled {
-        super::claims::cancel_queued(transaction, id, "the schedule was paused", now)?;
+        cancel_queued(transaction, id, "the schedule was paused", now)?;
     }
-    super::exactly_one(changed)
+    exactly_one(changed)
 }
 
 fn delete_schedule(transaction: &Transaction<'_>, id: i64, now: Timestamp) -> rusqlite::Result<()> {
-    super::claims::cancel_queued(transaction, id, "the schedule was deleted", now)?;
+    cancel_queued(transaction, id, "the schedule was deleted", now)?;
     let changed = transaction.execute(
         "UPDATE schedule SET deleted_at_ms = ?2, next_due_at_ms = NULL WHERE id = ?1 AND deleted_at_ms IS NULL",
         params![id, now.millis()],
     )?;
-    super::exactly_one(changed)
+    exactly_one(changed)
 }
 
 fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {

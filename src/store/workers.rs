@@ -4,6 +4,7 @@ use rusqlite::{Row, params};
 use uuid::Uuid;
 
 use super::Store;
+use super::rows::parse_uuid;
 use crate::clock::Timestamp;
 use crate::error::Result;
 
@@ -110,7 +111,7 @@ fn worker_row(row: &Row<'_>) -> rusqlite::Result<WorkerRow> {
     let (uuid, role): (String, String) = (row.get(0)?, row.get(1)?);
     let stop: Option<String> = row.get(5)?;
     Ok(WorkerRow {
-        uuid: super::parse_uuid(&uuid)?,
+        uuid: parse_uuid(&uuid)?,
         role: if role == "service" { Role::Service } else { Role::Command },
         pid: row.get(2)?,
         host: row.get(3)?,

@@ -1,0 +1,185 @@
+//! Archives that are not visible: being written, from the intent before the first byte to complete, or being deleted.
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::Store;
+use super::catalog::remove_references;
+use super::rows::{JOINED, exactly_one, extent_row};
+use super::types::{Claim, Completed, Health, Intent, PendingArchive, Sealed};
+use crate::archive_name::ArchiveName;
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::schedule::Compression;
+
+impl Store {
+    /// Returns the archive that a run has begun to write; `None` if there is none or it is complete.
+    pub fn pending_archive(&self, run: i64) -> Result<Option<PendingArchive>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT archive.*, size, digest {JOINED} WHERE run_id = ?1 AND state <> 'complete'"
+                ))?
+                .query_row([run], pending_archive_row)
+                .optional()
+        })
+    }
+
+    /// Returns the archives that are marked for deletion.
+    pub fn archives_being_deleted(&self) -> Result<Vec<PendingArchive>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!("SELECT archive.*, size, digest {JOINED} WHERE state = 'deleting'"))?
+                .query_map([], pending_archive_row)?
+                .collect()
+        })
+    }
+
+    /// Returns the names, below the archive folder, of the files that attempts are writing.
+    pub fn temporary_names(&self) -> Result<Vec<String>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT temporary_name FROM archive WHERE temporary_name IS NOT NULL")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// Records that the file is whole and synced. Its catalog rows must be written before; they are not visible yet.
+    pub fn seal(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
+        self.write_fenced(claim, |transaction| {
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, \
+                     files = ?5, content_bytes = ?6, incomplete = ?7 WHERE run_id = ?1 AND state = 'writing'",
+                )?
+                .execute(params![
+                    claim.run(),
+                    sealed.source_root,
+                    sealed.scan_started.millis(),
+                    sealed.extent.members,
+                    sealed.extent.files,
+                    sealed.extent.content_bytes,
+                    sealed.incomplete
+                ])?;
+            exactly_one(changed)?;
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5 \
+                 WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
+                )?
+                .execute(params![
+                    claim.run(),
+                    sealed.size,
+                    sealed.digest,
+                    sealed.device.cast_signed(),
+                    sealed.inode.cast_signed()
+                ])?;
+            exactly_one(changed)
+        })
+    }
+
+    /// Removes the rows of an archive whose file is deleted, a batch at a time; what other archives share is kept.
+    pub fn remove_deleted(&self, run: i64) -> Result<()> {
+        while self.write(|transaction| remove_batch_of_deleted(transaction, run))? {}
+        Ok(())
+    }
+}
+
+/// Removes up to a batch of an archive that is being deleted; returns whether more is left.
+fn remove_batch_of_deleted(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<bool> {
+    let file: Option<i64> = transaction
+        .prepare_cached("SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'deleting'")?
+        .query_row([run], |row| row.get(0))
+        .optional()?;
+    let Some(file) = file else { return Ok(false) };
+    let is_shared: bool = transaction
+        .prepare_cached("SELECT count(*) > 1 FROM archive WHERE archive_file_id = ?1")?
+        .query_row([file], |row| row.get(0))?;
+    if !is_shared && remove_references(transaction, file)? > 0 {
+        return Ok(true);
+    }
+    transaction.prepare_cached("DELETE FROM archive WHERE run_id = ?1")?.execute([run])?;
+    if !is_shared {
+        transaction.prepare_cached("DELETE FROM archive_file WHERE id = ?1")?.execute([file])?;
+    }
+    Ok(false)
+}
+
+/// Writes the names that a claimed run will use, before it uses them.
+pub(super) fn write_intent(transaction: &Transaction<'_>, claim: &Claim, now: Timestamp) -> rusqlite::Result<Intent> {
+    let (name, compression, source): (String, String, Vec<u8>) = transaction
+        .prepare_cached("SELECT name, compression, source FROM schedule WHERE id = ?1")?
+        .query_row([claim.schedule], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let compression: Compression = compression
+        .parse()
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e)))?;
+    let archive = ArchiveName { schedule: &name, created_at: now, run: claim.run, extension: compression.extension() };
+    let random = uuid::Uuid::new_v4().as_fields().0;
+    let intent = Intent {
+        file_name: format!("{name}/{}", archive.file_name()),
+        temporary_name: format!("{name}/{}", archive.temporary_name(claim.attempt, random)),
+        compression,
+    };
+    transaction
+        .prepare_cached("INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')")?
+        .execute(params![compression.codec(), compression.level()])?;
+    transaction
+        .prepare_cached(
+            "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, temporary_name, source_root, \
+             scan_started_at_ms, created_at_ms) \
+             VALUES (?1, ?2, last_insert_rowid(), 'writing', ?3, ?4, ?5, ?6, ?6)",
+        )?
+        .execute(params![claim.run, claim.schedule, intent.file_name, intent.temporary_name, source, now.millis()])?;
+    Ok(intent)
+}
+
+/// Makes a sealed archive visible.
+pub(super) fn make_visible(transaction: &Transaction<'_>, run: i64, completed: &Completed) -> rusqlite::Result<()> {
+    let health = match (&completed.damaged, completed.verified_at) {
+        (Some(_), _) => Health::Damaged,
+        (None, Some(_)) => Health::Good,
+        (None, None) => Health::Unverified,
+    };
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE archive SET state = 'complete', temporary_name = NULL, suspect = ?2 \
+         WHERE run_id = ?1 AND state = 'sealed'",
+        )?
+        .execute(params![run, completed.suspect])?;
+    exactly_one(changed)?;
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
+         WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
+        )?
+        .execute(params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)])?;
+    exactly_one(changed)
+}
+
+/// Deletes the intent of a run that ends without an archive. Its chunks must be removed before.
+pub(super) fn delete_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<()> {
+    let file: Option<i64> = transaction
+        .prepare_cached(
+            "DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') RETURNING archive_file_id",
+        )?
+        .query_row([run], |row| row.get(0))
+        .optional()?;
+    match file {
+        Some(file) => transaction.prepare_cached("DELETE FROM archive_file WHERE id = ?1")?.execute([file]).map(drop),
+        None => Ok(()),
+    }
+}
+
+fn pending_archive_row(row: &Row<'_>) -> rusqlite::Result<PendingArchive> {
+    Ok(PendingArchive {
+        run: row.get("run_id")?,
+        schedule: row.get("schedule_id")?,
+        state: row.get("state")?,
+        file_name: row.get("file_name")?,
+        temporary_name: row.get("temporary_name")?,
+        size: row.get("size")?,
+        digest: row.get("digest")?,
+        extent: extent_row(row)?,
+        incomplete: row.get("incomplete")?,
+    })
+}

@@ -1,0 +1,192 @@
+//! Archives, their physical files and what the catalog holds of them.
+
+use crate::clock::Timestamp;
+use crate::member::{CatalogMember, Extent};
+
+/// How far an archive has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveState {
+    /// Its file may be partly written, under the temporary name.
+    Writing,
+    /// Its file is whole and synced, under the temporary or the final name.
+    Sealed,
+    /// Visible.
+    Complete,
+    /// Marked for deletion: the file may be removed already, the rows are removed after it.
+    Deleting,
+}
+
+/// What is known about the bytes of an archive file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Never read back.
+    Unverified,
+    /// Read back and identical to what was written.
+    Good,
+    /// Read back and different from what was written.
+    Damaged,
+    /// The file did not exist when it was last checked.
+    Missing,
+}
+
+text_enum!(ArchiveState, Writing = "writing", Sealed = "sealed", Complete = "complete", Deleting = "deleting");
+text_enum!(Health, Unverified = "unproven", Good = "good", Damaged = "damaged", Missing = "missing");
+
+/// A complete archive.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    /// Number of the run that made it.
+    pub run: i64,
+    /// Row of its schedule.
+    pub schedule_id: i64,
+    /// Name of its schedule.
+    pub schedule_name: String,
+    /// Its file, below the archive folder.
+    pub file_name: String,
+    /// When it was made: the time in its name.
+    pub created_at: Timestamp,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// BLAKE3 over the digests of its chunks; `None` for an archive of the old system.
+    pub digest: Option<Vec<u8>>,
+    /// Row of the physical file; hard-linked archives share it.
+    pub archive_file: i64,
+    /// What is known about its bytes.
+    pub health: Health,
+    /// When it was last read back.
+    pub verified_at: Option<Timestamp>,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+    /// Its source shrank by more than half, and nobody confirmed that.
+    pub suspect: bool,
+    /// Never pruned.
+    pub pinned: bool,
+    /// Made by a run that was started by hand.
+    pub manual: bool,
+    /// Good in the sense of I8.
+    pub good: bool,
+    /// How much it holds.
+    pub extent: Extent,
+}
+
+/// An archive that is not visible: being written, or being deleted.
+#[derive(Clone, Debug)]
+pub struct PendingArchive {
+    /// Number of its run.
+    pub run: i64,
+    /// Row of its schedule.
+    pub schedule: i64,
+    /// How far it has come.
+    pub state: ArchiveState,
+    /// Final name, below the archive folder.
+    pub file_name: String,
+    /// Temporary name, until the file has its final name.
+    pub temporary_name: Option<String>,
+    /// Size of the file in bytes, once sealed.
+    pub size: Option<u64>,
+    /// Digest of the file, once sealed.
+    pub digest: Option<Vec<u8>>,
+    /// How much it holds, once sealed.
+    pub extent: Extent,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+}
+
+/// What is known about an archive when its file is whole and synced.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// BLAKE3 over the digests of its chunks.
+    pub digest: [u8; 32],
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file on that device.
+    pub inode: u64,
+    /// The source, resolved.
+    pub source_root: Vec<u8>,
+    /// When reading the source began.
+    pub scan_started: Timestamp,
+    /// How much it holds.
+    pub extent: Extent,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+}
+
+/// An archive of the old system, found under a stable link's name and moved aside.
+#[derive(Clone, Debug)]
+pub struct LegacyArchive {
+    /// Its present file, below the archive folder.
+    pub file_name: String,
+    /// When the file was last modified.
+    pub created_at: Timestamp,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file on that device.
+    pub inode: u64,
+    /// Its compression.
+    pub codec: &'static str,
+    /// How much it holds.
+    pub extent: Extent,
+    /// It could be read to its end.
+    pub readable: bool,
+    /// Its source, as the schedule names it.
+    pub source_root: Vec<u8>,
+}
+
+/// An archive file that a rescan found, described by its own trailer.
+#[derive(Clone, Debug)]
+pub struct FoundArchive {
+    /// Row of its schedule.
+    pub schedule: i64,
+    /// Run number in its name.
+    pub run: i64,
+    /// Its file, below the archive folder.
+    pub file_name: String,
+    /// The time in its name.
+    pub created_at: Timestamp,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// BLAKE3 over the digests of its chunks.
+    pub digest: [u8; 32],
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file on that device.
+    pub inode: u64,
+    /// Its compression: none, gzip, zstd.
+    pub codec: &'static str,
+    /// The source, resolved.
+    pub source_root: Vec<u8>,
+    /// Some source data is missing in it.
+    pub incomplete: bool,
+    /// How much it holds.
+    pub extent: Extent,
+    /// Problems that its run reported.
+    pub problems: u64,
+    /// Those of them that mean missing data.
+    pub losses: u64,
+}
+
+/// A member of an archive and the chunk that holds its header.
+#[derive(Clone, Debug)]
+pub struct CatalogEntry {
+    /// Position of the chunk in the archive file.
+    pub sequence: u64,
+    /// What the catalog stores of it; of extended attributes only the digest.
+    pub entry: CatalogMember,
+}
+
+/// A path in one archive.
+#[derive(Clone, Debug)]
+pub struct PathOccurrence {
+    /// Number of the run that made the archive.
+    pub run: i64,
+    /// Name of its schedule.
+    pub schedule: String,
+    /// When the archive was made.
+    pub created_at: Timestamp,
+    /// What the catalog stores of the member.
+    pub entry: CatalogMember,
+}

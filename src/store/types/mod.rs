@@ -1,0 +1,14 @@
+//! The values that the store takes and returns. They know no queries, so that files with queries need not import each
+//! other for them.
+
+mod archive;
+mod claim;
+mod run;
+mod schedule;
+
+pub use archive::{
+    Archive, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, PathOccurrence, PendingArchive, Sealed,
+};
+pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, Requeue, Requeued, RunRequest};
+pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
+pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};

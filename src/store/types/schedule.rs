@@ -1,0 +1,83 @@
+//! Schedules with the state that the engine keeps for them.
+
+use chrono_tz::Tz;
+
+use crate::clock::Timestamp;
+use crate::schedule::Schedule;
+
+/// A schedule with the state that the engine keeps for it.
+#[derive(Clone, Debug)]
+pub struct ScheduleRow {
+    /// Row number; the same after a deleted name is created again.
+    pub id: i64,
+    /// What the user configured.
+    pub schedule: Schedule,
+    /// How far its occurrences have been handled, and when the next one is due.
+    pub watermark: Watermark,
+    /// The next run may find its source emptied or shrunken.
+    pub accepted: bool,
+    /// Deleted schedules keep their row, for history and archives.
+    pub deleted: bool,
+    /// When it was created, or created again.
+    pub created_at: Timestamp,
+    /// When it was last edited, paused or resumed.
+    pub edited_at: Timestamp,
+}
+
+/// How far the occurrences of a schedule have been handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watermark {
+    /// Every occurrence up to this time is a run or is coalesced into exactly one (I2).
+    pub handled_until: Timestamp,
+    /// The next occurrence after that; `None` for a schedule without one.
+    pub next_due: Option<Timestamp>,
+}
+
+impl Watermark {
+    /// Returns the watermark of a schedule that counts its occurrences from `now` on: none before is run.
+    /// `service_zone` applies if the schedule has no zone of its own.
+    pub fn starting(schedule: &Schedule, service_zone: Tz, now: Timestamp) -> Watermark {
+        Watermark { handled_until: now, next_due: schedule.next_after(service_zone, now) }
+    }
+}
+
+/// Whether a created schedule continues a deleted one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revived {
+    /// The name was never used.
+    New,
+    /// The name had been deleted; its history and archives belong to it again.
+    FromHistory,
+}
+
+/// Occurrences of one schedule that are due.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    /// Row of the schedule.
+    pub schedule: i64,
+    /// The watermark they were computed from; nothing is enqueued if it has moved.
+    pub from: Watermark,
+    /// The watermark once they are handled.
+    pub to: Watermark,
+    /// The newest of them.
+    pub occurrence: Timestamp,
+    /// How many there are, the newest included.
+    pub count: u64,
+    /// They are recorded as missed instead of run.
+    pub missed: bool,
+}
+
+/// What became of due occurrences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnqueueOutcome {
+    /// A run was queued.
+    Queued(i64),
+    /// They were coalesced into the run already queued.
+    Coalesced(i64),
+    /// They were recorded as missed.
+    Missed(i64),
+    /// The newest already was a run, as after a clock that was set back.
+    AlreadyRun,
+    /// Another process was first, or the schedule was edited meanwhile.
+    Overtaken,
+}
