@@ -152,7 +152,8 @@ impl Tree {
         match confined::stat_entry(&*parent.handle, name)? {
             None if self.dry => Ok(None),
             None => {
-                let make = if self.shared.is_owed(path) { confined::make_folder } else { confined::make_plain_folder };
+                let make =
+                    if self.shared.is_owed(path) { confined::create_folder } else { confined::create_plain_folder };
                 make(&parent.handle, name)?;
                 self.shared.made_folder(path);
                 self.open(parent, path, way, parent.lends_rights, Finish::Nothing).map(Some)
@@ -180,7 +181,7 @@ impl Tree {
             return Ok(());
         };
         if !exists {
-            confined::make_folder(&*parent.handle, path.file_name())?;
+            confined::create_folder(&*parent.handle, path.file_name())?;
         }
         let finish = match metadata {
             _ if self.dry => Finish::Nothing,
@@ -212,11 +213,12 @@ impl Tree {
         finish: Finish,
     ) -> Result<Arc<Folder>, Obstacle> {
         let Some(target) = &self.target else { return Err(io::Error::other("there is no target").into()) };
-        let handle =
-            target.folder_in(std::os::fd::AsFd::as_fd(&*parent.handle), path.file_name()).map_err(|e| match e {
+        let handle = target.open_folder_in(std::os::fd::AsFd::as_fd(&*parent.handle), path.file_name()).map_err(
+            |e| match e {
                 rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => Obstacle::InTheWay(path.clone()),
                 e => Obstacle::Io(e.into()),
-            })?;
+            },
+        )?;
         let handle = Arc::new(handle);
         if !matches!(finish, Finish::Nothing) {
             confined::make_passable(&*handle)?;
@@ -237,7 +239,7 @@ impl Tree {
                 let open = (self.shared_levels(&parent) == depth).then(|| &self.levels[depth - 1].1);
                 match open {
                     Some(Some(folder)) => Ok(folder.handle.clone()),
-                    _ => target.folder(&parent).map(Arc::new),
+                    _ => target.open_folder(&parent).map(Arc::new),
                 }
             }
             None => Ok(target.root()),

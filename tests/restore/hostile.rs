@@ -324,7 +324,7 @@ fn a_target_opens_no_folder_through_a_link_even_if_nobody_looked_before() {
     for without_openat2 in [false, true] {
         let target = ConfinedFolder::open(&scene.target()).unwrap();
         let target = if without_openat2 { target.without_openat2() } else { target };
-        let open = |path: &str| target.folder(&MemberPath::parse(path.as_bytes()).unwrap());
+        let open = |path: &str| target.open_folder(&MemberPath::parse(path.as_bytes()).unwrap());
         open("real/sub").unwrap();
         for path in ["out", "out/sub", "in", "in/sub"] {
             assert!(open(path).is_err(), "{path} {without_openat2}");

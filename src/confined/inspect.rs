@@ -1,0 +1,49 @@
+//! Inspects the entries of an open folder.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::io::Errno;
+
+use crate::member::{FileTime, MemberKind};
+
+/// Returns the state of the entry `name`, of a symbolic link itself and not of its target; `None` if there is no such
+/// entry.
+pub fn stat_entry(folder: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(folder, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Returns the kind of member that such a file would be; `None` for a socket.
+pub fn kind_of(stat: &Stat) -> Option<MemberKind> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Some(MemberKind::File),
+        FileType::Directory => Some(MemberKind::Folder),
+        FileType::Symlink => Some(MemberKind::Symlink),
+        FileType::Fifo => Some(MemberKind::Fifo),
+        FileType::CharacterDevice => Some(MemberKind::CharDevice),
+        FileType::BlockDevice => Some(MemberKind::BlockDevice),
+        _ => None,
+    }
+}
+
+/// Returns the modification time of a file.
+pub fn modified_of(stat: &Stat) -> FileTime {
+    FileTime { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}
+
+/// Returns the target of a symbolic link, unresolved.
+pub fn link_target(folder: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
+    Ok(rustix::fs::readlinkat(folder, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+}
+
+/// Returns the major and minor number of a device; zeros for any other file.
+pub fn device_of(stat: &Stat) -> (u32, u32) {
+    (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
+}
