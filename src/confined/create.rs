@@ -128,12 +128,12 @@ fn rename(folder: &OwnedFd, from: &str, to: &OsStr, replace: bool) -> rustix::io
 /// Creates a folder that no other user can enter until it gets its final metadata.
 ///
 /// Errors: `AlreadyExists`.
-pub fn create_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
+pub(super) fn create_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::mkdirat(folder, OsStr::from_bytes(name), Mode::from_raw_mode(UNFINISHED_MODE))?)
 }
 
 /// Creates a folder that no member describes, with the mode that the umask leaves.
-pub fn create_plain_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
+pub(super) fn create_plain_folder(folder: impl AsFd, name: &[u8]) -> io::Result<()> {
     Ok(rustix::fs::mkdirat(folder, OsStr::from_bytes(name), Mode::from_raw_mode(0o777))?)
 }
 

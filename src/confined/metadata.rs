@@ -187,7 +187,7 @@ pub fn is_unfinished(stat: &Stat, final_mode: u32) -> bool {
 }
 
 /// Makes a folder that this user owns accessible to this process until its final metadata is applied.
-pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
+pub(super) fn make_passable(folder: impl AsFd) -> io::Result<()> {
     let stat = rustix::fs::fstat(folder.as_fd())?;
     if stat.st_mode & 0o700 != 0o700 && stat.st_uid == rustix::process::geteuid().as_raw() {
         rustix::fs::fchmod(folder, Mode::from_raw_mode(stat.st_mode & 0o7777 | UNFINISHED_MODE))?;
@@ -196,7 +196,7 @@ pub fn make_passable(folder: impl AsFd) -> io::Result<()> {
 }
 
 /// Restores the mode and times that an open folder had before entries were created in it.
-pub fn restore_metadata(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
+pub(super) fn restore_metadata(folder: impl AsFd, stat: &Stat) -> io::Result<()> {
     let folder = folder.as_fd();
     rustix::fs::futimens(folder, &times(modified_of(stat)))?;
     if rustix::fs::fstat(folder)?.st_mode != stat.st_mode {

@@ -5,14 +5,16 @@
 //! has it, else component by component. Everything is created under a random name in its own folder and renamed, so
 //! that an existing file is never written to.
 
+mod completed_paths;
 mod create;
 mod inspect;
 mod metadata;
 mod open;
+mod tree;
 
-pub use create::{NewEntry, create_folder, create_plain_folder, lock_folder, remove};
+pub use completed_paths::CompletedPaths;
+pub use create::{NewEntry, lock_folder, remove};
 pub use inspect::{device_of, kind_of, link_target, modified_of, stat_entry};
-pub use metadata::{
-    MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished, make_passable, restore_metadata,
-};
+pub use metadata::{MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished};
 pub use open::ConfinedFolder;
+pub use tree::{CreateError, FolderTree, OnFinished, OpenFolder, TreeContext};

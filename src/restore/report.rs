@@ -1,70 +1,69 @@
-//! What a restore tells when it is done.
+//! The result of a restore.
 
 use crate::confined::MetadataLoss;
 use crate::error::ErrorKind;
-use crate::member::Extent;
-use crate::member::MemberPath;
+use crate::member::{Extent, MemberPath};
 
-/// Paths that are kept of each kind of trouble; all are counted.
-const MOST_LISTED: usize = 10_000;
+/// Paths that are listed of each kind of problem; all are counted.
+const MAX_LISTED_PATHS: usize = 10_000;
 
 /// Bytes of a path or a reason that are kept; a hostile archive may have names of megabytes.
-const MOST_TOLD: usize = 8192;
+const MAX_LISTED_BYTES: usize = 8192;
 
-/// Paths with what is to be said of each.
+/// Paths with one kind of problem, and the reason for each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
-    /// How many there are.
+    /// Number of paths.
     pub count: u64,
     /// The first 10,000, as the archive names them, with the reason; of either the first 8 KiB.
     pub list: Vec<(Box<[u8]>, String)>,
 }
 
 impl Paths {
-    /// Adds one.
+    /// Adds a path.
     pub fn add(&mut self, path: &[u8], mut reason: String) {
         self.count += 1;
-        if self.list.len() < MOST_LISTED {
-            reason.truncate(reason.floor_char_boundary(MOST_TOLD));
+        if self.list.len() < MAX_LISTED_PATHS {
+            reason.truncate(reason.floor_char_boundary(MAX_LISTED_BYTES));
             reason.shrink_to_fit();
-            self.list.push((path[..path.len().min(MOST_TOLD)].into(), reason));
+            self.list.push((path[..path.len().min(MAX_LISTED_BYTES)].into(), reason));
         }
     }
 }
 
-/// What became of a restore.
+/// The result of a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// How much was restored.
+    /// Members, files and bytes of content that were restored.
     pub extent: Extent,
-    /// Members that stood there already as the archive has them.
+    /// Members that existed already as the archive has them.
     pub unchanged: u64,
-    /// Paths where something else stands, which was left alone.
+    /// Paths where something else exists, which was kept.
     pub conflicts: Paths,
     /// Members that are hostile or cannot be trusted.
     pub refused: Paths,
     /// Members that are damaged in the archive, and places where members may be lost.
     pub damaged: Paths,
-    /// Paths that the system would not let be made.
+    /// Paths at which the system reported an error.
     pub failed: Paths,
-    /// Devices, which were not asked for.
+    /// Devices, which were not requested.
     pub devices: Paths,
     /// Members whose owner could not be set.
     pub owners: u64,
     /// Members of which an extended attribute or an ACL could not be set.
     pub attributes: Paths,
-    /// Members whose setuid and setgid bits or capabilities were not asked for.
+    /// Members whose setuid and setgid bits or capabilities were not requested.
     pub setuid: Paths,
-    /// Members that were named from the root of the file system and put beneath the target.
+    /// Members with an absolute name, restored beneath the target all the same.
     pub absolute: u64,
-    /// Members, folders aside, of whose names nothing was left after stripping.
+    /// Members, folders aside, whose name has no component left after stripping.
     pub stripped: u64,
-    /// Paths that were asked for and that the archive, which is whole, does not have.
+    /// Paths that were requested and that the archive, which is whole, does not contain.
     pub missing: Vec<MemberPath>,
 }
 
 impl Report {
-    /// Returns the class that decides the exit code; nothing if all went well.
+    /// Returns the error class that decides the exit code; `None` if everything was restored.
     pub fn outcome(&self) -> Option<ErrorKind> {
         let left_out = [&self.conflicts, &self.failed, &self.devices, &self.attributes];
         if self.refused.count + self.damaged.count > 0 {
@@ -78,13 +77,20 @@ impl Report {
         }
     }
 
-    /// Says whether not a single member was meant.
+    /// Returns whether no member was selected.
     pub fn is_empty(&self) -> bool {
-        let trouble = [&self.conflicts, &self.refused, &self.damaged, &self.failed, &self.devices];
-        self.extent.members + self.unchanged + self.stripped == 0 && trouble.iter().all(|paths| paths.count == 0)
+        let problems = [&self.conflicts, &self.refused, &self.damaged, &self.failed, &self.devices];
+        self.extent.members + self.unchanged + self.stripped == 0 && problems.iter().all(|paths| paths.count == 0)
     }
 
-    pub(super) fn fell_short(&mut self, path: &MemberPath, loss: MetadataLoss) {
+    /// Counts a file or a hard link that was restored.
+    pub(super) fn add_file(&mut self, content_bytes: u64) {
+        self.extent.members += 1;
+        self.extent.files += 1;
+        self.extent.content_bytes += content_bytes;
+    }
+
+    pub(super) fn record_loss(&mut self, path: &MemberPath, loss: MetadataLoss) {
         self.owners += u64::from(loss.owner);
         if loss.attributes {
             self.attributes.add(path.as_bytes(), "an extended attribute or ACL could not be set".to_owned());

@@ -1,0 +1,76 @@
+//! Which paths beneath a confined folder hold what they shall hold by now.
+
+use std::collections::HashSet;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::member::MemberPath;
+
+/// A digest of a path: an archive may have millions of paths, and each may be long.
+type Key = [u8; 16];
+
+/// The paths that are complete and those that are being written, shared by the threads that create entries.
+#[derive(Debug, Default)]
+pub struct CompletedPaths {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    complete: HashSet<Key>,
+    in_progress: HashSet<Key>,
+    failed_folders: HashSet<Key>,
+}
+
+impl CompletedPaths {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that the entry at `path` is being created.
+    pub fn begin(&self, path: &MemberPath) {
+        self.state().in_progress.insert(key(path));
+    }
+
+    /// Records that the entry at `path` is complete.
+    pub fn complete(&self, path: &MemberPath) {
+        let key = key(path);
+        let mut state = self.state();
+        state.in_progress.remove(&key);
+        state.complete.insert(key);
+        self.changed.notify_all();
+    }
+
+    /// Records that the entry at `path` is no longer being created, and is not complete.
+    pub fn abort(&self, path: &MemberPath) {
+        self.state().in_progress.remove(&key(path));
+        self.changed.notify_all();
+    }
+
+    /// Waits until nothing is in progress at `path`, and returns whether its entry is complete.
+    pub fn contains(&self, path: &MemberPath) -> bool {
+        let key = key(path);
+        let mut state = self.state();
+        while state.in_progress.contains(&key) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.complete.contains(&key)
+    }
+
+    /// Records a folder that could not be created from its member. Members beneath it may still create it, and leave it
+    /// unfinished, so that a repeated restore applies its metadata.
+    pub fn add_failed_folder(&self, path: &MemberPath) {
+        self.state().failed_folders.insert(key(path));
+    }
+
+    /// Returns whether the folder at `path` could not be created from its member.
+    pub fn is_failed_folder(&self, path: &MemberPath) -> bool {
+        self.state().failed_folders.contains(&key(path))
+    }
+}
+
+fn key(path: &MemberPath) -> Key {
+    let mut key = Key::default();
+    key.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
+    key
+}

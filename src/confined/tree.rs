@@ -1,0 +1,296 @@
+//! The folders that are open for creating entries in them. A folder gets its metadata, mode and times last, when the
+//! last handle to it is dropped, because creating entries changes its times and may need a wider mode.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
+use super::completed_paths::CompletedPaths;
+use super::create::{create_folder, create_plain_folder, lock_folder};
+use super::inspect::{kind_of, modified_of, stat_entry};
+use super::metadata::{
+    MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished, make_passable, restore_metadata,
+};
+use super::open::ConfinedFolder;
+use crate::error::Error;
+use crate::member::{Member, MemberKind, MemberPath};
+
+/// Receives the path of a folder that is finished, and what was lost of its metadata or why it could not be applied.
+pub type OnFinished = Box<dyn Fn(&MemberPath, io::Result<MetadataLoss>) + Send + Sync>;
+
+/// What a tree shares with the work that it belongs to.
+pub struct TreeContext {
+    /// Paths that hold what they shall hold.
+    pub completed: Arc<CompletedPaths>,
+    /// Set when the work ends early: folders then stay unfinished, so that the next restore recognises them.
+    pub is_abandoned: Arc<AtomicBool>,
+    /// Called for each folder when it is closed, from any thread.
+    pub on_finished: OnFinished,
+    /// What this process may do.
+    pub privileges: Privileges,
+    /// Nothing is created or changed.
+    pub is_dry_run: bool,
+}
+
+/// An open folder beneath the confined folder.
+pub struct OpenFolder {
+    /// The folder.
+    pub handle: Arc<OwnedFd>,
+    /// The folder may have a default ACL, from which new entries inherit rights that the archive does not grant.
+    pub may_have_default_acl: bool,
+    /// `None` for the confined folder itself.
+    path: Option<Arc<PathNode>>,
+    final_metadata: FinalMetadata,
+    context: Arc<TreeContext>,
+}
+
+/// A path as a list of components that share their parents. A whole path for each open folder would need quadratic
+/// memory: an archive may have thousands of levels.
+struct PathNode {
+    parent: Option<Arc<PathNode>>,
+    name: Box<[u8]>,
+}
+
+impl PathNode {
+    fn to_path(&self) -> Result<MemberPath, Error> {
+        let mut names = vec![&*self.name];
+        let mut next = &self.parent;
+        while let Some(node) = next {
+            names.push(&node.name);
+            next = &node.parent;
+        }
+        names.reverse();
+        MemberPath::parse(&names.join(&b'/'))
+    }
+}
+
+/// The metadata that a folder gets when it is closed.
+enum FinalMetadata {
+    /// It stays as it is.
+    Unchanged,
+    /// That of its member in the archive.
+    FromMember(Box<Member>),
+    /// That which it had: it was finished before, by this restore or an earlier one.
+    Previous(Box<Stat>),
+}
+
+impl Drop for OpenFolder {
+    fn drop(&mut self) {
+        let Some(node) = &self.path else { return };
+        let result = match &self.final_metadata {
+            FinalMetadata::Unchanged => return,
+            FinalMetadata::FromMember(_) if self.context.is_abandoned.load(Ordering::SeqCst) => return,
+            FinalMetadata::FromMember(member) => apply_metadata(&*self.handle, member, self.context.privileges),
+            FinalMetadata::Previous(stat) => restore_metadata(&*self.handle, stat).map(|()| MetadataLoss::default()),
+        };
+        // Cannot fail: the components come from a parsed path.
+        let Ok(path) = node.to_path() else { return };
+        (self.context.on_finished)(&path, result);
+    }
+}
+
+/// Why an entry cannot be created.
+#[derive(Debug)]
+pub enum CreateError {
+    /// This path must be a folder, and is a symbolic link or a file.
+    NotAFolder(MemberPath),
+    /// The system reports an error.
+    Io(io::Error),
+}
+
+impl From<io::Error> for CreateError {
+    fn from(error: io::Error) -> Self {
+        CreateError::Io(error)
+    }
+}
+
+/// The open folders from the confined folder down to the one in which entries are being created.
+pub struct FolderTree {
+    root: Option<Arc<OpenFolder>>,
+    levels: Vec<(Arc<PathNode>, Option<Arc<OpenFolder>>)>,
+    confined: Option<ConfinedFolder>,
+    context: Arc<TreeContext>,
+}
+
+impl FolderTree {
+    /// Starts at `confined`; without it, in a dry run, no folder exists yet.
+    pub fn new(confined: Option<ConfinedFolder>, context: TreeContext) -> FolderTree {
+        let context = Arc::new(context);
+        let root = confined.as_ref().map(|confined| {
+            Arc::new(OpenFolder {
+                handle: confined.root(),
+                may_have_default_acl: true,
+                path: None,
+                final_metadata: FinalMetadata::Unchanged,
+                context: context.clone(),
+            })
+        });
+        FolderTree { root, levels: Vec::new(), confined, context }
+    }
+
+    /// Opens the parent folder of `path`, and creates it if it does not exist. Returns `None` in a dry run if it does
+    /// not exist.
+    pub fn parent_of(&mut self, path: &MemberPath) -> Result<Option<Arc<OpenFolder>>, CreateError> {
+        match path.parent() {
+            Some(parent) => self.enter(&parent),
+            None => {
+                self.levels.clear();
+                Ok(self.root.clone())
+            }
+        }
+    }
+
+    fn enter(&mut self, path: &MemberPath) -> Result<Option<Arc<OpenFolder>>, CreateError> {
+        let open_levels = self.open_levels(path);
+        self.levels.truncate(open_levels);
+        let mut current = self.levels.last().map_or_else(|| self.root.clone(), |(_, folder)| folder.clone());
+        let bytes = path.as_bytes();
+        let ends = (0..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
+        for end in ends.skip(open_levels).collect::<Vec<_>>() {
+            let level = MemberPath::parse(&bytes[..end]).map_err(|e| io::Error::other(e.to_string()))?;
+            let node = self.node_below(&level);
+            current = match current {
+                Some(folder) => self.enter_child(&folder, &level, &node)?,
+                None => None,
+            };
+            self.levels.push((node, current.clone()));
+        }
+        Ok(current)
+    }
+
+    /// Returns how many of the open levels lead to `path`.
+    fn open_levels(&self, path: &MemberPath) -> usize {
+        let names = path.as_bytes().split(|&b| b == b'/');
+        self.levels.iter().zip(names).take_while(|((node, _), name)| *node.name == **name).count()
+    }
+
+    /// Returns the node of a folder directly below the last level.
+    fn node_below(&self, path: &MemberPath) -> Arc<PathNode> {
+        Arc::new(PathNode { parent: self.levels.last().map(|(node, _)| node.clone()), name: path.file_name().into() })
+    }
+
+    /// Opens a subfolder, and creates it if it does not exist.
+    fn enter_child(
+        &self,
+        parent: &OpenFolder,
+        path: &MemberPath,
+        node: &Arc<PathNode>,
+    ) -> Result<Option<Arc<OpenFolder>>, CreateError> {
+        let (name, completed) = (path.file_name(), &self.context.completed);
+        // Asked first: this waits for a file of this name that is still being written.
+        let is_complete = completed.contains(path);
+        match stat_entry(&*parent.handle, name)? {
+            None if self.context.is_dry_run => Ok(None),
+            None => {
+                if completed.is_failed_folder(path) {
+                    create_folder(&parent.handle, name)?;
+                } else {
+                    create_plain_folder(&parent.handle, name)?;
+                }
+                completed.complete(path);
+                self.open(parent, path, node, parent.may_have_default_acl, FinalMetadata::Unchanged).map(Some)
+            }
+            Some(stat) if kind_of(&stat) == Some(MemberKind::Folder) => {
+                // A folder that is finished already gets back the metadata that it has now.
+                let is_finished = is_complete && !is_unfinished(&stat, stat.st_mode);
+                let final_metadata = if is_finished && !self.context.is_dry_run {
+                    FinalMetadata::Previous(Box::new(stat))
+                } else {
+                    FinalMetadata::Unchanged
+                };
+                self.open(parent, path, node, true, final_metadata).map(Some)
+            }
+            Some(_) => Err(CreateError::NotAFolder(path.clone())),
+        }
+    }
+
+    /// Creates the folder of a member, or opens it if it `exists`. With `applies_metadata` it gets the metadata of the
+    /// member when it is closed.
+    pub fn create_folder(&mut self, member: &Member, exists: bool, applies_metadata: bool) -> Result<(), CreateError> {
+        let path = &member.path;
+        let parent = self.parent_of(path)?;
+        let depth = path.as_bytes().iter().filter(|&&b| b == b'/').count();
+        self.levels.truncate(depth);
+        let node = self.node_below(path);
+        let Some(parent) = parent.filter(|_| !self.context.is_dry_run || exists) else {
+            self.levels.push((node, None));
+            return Ok(());
+        };
+        if !exists {
+            create_folder(&*parent.handle, path.file_name())?;
+        }
+        let final_metadata = self.final_metadata(&parent, member, applies_metadata)?;
+        let folder = self.open(&parent, path, &node, exists, final_metadata)?;
+        if !exists && parent.may_have_default_acl {
+            clear_inherited_acl(&*folder.handle);
+        }
+        self.levels.push((node, Some(folder)));
+        Ok(())
+    }
+
+    fn final_metadata(&self, parent: &OpenFolder, member: &Member, applies: bool) -> io::Result<FinalMetadata> {
+        let name = member.path.file_name();
+        if self.context.is_dry_run {
+            return Ok(FinalMetadata::Unchanged);
+        }
+        if applies {
+            // The node keeps the parents of the path; see there.
+            let path = MemberPath::parse(name).map_err(|e| io::Error::other(e.to_string()))?;
+            return Ok(FinalMetadata::FromMember(Box::new(Member { path, ..member.clone() })));
+        }
+        // A folder that has the time of the archive keeps it, even if entries that were missing are created in it.
+        Ok(match stat_entry(&*parent.handle, name)? {
+            Some(stat) if modified_of(&stat) == member.modified => FinalMetadata::Previous(Box::new(stat)),
+            _ => FinalMetadata::Unchanged,
+        })
+    }
+
+    fn open(
+        &self,
+        parent: &OpenFolder,
+        path: &MemberPath,
+        node: &Arc<PathNode>,
+        may_have_default_acl: bool,
+        final_metadata: FinalMetadata,
+    ) -> Result<Arc<OpenFolder>, CreateError> {
+        let handle = self.confined()?.open_folder_in(parent.handle.as_fd(), path.file_name()).map_err(|e| match e {
+            Errno::LOOP | Errno::NOTDIR => CreateError::NotAFolder(path.clone()),
+            e => CreateError::Io(e.into()),
+        })?;
+        let handle = Arc::new(handle);
+        if !matches!(final_metadata, FinalMetadata::Unchanged) {
+            make_passable(&*handle)?;
+        }
+        if !self.context.is_dry_run {
+            lock_folder(&handle)?;
+        }
+        let (path, context) = (Some(node.clone()), self.context.clone());
+        Ok(Arc::new(OpenFolder { handle, may_have_default_acl, path, final_metadata, context }))
+    }
+
+    fn confined(&self) -> io::Result<&ConfinedFolder> {
+        self.confined.as_ref().ok_or_else(|| io::Error::other("there is no target"))
+    }
+
+    /// Opens the parent folder of an entry that was created before, for a hard link to it. Creates nothing.
+    pub fn existing_parent_of(&self, path: &MemberPath) -> io::Result<Arc<OwnedFd>> {
+        let confined = self.confined()?;
+        let Some(parent) = path.parent() else { return Ok(confined.root()) };
+        let depth = parent.as_bytes().iter().filter(|&&b| b == b'/').count() + 1;
+        let open = (self.open_levels(&parent) == depth).then(|| &self.levels[depth - 1].1);
+        match open {
+            Some(Some(folder)) => Ok(folder.handle.clone()),
+            _ => confined.open_folder(&parent).map(Arc::new),
+        }
+    }
+
+    /// Closes all folders, from the deepest to the confined folder, and returns that.
+    pub fn close(mut self) -> Option<ConfinedFolder> {
+        while self.levels.pop().is_some() {}
+        self.confined.take()
+    }
+}

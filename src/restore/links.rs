@@ -1,0 +1,149 @@
+//! Restores hard links.
+
+use std::collections::HashMap;
+
+use rustix::fs::Stat;
+
+use super::options::{Action, Overwrite};
+use super::restorer::Restorer;
+use crate::archive::members::Entry;
+use crate::browse::Selection;
+use crate::confined::{self, CreateError, NewEntry, OpenFolder};
+use crate::error::{Error, Result};
+use crate::member::{Member, MemberKind, MemberPath};
+
+/// Hard links that wait for the content of their first name; a hostile archive could fill the memory with more.
+const MAX_DEFERRED_LINKS: usize = 1 << 20;
+/// Bytes of the names of these links and of their first names.
+const MAX_DEFERRED_LINK_BYTES: usize = 256 << 20;
+
+impl Restorer<'_, '_> {
+    /// Creates a hard link to the file at `carrier`. If the restore did not complete that file, the link is deferred
+    /// until the content of `first`, its name in the archive, is read again; without `first` it is refused.
+    pub(super) fn restore_link(
+        &mut self,
+        carrier: &MemberPath,
+        entry: Box<Entry>,
+        first: Option<MemberPath>,
+    ) -> Result<()> {
+        let path = entry.member.path.clone();
+        if *carrier == path {
+            self.refuse(path.as_bytes(), "it is a hard link to itself");
+            return Ok(());
+        }
+        if !self.state.completed.contains(carrier) {
+            match first {
+                Some(first) => return self.defer_link(first, entry),
+                None => self.refuse(path.as_bytes(), "the file that it is a further name of was not restored"),
+            }
+            return Ok(());
+        }
+        if let Err(error) = self.create_link(carrier, &entry.member) {
+            self.record_create_error(&path, error);
+        }
+        Ok(())
+    }
+
+    fn create_link(&mut self, carrier: &MemberPath, member: &Member) -> std::result::Result<(), CreateError> {
+        let (path, is_dry_run) = (&member.path, self.options.dry_run);
+        let folder = self.tree.parent_of(path)?;
+        let carrier_folder = match self.tree.existing_parent_of(carrier) {
+            Err(_) if is_dry_run => None,
+            found => Some(found?),
+        };
+        let carrier_stat = match &carrier_folder {
+            Some(carrier_folder) => confined::stat_entry(&**carrier_folder, carrier.file_name())?,
+            None => None,
+        };
+        let (Some(folder), Some(carrier_folder), true) =
+            (folder, carrier_folder, carrier_stat.is_some() || !is_dry_run)
+        else {
+            // A dry run has not created the folder of the link, or the carrier.
+            self.report_action(Action::Create, path);
+            self.state.complete(path, |report| report.add_file(0));
+            return Ok(());
+        };
+        let carrier_stat = carrier_stat.filter(|stat| confined::kind_of(stat) != Some(MemberKind::Folder));
+        let Some(carrier_stat) = carrier_stat else {
+            self.refuse(path.as_bytes(), &format!("it is a hard link to {carrier}, which is no file"));
+            return Ok(());
+        };
+        let action = self.decide_link(&folder, &carrier_stat, path)?;
+        match action {
+            Action::Conflict => {}
+            Action::Keep => self.state.complete(path, |report| report.unchanged += 1),
+            Action::Create | Action::Replace => {
+                if !is_dry_run {
+                    let link = NewEntry::hard_link(&folder.handle, &*carrier_folder, carrier.file_name())?;
+                    link.rename_into_place(path.file_name(), action == Action::Replace)?;
+                }
+                self.state.complete(path, |report| report.add_file(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides what happens at the path of a hard link, and reports it.
+    fn decide_link(&mut self, folder: &OpenFolder, carrier: &Stat, path: &MemberPath) -> std::io::Result<Action> {
+        let existing = confined::stat_entry(&*folder.handle, path.file_name())?;
+        let is_ours = self.state.completed.contains(path);
+        let action = match existing {
+            None => Action::Create,
+            Some(stat) if (stat.st_dev, stat.st_ino) == (carrier.st_dev, carrier.st_ino) => Action::Keep,
+            Some(stat) if confined::kind_of(&stat) == Some(MemberKind::Folder) => Action::Conflict,
+            Some(_) if !is_ours && self.options.overwrite == Overwrite::Never => Action::Conflict,
+            Some(_) => Action::Replace,
+        };
+        if action == Action::Conflict {
+            return Ok(self.conflict(path, "something else stands there"));
+        }
+        Ok(self.report_action(action, path))
+    }
+
+    /// Keeps a link until the archive was read to its end.
+    pub(super) fn defer_link(&mut self, first: MemberPath, mut entry: Box<Entry>) -> Result<()> {
+        // All but the path comes from the first name.
+        entry.member.xattrs.clear();
+        entry.member.link_target = None;
+        self.deferred_link_bytes += first.as_bytes().len() + entry.member.path.as_bytes().len();
+        if self.deferred_links.len() >= MAX_DEFERRED_LINKS || self.deferred_link_bytes > MAX_DEFERRED_LINK_BYTES {
+            return Err(Error::failed(format!(
+                "more than {MAX_DEFERRED_LINKS} hard links refer to members that are not restored"
+            ))
+            .hint("restore without PATH, --include and --exclude"));
+        }
+        self.deferred_links.push((first, entry));
+        Ok(())
+    }
+
+    /// Restores the links whose first name was not selected or could not be restored at its path. Reads the archive
+    /// again: the first link to each file gets its content, the others become links to that.
+    pub(super) fn restore_deferred_links(&mut self) -> Result<()> {
+        let mut links_by_first: HashMap<MemberPath, Vec<Box<Entry>>> = HashMap::new();
+        for (first, link) in std::mem::take(&mut self.deferred_links) {
+            links_by_first.entry(first).or_default().push(link);
+        }
+        if links_by_first.is_empty() {
+            return Ok(());
+        }
+        let selection = Selection::exactly(links_by_first.keys().cloned().collect())?;
+        self.read_members(&selection, |restorer, members, mut entry| {
+            if entry.member.kind == MemberKind::HardLink {
+                return Ok(());
+            }
+            let Some(links) = links_by_first.remove(&entry.member.path) else { return Ok(()) };
+            let mut links = links.into_iter();
+            let Some(carrier) = links.next() else { return Ok(()) };
+            entry.member.path = carrier.member.path;
+            let carrier = entry.member.path.clone();
+            restorer.restore_at_path(members, entry)?;
+            links.try_for_each(|link| restorer.restore_link(&carrier, link, None))
+        })?;
+        for (first, links) in links_by_first {
+            for link in links {
+                self.refuse(link.member.path.as_bytes(), &format!("it is a hard link to {first}, which is not there"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The thread of a restore that reads the archive and decides what happens to each member.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use super::digests::CatalogDigests;
+use super::options::{Action, Options, RestoreContext};
+use super::state::RestoreState;
+use super::write_file::SmallFile;
+use crate::archive::members::{Entry, Event, Members};
+use crate::browse::{OpenArchive, Selection};
+use crate::confined::{FolderTree, Privileges};
+use crate::error::{Error, ErrorKind, Result};
+use crate::member::MemberPath;
+use crate::progress::{Problem, ProblemKind, Progress};
+
+/// How often progress is reported.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+pub(super) struct Restorer<'a, 'c> {
+    pub archive: &'a OpenArchive,
+    pub options: &'a Options,
+    pub context: &'a mut RestoreContext<'c>,
+    pub state: &'a Arc<RestoreState>,
+    pub privileges: Privileges,
+    pub tree: FolderTree,
+    /// To the threads that write small files.
+    pub small_files: Sender<SmallFile>,
+    /// Hard links whose first name was not restored: that name in the archive, and the link at its path in the target.
+    pub deferred_links: Vec<(MemberPath, Box<Entry>)>,
+    pub deferred_link_bytes: usize,
+    pub digests: CatalogDigests,
+    started: Duration,
+    last_progress: Duration,
+}
+
+impl<'a, 'c> Restorer<'a, 'c> {
+    pub fn new(
+        archive: &'a OpenArchive,
+        options: &'a Options,
+        context: &'a mut RestoreContext<'c>,
+        state: &'a Arc<RestoreState>,
+        privileges: Privileges,
+        tree: FolderTree,
+        small_files: Sender<SmallFile>,
+    ) -> Self {
+        let started = context.clock.monotonic();
+        Restorer {
+            archive,
+            options,
+            context,
+            state,
+            privileges,
+            tree,
+            small_files,
+            deferred_links: Vec::new(),
+            deferred_link_bytes: 0,
+            digests: CatalogDigests::default(),
+            started,
+            last_progress: started,
+        }
+    }
+
+    /// Ends the writing threads' queue and returns the folders, which are still open.
+    pub fn into_tree(self) -> FolderTree {
+        self.tree
+    }
+
+    pub fn run(&mut self, selection: &Selection) -> Result<()> {
+        self.read_members(selection, |restorer, members, entry| restorer.restore_member(members, entry))?;
+        let missing = selection.missing();
+        let has_gaps = self.state.with_report(|report| report.damaged.count + report.refused.count > 0);
+        if !has_gaps {
+            self.state.with_report(|report| report.missing = missing.into_iter().cloned().collect());
+            // Paths that are missing do not end the restore of those that were found.
+            return self.restore_deferred_links();
+        }
+        for path in missing {
+            let reason = "it was not found, and parts of the archive are damaged".to_owned();
+            self.report_problem(path.as_bytes(), &reason);
+            self.state.with_report(|report| report.damaged.add(path.as_bytes(), reason));
+        }
+        self.restore_deferred_links()
+    }
+
+    /// Reads the archive once and passes the selected members to `restore`.
+    pub fn read_members(
+        &mut self,
+        selection: &Selection,
+        mut restore: impl FnMut(&mut Self, &mut Members, Box<Entry>) -> Result<()>,
+    ) -> Result<()> {
+        let mut members = self.archive.members(selection, self.options.threads)?;
+        while let Some(event) = members.next()? {
+            if self.context.cancel.is_cancelled() {
+                return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled")
+                    .hint("run the same command again: it finishes the rest"));
+            }
+            if self.state.has_fatal() {
+                return Ok(());
+            }
+            match event {
+                Event::Member(entry) => {
+                    if selection.selects(&entry.member.path) {
+                        restore(self, &mut members, entry)?;
+                    }
+                }
+                Event::Refused { name, reason } => self.refuse(&name, &reason),
+                Event::Damaged { sequence, after, reason } => {
+                    self.record_damage(selection, sequence, after, &reason)?;
+                }
+            }
+            self.report_progress();
+        }
+        Ok(())
+    }
+
+    fn report_progress(&mut self) {
+        let now = self.context.clock.monotonic();
+        if now.saturating_sub(self.last_progress) < PROGRESS_INTERVAL {
+            return;
+        }
+        self.last_progress = now;
+        let done = self.state.with_report(|report| report.extent);
+        let totals = self.archive.totals();
+        self.context.observer.progress(&Progress {
+            members: done.members,
+            bytes: done.content_bytes,
+            members_total: totals.map(|totals| totals.members),
+            bytes_total: totals.map(|totals| totals.content_bytes),
+            elapsed: now.saturating_sub(self.started),
+        });
+    }
+
+    /// Reports what happens at a path, and returns it.
+    pub fn report_action(&mut self, action: Action, path: &MemberPath) -> Action {
+        (self.context.on_action)(action, path);
+        action
+    }
+
+    /// Reports a problem to the observer when it occurs.
+    pub fn report_problem(&self, path: &[u8], reason: &str) {
+        let reason = reason.to_owned();
+        self.context.observer.problem(&Problem { path: path.into(), kind: ProblemKind::Unreadable, reason });
+    }
+
+    pub fn refuse(&mut self, name: &[u8], reason: &str) {
+        self.report_problem(name, &format!("refused: {reason}"));
+        self.state.with_report(|report| report.refused.add(name, reason.to_owned()));
+    }
+
+    /// Records the members that are lost with a damaged chunk: those in the catalog, else the last member before it.
+    fn record_damage(
+        &mut self,
+        selection: &Selection,
+        sequence: u64,
+        after: Option<MemberPath>,
+        reason: &str,
+    ) -> Result<()> {
+        let mut lost = Vec::new();
+        // Damage after the last chunk has no chunk in the catalog.
+        let page = if sequence == u64::MAX { None } else { self.archive.catalog_page(sequence)? };
+        if let Some((members, _)) = page {
+            let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
+            lost.extend(here.filter(|path| selection.selects(path)).map(|path| (path, reason.to_owned())));
+        } else if let Some(after) = after {
+            let reason = format!("{reason}; members that stand behind this one may be lost");
+            lost.push((after, reason));
+        } else {
+            self.state.with_report(|report| report.damaged.add(b"", reason.to_owned()));
+        }
+        for (path, reason) in lost {
+            self.report_problem(path.as_bytes(), &format!("damaged: {reason}"));
+            self.state.with_report(|report| report.damaged.add(path.as_bytes(), reason));
+        }
+        Ok(())
+    }
+}
