@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
 use crate::store::{Archive, ScheduleRow, Store};
@@ -29,7 +29,7 @@ pub fn cmd_backups(context: &Context, args: &BackupsArgs) -> Result<u8> {
     let archives = store.archives(only.as_ref().map(|row| row.id))?;
     if context.format == Format::Json {
         let documents: Vec<Value> = archives.iter().rev().map(|archive| archive_json(context, archive)).collect();
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     } else if args.all || (only.is_some() && context.format == Format::Table) {
         print_all(context, &archives)?;
     } else {
@@ -51,25 +51,25 @@ fn print_newest(context: &Context, store: &Store, rows: &[ScheduleRow], archives
         lines.push(vec![
             format!("{}{extension}", row.schedule.name),
             format!("@{}", newest.run),
-            output::age(context.now().since(newest.created_at)),
-            output::bytes(newest.size),
+            render::age(context.now().since(newest.created_at)),
+            render::bytes(newest.size),
             newest.extent.members.to_string(),
-            output::short_time_or_dash(newest.verified_at, &context.zone),
+            render::short_time_or_dash(newest.verified_at, &context.zone),
             counts.get(&row.id).copied().unwrap_or_default().to_string(),
         ]);
     }
     if context.format == Format::Plain {
         let names: String = lines.iter().map(|line| format!("{}\n", line[0])).collect();
-        return output::print(&names);
+        return render::print(&names);
     }
     let headings = ["NEWEST", "RUN", "AGE", "SIZE", "MEMBERS", "VERIFIED", "ARCHIVES"];
-    output::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+    render::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
 }
 
 fn print_all(context: &Context, archives: &[Archive]) -> Result<()> {
     if context.format == Format::Plain {
         let names: String = archives.iter().rev().map(|archive| format!("{}\n", archive.file_name)).collect();
-        return output::print(&names);
+        return render::print(&names);
     }
     let lines = archives
         .iter()
@@ -78,17 +78,17 @@ fn print_all(context: &Context, archives: &[Archive]) -> Result<()> {
             vec![
                 format!("@{}", archive.run),
                 archive.schedule_name.clone(),
-                output::short_time(archive.created_at, &context.zone),
+                render::short_time(archive.created_at, &context.zone),
                 state(archive),
-                output::bytes(archive.size),
-                output::bytes(archive.extent.content_bytes),
+                render::bytes(archive.size),
+                render::bytes(archive.extent.content_bytes),
                 archive.extent.members.to_string(),
                 archive.file_name.clone(),
             ]
         })
         .collect();
     let headings = ["RUN", "NAME", "MADE", "STATE", "SIZE", "CONTENT", "MEMBERS", "FILE"];
-    output::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+    render::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
 }
 
 fn state(archive: &Archive) -> String {
@@ -111,15 +111,15 @@ pub fn archive_json(context: &Context, archive: &Archive) -> Value {
     object.insert("run".into(), json!(archive.run));
     object.insert("name".into(), json!(archive.schedule_name));
     let path = context.home.backups().join(&archive.file_name);
-    output::put_path(&mut object, "path", std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
-    object.insert("created".into(), output::json_time(Some(archive.created_at), &context.zone));
+    render::put_path(&mut object, "path", std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+    object.insert("created".into(), render::json_time(Some(archive.created_at), &context.zone));
     object.insert("size".into(), json!(archive.size));
     object.insert("content_bytes".into(), json!(archive.extent.content_bytes));
     object.insert("members".into(), json!(archive.extent.members));
     object.insert("files".into(), json!(archive.extent.files));
     object.insert("good".into(), json!(archive.good));
     object.insert("health".into(), json!(archive.health.as_str()));
-    object.insert("verified".into(), output::json_time(archive.verified_at, &context.zone));
+    object.insert("verified".into(), render::json_time(archive.verified_at, &context.zone));
     object.insert("incomplete".into(), json!(archive.incomplete));
     object.insert("suspect".into(), json!(archive.suspect));
     object.insert("pinned".into(), json!(archive.pinned));

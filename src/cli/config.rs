@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::output::{self, Format};
+use super::render::{self, Format};
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
 use crate::store::Store;
@@ -119,13 +119,13 @@ pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
                 .iter()
                 .map(|row| json!({ "name": row[0], "value": row[1], "origin": row[2], "about": row[3] }))
                 .collect();
-            output::print_json(&Value::from(documents))?;
+            render::print_json(&Value::from(documents))?;
         }
         Format::Plain => {
-            output::print(&rows.iter().map(|row| format!("{}={}\n", row[0], row[1])).collect::<String>())?;
+            render::print(&rows.iter().map(|row| format!("{}={}\n", row[0], row[1])).collect::<String>())?;
         }
         Format::Table => {
-            output::print_table(&["SETTING", "VALUE", "FROM", "WHAT IT IS"], rows, context.colour, "No settings.")?;
+            render::print_table(&["SETTING", "VALUE", "FROM", "WHAT IT IS"], rows, context.colour, "No settings.")?;
         }
     }
     Ok(0)

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::list::schedule_json;
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::schedule_options::ScheduleOptions;
 use super::{Context, list, run};
 use crate::backup;
@@ -57,7 +57,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
         rows.push(row.clone());
     }
     if context.format == Format::Json && !args.now {
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     }
     if args.now {
         return run::run_schedules(context, &store, &rows, &run::RunOptions::default());
@@ -142,12 +142,12 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
         let kept = copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
         text += &format!(
             "  size: {more}{} a copy, {kept} kept, {} free\n",
-            output::bytes(size.extent.content_bytes),
-            output::bytes(free)
+            render::bytes(size.extent.content_bytes),
+            render::bytes(free)
         );
     }
     if !context.quiet {
-        output::print(&text)?;
+        render::print(&text)?;
     }
     Ok(document)
 }

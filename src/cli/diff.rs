@@ -5,7 +5,7 @@ use std::fs::File;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::backup;
 use crate::browse::{self, Change, MemberSummary, MembersByPath};
@@ -43,7 +43,7 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
             documents[at].push(change_json(path.as_bytes(), change, &what));
         } else {
             lines.extend(format!("{word}\t").bytes());
-            lines.extend(output::printable_bytes(path.as_bytes()));
+            lines.extend(render::printable_bytes(path.as_bytes()));
             lines.extend(if what.is_empty() { String::new() } else { format!("\t{}", what.join(",")) }.bytes());
             lines.push(b'\n');
         }
@@ -51,12 +51,12 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
     })?;
     if context.format == Format::Json {
         let [added, removed, changed] = documents;
-        output::print_json(&json!({ "added": added, "removed": removed, "changed": changed }))?;
+        render::print_json(&json!({ "added": added, "removed": removed, "changed": changed }))?;
     } else {
         if lines.is_empty() {
             context.print_info("no difference");
         }
-        output::print_bytes(&lines)?;
+        render::print_bytes(&lines)?;
     }
     Ok(0)
 }
@@ -113,14 +113,14 @@ fn source_now(context: &Context, row: &ScheduleRow, was: &MembersByPath) -> Resu
         is.insert(found.path.clone(), brief);
     })?;
     for problem in problems.iter().chain(&failed) {
-        context.warn(&format!("{}: {}", output::printable(&problem.path), problem.reason));
+        context.warn(&format!("{}: {}", render::printable(&problem.path), problem.reason));
     }
     Ok(is)
 }
 
 fn change_json(path: &[u8], change: Change<'_>, what: &[&str]) -> Value {
     let mut object = Map::new();
-    output::put_path(&mut object, "path", path);
+    render::put_path(&mut object, "path", path);
     match change {
         Change::Added(brief) | Change::Removed(brief) => {
             object.insert("size".into(), json!(brief.size));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, config, select};
 use crate::cancel::CancelToken;
@@ -65,13 +65,13 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         let what = format!(
             "{name}: @{} restored and compared, {} in {}",
             outcome.run,
-            output::bytes(outcome.content_bytes),
-            output::count(outcome.files, "file")
+            render::bytes(outcome.content_bytes),
+            render::count(outcome.files, "file")
         );
         if passed {
             log::info!("{what}");
             if context.format != Format::Json && !context.quiet {
-                output::print_line(&what)?;
+                render::print_line(&what)?;
             }
         } else {
             code = ErrorKind::Damage.exit_code();
@@ -82,7 +82,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         }
     }
     if context.format == Format::Json {
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     }
     Ok(code)
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use clap::Args;
 
 use super::schedule_options::ScheduleOptions;
-use super::{Context, output, select};
+use super::{Context, render, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
@@ -119,14 +119,14 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
         archive_folder::finish_deletions(&context.home, store).map_err(|e| {
             e.hint(format!("{name} is deleted; the next `backup-manager prune` takes the rest of its archives away"))
         })?;
-        context.print_info(&format!("deleted {name} and {}", output::count(count as u64, "archive")));
+        context.print_info(&format!("deleted {name} and {}", render::count(count as u64, "archive")));
         return Ok(());
     }
     store.delete_schedule(row.id, context.now())?;
     let kept = match archives {
         0 => "its history stays".to_owned(),
         n => {
-            let archives = output::count(n as u64, "archive");
+            let archives = render::count(n as u64, "archive");
             format!("its history and {archives} stay in {}", context.home.backups().display())
         }
     };

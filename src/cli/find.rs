@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::ls::{kind_word, timestamp};
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::browse::Globs;
 use crate::error::{Error, Result};
@@ -66,7 +66,7 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
     match context.format {
         Format::Json => {
             let documents: Vec<Value> = found.iter().map(|sighting| sighting_json(context, sighting)).collect();
-            output::print_json(&Value::from(documents))?;
+            render::print_json(&Value::from(documents))?;
         }
         Format::Plain => {
             let mut lines = Vec::new();
@@ -74,10 +74,10 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
                 let at = sighting.created_at.rfc3339(&context.zone);
                 let size = sighting.entry.member.size;
                 lines.extend(format!("@{}\t{}\t{at}\t{size}\t", sighting.run, sighting.schedule).bytes());
-                lines.extend(output::printable_bytes(sighting.entry.member.path.as_bytes()));
+                lines.extend(render::printable_bytes(sighting.entry.member.path.as_bytes()));
                 lines.push(b'\n');
             }
-            output::print_bytes(&lines)?;
+            render::print_bytes(&lines)?;
         }
         Format::Table => {
             let rows = found.iter().map(|sighting| {
@@ -85,14 +85,14 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
                 vec![
                     format!("@{}", sighting.run),
                     sighting.schedule.clone(),
-                    output::short_time(sighting.created_at, &context.zone),
-                    output::bytes(member.size),
-                    output::short_time(timestamp(member.modified), &context.zone),
-                    output::printable(member.path.as_bytes()),
+                    render::short_time(sighting.created_at, &context.zone),
+                    render::bytes(member.size),
+                    render::short_time(timestamp(member.modified), &context.zone),
+                    render::printable(member.path.as_bytes()),
                 ]
             });
             let headings = ["ARCHIVE", "NAME", "MADE", "SIZE", "CHANGED", "PATH"];
-            output::print_table(&headings, rows.collect(), context.colour, "")?;
+            render::print_table(&headings, rows.collect(), context.colour, "")?;
         }
     }
     Ok(0)
@@ -190,22 +190,22 @@ fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
         let documents = versions.iter().map(|version| {
             let mut document = sighting_json(context, &version.newest);
             document["oldest_run"] = json!(version.oldest.run);
-            document["oldest_created"] = output::json_time(Some(version.oldest.created_at), zone);
+            document["oldest_created"] = render::json_time(Some(version.oldest.created_at), zone);
             document["archives"] = json!(version.archives);
             document
         });
-        return output::print_json(&documents.collect());
+        return render::print_json(&documents.collect());
     }
     let rows = versions.iter().map(|version| {
         let (newest, oldest) = (&version.newest, &version.oldest);
         let member = &newest.entry.member;
         let plain = context.format == Format::Plain;
-        let time = |at: crate::clock::Timestamp| if plain { at.rfc3339(zone) } else { output::short_time(at, zone) };
+        let time = |at: crate::clock::Timestamp| if plain { at.rfc3339(zone) } else { render::short_time(at, zone) };
         vec![
             format!("@{}", newest.run),
             newest.schedule.clone(),
             time(timestamp(member.modified)),
-            if plain { member.size.to_string() } else { output::bytes(member.size) },
+            if plain { member.size.to_string() } else { render::bytes(member.size) },
             version.archives.to_string(),
             format!("@{}", oldest.run),
             time(oldest.created_at),
@@ -214,10 +214,10 @@ fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
     });
     if context.format == Format::Plain {
         let lines: String = rows.map(|row| row.join("\t") + "\n").collect();
-        return output::print(&lines);
+        return render::print(&lines);
     }
     let headings = ["NEWEST", "NAME", "CHANGED", "SIZE", "ARCHIVES", "OLDEST", "FROM", "TO"];
-    output::print_table(&headings, rows.collect(), context.colour, "")
+    render::print_table(&headings, rows.collect(), context.colour, "")
 }
 
 fn sighting_json(context: &Context, sighting: &PathOccurrence) -> Value {
@@ -225,11 +225,11 @@ fn sighting_json(context: &Context, sighting: &PathOccurrence) -> Value {
     let mut object = Map::new();
     object.insert("run".into(), json!(sighting.run));
     object.insert("name".into(), json!(sighting.schedule));
-    object.insert("created".into(), output::json_time(Some(sighting.created_at), &context.zone));
-    output::put_path(&mut object, "path", member.path.as_bytes());
+    object.insert("created".into(), render::json_time(Some(sighting.created_at), &context.zone));
+    render::put_path(&mut object, "path", member.path.as_bytes());
     object.insert("kind".into(), json!(kind_word(member.kind)));
     object.insert("size".into(), json!(member.size));
-    object.insert("modified".into(), output::json_time(Some(timestamp(member.modified)), &context.zone));
+    object.insert("modified".into(), render::json_time(Some(timestamp(member.modified)), &context.zone));
     if let Some(digest) = sighting.entry.content_digest {
         object.insert("blake3".into(), json!(blake3::Hash::from_bytes(digest).to_hex().as_str()));
     }

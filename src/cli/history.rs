@@ -4,7 +4,7 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::progress::Problem;
@@ -42,16 +42,16 @@ pub fn cmd_history(context: &Context, args: &HistoryArgs) -> Result<u8> {
     match context.format {
         Format::Json => {
             let documents: Vec<Value> = runs.iter().map(|run| run_json(run, &context.zone)).collect();
-            output::print_json(&Value::from(documents))?;
+            render::print_json(&Value::from(documents))?;
         }
         Format::Plain => {
             let lines: String = runs.iter().map(|run| plain_line(run, &context.zone)).collect();
-            output::print(&lines)?;
+            render::print(&lines)?;
         }
         Format::Table => {
             let rows = runs.iter().map(|run| table_row(run, &context.zone)).collect();
             let headings = ["RUN", "NAME", "STATE", "STARTED", "TOOK", "MEMBERS", "SIZE", "PROBLEMS", "WHY"];
-            output::print_table(&headings, rows, context.colour, "No runs yet. Start one: backup-manager run NAME")?;
+            render::print_table(&headings, rows, context.colour, "No runs yet. Start one: backup-manager run NAME")?;
         }
     }
     Ok(0)
@@ -82,7 +82,7 @@ fn plain_line(run: &Run, zone: &Tz) -> String {
 
 fn table_row(run: &Run, zone: &Tz) -> Vec<String> {
     let took = match (run.started_at, run.finished_at) {
-        (Some(started), Some(finished)) => output::age(finished.since(started)),
+        (Some(started), Some(finished)) => render::age(finished.since(started)),
         _ => "-".to_owned(),
     };
     let state = match run.coalesced {
@@ -94,10 +94,10 @@ fn table_row(run: &Run, zone: &Tz) -> Vec<String> {
         format!("@{}", run.id),
         run.schedule_name.clone(),
         state,
-        output::short_time_or_dash(run.started_at.or(run.scheduled_for), zone),
+        render::short_time_or_dash(run.started_at.or(run.scheduled_for), zone),
         took,
         dash_if_zero(run.counts.extent.members),
-        if run.counts.archive_bytes == 0 { "-".to_owned() } else { output::bytes(run.counts.archive_bytes) },
+        if run.counts.archive_bytes == 0 { "-".to_owned() } else { render::bytes(run.counts.archive_bytes) },
         dash_if_zero(run.counts.problems),
         run.error.clone().unwrap_or_default(),
     ]
@@ -117,8 +117,8 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
                 json!({
                     "attempt": attempt.attempt,
                     "pid": attempt.pid,
-                    "started": output::json_time(Some(attempt.started_at), zone),
-                    "ended": output::json_time(attempt.ended_at, zone),
+                    "started": render::json_time(Some(attempt.started_at), zone),
+                    "ended": render::json_time(attempt.ended_at, zone),
                     "outcome": attempt.outcome,
                     "error": attempt.error,
                 })
@@ -126,10 +126,10 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
             .collect();
         document["problem_list"] = problems.iter().map(problem_json).collect();
         document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
-        output::print_json(&document)?;
+        render::print_json(&document)?;
         return Ok(0);
     }
-    let time = |at| output::short_time_or_dash(at, zone);
+    let time = |at| render::short_time_or_dash(at, zone);
     let mut text = format!("run @{} of {}: {}\n", run.id, run.schedule_name, run.state.as_str());
     text += &format!("  asked by   {}\n", run.trigger.as_str());
     if let Some(at) = run.scheduled_for {
@@ -138,10 +138,10 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
     }
     text += &format!("  started    {}\n  finished   {}\n", time(run.started_at), time(run.finished_at));
     text += &format!("  members    {} ({} files)\n", run.counts.extent.members, run.counts.extent.files);
-    text += &format!("  content    {}\n", output::bytes(run.counts.extent.content_bytes));
+    text += &format!("  content    {}\n", render::bytes(run.counts.extent.content_bytes));
     if let Some(archive) = archive {
         let path = context.home.backups().join(&archive.file_name);
-        text += &format!("  archive    {} ({})\n", path.display(), output::bytes(archive.size));
+        text += &format!("  archive    {} ({})\n", path.display(), render::bytes(archive.size));
         text += &format!("  proved     {}\n", time(archive.verified_at));
     }
     if let Some(other) = run.superseded_by {
@@ -165,26 +165,26 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
         );
     }
     text += &problem_lines(&problems, run.counts.problems);
-    output::print(&text)?;
+    render::print(&text)?;
     Ok(0)
 }
 
 fn problem_lines(problems: &[Problem], total: u64) -> String {
     let mut text = String::new();
     for problem in problems {
-        let path = output::printable(&problem.path);
+        let path = render::printable(&problem.path);
         text += &format!("  problem    {path}: {} ({})\n", problem.reason, problem.kind.as_str());
     }
     let left = total.saturating_sub(problems.len() as u64);
     if left > 0 {
-        text += &format!("  and {} more\n", output::count(left, "problem"));
+        text += &format!("  and {} more\n", render::count(left, "problem"));
     }
     text
 }
 
 fn problem_json(problem: &Problem) -> Value {
     let mut object = Map::new();
-    output::put_path(&mut object, "path", &problem.path);
+    render::put_path(&mut object, "path", &problem.path);
     object.insert("kind".into(), json!(problem.kind.as_str()));
     object.insert("reason".into(), json!(problem.reason));
     Value::Object(object)
@@ -197,13 +197,13 @@ pub fn run_json(run: &Run, zone: &Tz) -> Value {
         "name": run.schedule_name,
         "trigger": run.trigger.as_str(),
         "state": run.state.as_str(),
-        "scheduled_for": output::json_time(run.scheduled_for, zone),
+        "scheduled_for": render::json_time(run.scheduled_for, zone),
         "coalesced": run.coalesced,
         "attempts_made": run.attempt,
-        "queued": output::json_time(Some(run.queued_at), zone),
-        "not_before": output::json_time((!run.state.is_final()).then_some(run.not_before), zone),
-        "started": output::json_time(run.started_at, zone),
-        "finished": output::json_time(run.finished_at, zone),
+        "queued": render::json_time(Some(run.queued_at), zone),
+        "not_before": render::json_time((!run.state.is_final()).then_some(run.not_before), zone),
+        "started": render::json_time(run.started_at, zone),
+        "finished": render::json_time(run.finished_at, zone),
         "members": run.counts.extent.members,
         "files": run.counts.extent.files,
         "content_bytes": run.counts.extent.content_bytes,

@@ -4,7 +4,7 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::schedule::Cadence;
@@ -27,7 +27,7 @@ pub fn cmd_list(context: &Context) -> Result<u8> {
         Format::Json => {
             let documents: Vec<Value> =
                 rows.iter().enumerate().map(|(index, row)| schedule_json(context, index, row, zone)).collect();
-            output::print_json(&Value::from(documents))?;
+            render::print_json(&Value::from(documents))?;
         }
         Format::Plain => {
             let mut bytes = Vec::new();
@@ -36,7 +36,7 @@ pub fn cmd_list(context: &Context) -> Result<u8> {
                 bytes.extend_from_slice(&plain_line(row));
                 bytes.push(b'\n');
             }
-            output::print_bytes(&bytes)?;
+            render::print_bytes(&bytes)?;
         }
         Format::Table => print_table(context, &store, &rows, zone)?,
     }
@@ -51,10 +51,10 @@ fn print_table(context: &Context, store: &Store, rows: &[ScheduleRow], zone: Tz)
         lines.push(vec![
             index.to_string(),
             row.schedule.name.to_string(),
-            output::harmless(&String::from_utf8_lossy(&row.schedule.source)).into_owned(),
+            render::escape_control(&String::from_utf8_lossy(&row.schedule.source)).into_owned(),
             when(row),
             if row.schedule.enabled {
-                output::short_time_or_dash(row.watermark.next_due, &own_zone)
+                render::short_time_or_dash(row.watermark.next_due, &own_zone)
             } else {
                 "paused".to_owned()
             },
@@ -62,7 +62,7 @@ fn print_table(context: &Context, store: &Store, rows: &[ScheduleRow], zone: Tz)
         ]);
     }
     let empty = "No schedules yet. Make one: backup-manager create \"PATH;HH:MM;NAME\"";
-    output::print_table(&["#", "NAME", "SOURCE", "AT", "NEXT", "LAST"], lines, context.colour, empty)
+    render::print_table(&["#", "NAME", "SOURCE", "AT", "NEXT", "LAST"], lines, context.colour, empty)
 }
 
 /// Returns `path;hh:mm;name`, as bytes: a path need not be text.
@@ -80,7 +80,7 @@ fn when(row: &ScheduleRow) -> String {
 /// Returns how a restore drill went, for people.
 pub fn last_drill(drill: &Drill, zone: &Tz) -> String {
     let outcome = if drill.passed { "passed" } else { "failed" };
-    format!("drill {outcome} {}", output::short_time(drill.started_at, zone))
+    format!("drill {outcome} {}", render::short_time(drill.started_at, zone))
 }
 
 /// Returns how a restore drill went, for JSON.
@@ -88,8 +88,8 @@ pub fn drill_json(drill: Option<&Drill>, zone: &Tz) -> Value {
     drill.map_or(Value::Null, |drill| {
         json!({
             "run": drill.run,
-            "started": output::json_time(Some(drill.started_at), zone),
-            "finished": output::json_time(drill.finished_at, zone),
+            "started": render::json_time(Some(drill.started_at), zone),
+            "finished": render::json_time(drill.finished_at, zone),
             "passed": drill.passed,
             "files": drill.files,
             "content_bytes": drill.content_bytes,
@@ -100,7 +100,7 @@ pub fn drill_json(drill: Option<&Drill>, zone: &Tz) -> Value {
 
 pub fn last_result(run: &Run, zone: &Tz) -> String {
     let at = run.finished_at.or(run.scheduled_for);
-    format!("{} {}", run.state.as_str(), output::short_time_or_dash(at, zone))
+    format!("{} {}", run.state.as_str(), render::short_time_or_dash(at, zone))
 }
 
 pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
@@ -121,7 +121,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         document["newest_good"] =
             newest.as_ref().map_or(Value::Null, |archive| super::archives::archive_json(context, archive));
         document["last_drill"] = drill_json(drill.as_ref(), &zone);
-        output::print_json(&document)?;
+        render::print_json(&document)?;
         return Ok(0);
     }
     let schedule = &row.schedule;
@@ -147,13 +147,13 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         "newest good",
         newest.map_or("none".to_owned(), |archive| {
             let path = context.home.backups().join(&archive.file_name);
-            let verified = output::short_time_or_dash(archive.verified_at, &zone);
-            format!("{} ({}, last verified {verified})", path.display(), output::bytes(archive.size))
+            let verified = render::short_time_or_dash(archive.verified_at, &zone);
+            format!("{} ({}, last verified {verified})", path.display(), render::bytes(archive.size))
         }),
     ));
     lines.push(("last drill", drill.map_or("none yet".to_owned(), |drill| last_drill(&drill, &zone))));
     let text: String = lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect();
-    output::print(&text)?;
+    render::print(&text)?;
     Ok(0)
 }
 
@@ -191,9 +191,9 @@ pub fn schedule_json(context: &Context, index: usize, row: &ScheduleRow, zone: T
     let mut object = Map::new();
     object.insert("index".into(), json!(index));
     object.insert("name".into(), json!(schedule.name.as_str()));
-    output::put_path(&mut object, "path", &schedule.source);
+    render::put_path(&mut object, "path", &schedule.source);
     let resolved = context.home.source_path(&schedule.source);
-    output::put_path(&mut object, "source", std::os::unix::ffi::OsStrExt::as_bytes(resolved.as_os_str()));
+    render::put_path(&mut object, "source", std::os::unix::ffi::OsStrExt::as_bytes(resolved.as_os_str()));
     let (at, cron) = match &schedule.cadence {
         Some(Cadence::Daily(times)) => (times.as_slice().iter().map(ToString::to_string).collect(), None),
         Some(Cadence::Cron(cron)) => (Vec::new(), Some(cron.as_str())),
@@ -206,6 +206,6 @@ pub fn schedule_json(context: &Context, index: usize, row: &ScheduleRow, zone: T
     object.insert("enabled".into(), json!(schedule.enabled));
     object.insert("compress".into(), json!(schedule.compression.to_string()));
     let next = row.watermark.next_due.filter(|_| schedule.enabled);
-    object.insert("next_due".into(), output::json_time(next, &own_zone));
+    object.insert("next_due".into(), render::json_time(next, &own_zone));
     Value::Object(object)
 }

@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use log::{Level, LevelFilter};
 use rustix::fs::{FlockOperation, flock};
 
-use super::output;
+use super::render;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
@@ -55,7 +55,7 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
                 _ => "Info",
             };
             let text = message.to_string().replace('\n', " ");
-            out.finish(format_args!("{} {level} {}", clock.now().rfc3339(&zone), output::harmless(&text)));
+            out.finish(format_args!("{} {level} {}", clock.now().rfc3339(&zone), render::escape_control(&text)));
         })
         .chain(Box::new(Forgiving(file)) as Box<dyn Write + Send>);
     if log == (Log::Service { stderr: true }) {

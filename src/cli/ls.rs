@@ -7,7 +7,7 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive::members::Event;
 use crate::browse::{Globs, OpenArchive, Selection};
@@ -53,7 +53,7 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
         return Err(archive.not_found(missing));
     }
     if context.format == Format::Json {
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     }
     Ok(if trouble { ErrorKind::Damage.exit_code() } else { 0 })
 }
@@ -80,7 +80,7 @@ fn visit(
             Event::Member(_) => {}
             Event::Refused { name, reason } => {
                 trouble = true;
-                context.warn(&format!("{}: refused: {reason}", output::printable(&name)));
+                context.warn(&format!("{}: refused: {reason}", render::printable(&name)));
             }
             Event::Damaged { after, reason, .. } => {
                 trouble = true;
@@ -115,12 +115,12 @@ impl Lines {
     }
 
     fn finish(&mut self) -> Result<()> {
-        output::print_bytes(&std::mem::take(&mut self.0))
+        render::print_bytes(&std::mem::take(&mut self.0))
     }
 }
 
 fn short_line(member: &Member) -> Vec<u8> {
-    let mut line = output::printable_bytes(member.path.as_bytes());
+    let mut line = render::printable_bytes(member.path.as_bytes());
     if member.kind == MemberKind::Folder {
         line.push(b'/');
     }
@@ -128,7 +128,7 @@ fn short_line(member: &Member) -> Vec<u8> {
 }
 
 fn long_line(member: &Member, zone: &Tz) -> Vec<u8> {
-    let owner = |name: &[u8], id: u32| if name.is_empty() { id.to_string() } else { output::printable(name) };
+    let owner = |name: &[u8], id: u32| if name.is_empty() { id.to_string() } else { render::printable(name) };
     let size = match member.device_number {
         Some((major, minor)) => format!("{major},{minor}"),
         None => member.size.to_string(),
@@ -138,13 +138,13 @@ fn long_line(member: &Member, zone: &Tz) -> Vec<u8> {
         mode_text(member),
         owner(&member.user_name, member.uid),
         owner(&member.group_name, member.gid),
-        output::short_time(timestamp(member.modified), zone)
+        render::short_time(timestamp(member.modified), zone)
     );
     let mut line = start.into_bytes();
     line.extend(short_line(member));
     if let Some(target) = &member.link_target {
         line.extend(if member.kind == MemberKind::HardLink { &b" link to "[..] } else { b" -> " });
-        line.extend(output::printable_bytes(target));
+        line.extend(render::printable_bytes(target));
     }
     line
 }
@@ -206,7 +206,7 @@ pub fn timestamp(time: FileTime) -> Timestamp {
 /// Returns a member for JSON.
 pub fn member_json(member: &Member, digest: Option<[u8; 32]>, zone: &Tz) -> Value {
     let mut object = Map::new();
-    output::put_path(&mut object, "path", member.path.as_bytes());
+    render::put_path(&mut object, "path", member.path.as_bytes());
     object.insert("kind".into(), json!(kind_word(member.kind)));
     object.insert("size".into(), json!(member.size));
     object.insert("mode".into(), json!(format!("{:04o}", member.mode)));
@@ -214,9 +214,9 @@ pub fn member_json(member: &Member, digest: Option<[u8; 32]>, zone: &Tz) -> Valu
     object.insert("gid".into(), json!(member.gid));
     object.insert("user".into(), json!(String::from_utf8_lossy(&member.user_name)));
     object.insert("group".into(), json!(String::from_utf8_lossy(&member.group_name)));
-    object.insert("modified".into(), output::json_time(Some(timestamp(member.modified)), zone));
+    object.insert("modified".into(), render::json_time(Some(timestamp(member.modified)), zone));
     if let Some(target) = &member.link_target {
-        output::put_path(&mut object, "link_target", target);
+        render::put_path(&mut object, "link_target", target);
     }
     if let Some((major, minor)) = member.device_number {
         object.insert("device".into(), json!([major, minor]));

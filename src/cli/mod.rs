@@ -16,8 +16,8 @@ mod list;
 mod logging;
 mod ls;
 mod next;
-mod output;
 mod prune;
+mod render;
 mod rescan;
 mod restore;
 mod run;
@@ -45,7 +45,7 @@ use crate::home::{Home, Places};
 use crate::schedule::{self, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
-use output::Format;
+use render::Format;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -212,7 +212,7 @@ impl Context {
             logging: Once::new(),
             home: Home::locate(&places, &current)?,
             places,
-            format: output::format(global.json, global.plain),
+            format: render::format(global.json, global.plain),
             quiet: global.quiet,
             verbose: global.verbose,
             colour: !global.no_color && std::env::var_os("NO_COLOR").is_none() && io::stdout().is_terminal(),
@@ -264,14 +264,14 @@ impl Context {
     pub fn print_info(&self, text: &str) {
         log::info!("{text}");
         if !self.quiet {
-            output::complain(text);
+            render::print_stderr(text);
         }
     }
 
     /// Warns on stderr.
     pub fn warn(&self, text: &str) {
         log::warn!("{text}");
-        output::complain(&format!("warning: {text}"));
+        render::print_stderr(&format!("warning: {text}"));
     }
 
     /// Returns the zone of schedules without one: that of the running service, else this process's.
@@ -360,7 +360,7 @@ pub(crate) fn report(error: &Error) {
     if let Some(hint) = error.next_step() {
         text += &format!("\n  next: {hint}");
     }
-    output::complain(&text);
+    render::print_stderr(&text);
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -61,9 +61,9 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
             .map(|at| at.rfc3339(&zone))
             .collect();
     if context.format == Format::Json {
-        output::print_json(&json!({ "timezone": zone.name(), "next": Value::from(instants) }))?;
+        render::print_json(&json!({ "timezone": zone.name(), "next": Value::from(instants) }))?;
     } else {
-        output::print(&instants.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+        render::print(&instants.iter().map(|line| format!("{line}\n")).collect::<String>())?;
     }
     Ok(0)
 }

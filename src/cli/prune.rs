@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
@@ -57,7 +57,7 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
     }
     if context.format == Format::Json {
         let documents: Vec<Value> = plans.iter().map(|(row, plan)| plan_json(context, row, plan)).collect();
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     } else if args.dry_run {
         print_plans(context, &plans)?;
     }
@@ -74,7 +74,7 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], ye
     match archive_folder::finish_deletions(&context.home, store) {
         Ok(0) => (),
         Ok(count) => {
-            context.print_info(&format!("removed {} that was on its way out", output::count(count as u64, "archive")));
+            context.print_info(&format!("removed {} that was on its way out", render::count(count as u64, "archive")));
             gone += count;
         }
         Err(error) => stuck = Some(error),
@@ -87,7 +87,7 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], ye
                 context.print_info(&format!(
                     "{}: removed {}",
                     row.schedule.name,
-                    output::count(count as u64, "archive")
+                    render::count(count as u64, "archive")
                 ));
                 gone += count;
             }
@@ -120,10 +120,10 @@ fn print_plans(context: &Context, plans: &[(ScheduleRow, Plan)]) -> Result<()> {
     let lines: Vec<Vec<String>> =
         plans.iter().flat_map(|(_, plan)| plan.archives.iter().zip(&plan.verdicts)).map(plan_line(context)).collect();
     if context.format == Format::Plain {
-        return output::print(&lines.iter().map(|line| line.join("\t") + "\n").collect::<String>());
+        return render::print(&lines.iter().map(|line| line.join("\t") + "\n").collect::<String>());
     }
     let headings = ["RUN", "NAME", "MADE", "", "BECAUSE", "FILE"];
-    output::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+    render::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
 }
 
 fn plan_line(context: &Context) -> impl Fn((&Archive, &Verdict)) -> Vec<String> {
@@ -134,7 +134,7 @@ fn plan_line(context: &Context) -> impl Fn((&Archive, &Verdict)) -> Vec<String> 
         vec![
             format!("@{}", archive.run),
             archive.schedule_name.clone(),
-            output::short_time(archive.created_at, &context.zone),
+            render::short_time(archive.created_at, &context.zone),
             fate.to_owned(),
             because,
             archive.file_name.clone(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::terminal::TerminalObserver;
 use super::{Context, config, start};
 use crate::archive_folder;
@@ -55,7 +55,7 @@ fn tell(context: &Context, report: &Report) -> Result<()> {
         report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();
     if context.format == Format::Json {
         let damaged: Vec<_> = damaged.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect();
-        return output::print_json(&json!({
+        return render::print_json(&json!({
             "schedules": report.schedules,
             "added": report.added,
             "known": report.known,
@@ -74,8 +74,8 @@ fn tell(context: &Context, report: &Report) -> Result<()> {
     damaged.iter().for_each(|(path, why)| text += &format!("damaged, left alone: {path}: {why}\n"));
     text += &format!(
         "{} taken in, {} known before\n",
-        output::count(report.added.len() as u64, "archive"),
-        output::count(report.known, "archive")
+        render::count(report.added.len() as u64, "archive"),
+        render::count(report.known, "archive")
     );
-    output::print(&text)
+    render::print(&text)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
@@ -100,10 +100,10 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
             if context.format == Format::Json && args.dry_run {
                 plan.push((action, path.as_bytes().to_owned()));
             } else if args.dry_run {
-                let path = output::printable_bytes(path.as_bytes());
-                let _ = output::print_bytes(&[word(action).as_bytes(), b"\t", &path, b"\n"].concat());
+                let path = render::printable_bytes(path.as_bytes());
+                let _ = render::print_bytes(&[word(action).as_bytes(), b"\t", &path, b"\n"].concat());
             } else if context.verbose {
-                output::complain(&format!("{} {}", word(action), output::printable(path.as_bytes())));
+                render::print_stderr(&format!("{} {}", word(action), render::printable(path.as_bytes())));
             }
         };
         let mut restore_context = RestoreContext {
@@ -202,7 +202,7 @@ fn print_report(
     plan: &[(Action, Vec<u8>)],
 ) -> Result<()> {
     if context.format == Format::Json {
-        return output::print_json(&report_json(args, archive, to, report, plan));
+        return render::print_json(&report_json(args, archive, to, report, plan));
     }
     for (name, paths, next) in sections(args, report) {
         if paths.count == 0 {
@@ -210,7 +210,7 @@ fn print_report(
         }
         let mut text = format!("{name}: {}\n", paths.count);
         for (path, reason) in paths.list.iter().take(if context.verbose { usize::MAX } else { 20 }) {
-            text += &format!("  {}: {reason}\n", output::printable(path));
+            text += &format!("  {}: {reason}\n", render::printable(path));
         }
         let more = paths.count.saturating_sub(20);
         if more > 0 && !context.verbose {
@@ -218,23 +218,23 @@ fn print_report(
         }
         text += &format!("  next: {next}");
         log::warn!("restore of {}: {text}", archive.path().display());
-        output::complain(&text);
+        render::print_stderr(&text);
     }
     if report.owners > 0 {
         context.warn(&format!(
             "{}: the owner could not be set; run as root, --overwrite always",
-            output::count(report.owners, "member")
+            render::count(report.owners, "member")
         ));
     }
     if report.absolute > 0 {
-        context.warn(&format!("{} absolute: put below the target", output::count(report.absolute, "name")));
+        context.warn(&format!("{} absolute: put below the target", render::count(report.absolute, "name")));
     }
     if report.stripped > 0 {
-        let members = output::count(report.stripped, "member");
+        let members = render::count(report.stripped, "member");
         context.warn(&format!("{members}: --strip {} leaves nothing of the name", args.strip));
     }
     let what =
-        format!("{}, {}", output::count(report.extent.members, "member"), output::bytes(report.extent.content_bytes));
+        format!("{}, {}", render::count(report.extent.members, "member"), render::bytes(report.extent.content_bytes));
     let kept = if report.unchanged > 0 { format!(", {} there already", report.unchanged) } else { String::new() };
     let verb = if args.dry_run { "would restore" } else { "restored" };
     context.print_info(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
@@ -249,8 +249,8 @@ fn report_json(
     plan: &[(Action, Vec<u8>)],
 ) -> Value {
     let mut object = Map::new();
-    output::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
-    output::put_path(&mut object, "to", to.as_os_str().as_bytes());
+    render::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
+    render::put_path(&mut object, "to", to.as_os_str().as_bytes());
     for (key, number) in [
         ("members", report.extent.members),
         ("files", report.extent.files),
@@ -275,7 +275,7 @@ fn report_json(
 
 fn path_json(path: &[u8], key: &str, value: &str) -> Value {
     let mut object = Map::new();
-    output::put_path(&mut object, "path", path);
+    render::put_path(&mut object, "path", path);
     object.insert(key.to_owned(), json!(value));
     Value::Object(object)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
@@ -89,28 +89,28 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
         let listing = backup::list_source(&context.home, row, &mut |path, size| {
             if context.format == Format::Json {
                 let mut object = Map::new();
-                output::put_path(&mut object, "path", path);
+                render::put_path(&mut object, "path", path);
                 object.insert("size".into(), json!(size));
                 documents.push(Value::Object(object));
                 return Ok(());
             }
             let mut line = path.to_owned();
             line.push(b'\n');
-            output::print_bytes(&line)
+            render::print_bytes(&line)
         })?;
         for problem in &listing.problems {
             losses |= problem.kind.is_loss();
-            context.warn(&format!("{}: {}", output::printable(&problem.path), problem.reason));
+            context.warn(&format!("{}: {}", render::printable(&problem.path), problem.reason));
         }
         let what = format!(
             "{}, {}",
-            output::count(listing.extent.members, "member"),
-            output::bytes(listing.extent.content_bytes)
+            render::count(listing.extent.members, "member"),
+            render::bytes(listing.extent.content_bytes)
         );
         context.print_info(&format!("{}: {what} would go in", row.schedule.name));
     }
     if context.format == Format::Json {
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     }
     Ok(if losses { ErrorKind::Incomplete.exit_code() } else { 0 })
 }
@@ -138,7 +138,7 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], opt
     }
     runner.store.remove_worker(runner.row.uuid)?;
     if context.format == Format::Json {
-        output::print_json(&Value::from(documents))?;
+        render::print_json(&Value::from(documents))?;
     }
     Ok(signals.interruption().map_or_else(|| gravest(&codes), ErrorKind::exit_code))
 }
@@ -262,18 +262,18 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
         let counts = &run.counts;
         lines.push(format!(
             "  {} in {}, {} of content",
-            output::count(counts.extent.members, "member"),
-            output::count(counts.extent.files, "file"),
-            output::bytes(counts.extent.content_bytes)
+            render::count(counts.extent.members, "member"),
+            render::count(counts.extent.files, "file"),
+            render::bytes(counts.extent.content_bytes)
         ));
         let path = context.home.backups().join(&archive.file_name);
         let proof = if archive.verified_at.is_some() { ", read back and found right" } else { ", not read back" };
-        lines.push(format!("  archive: {} ({}{proof})", path.display(), output::bytes(archive.size)));
+        lines.push(format!("  archive: {} ({}{proof})", path.display(), render::bytes(archive.size)));
     }
     if run.counts.losses > 0 {
         lines.push(format!(
             "  {} could not be read whole: see `history @{}`",
-            output::count(run.counts.losses, "path"),
+            render::count(run.counts.losses, "path"),
             run.id
         ));
     }
@@ -285,7 +285,7 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
     }
     log::info!("{}", lines.join(";"));
     if context.format != Format::Json && !context.quiet {
-        output::print_line(&lines.join("\n"))?;
+        render::print_line(&lines.join("\n"))?;
     }
     let mut document = super::history::run_json(run, &context.zone);
     document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
@@ -346,7 +346,7 @@ pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
         let name = &row.schedule.name;
         match store.cancel(row.id, context.now())? {
             0 => context.print_info(&format!("nothing of {name} runs or waits")),
-            count => context.print_info(&format!("cancelling {} of {name}", output::count(count as u64, "run"))),
+            count => context.print_info(&format!("cancelling {} of {name}", render::count(count as u64, "run"))),
         }
     }
     Ok(0)

@@ -10,7 +10,7 @@ use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::signals::Signals;
-use super::{Context, config, environment, logging, output, run};
+use super::{Context, config, environment, logging, render, run};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance;
@@ -174,7 +174,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         context.zone_origin
     );
     if args.detached {
-        output::print_line(READY)?;
+        render::print_line(READY)?;
         leave_standard_streams()?;
     }
     service.serve(events, sender, &supervisor)?;

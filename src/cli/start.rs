@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Context;
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::serve::ServiceOptions;
 use crate::error::{Error, Result};
 use crate::liveness;
@@ -50,9 +50,9 @@ pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
 fn tell(context: &Context, state: &str, pid: u32, text: &str) -> Result<u8> {
     log::info!("{text}");
     if context.format == Format::Json {
-        output::print_json(&json!({ "service": state, "pid": pid }))?;
+        render::print_json(&json!({ "service": state, "pid": pid }))?;
     } else if !context.quiet {
-        output::print_line(text)?;
+        render::print_line(text)?;
     }
     Ok(0)
 }
@@ -130,9 +130,9 @@ pub fn cmd_stop(context: &Context, args: &StopArgs) -> Result<u8> {
 fn tell_stopped(context: &Context, text: &str) -> Result<u8> {
     log::info!("{text}");
     if context.format == Format::Json {
-        output::print_json(&json!({ "service": "stopped" }))?;
+        render::print_json(&json!({ "service": "stopped" }))?;
     } else if !context.quiet {
-        output::print_line(text)?;
+        render::print_line(text)?;
     }
     Ok(0)
 }

@@ -4,7 +4,7 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, start, terminal};
 use crate::archive_folder;
 use crate::clock::Timestamp;
@@ -66,9 +66,9 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     let healthy =
         service.trouble.is_empty() && import_error.is_none() && schedules.iter().all(|state| state.trouble.is_empty());
     if context.format == Format::Json {
-        output::print_json(&document(context, &service, &schedules, import_error.as_deref(), healthy, zone))?;
+        render::print_json(&document(context, &service, &schedules, import_error.as_deref(), healthy, zone))?;
     } else {
-        output::print(&page(context, &service, &schedules, import_error.as_deref(), zone))?;
+        render::print(&page(context, &service, &schedules, import_error.as_deref(), zone))?;
     }
     Ok(u8::from(!healthy))
 }
@@ -113,11 +113,11 @@ fn tell_service(context: &Context, service: &ServiceState) -> Result<u8> {
     let healthy = service.trouble.is_empty();
     if context.format == Format::Json {
         let pids: Vec<u32> = service.workers.iter().map(|(row, _)| row.pid).collect();
-        output::print_json(&json!({ "healthy": healthy, "pids": pids, "trouble": service.trouble }))?;
+        render::print_json(&json!({ "healthy": healthy, "pids": pids, "trouble": service.trouble }))?;
     } else if healthy {
-        output::print_line("the service is alive, ticks, and can write its store and its archive folder")?;
+        render::print_line("the service is alive, ticks, and can write its store and its archive folder")?;
     } else {
-        output::print_line(&service.trouble.join("\n"))?;
+        render::print_line(&service.trouble.join("\n"))?;
     }
     Ok(u8::from(!healthy))
 }
@@ -162,25 +162,25 @@ fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
             format!("run @{run} failed: {}", error.as_deref().unwrap_or("no reason is known"))
         }
         ScheduleProblem::NewUnreadablePaths { run, count } => {
-            format!("{} could not be read whole: see `history @{run}`", output::count(*count, "new path"))
+            format!("{} could not be read whole: see `history @{run}`", render::count(*count, "new path"))
         }
         ScheduleProblem::SuspectArchive { run } => format!(
             "@{run} holds less than half of what the archive before it held, and does not count as good: look, then \
              `backup-manager accept {name}`"
         ),
         ScheduleProblem::UnhealthyArchives { count } => {
-            let what = output::count(*count, "archive");
+            let what = render::count(*count, "archive");
             format!("{what} damaged or missing: see `backups {name} --all`, then `forget`")
         }
         ScheduleProblem::DrillFailed { error } => format!("the last restore drill failed: {error}"),
         ScheduleProblem::Overdue { newest_good_age } => {
-            format!("overdue: its newest good archive is {} old", output::age(*newest_good_age))
+            format!("overdue: its newest good archive is {} old", render::age(*newest_good_age))
         }
         ScheduleProblem::OverdueWithoutArchive { waiting_for } => {
-            format!("overdue: no good archive since it was made {} ago", output::age(*waiting_for))
+            format!("overdue: no good archive since it was made {} ago", render::age(*waiting_for))
         }
         ScheduleProblem::Stalled { run, stalled_for } => {
-            format!("run @{run} has not moved for {}", output::age(*stalled_for))
+            format!("run @{run} has not moved for {}", render::age(*stalled_for))
         }
     }
 }
@@ -212,7 +212,7 @@ fn page(
 ) -> String {
     let mut text = String::new();
     for (row, _) in &service.workers {
-        let since = output::short_time(row.started_at, &zone);
+        let since = render::short_time(row.started_at, &zone);
         text += &format!("service: process {} since {since}, time zone {}\n", row.pid, zone.name());
     }
     for line in &service.trouble {
@@ -255,9 +255,9 @@ fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
         format!("last run {}", super::list::last_result(run, &state.zone))
     });
     let newest = state.newest.as_ref().map_or("no good archive".to_owned(), |archive| {
-        let age = output::age(context.now().since(archive.created_at));
+        let age = render::age(context.now().since(archive.created_at));
         match archive.verified_at {
-            Some(at) => format!("newest good archive {age} old, proved {}", output::short_time(at, &state.zone)),
+            Some(at) => format!("newest good archive {age} old, proved {}", render::short_time(at, &state.zone)),
             None => format!("newest good archive {age} old, not proved"),
         }
     });
@@ -283,7 +283,7 @@ fn document(
         .workers
         .iter()
         .map(|(row, _)| {
-            let started = output::json_time(Some(row.started_at), &zone);
+            let started = render::json_time(Some(row.started_at), &zone);
             json!({ "pid": row.pid, "host": row.host, "started": started })
         })
         .collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output;
+use super::render;
 use crate::progress::{Observer, Problem, Progress};
 
 /// A progress bar on stderr where that is a terminal; problems and notes as lines in any case.
@@ -36,7 +36,7 @@ impl TerminalObserver {
 
     fn line(&self, text: &str) {
         // The bar, if there is one, is drawn again below the line.
-        self.bar.suspend(|| output::complain(text));
+        self.bar.suspend(|| render::print_stderr(text));
     }
 }
 
@@ -46,7 +46,7 @@ impl Observer for TerminalObserver {
     }
 
     fn problem(&self, problem: &Problem) {
-        self.line(&format!("{}: {}", output::printable(&problem.path), problem.reason));
+        self.line(&format!("{}: {}", render::printable(&problem.path), problem.reason));
     }
 
     fn note(&self, text: &str) {
@@ -59,14 +59,14 @@ impl Observer for TerminalObserver {
 /// Returns bytes, files, rate and, where a total is known, the share done and the time left.
 pub fn describe(progress: &Progress) -> String {
     let seconds = progress.elapsed.as_secs_f64();
-    let mut text = format!("{}, {} members", output::bytes(progress.bytes), progress.members);
+    let mut text = format!("{}, {} members", render::bytes(progress.bytes), progress.members);
     if seconds >= 1.0 {
         let rate = progress.bytes as f64 / seconds;
-        text += &format!(", {}/s", output::bytes(rate as u64));
+        text += &format!(", {}/s", render::bytes(rate as u64));
         if let Some(total) = progress.bytes_total.filter(|total| *total >= progress.bytes && rate >= 1.0) {
             let left = Duration::from_secs_f64((total - progress.bytes) as f64 / rate);
-            text += &format!(", {} % of {}, ", percent(progress.bytes, total), output::bytes(total));
-            text += &format!("{} left", output::age(left));
+            text += &format!(", {} % of {}, ", percent(progress.bytes, total), render::bytes(total));
+            text += &format!("{} left", render::age(left));
         }
     }
     text

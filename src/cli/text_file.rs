@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::Context;
-use super::output::{self, Format};
+use super::render::{self, Format};
 use crate::archive_folder;
 use crate::durable::{self, Placement};
 use crate::error::{Error, ErrorKind, Result};
@@ -83,7 +83,7 @@ fn read(path: &Path) -> Result<(String, Vec<u8>)> {
 
 fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
     if context.format == Format::Json {
-        return output::print_json(&json!({
+        return render::print_json(&json!({
             "created": imported.created,
             "changed": imported.changed,
             "deleted": imported.deleted,
@@ -98,7 +98,7 @@ fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
     context.print_info(&format!(
         "{name}: {}, {} new, {} changed, {} deleted, {} as they were",
-        output::count(total as u64, "schedule"),
+        render::count(total as u64, "schedule"),
         imported.created.len(),
         imported.changed.len(),
         imported.deleted.len(),
@@ -115,7 +115,7 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
         FileFormat::Json => (import_export::export_json(&rows)?, Vec::new()),
     };
     match &args.file {
-        None => output::print_bytes(&bytes)?,
+        None => render::print_bytes(&bytes)?,
         Some(file) if !args.force && file.symlink_metadata().is_ok() => {
             return Err(Error::usage(format!("{} is there already", file.display()))
                 .hint("replace it with --force, or name another file"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::output::{self, Format};
+use super::render::{self, Format};
 use super::{Context, config, select};
 use crate::archive_folder;
 use crate::cancel::CancelToken;
@@ -56,7 +56,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
         told.push(verify_path(context, Path::new(file), args.threads)?);
     }
     if context.format == Format::Json {
-        output::print_json(&Value::from(told.iter().map(document).collect::<Vec<_>>()))?;
+        render::print_json(&Value::from(told.iter().map(document).collect::<Vec<_>>()))?;
     } else if told.is_empty() {
         context.print_info("there is nothing to read back");
     }
@@ -120,7 +120,7 @@ fn verify_archives(
     for (position, archive) in archives.iter().enumerate() {
         if time_limit.is_some_and(|limit| context.clock.monotonic().saturating_sub(started) >= limit) {
             let left = (archives.len() - position) as u64;
-            context.print_info(&format!("the time is up: {} not read back", output::count(left, "archive")));
+            context.print_info(&format!("the time is up: {} not read back", render::count(left, "archive")));
             break;
         }
         let result = verify::verify_archive(&context.home, store, archive, threads, &cancel, context.now());
@@ -169,18 +169,18 @@ fn tell(context: &Context, told: &Told) -> Result<()> {
         Ok(findings) if findings.is_good() => {
             log::info!("{}: read back and found right", told.path);
             if context.format != Format::Json && !context.quiet {
-                output::print_line(&format!("good: {} ({})", told.path, output::bytes(findings.bytes)))?;
+                render::print_line(&format!("good: {} ({})", told.path, render::bytes(findings.bytes)))?;
             }
         }
         Ok(findings) => {
             log::error!("{}: {}", told.path, findings.health.as_str());
             let mut text = format!("{}: {}\n", findings.health.as_str(), told.path);
-            findings.structure.iter().for_each(|line| text += &format!("  {}\n", output::harmless(line)));
+            findings.structure.iter().for_each(|line| text += &format!("  {}\n", render::escape_control(line)));
             for member in &findings.damaged_members {
-                text += &format!("  damaged member: {}\n", output::printable(member));
+                text += &format!("  damaged member: {}\n", render::printable(member));
             }
             if context.format != Format::Json {
-                output::print(&text)?;
+                render::print(&text)?;
             }
         }
         Err(error) => super::report(error),
@@ -202,7 +202,7 @@ fn document(told: &Told) -> Value {
                 .iter()
                 .map(|path| {
                     let mut member = Map::new();
-                    output::put_path(&mut member, "path", path);
+                    render::put_path(&mut member, "path", path);
                     Value::Object(member)
                 })
                 .collect();

@@ -103,7 +103,7 @@ pub fn printable(name: &[u8]) -> String {
 }
 
 /// Returns text with what a terminal might obey written out; ends of lines stay.
-pub fn harmless(text: &str) -> Cow<'_, str> {
+pub fn escape_control(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| c.is_control() && c != '\n';
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);
@@ -112,8 +112,8 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
 }
 
 /// Writes lines to stderr, harmless ones. There is nobody to tell if that fails.
-pub fn complain(text: &str) {
-    let _ = io::stderr().write_all(format!("{}\n", harmless(text)).as_bytes());
+pub fn print_stderr(text: &str) {
+    let _ = io::stderr().write_all(format!("{}\n", escape_control(text)).as_bytes());
 }
 
 /// Puts a path into a JSON object; `KEY_b64` stands beside it where it is not UTF-8.
@@ -167,6 +167,6 @@ mod tests {
 
     #[test]
     fn what_terminals_obey_is_written_out_and_lines_stay_lines() {
-        assert_eq!(harmless("a\u{1b}[2Jb\u{9b}\tc\n d\u{fffd}é"), "a\\u{1b}[2Jb\\u{9b}\\tc\n d\u{fffd}é");
+        assert_eq!(escape_control("a\u{1b}[2Jb\u{9b}\tc\n d\u{fffd}é"), "a\\u{1b}[2Jb\\u{9b}\\tc\n d\u{fffd}é");
     }
 }
