@@ -7,9 +7,10 @@ use std::thread;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::buffer::Buffer;
+use super::chunk_table::encode_entry;
 use super::codec::{Codec, Decoder};
 use super::reader::ArchiveReader;
-use super::trailer::{self, Trailer};
+use super::trailer::Trailer;
 use super::writer::ArchiveDigest;
 use crate::cancel::CancelToken;
 use crate::chunk::Chunk;
@@ -152,7 +153,7 @@ impl Feeder<'_> {
             }
             summary.end = chunk.end();
             summary.digest.add(&chunk.stored_digest);
-            let entry = trailer::entry(&chunk)?;
+            let entry = encode_entry(&chunk)?;
             summary.entries.update(&entry);
             let mut buffer = self.buffer()?;
             buffer.clear();
@@ -246,7 +247,7 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
     let mut entries = blake3::Hasher::new();
     for chunk in trailer.entries(reader.file()) {
         let chunk = chunk.map_err(Error::io("read the trailer of", path))?;
-        entries.update(&trailer::entry(&chunk)?);
+        entries.update(&encode_entry(&chunk)?);
     }
     if trailer.content_end() != summary.end || entries.finalize() != summary.entries.finalize() {
         let message = format!("the trailer of {} tells of other chunks than the catalog", path.display());

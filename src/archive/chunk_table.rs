@@ -1,53 +1,73 @@
-//! The entries of an archive's chunks while it is written: a few megabytes in memory, the others in a file without a
-//! name, so that the number of chunks costs no memory.
+//! The table of chunks of an archive that is being written, as its trailer will store it. The last few megabytes are in
+//! memory, the rest in an unnamed file, so that memory is bounded for any number of chunks.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::trailer::{ENTRY_BYTES, SEGMENT_BYTES};
+use crate::chunk::Chunk;
 use crate::durable::PendingFile;
 use crate::error::{Error, Result};
 
-/// Entries in memory go to the file when they are so many bytes.
-const MOST_MEMORY: usize = 64 * SEGMENT_BYTES;
+/// The size of one chunk's entry in bytes: stored length and content length as `u32`, little-endian, and the BLAKE3
+/// digest of the stored bytes.
+pub(super) const ENTRY_BYTES: usize = 40;
+/// The size of a part of the table in bytes. A part consists of whole entries and fits in the extra field of a gzip
+/// member.
+pub(super) const PART_BYTES: usize = 1600 * ENTRY_BYTES;
+/// The largest number of bytes of entries in memory; they are then moved to the file.
+const MAX_MEMORY_BYTES: usize = 64 * PART_BYTES;
 
-/// Entries in the order of chunks.
-pub(super) struct EntryTable {
-    /// The archive file, beside which the file without a name is made.
+/// Encoded entries in the order of chunks.
+pub(super) struct ChunkTable {
+    /// The archive file. The unnamed file is created in its folder.
     path: PathBuf,
-    /// The last ones.
+    /// The newest entries.
     recent: Vec<u8>,
-    /// Those before, and how many bytes they are.
+    /// The entries before them, and their size in bytes.
     older: Option<(File, u64)>,
 }
 
-impl EntryTable {
-    /// Starts with no entry.
+/// Returns the entry of a chunk. Errors: a length that does not fit, which no chunk has: content is bounded by the
+/// largest piece of a file and its headers.
+pub(super) fn encode_entry(chunk: &Chunk) -> Result<[u8; ENTRY_BYTES]> {
+    let narrow = |length: u64| {
+        u32::try_from(length)
+            .map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
+    };
+    let mut entry = [0; ENTRY_BYTES];
+    entry[..4].copy_from_slice(&narrow(chunk.stored_length)?.to_le_bytes());
+    entry[4..8].copy_from_slice(&narrow(chunk.content_length)?.to_le_bytes());
+    entry[8..].copy_from_slice(&chunk.stored_digest);
+    Ok(entry)
+}
+
+impl ChunkTable {
+    /// Returns an empty table for the archive file at `path`.
     pub(super) fn new(path: &Path) -> Self {
-        EntryTable { path: path.to_owned(), recent: Vec::new(), older: None }
+        ChunkTable { path: path.to_owned(), recent: Vec::new(), older: None }
     }
 
-    /// Returns the bytes of all entries.
-    pub(super) fn bytes(&self) -> u64 {
+    /// Returns the size of all entries in bytes.
+    pub(super) fn size_bytes(&self) -> u64 {
         self.older.as_ref().map_or(0, |(_, bytes)| *bytes) + self.recent.len() as u64
     }
 
-    /// Returns how many there are.
+    /// Returns the number of entries.
     pub(super) fn count(&self) -> u64 {
-        self.bytes() / ENTRY_BYTES as u64
+        self.size_bytes() / ENTRY_BYTES as u64
     }
 
-    /// Adds the entry of the next chunk.
+    /// Appends the entry of the next chunk.
     pub(super) fn push(&mut self, entry: &[u8; ENTRY_BYTES]) -> Result<()> {
         self.recent.extend_from_slice(entry);
-        if self.recent.len() < MOST_MEMORY {
+        if self.recent.len() < MAX_MEMORY_BYTES {
             return Ok(());
         }
         let (file, bytes) = match &mut self.older {
             Some(older) => older,
-            None => self.older.insert((nameless_file(&self.path)?, 0)),
+            None => self.older.insert((create_unnamed_file(&self.path)?, 0)),
         };
         file.write_all_at(&self.recent, *bytes).map_err(Error::io("write beside", &self.path))?;
         *bytes += self.recent.len() as u64;
@@ -55,21 +75,22 @@ impl EntryTable {
         Ok(())
     }
 
-    /// Gives all entries in order, in pieces of [`SEGMENT_BYTES`], of which only the last may be shorter.
-    pub(super) fn for_each_segment(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// Calls `take` with all entries in order, in parts of [`PART_BYTES`], of which only the last may be shorter.
+    pub(super) fn for_each_part(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         if let Some((file, bytes)) = &self.older {
-            let mut segment = vec![0; SEGMENT_BYTES];
-            for offset in (0..*bytes).step_by(SEGMENT_BYTES) {
-                file.read_exact_at(&mut segment, offset).map_err(Error::io("read beside", &self.path))?;
-                take(&segment)?;
+            let mut part = vec![0; PART_BYTES];
+            for offset in (0..*bytes).step_by(PART_BYTES) {
+                file.read_exact_at(&mut part, offset).map_err(Error::io("read beside", &self.path))?;
+                take(&part)?;
             }
         }
-        self.recent.chunks(SEGMENT_BYTES).try_for_each(take)
+        self.recent.chunks(PART_BYTES).try_for_each(take)
     }
 }
 
-/// Makes a file that is gone when it is closed, however the process ends, but for an instant at the beginning.
-fn nameless_file(path: &Path) -> Result<File> {
+/// Creates a file without a name, which the system removes when it is closed, however the process ends. It has a
+/// temporary name for an instant.
+fn create_unnamed_file(path: &Path) -> Result<File> {
     let mut pending = PendingFile::create(path, 0o600)?;
     let cloned: io::Result<File> = pending.file().try_clone();
     cloned.map_err(Error::io("open a file beside", path))
@@ -80,11 +101,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_come_back_in_order_from_memory_and_file() {
+    fn entries_are_read_in_order_from_memory_and_file() {
         let folder = tempfile::tempdir().unwrap();
-        let per_spill = (MOST_MEMORY / ENTRY_BYTES) as u64;
+        let per_spill = (MAX_MEMORY_BYTES / ENTRY_BYTES) as u64;
         for count in [0, 1, 1600, 1601, per_spill - 1, per_spill, per_spill + 1, 2 * per_spill + 1601] {
-            let mut table = EntryTable::new(&folder.path().join("archive"));
+            let mut table = ChunkTable::new(&folder.path().join("archive"));
             let entry = |number: u64| {
                 let mut entry = [0; ENTRY_BYTES];
                 entry[..8].copy_from_slice(&number.to_le_bytes());
@@ -95,9 +116,9 @@ mod tests {
             assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none(), "the file has no name");
             let mut seen = Vec::new();
             table
-                .for_each_segment(&mut |segment| {
-                    assert!(seen.len() % SEGMENT_BYTES == 0, "only the last one is shorter");
-                    seen.extend_from_slice(segment);
+                .for_each_part(&mut |part| {
+                    assert!(seen.len() % PART_BYTES == 0, "only the last one is shorter");
+                    seen.extend_from_slice(part);
                     Ok(())
                 })
                 .unwrap();

@@ -56,7 +56,7 @@ impl From<Compression> for Codec {
 pub struct EncodedChunk {
     /// The bytes to be written.
     pub stored: Buffer,
-    /// Its lengths and digests; `sequence` and `offset` are 0 until [`super::writer::ArchiveWriter::put`] sets them.
+    /// Its lengths and digests; `sequence` and `offset` are 0 until it is written.
     pub chunk: Chunk,
 }
 

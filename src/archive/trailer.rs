@@ -1,14 +1,14 @@
-//! The trailer of an archive file, by which it proves itself without any database (I12): what run made it, and length
-//! and digest of every chunk.
+//! The trailer of an archive file, by which it can be verified without any database (I12): which run made it, and the
+//! lengths and the digest of every chunk.
 //!
-//! It consists of the entries of the chunks (40 bytes each: stored length and content length as `u32`, BLAKE3 of the
-//! stored bytes), the facts as JSON, and a footer of 64 bytes: number of chunks `u64`, bytes of JSON `u32`, version
-//! `u32`, BLAKE3 over all before (entries, facts, these 16 bytes), 8 zero bytes, a magic number. All numbers are
-//! little-endian.
+//! It consists of the table of chunks (40 bytes for each: stored length and content length as `u32`, BLAKE3 of the
+//! stored bytes), the facts about the run as JSON, and a footer of 64 bytes: number of chunks `u64`, bytes of JSON
+//! `u32`, version `u32`, BLAKE3 over everything before it (table, facts, these 16 bytes), 8 zero bytes, a magic number.
+//! All numbers are little-endian.
 //!
-//! Plain, it stands behind the end marks, where readers look no more, after zeros up to a whole block. In gzip it
-//! stands in the extra fields of empty members, the footer in the last one. In zstd it is a skippable frame before
-//! the standard seek table, which lists it as a frame without content.
+//! In a plain archive it follows the end marks, where readers stop, and is padded with zeros before it to end with a
+//! whole block. In gzip it is stored in the extra fields of empty members, the footer in the last one. In zstd it is a
+//! skippable frame before the standard seek table, which lists it as a frame without content.
 
 use std::borrow::Borrow;
 use std::fs::File;
@@ -19,16 +19,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::block::{BLOCK_BYTES, padding};
-use super::chunk_table::EntryTable;
+use super::chunk_table::{ChunkTable, ENTRY_BYTES, PART_BYTES, encode_entry};
 use super::codec::Codec;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::Extent;
 
-/// What is said of a run, in bytes; more is a trap for memory.
-const MOST_FACTS_BYTES: u64 = 1 << 20;
-/// Bytes of one chunk's entry.
-pub(super) const ENTRY_BYTES: usize = 40;
+/// Largest size of the facts in bytes. More could fill memory.
+const MAX_FACTS_BYTES: u64 = 1 << 20;
 const FOOTER_BYTES: usize = 64;
 const VERSION: u32 = 1;
 const MAGIC: [u8; 8] = *b"bkp-mgr\n";
@@ -36,13 +34,11 @@ const FRAME_MAGIC: u32 = 0x184D_2A5B;
 const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;
 const SEEK_TABLE_END: u32 = 0x8F92_EAB1;
 const SEEK_FOOTER_BYTES: u64 = 9;
-/// Bytes of the trailer in one gzip member: whole entries, and less than an extra field can hold.
-pub(super) const SEGMENT_BYTES: usize = 1600 * ENTRY_BYTES;
-/// Bytes of an empty gzip member around what its extra field holds.
+/// Size of an empty gzip member without the content of its extra field, in bytes.
 const MEMBER_BYTES: usize = MEMBER_HEAD_BYTES + 10;
 const MEMBER_HEAD_BYTES: usize = 16;
 
-/// What a trailer says of the run that made the archive.
+/// The facts that a trailer records about the run that made the archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Number of the run.
@@ -57,9 +53,9 @@ pub struct Facts {
     pub folders: u64,
     /// Bytes of content of the files, holes included.
     pub content_bytes: u64,
-    /// Problems met.
+    /// Number of problems.
     pub problems: u64,
-    /// Problems that mean missing or doubtful data.
+    /// Number of problems that mean missing or doubtful data.
     pub losses: u64,
 }
 
@@ -70,73 +66,60 @@ impl Facts {
     }
 }
 
-/// Returns the entry of a chunk. Lengths of chunks fit: content is bounded by the largest file piece and its headers.
-pub(super) fn entry(chunk: &Chunk) -> Result<[u8; ENTRY_BYTES]> {
-    let narrow = |length: u64| {
-        u32::try_from(length)
-            .map_err(|_| Error::failed(format!("a chunk of {length} bytes is too long for an archive")))
-    };
-    let mut entry = [0; ENTRY_BYTES];
-    entry[..4].copy_from_slice(&narrow(chunk.stored_length)?.to_le_bytes());
-    entry[4..8].copy_from_slice(&narrow(chunk.content_length)?.to_le_bytes());
-    entry[8..].copy_from_slice(&chunk.stored_digest);
-    Ok(entry)
-}
-
-/// Writes a trailer through `put`, which is given its bytes in order. `entries` are those of all chunks;
-/// `content_end` is where in the file the trailer begins.
+/// Writes a trailer by calling `put` with its bytes in order. `content_end` is the offset in the file at which the
+/// trailer begins.
 pub(super) fn write(
     codec: Codec,
     content_end: u64,
-    entries: &EntryTable,
+    table: &ChunkTable,
     facts: &Facts,
     put: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let facts = serde_json::to_vec(facts).map_err(|e| Error::failed("cannot write the trailer").because(e))?;
-    let footer = footer(entries, &facts)?;
-    let body_bytes = entries.bytes() + (facts.len() + FOOTER_BYTES) as u64;
+    let footer = footer(table, &facts)?;
+    let body_bytes = table.size_bytes() + (facts.len() + FOOTER_BYTES) as u64;
     match codec {
         Codec::Plain => {
             let end = content_end + body_bytes;
             put(&[0; BLOCK_BYTES][..padding(end) as usize])?;
-            entries.for_each_segment(put)?;
+            table.for_each_part(put)?;
             put(&facts)?;
             put(&footer)
         }
         Codec::Gzip => {
             let mut rest = Vec::new();
-            entries.for_each_segment(&mut |segment| {
-                if segment.len() == SEGMENT_BYTES {
-                    return put(&empty_member(segment));
+            table.for_each_part(&mut |part| {
+                if part.len() == PART_BYTES {
+                    return put(&empty_member(part));
                 }
-                rest.extend_from_slice(segment);
+                rest.extend_from_slice(part);
                 Ok(())
             })?;
             rest.extend_from_slice(&facts);
-            for segment in rest.chunks(SEGMENT_BYTES) {
-                put(&empty_member(segment))?;
+            for part in rest.chunks(PART_BYTES) {
+                put(&empty_member(part))?;
             }
             put(&empty_member(&footer))
         }
         Codec::Zstd => {
             let length = u32::try_from(body_bytes).map_err(|_| too_many_chunks())?;
             put(&frame_head(FRAME_MAGIC, length))?;
-            entries.for_each_segment(put)?;
+            table.for_each_part(put)?;
             put(&facts)?;
             put(&footer)?;
-            write_seek_table(entries, 8 + length, put)
+            write_seek_table(table, 8 + length, put)
         }
     }
 }
 
-fn footer(entries: &EntryTable, facts: &[u8]) -> Result<[u8; FOOTER_BYTES]> {
+fn footer(table: &ChunkTable, facts: &[u8]) -> Result<[u8; FOOTER_BYTES]> {
     let mut footer = [0; FOOTER_BYTES];
-    footer[..8].copy_from_slice(&entries.count().to_le_bytes());
+    footer[..8].copy_from_slice(&table.count().to_le_bytes());
     footer[8..12].copy_from_slice(&(facts.len() as u32).to_le_bytes());
     footer[12..16].copy_from_slice(&VERSION.to_le_bytes());
     let mut hasher = blake3::Hasher::new();
-    entries.for_each_segment(&mut |segment| {
-        hasher.update(segment);
+    table.for_each_part(&mut |part| {
+        hasher.update(part);
         Ok(())
     })?;
     let digest = hasher.update(facts).update(&footer[..16]).finalize();
@@ -149,7 +132,7 @@ fn too_many_chunks() -> Error {
     Error::failed("the archive has more chunks than a zstd seek table holds").hint("use gzip or no compression")
 }
 
-/// Returns a gzip member without content that carries `data` in its extra field.
+/// Returns a gzip member without content that holds `data` in its extra field.
 fn empty_member(data: &[u8]) -> Vec<u8> {
     let length = data.len() as u16;
     let mut member = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
@@ -168,12 +151,12 @@ fn frame_head(magic: u32, length: u32) -> [u8; 8] {
     head
 }
 
-fn write_seek_table(entries: &EntryTable, trailer_frame: u32, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let frames = u32::try_from(entries.count() + 1).map_err(|_| too_many_chunks())?;
+fn write_seek_table(table: &ChunkTable, trailer_frame: u32, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let frames = u32::try_from(table.count() + 1).map_err(|_| too_many_chunks())?;
     let length = u32::try_from(u64::from(frames) * 8 + SEEK_FOOTER_BYTES).map_err(|_| too_many_chunks())?;
     put(&frame_head(SEEK_TABLE_MAGIC, length))?;
-    entries.for_each_segment(&mut |segment| {
-        let lengths: Vec<u8> = segment.chunks(ENTRY_BYTES).flat_map(|entry| entry[..8].iter().copied()).collect();
+    table.for_each_part(&mut |part| {
+        let lengths: Vec<u8> = part.chunks(ENTRY_BYTES).flat_map(|entry| entry[..8].iter().copied()).collect();
         put(&lengths)
     })?;
     put(&trailer_frame.to_le_bytes())?;
@@ -183,7 +166,48 @@ fn write_seek_table(entries: &EntryTable, trailer_frame: u32, put: &mut dyn FnMu
     put(&SEEK_TABLE_END.to_le_bytes())
 }
 
-/// The trailer of an archive file, found and checked.
+/// The footer of a trailer, not checked yet.
+struct Footer {
+    bytes: [u8; FOOTER_BYTES],
+    /// End of the table and facts in the file.
+    body_end: u64,
+}
+
+impl Footer {
+    /// Reads the footer of a file of `size` bytes. Returns `None` if the file does not end with one.
+    fn read(file: &File, codec: Codec, size: u64) -> io::Result<Option<Footer>> {
+        let Some((offset, body_end)) = find_footer(file, codec, size)? else { return Ok(None) };
+        let mut bytes = [0; FOOTER_BYTES];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok((bytes[56..] == MAGIC).then_some(Footer { bytes, body_end }))
+    }
+
+    fn chunks(&self) -> u64 {
+        u64::from(u32_at(&self.bytes, 0)) | u64::from(u32_at(&self.bytes, 4)) << 32
+    }
+
+    fn facts_bytes(&self) -> u64 {
+        u64::from(u32_at(&self.bytes, 8))
+    }
+
+    fn version(&self) -> u64 {
+        u64::from(u32_at(&self.bytes, 12))
+    }
+
+    /// Returns where table and facts are stored; `None` if their sizes cannot be true.
+    fn body_place(&self, codec: Codec, size: u64) -> Option<BodyPlace> {
+        if self.facts_bytes() > MAX_FACTS_BYTES {
+            return None;
+        }
+        let table_bytes = self.chunks().checked_mul(ENTRY_BYTES as u64).filter(|&bytes| bytes < size)?;
+        let body_bytes = table_bytes + self.facts_bytes();
+        let in_members = codec == Codec::Gzip;
+        let around = if in_members { body_bytes.div_ceil(PART_BYTES as u64) * MEMBER_BYTES as u64 } else { 0 };
+        Some(BodyPlace { start: self.body_end.checked_sub(body_bytes + around)?, in_members })
+    }
+}
+
+/// The trailer of an archive file, read and checked.
 #[derive(Clone, Debug)]
 pub struct Trailer {
     facts: Facts,
@@ -192,7 +216,7 @@ pub struct Trailer {
     place: BodyPlace,
 }
 
-/// Where entries and facts lie in the file: in one run, or in the extra fields of gzip members.
+/// Where table and facts are stored in the file: contiguous, or in the extra fields of gzip members.
 #[derive(Clone, Copy, Debug)]
 struct BodyPlace {
     start: u64,
@@ -205,9 +229,9 @@ impl BodyPlace {
             return file.read_exact_at(buffer, self.start + offset);
         }
         while !buffer.is_empty() {
-            let (segment, within) = (offset / SEGMENT_BYTES as u64, offset % SEGMENT_BYTES as u64);
-            let at = self.start + segment * (SEGMENT_BYTES + MEMBER_BYTES) as u64 + MEMBER_HEAD_BYTES as u64 + within;
-            let now = buffer.len().min(SEGMENT_BYTES - within as usize);
+            let (part, within) = (offset / PART_BYTES as u64, offset % PART_BYTES as u64);
+            let at = self.start + part * (PART_BYTES + MEMBER_BYTES) as u64 + MEMBER_HEAD_BYTES as u64 + within;
+            let now = buffer.len().min(PART_BYTES - within as usize);
             let (head, rest) = buffer.split_at_mut(now);
             file.read_exact_at(head, at)?;
             offset += now as u64;
@@ -218,8 +242,8 @@ impl BodyPlace {
 }
 
 impl Trailer {
-    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Nothing if
-    /// the file does not end in one: another program's archive, or one that was cut off. Errors: a trailer that is
+    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Returns `None`
+    /// if the file does not end with one: another program made it, or it was cut off. Errors: a trailer that is
     /// damaged.
     pub fn read(file: &File, path: &Path, codec: Codec) -> Result<Option<Self>> {
         let reading = |e| Error::io("read the trailer of", path)(e);
@@ -228,36 +252,21 @@ impl Trailer {
                 .hint("the members may still be whole: try tar, and compare with another copy")
         };
         let size = file.metadata().map_err(reading)?.len();
-        let Some((footer_at, body_end)) = find_footer(file, codec, size).map_err(reading)? else { return Ok(None) };
-        let mut footer = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut footer, footer_at).map_err(reading)?;
-        if footer[56..] != MAGIC {
-            return Ok(None);
-        }
-        let word = |at: usize| u64::from(u32_at(&footer, at));
-        let (chunks, facts_bytes) = (word(0) | word(4) << 32, word(8));
-        if facts_bytes > MOST_FACTS_BYTES {
-            return Err(damaged());
-        }
-        let entries_bytes = chunks.checked_mul(ENTRY_BYTES as u64).filter(|&bytes| bytes < size).ok_or_else(damaged)?;
-        let body_bytes = entries_bytes + facts_bytes;
-        let in_members = codec == Codec::Gzip;
-        let around = if in_members { body_bytes.div_ceil(SEGMENT_BYTES as u64) * MEMBER_BYTES as u64 } else { 0 };
-        let start = body_end.checked_sub(body_bytes + around).ok_or_else(damaged)?;
-        let mut trailer =
-            Trailer { facts: Facts::default(), chunks, content_end: 0, place: BodyPlace { start, in_members } };
+        let Some(footer) = Footer::read(file, codec, size).map_err(reading)? else { return Ok(None) };
+        let place = footer.body_place(codec, size).ok_or_else(damaged)?;
+        let mut trailer = Trailer { facts: Facts::default(), chunks: footer.chunks(), content_end: 0, place };
         let mut hasher = blake3::Hasher::new();
         for chunk in trailer.entries(file) {
             let chunk = chunk.map_err(reading)?;
-            hasher.update(&entry(&chunk)?);
+            hasher.update(&encode_entry(&chunk)?);
             trailer.content_end = chunk.end();
         }
-        let mut facts = vec![0; facts_bytes as usize];
-        trailer.place.read(file, entries_bytes, &mut facts).map_err(reading)?;
-        if hasher.update(&facts).update(&footer[..16]).finalize() != footer[16..48] {
+        let mut facts = vec![0; footer.facts_bytes() as usize];
+        place.read(file, trailer.chunks * ENTRY_BYTES as u64, &mut facts).map_err(reading)?;
+        if hasher.update(&facts).update(&footer.bytes[..16]).finalize() != footer.bytes[16..48] {
             return Err(damaged());
         }
-        if word(12) != u64::from(VERSION) || trailer.content_end > start {
+        if footer.version() != u64::from(VERSION) || trailer.content_end > place.start {
             return Err(Error::failed(format!("{} was made by a newer version of this program", path.display()))
                 .hint("upgrade, or read it with tar"));
         }
@@ -265,12 +274,12 @@ impl Trailer {
         Ok(Some(trailer))
     }
 
-    /// Returns the chunks in order, read from the same `file` as they are asked for.
+    /// Returns the chunks in order. They are read from the same `file` when they are needed.
     pub fn entries<F: Borrow<File>>(&self, file: F) -> Entries<F> {
         Entries { file, place: self.place, chunks: self.chunks, sequence: 0, offset: 0, page: Vec::new() }
     }
 
-    /// Returns what the trailer says of the run that made the archive.
+    /// Returns the facts about the run that made the archive.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -280,13 +289,13 @@ impl Trailer {
         self.chunks
     }
 
-    /// Returns where in the file the last chunk ends and the trailer begins.
+    /// Returns the offset in the file at which the last chunk ends and the trailer begins.
     pub fn content_end(&self) -> u64 {
         self.content_end
     }
 }
 
-/// The chunks of an archive file in order, as its trailer tells them.
+/// The chunks of an archive file in order, as its trailer lists them.
 #[derive(Debug)]
 pub struct Entries<F> {
     file: F,
@@ -337,7 +346,8 @@ impl<F: Borrow<File>> Iterator for Entries<F> {
     }
 }
 
-/// Returns where the footer would lie in a file of `size` bytes, and where entries and facts would end.
+/// Returns the offset of the footer in a file of `size` bytes, and the end of what comes before it, if the file has a
+/// trailer at all.
 fn find_footer(file: &File, codec: Codec, size: u64) -> io::Result<Option<(u64, u64)>> {
     let footer_bytes = FOOTER_BYTES as u64;
     Ok(match codec {
@@ -371,25 +381,25 @@ mod tests {
 
     fn archive(codec: Codec, chunks: u64) -> (File, Vec<Chunk>, Facts) {
         let mut file = tempfile::tempfile().unwrap();
-        let (mut entries, mut expected, mut offset) = (EntryTable::new(Path::new("x")), Vec::new(), 0);
+        let (mut table, mut expected, mut offset) = (ChunkTable::new(Path::new("x")), Vec::new(), 0);
         for sequence in 0..chunks {
             let stored_digest = *blake3::hash(&sequence.to_le_bytes()).as_bytes();
             let (stored_length, content_length) = (sequence % 7, sequence % 11);
             file.write_all(&vec![9; stored_length as usize]).unwrap();
             let content_digest = None;
             let chunk = Chunk { sequence, offset, stored_length, stored_digest, content_length, content_digest };
-            entries.push(&entry(&chunk).unwrap()).unwrap();
+            table.push(&encode_entry(&chunk).unwrap()).unwrap();
             expected.push(chunk);
             offset += stored_length;
         }
         let facts = Facts { run: 17, outcome: "incomplete".to_owned(), members: 3, ..Facts::default() };
         let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io("write", "trailer"));
-        write(codec, offset, &entries, &facts, &mut put).unwrap();
+        write(codec, offset, &table, &facts, &mut put).unwrap();
         (file, expected, facts)
     }
 
     #[test]
-    fn what_is_written_is_read_back_in_every_format() {
+    fn a_trailer_is_read_back_as_written_in_every_format() {
         for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
             for chunks in [0, 1, 1023, 1024, 1025, 1599, 1600, 1601, 3200, 5000] {
                 let (file, expected, facts) = archive(codec, chunks);
@@ -403,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn any_flipped_bit_and_any_missing_end_is_noticed() {
+    fn any_flipped_bit_and_any_missing_end_is_detected() {
         for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
             let (file, expected, _) = archive(codec, 5);
             let size = file.metadata().unwrap().len();

@@ -9,7 +9,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::block::END_MARKS;
 use super::buffer::Buffer;
-use super::chunk_table::EntryTable;
+use super::chunk_table::{ChunkTable, encode_entry};
 use super::codec::{Codec, EncodedChunk, Encoder};
 use super::header;
 use super::trailer::{self, Facts};
@@ -28,7 +28,7 @@ pub struct ArchiveWriter<'f> {
     encoder: Encoder,
     offset: u64,
     handed_over: u64,
-    entries: EntryTable,
+    table: ChunkTable,
     digest: ArchiveDigest,
 }
 
@@ -77,7 +77,7 @@ impl<'f> ArchiveWriter<'f> {
             encoder: Encoder::new(compression)?,
             offset: 0,
             handed_over: 0,
-            entries: EntryTable::new(path),
+            table: ChunkTable::new(path),
             digest: ArchiveDigest::new(),
         })
     }
@@ -103,8 +103,8 @@ impl<'f> ArchiveWriter<'f> {
 
     /// Writes the next chunk; returns it with its position and offset in the file.
     pub fn put(&mut self, encoded: &EncodedChunk) -> Result<Chunk> {
-        let chunk = Chunk { sequence: self.entries.count(), offset: self.offset, ..encoded.chunk };
-        self.entries.push(&trailer::entry(&chunk)?)?;
+        let chunk = Chunk { sequence: self.table.count(), offset: self.offset, ..encoded.chunk };
+        self.table.push(&encode_entry(&chunk)?)?;
         self.digest.add(&chunk.stored_digest);
         self.file.write_all(&encoded.stored).map_err(Error::io("write", &self.path))?;
         self.offset = chunk.end();
@@ -116,10 +116,10 @@ impl<'f> ArchiveWriter<'f> {
 
     /// Writes the trailer. The file is not synced yet.
     pub fn finish(mut self, facts: &Facts) -> Result<Finished> {
-        let (content_end, chunks) = (self.offset, self.entries.count());
+        let (content_end, chunks) = (self.offset, self.table.count());
         let mut hasher = blake3::Hasher::new();
         let mut size = content_end;
-        trailer::write(self.codec, content_end, &self.entries, facts, &mut |bytes| {
+        trailer::write(self.codec, content_end, &self.table, facts, &mut |bytes| {
             hasher.update(bytes);
             size += bytes.len() as u64;
             self.file.write_all(bytes).map_err(Error::io("write", &self.path))
