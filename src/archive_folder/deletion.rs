@@ -18,11 +18,11 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     if deleting.is_empty() {
         return Ok(0);
     }
-    super::check(home, store)?;
+    super::ensure_ours(home, store)?;
     // No stable name may lead to what goes, not even for those who come after a kill.
     let schedules: BTreeSet<i64> = deleting.iter().map(|archive| archive.schedule).collect();
     let rows = schedules.into_iter().map(|id| store.schedule(id)).collect::<Result<Vec<_>>>()?;
-    let unmade = super::renew_stable_links(home, store, &rows)?;
+    let unmade = super::refresh_links_only(home, store, &rows)?;
     let mut stuck = None;
     for archive in &deleting {
         match durable::remove(&home.backups().join(&archive.file_name)) {
@@ -31,7 +31,7 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
         }
     }
     if !unmade.is_empty() {
-        super::renew_stable_links(home, store, &rows)?;
+        super::refresh_links_only(home, store, &rows)?;
         unmade.iter().for_each(|note| log::warn!("{note}"));
     }
     stuck.map_or(Ok(deleting.len()), Err)

@@ -16,7 +16,7 @@ use crate::home::{self, Home};
 use crate::store::Store;
 
 pub use deletion::{finish_deletions, remove_orphaned_files};
-pub use stable_links::{refresh_stable_links, renew_stable_links};
+pub use stable_links::{refresh_links_only, refresh_stable_links};
 
 /// Name of the file that says whose the folder is.
 const IDENTITY: &str = ".backup-manager";
@@ -31,7 +31,7 @@ struct Identity {
 ///
 /// The identity is written while the catalog holds no archives. Once it does, a folder without it is one whose disk
 /// is not mounted.
-pub fn check(home: &Home, store: &Store) -> Result<()> {
+pub fn ensure_ours(home: &Home, store: &Store) -> Result<()> {
     match read_identity(home, store)? {
         Some(()) => writable(home.backups()),
         None => {
@@ -43,7 +43,7 @@ pub fn check(home: &Home, store: &Store) -> Result<()> {
 }
 
 /// Says what is wrong with the archive folder, and changes nothing: with it, no run could succeed.
-pub fn look(home: &Home, store: &Store) -> Result<()> {
+pub fn inspect(home: &Home, store: &Store) -> Result<()> {
     match read_identity(home, store)? {
         None if !home.backups().exists() => Ok(()),
         _ => writable(home.backups()),
@@ -81,8 +81,8 @@ fn read_identity(home: &Home, store: &Store) -> Result<Option<()>> {
 /// whatever identity the folder carries, and then has to be opened anew; one that holds some makes the folder its own,
 /// if `adopt`. Returns whether the database took over an identity.
 ///
-/// Errors: what [`check`] says, where neither may be done.
-pub fn take_on(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
+/// Errors: what [`ensure_ours`] says, where neither may be done.
+pub fn adopt(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
     durable::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
     let _lock = FolderLock::take(home.backups())?;
     let path = home.backups().join(IDENTITY);
@@ -102,7 +102,7 @@ pub fn take_on(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
 }
 
 /// Says whether the archive folder carries the identity of another database.
-pub fn is_anothers(home: &Home, store: &Store) -> bool {
+pub fn belongs_to_other_database(home: &Home, store: &Store) -> bool {
     let found = fs::read(home.backups().join(IDENTITY)).ok();
     let identity = found.and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
     identity.is_some_and(|identity| identity.database != store.identity())

@@ -30,7 +30,7 @@ pub fn refresh_stable_links(
     if !home.backups().exists() {
         return Ok(Vec::new());
     }
-    super::check(home, store)?;
+    super::ensure_ours(home, store)?;
     let _lock = FolderLock::take(home.backups())?;
     let mut notes = Vec::new();
     for row in schedules {
@@ -41,11 +41,11 @@ pub fn refresh_stable_links(
 }
 
 /// Like [`refresh_stable_links`], but leaves what the old system left where it is: reading that through takes long.
-pub fn renew_stable_links(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Result<Vec<String>> {
+pub fn refresh_links_only(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Result<Vec<String>> {
     if !home.backups().exists() {
         return Ok(Vec::new());
     }
-    super::check(home, store)?;
+    super::ensure_ours(home, store)?;
     let _lock = FolderLock::take(home.backups())?;
     let notes =
         schedules.iter().filter_map(|row| refresh(home.backups(), store, row).err().and_then(|e| unmade(row, &e)));

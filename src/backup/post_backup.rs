@@ -61,7 +61,7 @@ impl Runner {
         }
         // The schedule may have been edited during the run.
         let row = self.store.schedule(row.id)?;
-        prune::after_good_run(&self.home, &self.store, &row, run)
+        prune::apply_retention(&self.home, &self.store, &row, run)
     }
 }
 

@@ -24,7 +24,7 @@ impl Runner {
     pub(super) fn prepare(&self, claim: &Claim, intent: &Intent) -> std::result::Result<PreparedRun, Failure> {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::permanent)?;
         row.schedule.compression = intent.compression;
-        archive_folder::check(&self.home, &self.store).map_err(Failure::permanent)?;
+        archive_folder::ensure_ours(&self.home, &self.store).map_err(Failure::permanent)?;
         let source = SourceRoot::find(&self.home, &row.schedule).map_err(Failure::permanent)?;
         let scan_started = self.clock.now();
         let comment = self.header_comment(claim, &row, scan_started).map_err(Failure::permanent)?;

@@ -94,7 +94,7 @@ pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
     // A worker that died after the end of a run and before its stable link was refreshed left no other trace.
     if deleted > 0 || !dead.is_empty() {
         let rows = runner.store.schedules()?;
-        match archive_folder::renew_stable_links(&runner.home, &runner.store, &rows) {
+        match archive_folder::refresh_links_only(&runner.home, &runner.store, &rows) {
             Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
             Err(error) => log::warn!("the stable links were not refreshed: {error}"),
         }
@@ -111,7 +111,7 @@ pub fn recover_run(runner: &Runner, orphan: OrphanedRun, context: &RunContext<'_
     const REASON: &str = "its process ended";
     let Some(archive) = runner.store.pending_archive(run.id)? else { return requeue(runner, claim, REASON) };
     // If the disk is not mounted, the files are not visible, and nothing may be concluded from that.
-    archive_folder::check(&runner.home, &runner.store)?;
+    archive_folder::ensure_ours(&runner.home, &runner.store)?;
     match archive.state {
         ArchiveState::Sealed => finish_sealed(runner, claim, &archive, context),
         _ => {

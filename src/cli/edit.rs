@@ -113,7 +113,7 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
     if with_archives {
         super::run::recover_cut_off(context, store)?;
         if archives > 0 {
-            archive_folder::check(&context.home, store)?;
+            archive_folder::ensure_ours(&context.home, store)?;
         }
         let count = store.delete_schedule_with_archives(row, context.now())?;
         archive_folder::finish_deletions(&context.home, store).map_err(|e| {

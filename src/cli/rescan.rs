@@ -27,14 +27,14 @@ pub struct RescanArgs {
 
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Some(copy) = &args.from_copy {
-        let put_back = maintenance::put_back_copy(&context.home, copy.as_deref(), context.now())?;
+        let put_back = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
         context.print_info(&format!("put back {}", put_back.copy.display()));
         if let Some(aside) = put_back.aside {
             context.print_info(&format!("the database that was there is now {}", aside.display()));
         }
     }
     let store = context.open_or_create()?;
-    let taken = archive_folder::take_on(&context.home, &store, args.adopt)?;
+    let taken = archive_folder::adopt(&context.home, &store, args.adopt)?;
     // What the folder says whose it is, the database says now, too.
     let store = if taken { context.open_store(Access::Existing)? } else { store };
     if taken && !start::live_services(context, &store)?.is_empty() {

@@ -161,7 +161,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
         },
     };
     let runner = run::make_runner(context, &store, threads, Role::Service)?;
-    if let Err(error) = archive_folder::check(&context.home, &store) {
+    if let Err(error) = archive_folder::ensure_ours(&context.home, &store) {
         // Its disk may be mounted later; until then each run says so, and `status` is not healthy.
         log::error!("{error}; {}", error.next_step().unwrap_or_default());
     }

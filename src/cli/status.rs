@@ -87,7 +87,7 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     if let Err(error) = store.check_writable() {
         trouble.push(error.to_string());
     }
-    if let Err(error) = archive_folder::look(&context.home, store) {
+    if let Err(error) = archive_folder::inspect(&context.home, store) {
         trouble.push(error.to_string());
     }
     if !store.has_archives()? && rescan::anything_to_find(&context.home, store)? {

@@ -127,7 +127,7 @@ fn verify_archives(
         // Without the right folder there is nothing to say of any of them.
         if let Err(error) = &result
             && error.kind() == ErrorKind::Failed
-            && archive_folder::check(&context.home, store).is_err()
+            && archive_folder::ensure_ours(&context.home, store).is_err()
         {
             return result.map(|_| Vec::new());
         }

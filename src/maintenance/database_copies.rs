@@ -31,7 +31,7 @@ pub struct PutBack {
 /// Copies the database beside the archives, checks the copy from end to end before it gets its name, and lets the
 /// oldest copies go. Returns its path.
 pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathBuf> {
-    archive_folder::check(home, store)?;
+    archive_folder::ensure_ours(home, store)?;
     let folder = home.backups().join(FOLDER);
     durable::make_folder(&folder, home.folder_mode())?;
     // What a killed process left half written: of several services one makes the copy, so nobody is using it.
@@ -87,7 +87,7 @@ pub fn copies(home: &Home) -> Result<Vec<PathBuf>> {
 ///
 /// Errors: `NotFound` where there is no copy; `Busy` while anybody has the database open; `Damage` for a copy that is
 /// not whole, and then nothing is changed.
-pub fn put_back_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<PutBack> {
+pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<PutBack> {
     let copy = match copy {
         Some(path) => {
             fs::metadata(path)

@@ -68,7 +68,7 @@ pub struct Outcome {
 /// Errors: `NotFound` where there is no good archive; `Busy` while another drill goes on; `DiskFull` where the scratch
 /// has no room; `Interrupted` after `cancel`. Nothing is recorded then.
 pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillContext<'_>) -> Result<Outcome> {
-    archive_folder::check(home, store)?;
+    archive_folder::ensure_ours(home, store)?;
     let archive = store.newest_good(row.id)?.ok_or_else(|| {
         Error::not_found(format!("{} has no good archive", row.schedule.name))
             .hint(format!("make one with `backup-manager run {}`", row.schedule.name))

@@ -19,7 +19,7 @@ use crate::home::Home;
 use crate::progress::Observer;
 use crate::store::{Archive, ScheduleRow, Store, Task};
 
-pub use database_copies::{PutBack, copies, copy_database, put_back_copy};
+pub use database_copies::{PutBack, copies, copy_database, restore_database_copy};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How often each task comes, a little less than a day so that its hour does not move.
@@ -85,7 +85,7 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     let mut report = MaintenanceReport::default();
     let now = clock.now();
     // Without our folder there is nothing to look after, and nothing to write a copy to.
-    archive_folder::check(home, store)?;
+    archive_folder::ensure_ours(home, store)?;
     if store.begin_task(Task::Copy, DAILY, now)? {
         match copy_database(home, store, now) {
             Ok(path) => {

@@ -266,7 +266,7 @@ impl Plan {
         if going.is_empty() {
             return Ok(0);
         }
-        archive_folder::check(home, store)?;
+        archive_folder::ensure_ours(home, store)?;
         let is_anchor =
             |verdict: &Verdict| verdict.kept_by.iter().any(|rule| matches!(rule, Rule::NewestGood | Rule::NewestWhole));
         let mut anchors = Vec::new();
@@ -290,7 +290,7 @@ impl Plan {
 
 /// Applies retention after a good run. A prune of over half waits for the next good run; what is worth saying is
 /// returned.
-pub fn after_good_run(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
+pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
     let plan = Plan::make(store, row)?;
     let count = plan.going().count();
     if plan.is_large() && !store.may_prune_over_half(row.id, run)? {
@@ -324,7 +324,7 @@ pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archi
         return Err(Error::failed(format!("@{run} is the newest good archive of {}", archive.schedule_name))
             .hint("make another with `backup-manager run`, or add --force"));
     }
-    archive_folder::check(home, store)?;
+    archive_folder::ensure_ours(home, store)?;
     store.mark_deleting(&[run], newest.filter(|_| !force).as_slice())?;
     archive_folder::finish_deletions(home, store)?;
     Ok(archive)

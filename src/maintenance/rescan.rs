@@ -69,7 +69,7 @@ struct Candidate {
 }
 
 /// Makes the catalog anew from the archive folder, which must be this database's by now: see
-/// [`archive_folder::take_on`].
+/// [`archive_folder::adopt`].
 ///
 /// Errors: `Interrupted` after `cancel`; what keeps the folder from being read or the database from being written.
 pub fn rescan(
@@ -80,7 +80,7 @@ pub fn rescan(
     cancel: &CancelToken,
     now: Timestamp,
 ) -> Result<Report> {
-    archive_folder::check(home, store)?;
+    archive_folder::ensure_ours(home, store)?;
     store.discard_partly_added_archives()?;
     let mut report = Report::default();
     let mut candidates = find_candidates(home, store, &mut report)?;
@@ -112,7 +112,7 @@ pub fn anything_to_find(home: &Home, store: &Store) -> Result<bool> {
     if !home.backups().is_dir() {
         return Ok(false);
     }
-    if archive_folder::is_anothers(home, store) {
+    if archive_folder::belongs_to_other_database(home, store) {
         return Ok(true);
     }
     for folder in entries_of(home.backups())?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {

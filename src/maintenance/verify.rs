@@ -70,7 +70,7 @@ pub fn verify_archive(
     now: Timestamp,
 ) -> Result<Findings> {
     // A disk that is not mounted holds no archives, and that says nothing of them (I9).
-    archive_folder::check(home, store)?;
+    archive_folder::ensure_ours(home, store)?;
     let path = home.backups().join(&archive.file_name);
     let findings = match examine(store, archive, &path, threads, cancel) {
         // Retention may have let it go while it waited for its turn.

@@ -52,7 +52,7 @@ impl Service {
             None => false,
         };
         if self.last_tick.is_none() {
-            self.renew_stable_links();
+            self.refresh_links_only();
         }
         if self.last_tick.is_none_or(|last| now < last) {
             self.reset_future_watermarks(now)?;
@@ -95,9 +95,9 @@ impl Service {
     }
 
     /// Renews the stable links: a process may have died between the end of a run and the change of its link.
-    fn renew_stable_links(&self) {
+    fn refresh_links_only(&self) {
         let (home, store) = (&self.runner.home, &self.runner.store);
-        let renewed = store.schedules().and_then(|rows| archive_folder::renew_stable_links(home, store, &rows));
+        let renewed = store.schedules().and_then(|rows| archive_folder::refresh_links_only(home, store, &rows));
         match renewed {
             Ok(notes) => notes.iter().for_each(|note| log::info!("{note}")),
             Err(error) => log::warn!("the stable links were not renewed: {error}"),

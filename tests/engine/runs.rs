@@ -216,7 +216,7 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     service.tick().unwrap();
     let dead = world.process(Role::Command);
     let (claim, intent) = world.claim(&dead);
-    archive_folder::check(&world.home, &world.store).unwrap();
+    archive_folder::ensure_ours(&world.home, &world.store).unwrap();
     let temporary = world.home.backups().join(&intent.temporary_name);
     fs::create_dir_all(temporary.parent().unwrap()).unwrap();
     fs::write(&temporary, "half an arch").unwrap();

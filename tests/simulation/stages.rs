@@ -105,7 +105,7 @@ pub fn carry_to(
 
 fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: Stage) -> Result<Option<SealedFile>> {
     let row = world.store.schedule(claim.schedule())?;
-    archive_folder::check(&world.home, &world.store)?;
+    archive_folder::ensure_ours(&world.home, &world.store)?;
     let source = world.home.source_path(&row.schedule.source);
     fs::read_dir(&source).map_err(backup_manager::error::Error::io("list", &source))?;
     durable::make_folder(&world.home.backups().join(row.schedule.name.as_str()), 0o700)?;
