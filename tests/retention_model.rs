@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backup_manager::clock::Timestamp;
-use backup_manager::maintenance::prune::{ArchiveFacts, Rule, Verdict, select};
+use backup_manager::maintenance::prune::{ArchiveFacts, Decision, KeepRule, decide};
 use backup_manager::schedule::Retention;
 use chrono_tz::Tz;
 use proptest::prelude::*;
@@ -19,19 +19,19 @@ fn newer(a: &ArchiveFacts, b: &ArchiveFacts) -> bool {
 }
 
 /// The name of the period an archive falls into, such that later periods have greater names.
-fn period(rule: Rule, at: Timestamp, zone: Tz) -> String {
+fn period(rule: KeepRule, at: Timestamp, zone: Tz) -> String {
     let local = at.utc().with_timezone(&zone);
     match rule {
         // The instant at which the local clock showed the full hour: in autumn the same hour comes twice.
-        Rule::Hourly => {
+        KeepRule::Hourly => {
             let shown = local.format("%M:%S").to_string();
             let (minutes, seconds) = shown.split_once(':').unwrap();
             let into = minutes.parse::<i64>().unwrap() * 60 + seconds.parse::<i64>().unwrap();
             format!("{:020}", at.millis().div_euclid(1000) - into)
         }
-        Rule::Daily => local.format("%Y-%m-%d").to_string(),
-        Rule::Weekly => local.format("%G-%V").to_string(),
-        Rule::Monthly => local.format("%Y-%m").to_string(),
+        KeepRule::Daily => local.format("%Y-%m-%d").to_string(),
+        KeepRule::Weekly => local.format("%G-%V").to_string(),
+        KeepRule::Monthly => local.format("%Y-%m").to_string(),
         _ => local.format("%Y").to_string(),
     }
 }
@@ -64,11 +64,11 @@ fn kept_among(
     let mut kept = policy.all || within(policy.within) || this.manual && within(policy.manual);
     kept |= (rank as u64) < u64::from(policy.last.unwrap_or(0));
     for (count, rule) in [
-        (policy.hourly, Rule::Hourly),
-        (policy.daily, Rule::Daily),
-        (policy.weekly, Rule::Weekly),
-        (policy.monthly, Rule::Monthly),
-        (policy.yearly, Rule::Yearly),
+        (policy.hourly, KeepRule::Hourly),
+        (policy.daily, KeepRule::Daily),
+        (policy.weekly, KeepRule::Weekly),
+        (policy.monthly, KeepRule::Monthly),
+        (policy.yearly, KeepRule::Yearly),
     ] {
         let own = period(rule, this.created_at, zone);
         let is_newest = among.iter().all(|a| !newer(a, this) || period(rule, a.created_at, zone) != own);
@@ -99,8 +99,8 @@ fn model(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> BTreeSet<i6
     archives.iter().filter(stays).map(|a| a.run).collect()
 }
 
-fn kept(verdicts: &[Verdict]) -> BTreeSet<i64> {
-    verdicts.iter().filter(|verdict| !verdict.kept_by.is_empty()).map(|verdict| verdict.run).collect()
+fn kept(decisions: &[Decision]) -> BTreeSet<i64> {
+    decisions.iter().filter(|decision| !decision.kept_by.is_empty()).map(|decision| decision.run).collect()
 }
 
 fn policies() -> impl Strategy<Value = Retention> {
@@ -167,14 +167,14 @@ proptest! {
 
     #[test]
     fn retention_keeps_what_the_model_keeps(archives in histories(), policy in policies(), zone in zones()) {
-        let verdicts = select(&archives, &policy, zone);
-        prop_assert_eq!(verdicts.len(), archives.len());
-        prop_assert_eq!(kept(&verdicts), model(&archives, &policy, zone));
+        let decisions = decide(&archives, &policy, zone);
+        prop_assert_eq!(decisions.len(), archives.len());
+        prop_assert_eq!(kept(&decisions), model(&archives, &policy, zone));
     }
 
     #[test]
     fn the_newest_good_and_the_pinned_always_stay(archives in histories(), policy in policies(), zone in zones()) {
-        let stays = kept(&select(&archives, &policy, zone));
+        let stays = kept(&decide(&archives, &policy, zone));
         for archive in archives.iter().filter(|a| a.pinned) {
             prop_assert!(stays.contains(&archive.run));
         }
@@ -190,7 +190,7 @@ proptest! {
 
     #[test]
     fn what_is_kept_is_kept_again(archives in histories(), policy in policies(), zone in zones()) {
-        let stays = kept(&select(&archives, &policy, zone));
+        let stays = kept(&decide(&archives, &policy, zone));
         let rest: Vec<ArchiveFacts> = archives.iter().filter(|a| stays.contains(&a.run)).copied().collect();
         let newest = archives.iter().filter(|a| !a.legacy).map(|a| a.run).max();
         // Where archives with times that cannot be right go, their neighbours' times may look different.
@@ -200,7 +200,7 @@ proptest! {
         if rest.iter().all(|a| Some(a.run) != newest) {
             return Ok(());
         }
-        prop_assert_eq!(kept(&select(&rest, &policy, zone)), stays);
+        prop_assert_eq!(kept(&decide(&rest, &policy, zone)), stays);
     }
 }
 
@@ -224,7 +224,7 @@ fn fact(run: i64, at: i64) -> ArchiveFacts {
 #[test]
 fn the_default_keeps_days_weeks_and_months() {
     // 2024-01-01 was a Monday; the last day is 2024-12-30, a Monday too.
-    let stays = kept(&select(&daily(365), &Retention::default(), Tz::UTC));
+    let stays = kept(&decide(&daily(365), &Retention::default(), Tz::UTC));
     let days: Vec<String> = stays
         .iter()
         .map(|run| Timestamp::from_millis(START + (run - 1) * DAY_MS).utc().format("%m-%d").to_string())
@@ -241,11 +241,11 @@ fn the_default_keeps_days_weeks_and_months() {
 #[test]
 fn a_clock_a_year_ahead_for_a_while_costs_nothing_old() {
     let mut archives = daily(60);
-    let before = kept(&select(&archives, &Retention::default(), Tz::UTC));
+    let before = kept(&decide(&archives, &Retention::default(), Tz::UTC));
     let year_ahead = START + (60 + 365) * DAY_MS;
     archives.extend((0..5).map(|day| fact(61 + day, year_ahead + day * DAY_MS)));
     archives.extend((0..2).map(|day| fact(66 + day, START + (65 + day) * DAY_MS)));
-    let after = kept(&select(&archives, &Retention::default(), Tz::UTC));
+    let after = kept(&decide(&archives, &Retention::default(), Tz::UTC));
     assert!((61..=65).all(|run| after.contains(&run)), "times that cannot be right: kept, {after:?}");
     let daily_kept = (59..=67).filter(|run| !(61..=65).contains(run)).all(|run| after.contains(&run));
     assert!(daily_kept, "they take nobody's place: {before:?} {after:?}");
@@ -256,8 +256,8 @@ fn a_damaged_archive_fills_no_place_and_goes_in_its_time() {
     let mut archives = daily(30);
     archives[28].good = false;
     let policy = Retention { daily: Some(3), ..Retention::EMPTY };
-    assert_eq!(kept(&select(&archives, &policy, Tz::UTC)), BTreeSet::from([27, 28, 29, 30]));
+    assert_eq!(kept(&decide(&archives, &policy, Tz::UTC)), BTreeSet::from([27, 28, 29, 30]));
     archives[28].good = true;
     archives[10].good = false;
-    assert_eq!(kept(&select(&archives, &policy, Tz::UTC)), BTreeSet::from([28, 29, 30]));
+    assert_eq!(kept(&decide(&archives, &policy, Tz::UTC)), BTreeSet::from([28, 29, 30]));
 }

@@ -7,7 +7,7 @@ use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
-use crate::maintenance::prune::{self, Plan, Verdict};
+use crate::maintenance::prune::{self, Decision, PrunePlan};
 use crate::store::{Archive, ScheduleRow, Store};
 
 #[derive(Args)]
@@ -52,7 +52,7 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
     };
     let mut plans = Vec::new();
     for row in rows {
-        let plan = Plan::make(&store, &row)?;
+        let plan = PrunePlan::compute(&store, &row)?;
         plans.push((row, plan));
     }
     if context.format == Format::Json {
@@ -69,7 +69,7 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
 
 /// Removes what earlier prunes began to, and what the plans let go; those of over half only with `yes`. What cannot be
 /// removed keeps nothing else from going.
-fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, Plan)], yes: bool) -> Result<u8> {
+fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, PrunePlan)], yes: bool) -> Result<u8> {
     let (mut gone, mut stuck) = (0, None);
     match archive_folder::finish_deletions(&context.home, store) {
         Ok(0) => (),
@@ -116,9 +116,9 @@ fn refresh(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()>
     Ok(())
 }
 
-fn print_plans(context: &Context, plans: &[(ScheduleRow, Plan)]) -> Result<()> {
+fn print_plans(context: &Context, plans: &[(ScheduleRow, PrunePlan)]) -> Result<()> {
     let lines: Vec<Vec<String>> =
-        plans.iter().flat_map(|(_, plan)| plan.archives.iter().zip(&plan.verdicts)).map(plan_line(context)).collect();
+        plans.iter().flat_map(|(_, plan)| plan.archives.iter().zip(&plan.decisions)).map(plan_line(context)).collect();
     if context.format == Format::Plain {
         return render::print(&lines.iter().map(|line| line.join("\t") + "\n").collect::<String>());
     }
@@ -126,9 +126,9 @@ fn print_plans(context: &Context, plans: &[(ScheduleRow, Plan)]) -> Result<()> {
     render::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
 }
 
-fn plan_line(context: &Context) -> impl Fn((&Archive, &Verdict)) -> Vec<String> {
-    |(archive, verdict)| {
-        let rules = rule_words(verdict);
+fn plan_line(context: &Context) -> impl Fn((&Archive, &Decision)) -> Vec<String> {
+    |(archive, decision)| {
+        let rules = rule_words(decision);
         let (fate, because) =
             if rules.is_empty() { ("goes", "no rule keeps it".to_owned()) } else { ("stays", rules.join(", ")) };
         vec![
@@ -142,19 +142,19 @@ fn plan_line(context: &Context) -> impl Fn((&Archive, &Verdict)) -> Vec<String> 
     }
 }
 
-fn rule_words(verdict: &Verdict) -> Vec<&'static str> {
-    verdict.kept_by.iter().map(|rule| rule.as_str()).collect()
+fn rule_words(decision: &Decision) -> Vec<&'static str> {
+    decision.kept_by.iter().map(|rule| rule.as_str()).collect()
 }
 
-fn plan_json(context: &Context, row: &ScheduleRow, plan: &Plan) -> Value {
+fn plan_json(context: &Context, row: &ScheduleRow, plan: &PrunePlan) -> Value {
     let archives: Vec<Value> = plan
         .archives
         .iter()
-        .zip(&plan.verdicts)
-        .map(|(archive, verdict)| {
+        .zip(&plan.decisions)
+        .map(|(archive, decision)| {
             let mut document = super::archives::archive_json(context, archive);
-            document["kept_by"] = json!(rule_words(verdict));
-            document["goes"] = json!(verdict.kept_by.is_empty());
+            document["kept_by"] = json!(rule_words(decision));
+            document["goes"] = json!(decision.kept_by.is_empty());
             document
         })
         .collect();

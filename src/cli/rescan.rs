@@ -12,7 +12,7 @@ use crate::archive_folder;
 use crate::cancel::CancelToken;
 use crate::error::{ErrorKind, Result};
 use crate::maintenance;
-use crate::maintenance::rescan::{self, Report};
+use crate::maintenance::rescan::{self, RescanReport};
 use crate::store::Access;
 
 #[derive(Args)]
@@ -27,9 +27,9 @@ pub struct RescanArgs {
 
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Some(copy) = &args.from_copy {
-        let put_back = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
-        context.print_info(&format!("put back {}", put_back.copy.display()));
-        if let Some(aside) = put_back.aside {
+        let restored = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
+        context.print_info(&format!("put back {}", restored.copy.display()));
+        if let Some(aside) = restored.aside {
             context.print_info(&format!("the database that was there is now {}", aside.display()));
         }
     }
@@ -49,7 +49,7 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
 }
 
-fn tell(context: &Context, report: &Report) -> Result<()> {
+fn tell(context: &Context, report: &RescanReport) -> Result<()> {
     let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
     let damaged: Vec<(String, &String)> =
         report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();

@@ -90,7 +90,7 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     if let Err(error) = archive_folder::inspect(&context.home, store) {
         trouble.push(error.to_string());
     }
-    if !store.has_archives()? && rescan::anything_to_find(&context.home, store)? {
+    if !store.has_archives()? && rescan::has_unknown_archives(&context.home, store)? {
         trouble.push(format!(
             "the database {} knows no archives, and {} is not empty: put back the newest copy of the database with \
              `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",

@@ -21,7 +21,7 @@ const KEPT: usize = 7;
 
 /// A copy that was put back.
 #[derive(Clone, Debug)]
-pub struct PutBack {
+pub struct RestoredDatabase {
     /// The copy, which stays.
     pub copy: PathBuf,
     /// The database that was there, under its new name.
@@ -87,7 +87,7 @@ pub fn copies(home: &Home) -> Result<Vec<PathBuf>> {
 ///
 /// Errors: `NotFound` where there is no copy; `Busy` while anybody has the database open; `Damage` for a copy that is
 /// not whole, and then nothing is changed.
-pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<PutBack> {
+pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<RestoredDatabase> {
     let copy = match copy {
         Some(path) => {
             fs::metadata(path)
@@ -117,7 +117,7 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
     let sealed = pending.seal()?;
     let aside = move_aside(home, now)?;
     sealed.place(home.db(), false)?;
-    Ok(PutBack { copy, aside })
+    Ok(RestoredDatabase { copy, aside })
 }
 
 /// Those that a clock made that was ahead come last.

@@ -51,7 +51,7 @@ pub struct DrillContext<'a> {
 
 /// How a drill went.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub struct DrillOutcome {
     /// Number of the run whose archive was restored.
     pub run: i64,
     /// Files restored and compared.
@@ -67,7 +67,7 @@ pub struct Outcome {
 ///
 /// Errors: `NotFound` where there is no good archive; `Busy` while another drill goes on; `DiskFull` where the scratch
 /// has no room; `Interrupted` after `cancel`. Nothing is recorded then.
-pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillContext<'_>) -> Result<Outcome> {
+pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillContext<'_>) -> Result<DrillOutcome> {
     archive_folder::ensure_ours(home, store)?;
     let archive = store.newest_good(row.id)?.ok_or_else(|| {
         Error::not_found(format!("{} has no good archive", row.schedule.name))
@@ -80,10 +80,12 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillConte
     let found = restore_and_compare(home, store, &archive, &sample, &scratch, context);
     let outcome = match found {
         Ok(differences) => {
-            Outcome { run: archive.run, files: sample.files, content_bytes: sample.content_bytes, differences }
+            DrillOutcome { run: archive.run, files: sample.files, content_bytes: sample.content_bytes, differences }
         }
         Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::DiskFull) => return Err(error),
-        Err(error) => Outcome { run: archive.run, files: 0, content_bytes: 0, differences: vec![error.to_string()] },
+        Err(error) => {
+            DrillOutcome { run: archive.run, files: 0, content_bytes: 0, differences: vec![error.to_string()] }
+        }
     };
     scratch.clear()?;
     let error = (!outcome.differences.is_empty()).then(|| outcome.differences.join("; "));

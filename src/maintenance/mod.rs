@@ -19,7 +19,7 @@ use crate::home::Home;
 use crate::progress::Observer;
 use crate::store::{Archive, ScheduleRow, Store, Task};
 
-pub use database_copies::{PutBack, copies, copy_database, restore_database_copy};
+pub use database_copies::{RestoredDatabase, copies, copy_database, restore_database_copy};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How often each task comes, a little less than a day so that its hour does not move.

@@ -55,7 +55,7 @@ impl From<&Archive> for ArchiveFacts {
 
 /// A rule that keeps an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rule {
+pub enum KeepRule {
     /// No good archive exists, so none goes.
     NothingGood,
     /// It is the newest good one.
@@ -86,50 +86,50 @@ pub enum Rule {
     Manual,
 }
 
-impl Rule {
+impl KeepRule {
     /// Returns the word used in output.
     pub fn as_str(self) -> &'static str {
         match self {
-            Rule::NothingGood => "no good archive",
-            Rule::NewestGood => "newest good",
-            Rule::NewestWhole => "newest whole",
-            Rule::Pinned => "pinned",
-            Rule::All => "all",
-            Rule::OutOfTime => "out of time",
-            Rule::Within => "within",
-            Rule::Last => "last",
-            Rule::Hourly => "hourly",
-            Rule::Daily => "daily",
-            Rule::Weekly => "weekly",
-            Rule::Monthly => "monthly",
-            Rule::Yearly => "yearly",
-            Rule::Manual => "manual",
+            KeepRule::NothingGood => "no good archive",
+            KeepRule::NewestGood => "newest good",
+            KeepRule::NewestWhole => "newest whole",
+            KeepRule::Pinned => "pinned",
+            KeepRule::All => "all",
+            KeepRule::OutOfTime => "out of time",
+            KeepRule::Within => "within",
+            KeepRule::Last => "last",
+            KeepRule::Hourly => "hourly",
+            KeepRule::Daily => "daily",
+            KeepRule::Weekly => "weekly",
+            KeepRule::Monthly => "monthly",
+            KeepRule::Yearly => "yearly",
+            KeepRule::Manual => "manual",
         }
     }
 }
 
 /// What retention says of one archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Decision {
     /// Number of its run.
     pub run: i64,
     /// The rules that keep it; none of them means that it goes.
-    pub kept_by: Vec<Rule>,
+    pub kept_by: Vec<KeepRule>,
 }
 
 /// Decides which of the archives of one schedule stay, newest first. An archive that is not good fills no place of a
 /// rule; it goes once the rules would let it go even if it were good.
-pub fn select(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> Vec<Verdict> {
+pub fn decide(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> Vec<Decision> {
     let mut newest_first = archives.to_vec();
     newest_first.sort_by_key(|archive| std::cmp::Reverse((!archive.legacy, archive.run)));
-    let mut kept: BTreeMap<i64, BTreeSet<Rule>> = BTreeMap::new();
-    let mut keep = |run: i64, rule: Rule| {
+    let mut kept: BTreeMap<i64, BTreeSet<KeepRule>> = BTreeMap::new();
+    let mut keep = |run: i64, rule: KeepRule| {
         kept.entry(run).or_default().insert(rule);
     };
     let good: Vec<ArchiveFacts> = newest_first.iter().filter(|archive| archive.good).copied().collect();
     if let Some(newest) = good.first() {
-        keep(newest.run, Rule::NewestGood);
-        good.iter().find(|archive| archive.whole).into_iter().for_each(|a| keep(a.run, Rule::NewestWhole));
+        keep(newest.run, KeepRule::NewestGood);
+        good.iter().find(|archive| archive.whole).into_iter().for_each(|a| keep(a.run, KeepRule::NewestWhole));
         let strange = out_of_time(&newest_first);
         let in_time = |archive: &&ArchiveFacts| !strange.contains(&archive.run);
         for (run, rule) in choose(&good.iter().filter(in_time).copied().collect::<Vec<_>>(), newest, policy, zone) {
@@ -140,14 +140,14 @@ pub fn select(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> Vec<Ve
         for (run, rule) in choose(&all, newest, policy, zone).into_iter().filter(|(run, _)| is_bad(*run)) {
             keep(run, rule);
         }
-        strange.into_iter().for_each(|run| keep(run, Rule::OutOfTime));
+        strange.into_iter().for_each(|run| keep(run, KeepRule::OutOfTime));
     } else {
-        newest_first.iter().for_each(|archive| keep(archive.run, Rule::NothingGood));
+        newest_first.iter().for_each(|archive| keep(archive.run, KeepRule::NothingGood));
     }
-    newest_first.iter().filter(|archive| archive.pinned).for_each(|archive| keep(archive.run, Rule::Pinned));
+    newest_first.iter().filter(|archive| archive.pinned).for_each(|archive| keep(archive.run, KeepRule::Pinned));
     newest_first
         .iter()
-        .map(|archive| Verdict {
+        .map(|archive| Decision {
             run: archive.run,
             kept_by: kept.get(&archive.run).map(|rules| rules.iter().copied().collect()).unwrap_or_default(),
         })
@@ -166,28 +166,28 @@ fn out_of_time(newest_first: &[ArchiveFacts]) -> Vec<i64> {
 }
 
 /// Applies the rules of a policy to archives, newest first.
-fn choose(archives: &[ArchiveFacts], newest_good: &ArchiveFacts, policy: &Retention, zone: Tz) -> Vec<(i64, Rule)> {
+fn choose(archives: &[ArchiveFacts], newest_good: &ArchiveFacts, policy: &Retention, zone: Tz) -> Vec<(i64, KeepRule)> {
     let mut chosen = Vec::new();
     if policy.all {
-        chosen.extend(archives.iter().map(|archive| (archive.run, Rule::All)));
+        chosen.extend(archives.iter().map(|archive| (archive.run, KeepRule::All)));
     }
     let age = |archive: &ArchiveFacts| newest_good.created_at.since(archive.created_at);
     if let Some(within) = policy.within.filter(|within| !within.is_zero()) {
-        chosen.extend(archives.iter().filter(|a| age(a) <= within).map(|archive| (archive.run, Rule::Within)));
+        chosen.extend(archives.iter().filter(|a| age(a) <= within).map(|archive| (archive.run, KeepRule::Within)));
     }
     if let Some(manual) = policy.manual.filter(|manual| !manual.is_zero()) {
         let by_hand = archives.iter().filter(|archive| archive.manual && age(archive) <= manual);
-        chosen.extend(by_hand.map(|archive| (archive.run, Rule::Manual)));
+        chosen.extend(by_hand.map(|archive| (archive.run, KeepRule::Manual)));
     }
     let last = policy.last.unwrap_or(0) as usize;
-    chosen.extend(archives.iter().take(last).map(|archive| (archive.run, Rule::Last)));
+    chosen.extend(archives.iter().take(last).map(|archive| (archive.run, KeepRule::Last)));
     type Bucket = fn(Timestamp, Tz) -> (i64, u32);
-    let buckets: [(Option<u32>, Rule, Bucket); 5] = [
-        (policy.hourly, Rule::Hourly, hour),
-        (policy.daily, Rule::Daily, day),
-        (policy.weekly, Rule::Weekly, week),
-        (policy.monthly, Rule::Monthly, month),
-        (policy.yearly, Rule::Yearly, year),
+    let buckets: [(Option<u32>, KeepRule, Bucket); 5] = [
+        (policy.hourly, KeepRule::Hourly, hour),
+        (policy.daily, KeepRule::Daily, day),
+        (policy.weekly, KeepRule::Weekly, week),
+        (policy.monthly, KeepRule::Monthly, month),
+        (policy.yearly, KeepRule::Yearly, year),
     ];
     for (count, rule, bucket) in buckets {
         let mut newest_of: BTreeMap<(i64, u32), i64> = BTreeMap::new();
@@ -227,34 +227,34 @@ fn year(at: Timestamp, zone: Tz) -> (i64, u32) {
 
 /// What retention would do to the archives of one schedule.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct PrunePlan {
     /// The archives, newest first.
     pub archives: Vec<Archive>,
     /// What becomes of each, in the same order.
-    pub verdicts: Vec<Verdict>,
+    pub decisions: Vec<Decision>,
 }
 
-impl Plan {
+impl PrunePlan {
     /// Works out what retention would do with the archives of a schedule now.
-    pub fn make(store: &Store, row: &ScheduleRow) -> Result<Plan> {
+    pub fn compute(store: &Store, row: &ScheduleRow) -> Result<PrunePlan> {
         let mut by_run: BTreeMap<i64, Archive> =
             store.archives(Some(row.id))?.into_iter().map(|archive| (archive.run, archive)).collect();
         let facts: Vec<ArchiveFacts> = by_run.values().map(ArchiveFacts::from).collect();
-        let verdicts = select(&facts, &row.schedule.retention, zone_of(store, row)?);
-        let archives = verdicts.iter().filter_map(|verdict| by_run.remove(&verdict.run)).collect();
-        Ok(Plan { archives, verdicts })
+        let decisions = decide(&facts, &row.schedule.retention, zone_of(store, row)?);
+        let archives = decisions.iter().filter_map(|decision| by_run.remove(&decision.run)).collect();
+        Ok(PrunePlan { archives, decisions })
     }
 
     /// Returns the archives that go, newest first.
-    pub fn going(&self) -> impl Iterator<Item = &Archive> {
-        self.archives.iter().zip(&self.verdicts).filter(|(_, verdict)| verdict.kept_by.is_empty()).map(|(a, _)| a)
+    pub fn removals(&self) -> impl Iterator<Item = &Archive> {
+        self.archives.iter().zip(&self.decisions).filter(|(_, decision)| decision.kept_by.is_empty()).map(|(a, _)| a)
     }
 
     /// Says whether over half of the good archives would go, which is not done at once: a wrong clock or a slip in the
     /// policy looks the same.
     pub fn is_large(&self) -> bool {
         let good = self.archives.iter().filter(|archive| archive.good).count();
-        self.going().filter(|archive| archive.good).count() * 2 > good
+        self.removals().filter(|archive| archive.good).count() * 2 > good
     }
 
     /// Lets the archives go that the plan lets go, and returns how many. Nothing goes if one of those that make this
@@ -262,15 +262,16 @@ impl Plan {
     ///
     /// Errors: `Failed` where the archive folder or the newest good archive is not there.
     pub fn apply(&self, home: &Home, store: &Store) -> Result<usize> {
-        let going: Vec<i64> = self.going().map(|archive| archive.run).collect();
+        let going: Vec<i64> = self.removals().map(|archive| archive.run).collect();
         if going.is_empty() {
             return Ok(0);
         }
         archive_folder::ensure_ours(home, store)?;
-        let is_anchor =
-            |verdict: &Verdict| verdict.kept_by.iter().any(|rule| matches!(rule, Rule::NewestGood | Rule::NewestWhole));
+        let is_anchor = |decision: &Decision| {
+            decision.kept_by.iter().any(|rule| matches!(rule, KeepRule::NewestGood | KeepRule::NewestWhole))
+        };
         let mut anchors = Vec::new();
-        for (archive, _) in self.archives.iter().zip(&self.verdicts).filter(|(_, verdict)| is_anchor(verdict)) {
+        for (archive, _) in self.archives.iter().zip(&self.decisions).filter(|(_, decision)| is_anchor(decision)) {
             let path = home.backups().join(&archive.file_name);
             if !fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == archive.size) {
                 return Err(Error::failed(format!(
@@ -291,8 +292,8 @@ impl Plan {
 /// Applies retention after a good run. A prune of over half waits for the next good run; what is worth saying is
 /// returned.
 pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
-    let plan = Plan::make(store, row)?;
-    let count = plan.going().count();
+    let plan = PrunePlan::compute(store, row)?;
+    let count = plan.removals().count();
     if plan.is_large() && !store.may_prune_over_half(row.id, run)? {
         let name = &row.schedule.name;
         return Ok(Some(format!(

@@ -33,7 +33,7 @@ const BATCH_ROWS: usize = 5_000;
 
 /// What a rescan found and did.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct RescanReport {
     /// Names of schedules that were made anew, paused.
     pub schedules: Vec<String>,
     /// Archives taken in, below the archive folder.
@@ -79,10 +79,10 @@ pub fn rescan(
     observer: &dyn Observer,
     cancel: &CancelToken,
     now: Timestamp,
-) -> Result<Report> {
+) -> Result<RescanReport> {
     archive_folder::ensure_ours(home, store)?;
     store.discard_partly_added_archives()?;
-    let mut report = Report::default();
+    let mut report = RescanReport::default();
     let mut candidates = find_candidates(home, store, &mut report)?;
     candidates.sort_by_key(|candidate| (candidate.run, candidate.created_at));
     make_schedules(store, &candidates, &mut report, now)?;
@@ -91,7 +91,7 @@ pub fn rescan(
             return Err(Error::new(ErrorKind::Interrupted, "the rescan was ended early").hint("run it again"));
         }
         observer.note(&format!("reading {}", candidate.file_name));
-        match take_in(store, candidate, threads, cancel, now) {
+        match add_to_catalog(store, candidate, threads, cancel, now) {
             Ok(()) => report.added.push(candidate.file_name.clone()),
             Err(error) if error.kind() == ErrorKind::Damage => {
                 store.discard_partly_added_archives()?;
@@ -108,7 +108,7 @@ pub fn rescan(
 
 /// Says whether a rescan would have something to find for a database that knows no archives: the folder carries another
 /// database's identity, or holds files with names of ours.
-pub fn anything_to_find(home: &Home, store: &Store) -> Result<bool> {
+pub fn has_unknown_archives(home: &Home, store: &Store) -> Result<bool> {
     if !home.backups().is_dir() {
         return Ok(false);
     }
@@ -128,7 +128,7 @@ pub fn anything_to_find(home: &Home, store: &Store) -> Result<bool> {
 }
 
 /// Looks at every file in the folders of schedules.
-fn find_candidates(home: &Home, store: &Store, report: &mut Report) -> Result<Vec<Candidate>> {
+fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for folder in entries_of(home.backups())? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -191,7 +191,7 @@ fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Cand
 
 /// Makes the schedules that are missing as the newest archive of each has them, paused: what became of them since is
 /// not known.
-fn make_schedules(store: &Store, candidates: &[Candidate], report: &mut Report, now: Timestamp) -> Result<()> {
+fn make_schedules(store: &Store, candidates: &[Candidate], report: &mut RescanReport, now: Timestamp) -> Result<()> {
     let mut newest: BTreeMap<&str, &Schedule> = BTreeMap::new();
     for candidate in candidates {
         newest.insert(candidate.schedule.name.as_str(), &candidate.schedule);
@@ -207,7 +207,13 @@ fn make_schedules(store: &Store, candidates: &[Candidate], report: &mut Report, 
     store.create_schedules(&new, now).map(drop)
 }
 
-fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &CancelToken, now: Timestamp) -> Result<()> {
+fn add_to_catalog(
+    store: &Store,
+    candidate: &Candidate,
+    threads: usize,
+    cancel: &CancelToken,
+    now: Timestamp,
+) -> Result<()> {
     let name = candidate.schedule.name.as_str();
     let row = store
         .schedule_named(name)?
@@ -255,7 +261,7 @@ fn take_in(store: &Store, candidate: &Candidate, threads: usize, cancel: &Cancel
 }
 
 /// An older database may know archives that retention has removed since.
-fn mark_missing(home: &Home, store: &Store, report: &mut Report) -> Result<()> {
+fn mark_missing(home: &Home, store: &Store, report: &mut RescanReport) -> Result<()> {
     for archive in store.archives(None)? {
         let path = home.backups().join(&archive.file_name);
         let is_gone = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);

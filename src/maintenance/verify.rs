@@ -42,7 +42,7 @@ impl Findings {
         self.damaged_members.push(path);
     }
 
-    fn concluded(mut self) -> Self {
+    fn with_health(mut self) -> Self {
         let mut seen = HashSet::new();
         self.damaged_members.retain(|path| seen.insert(path.clone()));
         let whole = self.damaged_members.is_empty() && self.structure.is_empty();
@@ -72,7 +72,7 @@ pub fn verify_archive(
     // A disk that is not mounted holds no archives, and that says nothing of them (I9).
     archive_folder::ensure_ours(home, store)?;
     let path = home.backups().join(&archive.file_name);
-    let findings = match examine(store, archive, &path, threads, cancel) {
+    let findings = match read_and_compare(store, archive, &path, threads, cancel) {
         // Retention may have let it go while it waited for its turn.
         Err(error) if error.kind() == ErrorKind::NotFound && store.archive(archive.run)?.is_none() => {
             return Err(error);
@@ -88,7 +88,13 @@ pub fn verify_archive(
     Ok(findings)
 }
 
-fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel: &CancelToken) -> Result<Findings> {
+fn read_and_compare(
+    store: &Store,
+    archive: &Archive,
+    path: &Path,
+    threads: usize,
+    cancel: &CancelToken,
+) -> Result<Findings> {
     let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let reader = ArchiveReader::open(path)?;
     let Some(digest) = digest else { return examine_foreign(path, Some(archive.size)) };
@@ -115,7 +121,7 @@ fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel
     for damaged in &damaged {
         name_damage(store, archive.run, &reader, damaged, last, &mut findings)?;
     }
-    Ok(findings.concluded())
+    Ok(findings.with_health())
 }
 
 /// Names the members that a damaged chunk holds: those whose bytes differ where that can be told, else all of them,
@@ -178,7 +184,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
         findings.structure.push(format!("chunk {} (bytes {from} to {to}): {reason}", chunk.sequence));
         damaged_members::names_in(&reader, chunk).into_iter().for_each(|path| findings.add_member(path));
     }
-    Ok(findings.concluded())
+    Ok(findings.with_health())
 }
 
 fn examine_foreign(path: &Path, size: Option<u64>) -> Result<Findings> {
@@ -194,5 +200,5 @@ fn examine_foreign(path: &Path, size: Option<u64>) -> Result<Findings> {
     if let Some(size) = size.filter(|size| *size != length) {
         findings.structure.push(format!("it has {length} bytes and had {size}"));
     }
-    Ok(findings.concluded())
+    Ok(findings.with_health())
 }

@@ -9,7 +9,7 @@ use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
-use backup_manager::maintenance::prune::{self, Plan};
+use backup_manager::maintenance::prune::{self, PrunePlan};
 use backup_manager::maintenance::verify::{Findings, verify_archive, verify_file};
 use backup_manager::schedule::Retention;
 use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow};
@@ -111,7 +111,7 @@ fn nothing_goes_while_the_newest_good_archive_is_not_there() {
     let newest = world.store.newest_good(row.id).unwrap().unwrap();
     fs::remove_file(path_of(&world, &newest)).unwrap();
     keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
-    let plan = Plan::make(&world.store, &world.store.schedule(row.id).unwrap()).unwrap();
+    let plan = PrunePlan::compute(&world.store, &world.store.schedule(row.id).unwrap()).unwrap();
     let error = plan.apply(&world.home, &world.store).unwrap_err();
     assert!(error.to_string().contains("is not there as it was"), "{error}");
     assert_eq!(runs_of(&world, &row).len(), 3);
