@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use backup_manager::backup::Runner;
 use backup_manager::clock::{Clock, SystemClock};
-use backup_manager::home::{Home, Places};
+use backup_manager::home::{Home, HomeOptions};
 use backup_manager::liveness::Worker;
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
@@ -50,7 +50,7 @@ fn scratch() -> tempfile::TempDir {
 }
 
 fn open(folder: &Path) -> (Arc<Home>, Store) {
-    let places = Places { home: Some(folder.to_owned()), ..Places::default() };
+    let places = HomeOptions { home: Some(folder.to_owned()), ..HomeOptions::default() };
     let home = Arc::new(Home::locate(&places, folder).expect("a home"));
     let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
     let store = Store::open(home.db(), &bootstrap).expect("a database");

@@ -15,9 +15,9 @@ const MACHINE_WIDE: &str = "/etc/backup-manager/home";
 /// Name of the database in the home.
 const DATABASE: &str = "backup.db";
 
-/// Places given by flags or by the environment; flags are put in by the caller before the environment's.
+/// HomeOptions given by flags or by the environment; flags are put in by the caller before the environment's.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct HomeOptions {
     /// `--home`, `BACKUP_HOME`.
     pub home: Option<PathBuf>,
     /// `--db`, `BACKUP_DB`.
@@ -43,7 +43,7 @@ pub struct Home {
 impl Home {
     /// Finds the home: the place given, the current folder if it holds a database, the path in
     /// `/etc/backup-manager/home`, the current folder.
-    pub fn locate(places: &Places, current: &Path) -> Result<Home> {
+    pub fn locate(places: &HomeOptions, current: &Path) -> Result<Home> {
         let root = match &places.home {
             Some(home) => current.join(home),
             None if places.db.is_some() || current.join(DATABASE).exists() => current.to_owned(),
@@ -92,7 +92,7 @@ impl Home {
 
     /// Returns the folder with a locked file for each live worker.
     pub fn workers(&self) -> PathBuf {
-        beside(&self.db, ".workers")
+        with_suffix(&self.db, ".workers")
     }
 
     /// Returns the path of the text file that `import` reads by default.
@@ -111,7 +111,7 @@ impl Home {
     pub fn own_paths(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.db.clone(), self.backups.clone(), self.logs.clone()];
         for suffix in ["-wal", "-shm", "-journal", ".lock", ".workers"] {
-            paths.push(beside(&self.db, suffix));
+            paths.push(with_suffix(&self.db, suffix));
         }
         paths
     }
@@ -133,7 +133,7 @@ impl Home {
 }
 
 /// Returns `path` with `suffix` behind its last component.
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
@@ -214,8 +214,11 @@ mod tests {
 
     #[test]
     fn flags_win_and_the_rest_hangs_below_the_home() {
-        let places =
-            Places { home: Some("/nowhere/home".into()), logs: Some("/elsewhere".into()), ..Places::default() };
+        let places = HomeOptions {
+            home: Some("/nowhere/home".into()),
+            logs: Some("/elsewhere".into()),
+            ..HomeOptions::default()
+        };
         let home = Home::locate(&places, Path::new("/")).unwrap();
         assert_eq!(home.db(), Path::new("/nowhere/home/backup.db"));
         assert_eq!(home.logs(), Path::new("/elsewhere"));
@@ -230,7 +233,7 @@ mod tests {
         let real = dir.path().join("real");
         fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
-        let places = Places { db: Some(dir.path().join("link/my.db")), ..Places::default() };
+        let places = HomeOptions { db: Some(dir.path().join("link/my.db")), ..HomeOptions::default() };
         let home = Home::locate(&places, dir.path()).unwrap();
         assert_eq!(home.db(), fs::canonicalize(&real).unwrap().join("my.db"));
     }

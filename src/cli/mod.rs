@@ -41,7 +41,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
-use crate::home::{Home, Places};
+use crate::home::{Home, HomeOptions};
 use crate::schedule::{self, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
@@ -181,7 +181,7 @@ pub(crate) struct Context {
     verb: String,
     logging: Once,
     pub home: Home,
-    pub places: Places,
+    pub places: HomeOptions,
     pub format: Format,
     pub quiet: bool,
     pub verbose: bool,
@@ -194,7 +194,7 @@ pub(crate) struct Context {
 
 impl Context {
     fn new(verb: &str, global: &Global) -> Result<Context> {
-        let places = Places {
+        let places = HomeOptions {
             home: global.home.clone(),
             db: global.db.clone(),
             backups: global.backups.clone(),

@@ -11,7 +11,7 @@ use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::durable::{self, PendingFile};
 use crate::error::{Error, Result};
-use crate::home::{Home, beside};
+use crate::home::{Home, with_suffix};
 use crate::store::{self, Store};
 
 /// Folder of the copies, in the archive folder.
@@ -97,7 +97,7 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
         }
         None => newest_whole(home, now)?,
     };
-    let lock_path = beside(home.db(), ".lock");
+    let lock_path = with_suffix(home.db(), ".lock");
     let lock = File::options()
         .create(true)
         .truncate(false)
@@ -109,7 +109,7 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
             .hint("stop the service first: `backup-manager stop`"));
     }
     // With the lock, nobody is using what a killed process left of this name.
-    let temporary = beside(home.db(), ".put-back");
+    let temporary = with_suffix(home.db(), ".put-back");
     durable::remove(&temporary)?;
     let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
     let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
@@ -139,15 +139,15 @@ fn newest_whole(home: &Home, now: Timestamp) -> Result<PathBuf> {
 fn move_aside(home: &Home, now: Timestamp) -> Result<Option<PathBuf>> {
     let there = fs::symlink_metadata(home.db()).is_ok_and(|found| found.size() > 0);
     const PARTS: [&str; 4] = ["-wal", "-shm", "-journal", ""];
-    let mut aside = beside(home.db(), &format!(".aside-{}", now.compact_utc()));
+    let mut aside = with_suffix(home.db(), &format!(".aside-{}", now.compact_utc()));
     // One that was put back and cut off in this very second has taken the name.
-    while PARTS.iter().any(|suffix| fs::symlink_metadata(beside(&aside, suffix)).is_ok()) {
-        aside = beside(&aside, "-again");
+    while PARTS.iter().any(|suffix| fs::symlink_metadata(with_suffix(&aside, suffix)).is_ok()) {
+        aside = with_suffix(&aside, "-again");
     }
     for suffix in PARTS {
-        let from = beside(home.db(), suffix);
+        let from = with_suffix(home.db(), suffix);
         match fs::symlink_metadata(&from) {
-            Ok(_) => durable::rename_new(&from, &beside(&aside, suffix))?,
+            Ok(_) => durable::rename_new(&from, &with_suffix(&aside, suffix))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("inspect", &from)(error)),
         }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::connection::{RECOVERY_OPTIONS, configure, database_error};
 use crate::error::{Error, ErrorKind, Result};
-use crate::home::{self, beside};
+use crate::home::{self, with_suffix};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -87,7 +87,7 @@ impl Bootstrap {
     }
 
     fn open_lock(&self, path: &Path) -> Result<File> {
-        let lock = beside(path, ".lock");
+        let lock = with_suffix(path, ".lock");
         // A lock needs no write permission, and a home may be read by others than its owner.
         OpenOptions::new()
             .read(true)
@@ -209,7 +209,7 @@ impl Bootstrap {
         if version == 0 || version == newest() {
             return Ok(());
         }
-        let copy = beside(path, &format!(".before-schema-{}", newest()));
+        let copy = with_suffix(path, &format!(".before-schema-{}", newest()));
         // A copy left by a migration that was cut off may be half written.
         match fs::remove_file(&copy) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -239,7 +239,9 @@ fn newest() -> i32 {
 }
 
 fn share(lock: &File, path: &Path) -> Result<()> {
-    flock(lock, FlockOperation::LockShared).map_err(io::Error::from).map_err(Error::io("lock", beside(path, ".lock")))
+    flock(lock, FlockOperation::LockShared)
+        .map_err(io::Error::from)
+        .map_err(Error::io("lock", with_suffix(path, ".lock")))
 }
 
 /// Tries for a few seconds: commands come and go, a service stays.
@@ -262,7 +264,7 @@ fn foreign(path: &Path) -> Error {
 fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         // Where its first page is gone, only what lies beside it still says that it was ours.
-        Some(rusqlite::ErrorCode::NotADatabase) if beside(path, ".workers").exists() => Error::new(
+        Some(rusqlite::ErrorCode::NotADatabase) if with_suffix(path, ".workers").exists() => Error::new(
             ErrorKind::Damage,
             format!("{} is not a database of backup-manager any more: it is damaged", path.display()),
         )
@@ -356,7 +358,7 @@ mod tests {
         let connection = Connection::open(&copy).unwrap();
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
         assert_eq!(mode, "wal");
-        assert!(!beside(&copy, &format!(".before-schema-{}", newest())).exists());
+        assert!(!with_suffix(&copy, &format!(".before-schema-{}", newest())).exists());
     }
 
     #[test]
@@ -411,7 +413,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("backup.db");
         let open = Store::open(&path, &CREATE).unwrap();
-        let lock = File::open(beside(&path, ".lock")).unwrap();
+        let lock = File::open(with_suffix(&path, ".lock")).unwrap();
         assert!(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err());
         drop(open);
         assert!(flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok());

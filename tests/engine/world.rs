@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use backup_manager::backup::Runner;
 use backup_manager::clock::{Clock, ManualClock, Timestamp};
-use backup_manager::home::{Home, Places};
+use backup_manager::home::{Home, HomeOptions};
 use backup_manager::liveness::Worker;
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
@@ -36,7 +36,7 @@ impl World {
     }
 
     pub fn within(dir: tempfile::TempDir) -> World {
-        let places = Places { home: Some(dir.path().to_owned()), ..Places::default() };
+        let places = HomeOptions { home: Some(dir.path().to_owned()), ..HomeOptions::default() };
         let home = Arc::new(Home::locate(&places, dir.path()).expect("a home"));
         let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
         let store = Store::open(home.db(), &bootstrap).expect("a new database");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use backup_manager::backup::{RecoveryReport, RunContext, Runner, recover};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock};
-use backup_manager::home::{Home, Places};
+use backup_manager::home::{Home, HomeOptions};
 use backup_manager::liveness::Worker;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::store::{Access, Bootstrap, Role, Store, WorkerRow};
@@ -186,7 +186,7 @@ impl Observer for Silent {
 
 /// Opens a home in this process.
 pub fn home_and_store(folder: &Path) -> backup_manager::error::Result<(Home, Store)> {
-    let places = Places { home: Some(folder.to_owned()), ..Places::default() };
+    let places = HomeOptions { home: Some(folder.to_owned()), ..HomeOptions::default() };
     let home = Home::locate(&places, folder)?;
     let bootstrap = Bootstrap { access: Access::Existing, file_mode: 0o600, folder_mode: 0o700 };
     let store = Store::open(home.db(), &bootstrap)?;
