@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 
 use super::cron::CronExpr;
-use super::wall::{self, DAY, FARTHEST, FIRST, LAST};
+use super::wall_clock::{self, DAY, FARTHEST, FIRST, LAST};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
@@ -170,7 +170,7 @@ impl Cadence {
             }
             Cadence::Cron(cron) => {
                 let around = around.millis().div_euclid(1_000).clamp(FIRST, LAST);
-                let today = (around + wall::offset(zone, around)).div_euclid(DAY);
+                let today = (around + wall_clock::offset(zone, around)).div_euclid(DAY);
                 let mut days = Vec::new();
                 let mut day = cron.next_day(today - NEARBY_DAYS);
                 while let Some(found) = day.filter(|&day| days.len() < 2 || day <= today + NEARBY_DAYS) {
@@ -220,9 +220,9 @@ fn next_fixed(
 ) -> Option<i64> {
     // A later reading of the wall clock is first shown later or at once, so the first one found is the earliest, and
     // readings before the present one have been shown already.
-    let mut day = next_day((after + wall::offset(zone, after)).div_euclid(DAY))?;
+    let mut day = next_day((after + wall_clock::offset(zone, after)).div_euclid(DAY))?;
     loop {
-        let shown = times.clone().map(|time| wall::first_showing(zone, day * DAY + time));
+        let shown = times.clone().map(|time| wall_clock::first_showing(zone, day * DAY + time));
         if let Some(found) = shown.into_iter().find(|&at| at > after) {
             return Some(found);
         }
@@ -236,7 +236,7 @@ fn next_flowing(zone: Tz, after: i64, cron: &CronExpr) -> Option<i64> {
     const REACH: i64 = 2 * FARTHEST;
     let mut from = after + 1;
     while from <= LAST {
-        let shown = from + wall::offset(zone, from);
+        let shown = from + wall_clock::offset(zone, from);
         let nearest = cron.next_shown(shown - REACH)?;
         if nearest > shown + 2 * REACH {
             from += nearest - shown - REACH;
@@ -244,7 +244,7 @@ fn next_flowing(zone: Tz, after: i64, cron: &CronExpr) -> Option<i64> {
         }
         let found = cron.next_shown(shown).map(|next| from + (next - shown));
         let until = found.unwrap_or(LAST).min(from + DAY);
-        let changed = wall::offset_changes(zone, from, until);
+        let changed = wall_clock::offset_changes(zone, from, until);
         if changed > until && found == Some(until) {
             return found;
         }

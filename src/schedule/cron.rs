@@ -7,7 +7,7 @@ use chrono::{DateTime, Datelike, NaiveDate};
 use croner::parser::{CronParser, Seconds, Year};
 use croner::{CronComponent, CronPattern, JobType, Weekday};
 
-use super::wall::{DAY, LAST};
+use super::wall_clock::{DAY, LAST};
 use crate::error::{Error, Result};
 
 /// A cron expression of five fields, or six with seconds in front, that comes at least once.

@@ -5,12 +5,12 @@ mod cadence;
 mod compression;
 mod cron;
 mod excludes;
-mod form;
+mod json;
 mod name;
 mod retention;
 mod spec;
 pub mod text_file;
-mod wall;
+mod wall_clock;
 mod when;
 mod zone;
 
@@ -83,7 +83,7 @@ impl FromStr for CatchUp {
 
 /// A schedule whole: all that `export --format json` writes and that an archive carries, and nothing of its history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "form::ScheduleForm", into = "form::ScheduleForm")]
+#[serde(try_from = "json::ScheduleJson", into = "json::ScheduleJson")]
 pub struct Schedule {
     /// The name, which is the identity.
     pub name: ScheduleName,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{NaiveDate, NaiveDateTime};
 use chrono_tz::Tz;
 
-use super::wall::{self, DAY, FIRST, LAST};
+use super::wall_clock::{self, DAY, FIRST, LAST};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
@@ -21,14 +21,14 @@ pub fn parse_when(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
 
 /// Like [`parse_when`], for where a span begins: a day means its first millisecond.
 pub fn parse_since(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
-    parse(text, zone, now, |zone, day| Timestamp::from_millis(wall::first_showing(zone, day * DAY) * 1_000))
+    parse(text, zone, now, |zone, day| Timestamp::from_millis(wall_clock::first_showing(zone, day * DAY) * 1_000))
 }
 
 fn parse(text: &str, zone: Tz, now: Timestamp, of_day: fn(Tz, i64) -> Timestamp) -> Result<Timestamp> {
     let text = text.trim();
     if text == "yesterday" {
         let now = now.millis().div_euclid(1_000).clamp(FIRST, LAST);
-        let today = (now + wall::offset(zone, now)).div_euclid(DAY);
+        let today = (now + wall_clock::offset(zone, now)).div_euclid(DAY);
         return Ok(of_day(zone, today - 1));
     }
     if let Some(age) = age_of(text) {
@@ -38,7 +38,7 @@ fn parse(text: &str, zone: Tz, now: Timestamp, of_day: fn(Tz, i64) -> Timestamp)
         return Ok(of_day(zone, day));
     }
     if let Some(local) = date_and_time_of(text) {
-        return Ok(Timestamp::from_millis(wall::first_showing(zone, local) * 1_000));
+        return Ok(Timestamp::from_millis(wall_clock::first_showing(zone, local) * 1_000));
     }
     Timestamp::parse_rfc3339(text).map_err(|_| {
         Error::usage(format!("\"{}\" is not a time", text.escape_debug())).hint(
@@ -106,7 +106,7 @@ fn date_and_time_of(text: &str) -> Option<i64> {
 }
 
 fn end_of_day(zone: Tz, day: i64) -> Timestamp {
-    Timestamp::from_millis(wall::first_showing(zone, (day + 1) * DAY) * 1_000 - 1)
+    Timestamp::from_millis(wall_clock::first_showing(zone, (day + 1) * DAY) * 1_000 - 1)
 }
 
 #[cfg(test)]

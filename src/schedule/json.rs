@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 /// The fields as they stand in JSON. Only name and source must be there when it is read.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ScheduleForm {
+pub(super) struct ScheduleJson {
     name: ScheduleName,
     source: String,
     /// Beside `source`, where that is not UTF-8 and `source` only shows it.
@@ -38,7 +38,7 @@ fn yes() -> bool {
     true
 }
 
-impl From<Schedule> for ScheduleForm {
+impl From<Schedule> for ScheduleJson {
     fn from(schedule: Schedule) -> Self {
         let (source, source_b64) = match String::from_utf8(schedule.source) {
             Ok(text) => (text, None),
@@ -47,7 +47,7 @@ impl From<Schedule> for ScheduleForm {
                 (String::from_utf8_lossy(&bytes).into_owned(), Some(STANDARD.encode(&bytes)))
             }
         };
-        ScheduleForm {
+        ScheduleJson {
             name: schedule.name,
             source,
             source_b64,
@@ -63,10 +63,10 @@ impl From<Schedule> for ScheduleForm {
     }
 }
 
-impl TryFrom<ScheduleForm> for Schedule {
+impl TryFrom<ScheduleJson> for Schedule {
     type Error = Error;
 
-    fn try_from(form: ScheduleForm) -> Result<Self> {
+    fn try_from(form: ScheduleJson) -> Result<Self> {
         let source = match form.source_b64 {
             None => form.source.into_bytes(),
             Some(encoded) => {
