@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A request to stop, shared by those who make it and the work that looks at it. A token is used for one piece of
+/// A request to stop, shared by the code that makes it and the work that polls it. A token is used for one piece of
 /// work: it cannot be reset.
 #[derive(Debug, Default)]
 pub struct CancelToken {
@@ -16,7 +16,7 @@ pub struct CancelToken {
 }
 
 impl CancelToken {
-    /// Returns a token that nobody has cancelled.
+    /// Returns a token that is not cancelled.
     pub const fn new() -> Self {
         CancelToken {
             is_cancelled: AtomicBool::new(false),
@@ -27,13 +27,13 @@ impl CancelToken {
 
     /// Asks the work to stop. A run ends as `cancelled`.
     pub fn cancel(&self) {
-        // Under the lock, so that a waiter that has just looked does not miss it.
+        // Under the lock, so that a waiter that has just checked the flag does not miss the notification.
         let _guard = self.waiting.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_cancelled.store(true, Ordering::SeqCst);
         self.waiting.1.notify_all();
     }
 
-    /// Asks the work to stop because the process stops: a run goes back into the queue (I10).
+    /// Asks the work to stop because the process stops: a run is queued again (I10).
     pub fn drain(&self) {
         self.is_draining.store(true, Ordering::SeqCst);
         self.cancel();

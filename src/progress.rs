@@ -1,4 +1,4 @@
-//! What a run, a restore or a verification tells while it works and when it is done.
+//! Progress, problems and notes of a run, a restore or a verification, and the observer that receives them.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use std::time::Duration;
 pub enum ProblemKind {
     /// It could not be opened or read.
     Unreadable,
-    /// It was listed and then gone.
+    /// It was listed and did not exist any more when it was read.
     Vanished,
-    /// It changed while it was read, each time; what stands in the archive may be a mixture.
+    /// It changed during each attempt to read it; the content in the archive may be a mixture of two states.
     Changed,
-    /// It grew while it was read: what is in the archive is a whole earlier state. A note, not a loss.
+    /// It grew while it was read: the archive holds a complete earlier state. A note, not a loss.
     Grew,
-    /// It became something else between listing and opening.
+    /// It was replaced by something else between listing and opening.
     Replaced,
     /// It is of a kind that archives do not hold (a socket).
     Skipped,
@@ -32,7 +32,7 @@ impl ProblemKind {
         }
     }
 
-    /// Says whether source data is missing or doubtful because of it, which makes a run `incomplete`.
+    /// Returns whether source data is missing or doubtful because of it, which makes a run `incomplete`.
     pub fn is_loss(self) -> bool {
         !matches!(self, ProblemKind::Grew | ProblemKind::Skipped)
     }
@@ -43,9 +43,9 @@ impl ProblemKind {
 pub struct Problem {
     /// The path in the file system, as bytes.
     pub path: Box<[u8]>,
-    /// What kind of trouble.
+    /// The kind of problem.
     pub kind: ProblemKind,
-    /// The system's reason, in words.
+    /// The reason, as text; mostly the error of the system.
     pub reason: String,
 }
 
@@ -56,22 +56,22 @@ pub struct Progress {
     pub members: u64,
     /// Bytes of content read.
     pub bytes: u64,
-    /// Members in all, once known or estimated.
+    /// Total number of members, once known or estimated.
     pub members_total: Option<u64>,
-    /// Bytes in all, once known or estimated.
+    /// Total bytes of content, once known or estimated.
     pub bytes_total: Option<u64>,
-    /// How long it has been going.
+    /// Time since the work began.
     pub elapsed: Duration,
 }
 
-/// Who is told how work goes. Called from several threads.
+/// Receives progress, problems and notes of running work. Its methods are called from several threads.
 pub trait Observer: Send + Sync {
-    /// Tells how far the work has come; at most a few times a second.
+    /// Reports progress; called a few times a second at most.
     fn progress(&self, progress: &Progress);
 
-    /// Tells one problem, as it is met.
+    /// Reports a problem of one path, when it occurs.
     fn problem(&self, problem: &Problem);
 
-    /// Tells something worth knowing that is no problem.
+    /// Reports a fact of interest that is not a problem.
     fn note(&self, text: &str);
 }

@@ -1,4 +1,4 @@
-//! What is left out of an archive because the schedule says so.
+//! The exclusions of a schedule.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -11,22 +11,22 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use crate::error::{Error, Result};
 use crate::schedule::Excludes;
 
-/// Checks globs as they stand on the command line, without a source; the error names the one that is wrong.
+/// Checks globs as written on the command line, without a source. The error names the invalid one.
 pub fn check_patterns(globs: &[String]) -> Result<()> {
     compile(globs.iter().map(|glob| from_command_line(glob)), &[]).map(drop)
 }
 
-/// Decides by name and path what is left out.
+/// Decides by name and path what is excluded.
 #[derive(Debug)]
 pub(super) struct Filter {
     globs: Gitignore,
-    /// Leaves out what lies beside a valid `CACHEDIR.TAG`.
+    /// Excludes the content of folders with a valid `CACHEDIR.TAG`.
     pub(super) caches: bool,
     if_present: Vec<Box<[u8]>>,
 }
 
 impl Filter {
-    /// Makes the filter of a source at `root`; `lines` are those of the schedule's exclude files.
+    /// Creates the filter of a source at `root`; `lines` are those of the schedule's exclude files.
     pub(super) fn new(root: &Path, excludes: &Excludes, lines: &[String]) -> Result<Self> {
         let resolved = fs::canonicalize(root).ok();
         let roots: Vec<&str> =
@@ -46,18 +46,18 @@ impl Filter {
         })
     }
 
-    /// Says whether what lies at this path below the root is left out, with all that is in it.
+    /// Returns whether the entry at this path below the root is excluded, with everything in it.
     pub(super) fn excludes(&self, relative: &[u8], is_folder: bool) -> bool {
         !self.globs.is_empty() && self.globs.matched(Path::new(OsStr::from_bytes(relative)), is_folder).is_ignore()
     }
 
-    /// Says whether a folder's content is left out, given which names it holds.
-    pub(super) fn is_marked(&self, holds: impl Fn(&[u8]) -> bool) -> bool {
-        self.if_present.iter().any(|name| holds(name))
+    /// Returns whether the content of a folder is excluded because of a name that it holds.
+    pub(super) fn is_marked(&self, contains: impl Fn(&[u8]) -> bool) -> bool {
+        self.if_present.iter().any(|name| contains(name))
     }
 }
 
-/// In a file `#` begins a comment; who writes it on the command line means the character.
+/// Escapes a leading `#`: it begins a comment in a file, and is an ordinary character on the command line.
 fn from_command_line(glob: &str) -> Result<Cow<'_, str>> {
     match glob.trim() {
         "" => Err(Error::usage("an exclude pattern is empty").hint("leave it out, or write a glob such as *.tmp")),
@@ -74,14 +74,14 @@ fn compile<'g>(globs: impl Iterator<Item = Result<Cow<'g, str>>>, roots: &[&str]
     let mut builder = GitignoreBuilder::new("");
     for glob in globs {
         let glob = glob?;
-        let below = below_root(&glob, roots).ok_or_else(|| refuse(&glob, "it leaves out the whole source".into()))?;
+        let below = below_root(&glob, roots).ok_or_else(|| refuse(&glob, "it excludes the whole source".into()))?;
         builder.add_line(None, &below).map_err(|error| refuse(&glob, error.to_string()))?;
     }
     builder.build().map_err(|error| Error::usage("the exclude patterns cannot be used together").because(error))
 }
 
-/// Makes a pattern with the source's absolute path one that counts from the source, which is what a leading `/` says.
-/// None if nothing but the root is left of it.
+/// Converts a pattern with the absolute path of the source into one relative to the source, which has a leading `/`.
+/// Returns `None` if the pattern is the root itself.
 fn below_root<'g>(glob: &'g str, roots: &[&str]) -> Option<Cow<'g, str>> {
     let (not, pattern) = glob.strip_prefix('!').map_or(("", glob), |pattern| ("!", pattern));
     for root in roots.iter().filter(|root| root.starts_with('/')) {

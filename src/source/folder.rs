@@ -1,9 +1,9 @@
-//! Handles on the folders of a source, few at a time.
+//! Handles of the folders of a source, in a pool of limited size.
 //!
-//! A found file must be openable long after the walk has moved on, and a tree may be deeper than a process may have
+//! An entry must be openable long after the walk has moved on, and a tree may be deeper than a process may have
 //! descriptors or a path may have bytes. So a [`Folder`] knows its parent, its name and its identity, and its
-//! descriptor lies in a small pool; one that has been closed meanwhile is found again from the nearest ancestor that
-//! is still open, one component at a time, no link followed, each identity checked.
+//! descriptor is kept in a small pool. A folder that was closed meanwhile is opened again from the nearest ancestor
+//! that is still open, one component at a time, without following links, and each identity is checked.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -16,16 +16,16 @@ use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
-use super::trouble::Trouble;
+use super::path_error::PathError;
 use crate::member::MemberPath;
 
-/// An open folder. Those who hold one keep it open, whatever the pool does.
+/// An open folder. It stays open as long as a handle exists, whatever the pool does.
 pub(super) type Handle = Arc<OwnedFd>;
 
-/// How many folders stay open beside those in use.
-const KEPT_OPEN: usize = 128;
+/// Maximum number of folders that the pool keeps open, in addition to those in use.
+const MAX_POOLED: usize = 128;
 
-/// One source: where its root lies, and the pool of open folders.
+/// One source: the path of its root, and the pool of open folders.
 #[derive(Debug)]
 pub(super) struct Tree {
     path: PathBuf,
@@ -42,7 +42,7 @@ struct Pool {
 }
 
 impl Tree {
-    /// Makes the tree whose root lies at `path` and is called `name` in the archive.
+    /// Creates the tree whose root lies at `path` and is called `name` in the archive.
     pub(super) fn new(path: &Path, name: &MemberPath) -> Self {
         Tree {
             path: path.to_owned(),
@@ -52,7 +52,7 @@ impl Tree {
         }
     }
 
-    /// Returns where the root lies, as it was given.
+    /// Returns the path of the root, as given.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -62,30 +62,30 @@ impl Tree {
         member.as_bytes().get(self.name_length + 1..).unwrap_or_default()
     }
 
-    /// Opens `name` in `folder`, without a trace in its access time where that is permitted. Short of descriptors, it
-    /// closes the folders of the pool and tries again.
+    /// Opens `name` in `folder`, without changing its access time if that is permitted. If the process has no
+    /// descriptor left, closes the folders of the pool and tries again.
     pub(super) fn open_at(&self, folder: impl AsFd, name: impl Arg + Copy, flags: OFlags) -> Result<OwnedFd, Errno> {
         let folder = folder.as_fd();
-        match open_quietly(folder, name, flags) {
+        match open_noatime(folder, name, flags) {
             Err(Errno::MFILE | Errno::NFILE) => {
                 drop(std::mem::take(&mut self.pool().open));
-                open_quietly(folder, name, flags)
+                open_noatime(folder, name, flags)
             }
             result => result,
         }
     }
 
-    /// Opens the root, through links.
+    /// Opens the root, following links.
     pub(super) fn open_root(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
         self.open_at(CWD, self.path.as_path(), flags)
     }
 
     fn pool(&self) -> MutexGuard<'_, Pool> {
-        // The map is whole between any two of its calls, so a panic elsewhere does not spoil it.
+        // The map is consistent between any two calls, so a panic elsewhere does not corrupt it.
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn kept(&self, id: u64) -> Option<Handle> {
+    fn pooled(&self, id: u64) -> Option<Handle> {
         let mut pool = self.pool();
         pool.uses += 1;
         let now = pool.uses;
@@ -94,43 +94,43 @@ impl Tree {
         Some(handle.clone())
     }
 
-    fn keep(&self, id: u64, handle: &Handle) {
+    fn add_to_pool(&self, id: u64, handle: &Handle) {
         let mut pool = self.pool();
         pool.uses += 1;
         let now = pool.uses;
-        let mut closed = None;
-        if pool.open.len() >= KEPT_OPEN {
+        let mut evicted = None;
+        if pool.open.len() >= MAX_POOLED {
             let oldest = pool.open.iter().min_by_key(|(_, (_, used))| *used).map(|(&id, _)| id);
-            closed = oldest.and_then(|id| pool.open.remove(&id));
+            evicted = oldest.and_then(|id| pool.open.remove(&id));
         }
         pool.open.insert(id, (handle.clone(), now));
         drop(pool);
-        // Closing may take its time on a network file system: not under the lock.
-        drop(closed);
+        // Closing may be slow on a network file system: not under the lock.
+        drop(evicted);
     }
 }
 
-/// O_NOATIME is for owners and root only, and the kernel says so with EPERM.
-fn open_quietly(folder: BorrowedFd, name: impl Arg + Copy, flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens with O_NOATIME, or without it if the kernel refuses that with EPERM: it is allowed to owners and root only.
+fn open_noatime(folder: BorrowedFd, name: impl Arg + Copy, flags: OFlags) -> Result<OwnedFd, Errno> {
     match retry_on_intr(|| openat(folder, name, flags | OFlags::NOATIME, Mode::empty())) {
         Err(Errno::PERM) => retry_on_intr(|| openat(folder, name, flags, Mode::empty())),
         result => result,
     }
 }
 
-/// A folder of the source that was listed.
+/// A listed folder of the source.
 #[derive(Debug)]
 pub(super) struct Folder {
     tree: Arc<Tree>,
     id: u64,
-    place: Place,
+    position: Position,
 }
 
 #[derive(Debug)]
-enum Place {
-    /// The root: its handle stays open, so the way down always has a beginning.
+enum Position {
+    /// The root: its handle stays open, so that every folder can be opened again from there.
     Root(Handle),
-    Beneath {
+    Child {
         parent: Option<Arc<Folder>>,
         name: CString,
         device: u64,
@@ -139,69 +139,69 @@ enum Place {
 }
 
 impl Folder {
-    /// Makes the root of `tree`.
+    /// Creates the root of `tree`.
     pub(super) fn root(tree: &Arc<Tree>, handle: OwnedFd) -> Arc<Self> {
-        Self::new(tree, Place::Root(Arc::new(handle)))
+        Self::new(tree, Position::Root(Arc::new(handle)))
     }
 
-    /// Makes the folder `name` in `parent`, which has been opened and has this identity.
-    pub(super) fn beneath(parent: &Arc<Self>, name: CString, handle: &Handle, device: u64, inode: u64) -> Arc<Self> {
-        let place = Place::Beneath { parent: Some(parent.clone()), name, device, inode };
-        let folder = Self::new(&parent.tree, place);
-        folder.tree.keep(folder.id, handle);
+    /// Creates the folder `name` in `parent`, which was opened as `handle` and has this identity.
+    pub(super) fn child(parent: &Arc<Self>, name: CString, handle: &Handle, device: u64, inode: u64) -> Arc<Self> {
+        let position = Position::Child { parent: Some(parent.clone()), name, device, inode };
+        let folder = Self::new(&parent.tree, position);
+        folder.tree.add_to_pool(folder.id, handle);
         folder
     }
 
-    fn new(tree: &Arc<Tree>, place: Place) -> Arc<Self> {
+    fn new(tree: &Arc<Tree>, position: Position) -> Arc<Self> {
         let id = tree.next_id.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Folder { tree: tree.clone(), id, place })
+        Arc::new(Folder { tree: tree.clone(), id, position })
     }
 
-    /// Returns the tree it belongs to.
+    /// Returns its tree.
     pub(super) fn tree(&self) -> &Arc<Tree> {
         &self.tree
     }
 
-    /// Returns a handle that serves to look names up in it, opening it again where it has been closed.
-    pub(super) fn handle(&self) -> Result<Handle, Trouble> {
+    /// Returns a handle for looking up names in it. Opens it again if it was closed.
+    pub(super) fn handle(&self) -> Result<Handle, PathError> {
         let mut closed: Vec<&Folder> = Vec::new();
         let mut folder = self;
         let mut handle = loop {
-            match &folder.place {
-                Place::Root(handle) => break handle.clone(),
-                Place::Beneath { parent, .. } => {
-                    if let Some(handle) = folder.tree.kept(folder.id) {
+            match &folder.position {
+                Position::Root(handle) => break handle.clone(),
+                Position::Child { parent, .. } => {
+                    if let Some(handle) = folder.tree.pooled(folder.id) {
                         break handle;
                     }
                     closed.push(folder);
-                    folder = parent.as_deref().ok_or_else(|| Trouble::from(Errno::NOENT))?;
+                    folder = parent.as_deref().ok_or_else(|| PathError::from(Errno::NOENT))?;
                 }
             }
         };
         while let Some(folder) = closed.pop() {
-            handle = folder.open_again(&handle)?;
+            handle = folder.reopen(&handle)?;
         }
         Ok(handle)
     }
 
-    fn open_again(&self, parent: &OwnedFd) -> Result<Handle, Trouble> {
-        let Place::Beneath { name, device, inode, .. } = &self.place else {
+    fn reopen(&self, parent: &OwnedFd) -> Result<Handle, PathError> {
+        let Position::Child { name, device, inode, .. } = &self.position else {
             return self.handle();
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle = Arc::new(self.tree.open_at(parent, name.as_c_str(), flags)?);
         let stat = fstat(&handle)?;
         if (stat.st_dev, stat.st_ino) != (*device, *inode) {
-            return Err(Trouble::replaced("a folder above it was replaced by another"));
+            return Err(PathError::replaced("a folder above it was replaced by another"));
         }
-        self.tree.keep(self.id, &handle);
+        self.tree.add_to_pool(self.id, &handle);
         Ok(handle)
     }
 
     fn take_parent(&mut self) -> Option<Arc<Folder>> {
-        match &mut self.place {
-            Place::Root(_) => None,
-            Place::Beneath { parent, .. } => parent.take(),
+        match &mut self.position {
+            Position::Root(_) => None,
+            Position::Child { parent, .. } => parent.take(),
         }
     }
 }
@@ -210,7 +210,7 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let closed = self.tree.pool().open.remove(&self.id);
         drop(closed);
-        // Left to itself, a chain of a million folders would drop a million calls deep.
+        // The default drop of a chain of a million folders would recurse a million calls deep.
         let mut parent = self.take_parent();
         while let Some(mut folder) = parent.and_then(Arc::into_inner) {
             parent = folder.take_parent();

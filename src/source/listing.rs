@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{FileType, RawDir};
 use rustix::io::Errno;
 
-/// Bytes the kernel fills at a time.
+/// Bytes that one system call fills.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// The names in a folder in byte order, each once; gives them out one after the other.
+/// The names in a folder in byte order, each once; an iterator over them.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     names: Vec<u8>,
@@ -17,7 +17,7 @@ pub(super) struct Listing {
     next: usize,
 }
 
-/// 16 bytes a name, beside the name.
+/// 16 bytes per name, plus the name.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     start: usize,
@@ -25,7 +25,7 @@ struct Entry {
     kind: FileType,
 }
 
-/// Reads listings; keeps the buffer the kernel writes to.
+/// Reads listings; reuses the buffer that the kernel writes to.
 #[derive(Debug)]
 pub(super) struct Lister {
     buffer: Vec<u8>,
@@ -36,7 +36,7 @@ impl Lister {
         Lister { buffer: Vec::with_capacity(BUFFER_BYTES) }
     }
 
-    /// Lists `folder` from where its handle stands. An error in the middle comes with the names before it.
+    /// Lists `folder` from the current position of its handle. An error is returned with the names read before it.
     pub(super) fn list(&mut self, folder: &OwnedFd) -> (Listing, Option<Errno>) {
         let mut listing = Listing::default();
         let failure = listing.fill(folder, self.buffer.spare_capacity_mut()).err();
@@ -68,30 +68,30 @@ impl Listing {
     fn sort(&mut self) {
         let names = &self.names;
         self.entries.sort_unstable_by(|a, b| a.name(names).cmp(b.name(names)));
-        // A folder that changes while it is listed may give a name twice.
+        // A folder that changes while it is listed may return a name twice.
         self.entries.dedup_by(|a, b| a.name(names) == b.name(names));
         self.entries.shrink_to_fit();
         self.names.shrink_to_fit();
     }
 
-    /// Returns the next name and what the folder says it is (`Unknown` where it does not say).
+    /// Returns the next name and its type, `Unknown` if the file system does not report that in a listing.
     pub(super) fn next(&mut self) -> Option<(&[u8], FileType)> {
         let entry = self.entries.get(self.next)?;
         self.next += 1;
         Some((entry.name(&self.names), entry.kind))
     }
 
-    /// Says whether every name has been given out.
+    /// Returns whether all names have been returned.
     pub(super) fn is_done(&self) -> bool {
         self.next >= self.entries.len()
     }
 
-    /// Says whether `name` is in it.
+    /// Returns whether it contains `name`.
     pub(super) fn contains(&self, name: &[u8]) -> bool {
         self.entries.binary_search_by(|entry| entry.name(&self.names).cmp(name)).is_ok()
     }
 
-    /// Drops all names but `kept`, and returns how many went.
+    /// Removes all names but `kept`, and returns how many were removed.
     pub(super) fn keep_only(&mut self, kept: Option<&[u8]>) -> u64 {
         let before = self.entries.len();
         let names = &self.names;

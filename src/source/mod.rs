@@ -1,24 +1,27 @@
-//! The files being backed up, and nothing else: finding them, leaving out what is to be left out, reading them and
-//! noticing when they change meanwhile.
+//! The files being backed up, and nothing else: walking them, excluding what is to be excluded, reading them and
+//! detecting that they change meanwhile.
 //!
-//! Everything happens relative to descriptors of folders, never by whole paths: that is how a folder swapped for a link
-//! is not followed, and how paths longer than the system takes are reached.
+//! Everything happens relative to descriptors of folders, never by whole paths. So a folder that is replaced by a link
+//! is not followed, and paths longer than the system accepts can be read.
 
 mod attributes;
+mod entry;
 mod filter;
 mod folder;
-mod found;
 mod listing;
-mod names;
+mod location;
 mod open_file;
-mod own;
+mod own_files;
+mod owner_names;
+mod path_error;
 mod root;
-mod trouble;
+mod stat;
 mod walk;
 
+pub use entry::SourceEntry;
 pub use filter::check_patterns;
-pub use found::{SourceEntry, Stat};
-pub use names::OwnerNames;
 pub use open_file::{OpenFile, Stability};
+pub use owner_names::OwnerNames;
 pub use root::SourceRoot;
+pub use stat::Stat;
 pub use walk::{WalkOptions, WalkSummary, scan, walk};

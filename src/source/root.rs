@@ -1,4 +1,4 @@
-//! Where the source of a schedule is, and what it is called in its archives.
+//! The root of a schedule's source: its path, and its name in archives.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +14,7 @@ use crate::schedule::Schedule;
 pub struct SourceRoot {
     /// Its absolute path, links resolved.
     pub path: PathBuf,
-    /// What it is called in the archive.
+    /// Its name in the archive.
     pub name: MemberPath,
     /// Lines of the exclude files.
     pub patterns: Vec<String>,
@@ -23,7 +23,7 @@ pub struct SourceRoot {
 impl SourceRoot {
     /// Resolves the source of a schedule and reads its exclude files.
     ///
-    /// Errors: `Failed` where the source is missing, `Usage` where an exclude file cannot be read.
+    /// Errors: `Failed` if the source does not exist, `Usage` if an exclude file cannot be read.
     pub fn find(home: &Home, schedule: &Schedule) -> Result<SourceRoot> {
         let path = home.source_path(&schedule.source);
         let root = fs::canonicalize(&path).map_err(|e| {
@@ -31,7 +31,7 @@ impl SourceRoot {
                 .because(e)
                 .hint(format!("mount it, or name another with `backup-manager edit {} --path PATH`", schedule.name))
         })?;
-        // The name as it was written, even where that is a link; `/` and `..` have none.
+        // The name as written, even if that is a link; `/` and `..` have none.
         let name = path.file_name().or(root.file_name()).map_or(&b"root"[..], |name| name.as_bytes());
         let root_name = MemberPath::parse(name)?;
         let mut patterns = Vec::new();

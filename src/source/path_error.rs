@@ -1,4 +1,4 @@
-//! Trouble with one path, before the path is known.
+//! An error of one path, before the path is known.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -8,54 +8,54 @@ use rustix::io::Errno;
 
 use crate::progress::{Problem, ProblemKind};
 
-/// What went wrong with a path; [`Trouble::at`] adds which.
+/// An error of a path; [`PathError::at`] adds the path.
 #[derive(Debug)]
-pub(super) struct Trouble {
+pub(super) struct PathError {
     kind: ProblemKind,
     reason: String,
     errno: Option<Errno>,
 }
 
-impl Trouble {
-    /// It became something else between listing and opening.
+impl PathError {
+    /// Returns the error of a file that became something else between listing and opening.
     pub(super) fn replaced(reason: impl Into<String>) -> Self {
-        Trouble { kind: ProblemKind::Replaced, reason: reason.into(), errno: None }
+        PathError { kind: ProblemKind::Replaced, reason: reason.into(), errno: None }
     }
 
-    /// It is of a kind that archives do not hold.
+    /// Returns the error of a file of a kind that archives do not hold.
     pub(super) fn skipped(reason: impl Into<String>) -> Self {
-        Trouble { kind: ProblemKind::Skipped, reason: reason.into(), errno: None }
+        PathError { kind: ProblemKind::Skipped, reason: reason.into(), errno: None }
     }
 
-    /// Makes it a problem of `path`.
+    /// Converts it into a problem of `path`.
     pub(super) fn at(self, path: &Path) -> Problem {
         Problem { path: path.as_os_str().as_bytes().into(), kind: self.kind, reason: self.reason }
     }
 
-    /// Returns the reason in words.
+    /// Returns the reason as text.
     pub(super) fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// Says whether there is nothing of that name.
-    pub(super) fn is_absence(&self) -> bool {
+    /// Returns whether the path does not exist.
+    pub(super) fn is_not_found(&self) -> bool {
         matches!(self.errno, Some(Errno::NOENT | Errno::NOTDIR))
     }
 
-    /// Says whether somebody else's lease stands in the way.
+    /// Returns whether the lease of another process prevents the open.
     pub(super) fn is_refused_lease(&self) -> bool {
         self.errno == Some(Errno::AGAIN)
     }
 }
 
-impl From<Errno> for Trouble {
+impl From<Errno> for PathError {
     fn from(errno: Errno) -> Self {
         let kind = match errno {
             Errno::NOENT | Errno::STALE => ProblemKind::Vanished,
-            // Links are never followed and sockets never opened: what stood there when it was listed was neither.
+            // Links are never followed and sockets never opened: when it was listed, it was neither.
             Errno::LOOP | Errno::NOTDIR | Errno::NXIO => ProblemKind::Replaced,
             _ => ProblemKind::Unreadable,
         };
-        Trouble { kind, reason: io::Error::from(errno).to_string(), errno: Some(errno) }
+        PathError { kind, reason: io::Error::from(errno).to_string(), errno: Some(errno) }
     }
 }

@@ -5,13 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::found::Stat;
+use super::stat::Stat;
 
-/// Knows the program's own files by where they lie and by what they are, so that a second way to them (a bind mount, a
-/// link to the home) is no way in.
+/// Recognises the program's own files by path and by device and inode, so that they are also excluded by another path
+/// (a bind mount, a link to the home).
 #[derive(Debug)]
-pub(super) struct Own {
-    /// Below the root, as member paths are.
+pub(super) struct OwnFiles {
+    /// Paths below the root, as member paths are.
     relative: Vec<Box<[u8]>>,
     existing: Vec<Existing>,
 }
@@ -23,13 +23,13 @@ struct Existing {
     inode: u64,
 }
 
-impl Own {
-    /// Takes note of `paths`, for a source whose root lies at `root`.
+impl OwnFiles {
+    /// Resolves `paths`, for a source whose root lies at `root`.
     pub(super) fn new(root: &Path, paths: &[PathBuf]) -> Self {
         let roots = [Some(root.to_owned()), fs::canonicalize(root).ok()];
         let mut relative: Vec<Box<[u8]>> = Vec::new();
         for path in paths {
-            // The last component itself is taken as it stands; what leads to it is resolved.
+            // The last component is not resolved; the path to it is.
             let resolved = path.parent().and_then(|p| fs::canonicalize(p).ok()).zip(path.file_name());
             let spellings = [Some(path.clone()), resolved.map(|(p, n)| p.join(n)), fs::canonicalize(path).ok()];
             for spelling in spellings.iter().flatten() {
@@ -39,24 +39,24 @@ impl Own {
         }
         relative.sort_unstable();
         relative.dedup();
-        Own { relative, existing: paths.iter().filter_map(|path| Existing::look(path)).collect() }
+        OwnFiles { relative, existing: paths.iter().filter_map(|path| Existing::find(path)).collect() }
     }
 
-    /// Says whether one of them lies at this path below the root.
-    pub(super) fn is_at(&self, relative: &[u8]) -> bool {
+    /// Returns whether one of them lies at this path below the root.
+    pub(super) fn contains_path(&self, relative: &[u8]) -> bool {
         self.relative.iter().any(|own| **own == *relative)
     }
 
-    /// Says whether this is one of them, whatever its name.
-    pub(super) fn is(&self, stat: &Stat) -> bool {
+    /// Returns whether this is one of them, whatever its name.
+    pub(super) fn contains(&self, stat: &Stat) -> bool {
         self.existing.iter().any(|own| {
-            // The number of a file that has gone meanwhile (a write-ahead log does) may be another's by now.
-            (own.device, own.inode) == (stat.device, stat.inode) && own.is_still_there()
+            // The inode number of a file that was removed meanwhile (as a write-ahead log is) may be reused by another.
+            (own.device, own.inode) == (stat.device, stat.inode) && own.still_exists()
         })
     }
 
-    /// Returns the one that is the root of the source or has it inside.
-    pub(super) fn around(&self, root: &Path) -> Option<&Path> {
+    /// Returns the one that is the root of the source or contains it.
+    pub(super) fn ancestor_of(&self, root: &Path) -> Option<&Path> {
         let root = fs::canonicalize(root).ok()?;
         root.ancestors().find_map(|above| {
             let above = fs::metadata(above).ok()?;
@@ -67,12 +67,12 @@ impl Own {
 }
 
 impl Existing {
-    fn look(path: &Path) -> Option<Self> {
+    fn find(path: &Path) -> Option<Self> {
         let found = fs::metadata(path).ok()?;
         Some(Existing { path: path.to_owned(), device: found.dev(), inode: found.ino() })
     }
 
-    fn is_still_there(&self) -> bool {
-        Self::look(&self.path).is_some_and(|now| (now.device, now.inode) == (self.device, self.inode))
+    fn still_exists(&self) -> bool {
+        Self::find(&self.path).is_some_and(|now| (now.device, now.inode) == (self.device, self.inode))
     }
 }

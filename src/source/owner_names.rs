@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{PoisonError, RwLock};
 
-/// The names that belong to numeric owners and groups, asked of the system (files, LDAP, whatever it is set up for)
-/// once each. May be shared between threads.
+/// The names of numeric owners and groups. Each is looked up once in the system's databases (files, LDAP, whatever is
+/// configured) and cached. May be shared between threads.
 #[derive(Debug, Default)]
 pub struct OwnerNames {
     users: RwLock<HashMap<u32, Box<[u8]>>>,
@@ -14,7 +14,7 @@ pub struct OwnerNames {
 }
 
 impl OwnerNames {
-    /// Makes a store of names that knows none yet.
+    /// Returns an empty cache.
     pub fn new() -> Self {
         Self::default()
     }
@@ -30,12 +30,12 @@ impl OwnerNames {
     }
 }
 
-fn cached(known: &RwLock<HashMap<u32, Box<[u8]>>>, id: u32, ask: impl Fn(u32) -> Option<OsString>) -> Box<[u8]> {
-    if let Some(name) = known.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
+fn cached(cache: &RwLock<HashMap<u32, Box<[u8]>>>, id: u32, look_up: impl Fn(u32) -> Option<OsString>) -> Box<[u8]> {
+    if let Some(name) = cache.read().unwrap_or_else(PoisonError::into_inner).get(&id) {
         return name.clone();
     }
-    // Not under the lock: a directory service may take seconds. Two threads may ask the same.
-    let name: Box<[u8]> = ask(id).map(OsString::into_vec).unwrap_or_default().into();
-    known.write().unwrap_or_else(PoisonError::into_inner).insert(id, name.clone());
+    // Not under the lock: a directory service may take seconds. Two threads may look up the same id.
+    let name: Box<[u8]> = look_up(id).map(OsString::into_vec).unwrap_or_default().into();
+    cache.write().unwrap_or_else(PoisonError::into_inner).insert(id, name.clone());
     name
 }
