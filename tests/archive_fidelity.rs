@@ -201,7 +201,7 @@ fn assert_fidelity(entries: &[Entry]) {
         let made = make(&source, scratch.path(), compression);
         assert_eq!(made.written.problems, [], "{compression}");
         assert_eq!(made.written.extent.members, expected.len() as u64);
-        made.prove().unwrap();
+        made.verify().unwrap();
         assert_catalog_agrees(&made, &expected);
         // As a plain user GNU tar cannot give a read-only file its attributes.
         let readers: &[_] = if is_root() { &["tar", "bsdtar", "python3"] } else { &[] };

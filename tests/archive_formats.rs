@@ -9,7 +9,7 @@ use std::process::Command;
 
 use backup_manager::archive::block::END_MARKS;
 use backup_manager::archive::buffer::Buffer;
-use backup_manager::archive::check::{check_by_trailer, examine};
+use backup_manager::archive::check::{check_by_trailer, check_chunks};
 use backup_manager::archive::foreign::check_tar;
 use backup_manager::archive::header;
 use backup_manager::archive::reader::ArchiveReader;
@@ -49,7 +49,7 @@ fn tools_accept_every_format() {
         assert_eq!((made.written.extent.members, made.written.extent.files, made.written.folders), (306, 302, 3));
         assert_eq!(made.written.problems, []);
         assert_eq!(fs::metadata(&made.path).unwrap().mode() & 0o7777, 0o400);
-        made.prove().unwrap();
+        made.verify().unwrap();
         for tool in ["tar", "bsdtar"].into_iter().filter(|tool| has_tool(tool)) {
             assert_eq!(count_lines(Command::new(tool).arg("-tf").arg(&made.path)), 306, "{tool} {compression}");
         }
@@ -147,20 +147,20 @@ fn any_flipped_bit_and_any_missing_end_is_found() {
         let ends = whole.len().saturating_sub(300)..whole.len();
         for at in (0..whole.len()).step_by(step).chain(ends.step_by(7)) {
             file.write_all_at(&[whole[at] ^ 1 << (at % 8)], at as u64).unwrap();
-            let error = made.prove().unwrap_err();
+            let error = made.verify().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Damage, "{compression} at {at}: {error}");
             file.write_all_at(&[whole[at]], at as u64).unwrap();
         }
-        made.prove().unwrap();
+        made.verify().unwrap();
         for cut in (0..whole.len()).step_by(step) {
             file.set_len(cut as u64).unwrap();
-            assert_eq!(made.prove().unwrap_err().kind(), ErrorKind::Damage, "{compression} cut to {cut}");
+            assert_eq!(made.verify().unwrap_err().kind(), ErrorKind::Damage, "{compression} cut to {cut}");
             let own = check_by_trailer(&made.path, 1, &CancelToken::new()).unwrap_err();
             assert_eq!(own.kind(), ErrorKind::Damage, "{compression} cut to {cut}: {own}");
             file.write_all_at(&whole, 0).unwrap();
         }
         file.set_len(whole.len() as u64).unwrap();
-        made.prove().unwrap();
+        made.verify().unwrap();
     }
 }
 
@@ -176,7 +176,7 @@ fn every_damaged_chunk_is_named() {
     let reader = ArchiveReader::open(&made.path).unwrap();
     let mut expected = made.records.iter().map(|record| Ok(record.chunk));
     let mut found = Vec::new();
-    let digest = examine(&reader, &mut expected, 3, &CancelToken::new(), &mut |damaged| {
+    let digest = check_chunks(&reader, &mut expected, 3, &CancelToken::new(), &mut |damaged| {
         found.push(damaged.chunk.sequence);
         std::ops::ControlFlow::Continue(())
     });

@@ -160,7 +160,7 @@ impl Drop for Stopper<'_> {
 }
 
 fn check(made: &Made, source: &Path) {
-    made.prove().unwrap();
+    made.verify().unwrap();
     for tool in ["tar", "bsdtar"].into_iter().filter(|tool| has_tool(tool)) {
         let listed = run_tool(Command::new(tool).arg("-tf").arg(&made.path)).stdout;
         assert_eq!(listed.split(|&b| b == b'\n').count() as u64 - 1, made.written.extent.members, "{tool}");

@@ -84,7 +84,7 @@ impl Scene {
         let clock = Meddler::after(found, action);
         let made = make_with(&self.source, self.scratch.path(), compression, |job| job.clock = &clock);
         assert!(clock.action.lock().unwrap().is_none(), "the source was changed");
-        made.prove().unwrap();
+        made.verify().unwrap();
         made
     }
 }
@@ -285,7 +285,7 @@ fn files_whose_size_is_told_wrongly_are_there_whole() {
     let scratch = tempfile::tempdir().unwrap();
     for source in [proc, sys].into_iter().filter(|source| source.exists()) {
         let made = make(source, scratch.path(), Compression::None);
-        made.prove().unwrap();
+        made.verify().unwrap();
         let out = scratch.path().join("out");
         fs::create_dir(&out).unwrap();
         run_tool(Command::new("tar").arg("-xf").arg(&made.path).arg("-C").arg(&out));
@@ -312,7 +312,7 @@ fn what_cannot_be_read_is_told_and_the_rest_is_there() {
         return;
     }
     let made = make(&scene.source, scene.scratch.path(), Compression::None);
-    made.prove().unwrap();
+    made.verify().unwrap();
     let unreadable = |name: &str| (name.to_owned(), ProblemKind::Unreadable);
     assert_eq!(problems(&made), [unreadable("closed"), unreadable("b")]);
     fs::set_permissions(scene.path("closed"), fs::Permissions::from_mode(0o700)).unwrap();
@@ -332,7 +332,7 @@ fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
     };
     // A file, an empty folder, a link to a folder.
     let made = make(&scene.path("only"), scene.scratch.path(), Compression::Gzip(1));
-    made.prove().unwrap();
+    made.verify().unwrap();
     assert_eq!(names(&made), [MemberPath::parse(b"only").unwrap()]);
     let link = scene.scratch.path().join("link");
     symlink(&scene.source, &link).unwrap();
@@ -340,7 +340,7 @@ fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
     assert_eq!((made.written.extent.members, made.written.folders), (2, 1));
     fs::remove_file(scene.path("only")).unwrap();
     let made = make(&scene.source, scene.scratch.path(), Compression::Zstd(1));
-    made.prove().unwrap();
+    made.verify().unwrap();
     assert_eq!((made.written.extent.members, made.written.extent.files), (1, 0));
 }
 
@@ -457,7 +457,7 @@ fn a_tree_4000_levels_deep_and_a_wide_folder_are_archived() {
     for compression in [Compression::None, Compression::Zstd(1)] {
         let made = make(&scene.source, scene.scratch.path(), compression);
         assert_eq!((made.written.extent.members, made.written.problems_total), (9002, 0));
-        made.prove().unwrap();
+        made.verify().unwrap();
         let out = run_tool(Command::new("tar").arg("-tf").arg(&made.path)).stdout;
         assert_eq!(out.split(|&b| b == b'\n').count() - 1, 9002);
     }

@@ -71,7 +71,7 @@ fn examine_flipped(made: &Made, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, 
     let mut expected = made.records.iter().map(|record| Ok(record.chunk));
     let mut damaged = Vec::new();
     let never = CancelToken::new();
-    let result = check::examine(&reader, &mut expected, 2, &never, &mut |chunk| {
+    let result = check::check_chunks(&reader, &mut expected, 2, &never, &mut |chunk| {
         damaged.push(chunk);
         std::ops::ControlFlow::Continue(())
     });
@@ -128,7 +128,7 @@ fn every_flip_is_found(compression: &str, seed: u64) {
         }
     }
     eprintln!("{} bits flipped in {compression}, {named} in chunks with members", flips());
-    made.prove().expect("whole again");
+    made.verify().expect("whole again");
     run_tool(Command::new("tar").arg("-tf").arg(&made.path));
 }
 

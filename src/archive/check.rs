@@ -1,4 +1,4 @@
-//! Proving an archive file: every byte is read back from disk and compared with what was written.
+//! Verifies archive files: every byte is read back from disk and compared with what was written.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,10 +16,10 @@ use crate::cancel::CancelToken;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 
-/// One chunk that is not what it must be.
+/// A chunk whose bytes differ from those that were written.
 #[derive(Clone, Debug)]
 pub struct DamagedChunk {
-    /// What it must be.
+    /// The chunk as it was written.
     pub chunk: Chunk,
     /// What is wrong, in words.
     pub reason: String,
@@ -33,12 +33,13 @@ impl DamagedChunk {
     }
 }
 
-/// Proves that the file at `path` holds exactly the chunks `expected`, in order and without a gap, and a trailer that
-/// agrees with them, `size` bytes in all with the archive digest `digest`. Reads from disk, not from memory; decodes
-/// with `threads` threads.
+/// Verifies that the file at `path` consists of exactly the chunks `expected`, in order and without a gap, and a
+/// trailer that agrees with them, of `size` bytes in all with the archive digest `digest`. Reads from disk, not from the
+/// page cache, and decodes with `threads` threads.
 ///
-/// Errors: [`ErrorKind::Damage`] names a chunk that differs; `Interrupted` after `cancel`; what `expected` yields.
-pub fn prove(
+/// Errors: [`ErrorKind::Damage`] names the first chunk that differs; `Interrupted` after `cancel`; any error of
+/// `expected`.
+pub fn check_file(
     path: &Path,
     expected: &mut dyn Iterator<Item = Result<Chunk>>,
     digest: &[u8; 32],
@@ -51,34 +52,34 @@ pub fn prove(
     if reader.size() != size {
         return Err(damage(format!("it has {} bytes and was written with {size}", reader.size())));
     }
-    let found = until_first_damage(&reader, expected, threads, cancel)?;
+    let found = check_until_damage(&reader, expected, threads, cancel)?;
     if found != *digest {
         return Err(damage("its digest is not the one it was written with".to_owned()));
     }
     Ok(())
 }
 
-/// Proves an archive file by its own trailer alone, with no catalog. Returns the trailer and the archive digest.
+/// Verifies an archive file by its own trailer, without a catalog. Returns the trailer and the archive digest.
 ///
-/// Errors: [`ErrorKind::Damage`] names a chunk that differs, or says that there is no trailer; `Interrupted` after
-/// `cancel`.
+/// Errors: [`ErrorKind::Damage`] names the first chunk that differs, or reports that there is no trailer; `Interrupted`
+/// after `cancel`.
 pub fn check_by_trailer(path: &Path, threads: usize, cancel: &CancelToken) -> Result<(Trailer, [u8; 32])> {
     let reader = ArchiveReader::open(path)?;
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let failed = |e| Error::io("read the trailer of", path)(e);
     let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(failed));
-    let digest = until_first_damage(&reader, &mut expected, threads, cancel)?;
+    let digest = check_until_damage(&reader, &mut expected, threads, cancel)?;
     Ok((trailer, digest))
 }
 
-fn until_first_damage(
+fn check_until_damage(
     reader: &ArchiveReader,
     expected: &mut dyn Iterator<Item = Result<Chunk>>,
     threads: usize,
     cancel: &CancelToken,
 ) -> Result<[u8; 32]> {
     let mut first = None;
-    let found = examine(reader, expected, threads, cancel, &mut |damaged| {
+    let found = check_chunks(reader, expected, threads, cancel, &mut |damaged| {
         first = Some(damaged);
         ControlFlow::Break(())
     });
@@ -88,12 +89,12 @@ fn until_first_damage(
     }
 }
 
-/// Reads all chunks `expected` from disk and compares them, then the trailer; returns the archive digest that the
-/// file has if no chunk is damaged. Every damaged chunk goes to `on_damage`, on the calling thread and in no
-/// particular order; its `Break` ends the work with an `Interrupted`.
+/// Reads all chunks `expected` from disk and compares them, then the trailer. Returns the archive digest that the file
+/// has if no chunk is damaged. `on_damage` is called for every damaged chunk, on the calling thread and in no particular
+/// order; if it returns `Break`, the check ends with `Interrupted`.
 ///
-/// Errors: [`ErrorKind::Damage`] if the chunks do not fit together or the trailer does not agree with them.
-pub fn examine(
+/// Errors: [`ErrorKind::Damage`] if the chunks are not contiguous or the trailer does not agree with them.
+pub fn check_chunks(
     reader: &ArchiveReader,
     expected: &mut dyn Iterator<Item = Result<Chunk>>,
     threads: usize,
@@ -107,9 +108,9 @@ pub fn examine(
     thread::scope(|scope| {
         for _ in 0..threads {
             let (chunks, answers) = (chunks.clone(), answers.clone());
-            scope.spawn(move || check_chunks(reader.codec(), &chunks, &answers));
+            scope.spawn(move || check_received(reader.codec(), &chunks, &answers));
         }
-        // Only the threads hold these ends, so that both sides notice when the other is gone.
+        // Only the threads keep these ends, so that both sides notice when the other has ended.
         drop((chunks, answers));
         let mut feeder = Feeder { reader, work, answered, buffers_left: 2 * threads, on_damage };
         let summary = feeder.feed(expected, cancel)?;
@@ -118,12 +119,12 @@ pub fn examine(
     })
 }
 
-/// The side of the examination that reads the file, in order, and collects what the threads say.
+/// The side of a check that reads the file in order and collects the results of the threads.
 struct Feeder<'a> {
     reader: &'a ArchiveReader,
     work: Sender<(Chunk, Buffer)>,
     answered: Receiver<Answer>,
-    /// How many more buffers may be made: they bound the memory.
+    /// How many more buffers may be created: they bound the memory.
     buffers_left: usize,
     on_damage: &'a mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
 }
@@ -131,10 +132,13 @@ struct Feeder<'a> {
 /// A buffer to be filled again, and what was wrong with the chunk in it.
 type Answer = (Buffer, Option<DamagedChunk>);
 
-/// What the expected chunks amount to.
+/// What is known of the expected chunks as a whole.
 struct Summary {
+    /// Offset in the file at which the last chunk ends.
     end: u64,
+    /// Digest of their entries in the trailer.
     entries: blake3::Hasher,
+    /// Archive digest, without the trailer.
     digest: ArchiveDigest,
 }
 
@@ -144,7 +148,7 @@ impl Feeder<'_> {
         for chunk in expected {
             let chunk = chunk?;
             if cancel.is_cancelled() {
-                return Err(Error::new(ErrorKind::Interrupted, "the proof was cancelled"));
+                return Err(Error::new(ErrorKind::Interrupted, "the verification was cancelled"));
             }
             if chunk.offset != summary.end {
                 let (path, sequence) = (self.reader.path().display(), chunk.sequence);
@@ -153,13 +157,12 @@ impl Feeder<'_> {
             }
             summary.end = chunk.end();
             summary.digest.add(&chunk.stored_digest);
-            let entry = encode_entry(&chunk)?;
-            summary.entries.update(&entry);
+            summary.entries.update(&encode_entry(&chunk)?);
             let mut buffer = self.buffer()?;
             buffer.clear();
             match self.reader.read_stored(chunk.offset, chunk.stored_length, &mut buffer) {
                 Ok(()) => self.work.send((chunk, buffer)).map_err(|_| thread_died())?,
-                // A place that the disk cannot read is damage like any other, and what lies behind it counts too.
+                // A range that the disk cannot read is damage like any other, and the chunks after it count too.
                 Err(e) => self.report(DamagedChunk { chunk, reason: e.to_string() })?,
             }
         }
@@ -176,7 +179,7 @@ impl Feeder<'_> {
         Ok(buffer)
     }
 
-    /// Waits for the chunks still under way.
+    /// Waits for the chunks that the threads still check.
     fn finish(self) -> Result<()> {
         drop(self.work);
         for (_, damaged) in &self.answered {
@@ -198,14 +201,15 @@ impl Feeder<'_> {
 }
 
 fn ended_early() -> Error {
-    Error::new(ErrorKind::Interrupted, "the examination was ended at the first damage")
+    Error::new(ErrorKind::Interrupted, "the verification ended at the first damage")
 }
 
 fn thread_died() -> Error {
     Error::failed("a thread that checks chunks panicked")
 }
 
-fn check_chunks(codec: Codec, chunks: &Receiver<(Chunk, Buffer)>, answers: &Sender<Answer>) {
+/// Checks the chunks that a thread receives.
+fn check_received(codec: Codec, chunks: &Receiver<(Chunk, Buffer)>, answers: &Sender<Answer>) {
     let mut decoder = Decoder::new(codec);
     let mut content = Buffer::new();
     for (chunk, stored) in chunks {
@@ -213,7 +217,7 @@ fn check_chunks(codec: Codec, chunks: &Receiver<(Chunk, Buffer)>, answers: &Send
             Ok(decoder) => find_damage(codec, decoder, &chunk, &stored, &mut content),
             Err(e) => Some(e.to_string()),
         };
-        // Nobody listens any more once the examination has ended early.
+        // Nothing receives the answer if the check ended early.
         let _ = answers.send((stored, damage.map(|reason| DamagedChunk { chunk, reason })));
     }
 }
@@ -241,6 +245,7 @@ fn find_damage(
     (!is_same).then(|| "it decodes to other bytes than were encoded".to_owned())
 }
 
+/// Compares the trailer with the expected chunks and returns the archive digest.
 fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]> {
     let path = reader.path();
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
@@ -250,7 +255,7 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
         entries.update(&encode_entry(&chunk)?);
     }
     if trailer.content_end() != summary.end || entries.finalize() != summary.entries.finalize() {
-        let message = format!("the trailer of {} tells of other chunks than the catalog", path.display());
+        let message = format!("the trailer of {} lists other chunks than the catalog", path.display());
         return Err(Error::new(ErrorKind::Damage, message));
     }
     let mut hasher = blake3::Hasher::new();
@@ -267,6 +272,6 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
 }
 
 fn no_trailer(path: &Path) -> Error {
-    Error::new(ErrorKind::Damage, format!("{} does not end as archives of this program do", path.display()))
+    Error::new(ErrorKind::Damage, format!("{} has no trailer of this program", path.display()))
         .hint("it was cut off, or another program made it: try tar -t")
 }

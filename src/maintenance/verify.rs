@@ -102,7 +102,7 @@ fn read_and_compare(
     let mut last = 0;
     let mut expected =
         store.archive_chunks(archive.run).inspect(|chunk| last = chunk.as_ref().map_or(last, |chunk| chunk.sequence));
-    let found = check::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
+    let found = check::check_chunks(&reader, &mut expected, threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
     });
@@ -168,7 +168,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
     let reading = |e| Error::io("read the trailer of", path)(e);
     let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(reading));
     let mut damaged = Vec::new();
-    let found = check::examine(&reader, &mut expected, threads, cancel, &mut |chunk| {
+    let found = check::check_chunks(&reader, &mut expected, threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
     });

@@ -93,10 +93,10 @@ pub fn try_make<'a>(
 
 impl Made {
     /// Reads it back from disk and compares it with the records.
-    pub fn prove(&self) -> Result<()> {
+    pub fn verify(&self) -> Result<()> {
         let mut expected = self.records.iter().map(|record| Ok(record.chunk));
         let (digest, size) = (self.written.digest, self.written.size);
-        check::prove(&self.path, &mut expected, &digest, size, 2, &CancelToken::new())
+        check::check_file(&self.path, &mut expected, &digest, size, 2, &CancelToken::new())
     }
 }
 
