@@ -194,7 +194,7 @@ fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
             document["archives"] = json!(version.archives);
             document
         });
-        return render::print_json(&documents.collect());
+        return render::print_json(&documents.collect::<Value>());
     }
     let rows = versions.iter().map(|version| {
         let (newest, oldest) = (&version.newest, &version.oldest);

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use base64::Engine;
 use chrono_tz::Tz;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::clock::Timestamp;
@@ -55,10 +56,11 @@ pub fn print_line(text: &str) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// Prints a JSON document.
-pub fn print_json(document: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(document).map_err(|e| Error::failed("cannot write JSON").because(e))?;
-    print_line(&text)
+/// Prints a JSON document, its keys in alphabetical order.
+pub fn print_json(document: &impl Serialize) -> Result<()> {
+    let failed = |e| Error::failed("cannot write JSON").because(e);
+    let sorted = serde_json::to_value(document).map_err(failed)?;
+    print_line(&serde_json::to_string_pretty(&sorted).map_err(failed)?)
 }
 
 /// Prints a table with headings, or nothing but `empty` where there are no rows.
