@@ -1,4 +1,5 @@
-//! The edge: arguments in, text and exit codes out. One file for each verb or family of verbs.
+//! The command line: parses arguments, prints text or JSON, returns exit codes. One file for each verb or family of
+//! verbs.
 
 mod archives;
 mod cat;
@@ -56,7 +57,7 @@ Exit codes:
 The home is the first of: --home, BACKUP_HOME, the current folder if it holds a database,
 the path in /etc/backup-manager/home, the current folder.";
 
-/// Scheduled backups into plain tar archives, with a history and proof in SQLite.
+/// Scheduled backups into plain tar archives, verified, with a history in SQLite.
 #[derive(Parser)]
 #[command(name = "backup-manager", version, after_help = AFTER_HELP, max_term_width = 110)]
 #[command(disable_help_subcommand = true)]
@@ -84,28 +85,28 @@ struct Global {
     /// Print one JSON document
     #[arg(long, global = true, help_heading = "Output")]
     json: bool,
-    /// Print stable lines, as into a pipe
+    /// Print stable lines, as when stdout is a pipe
     #[arg(long, global = true, conflicts_with = "json", help_heading = "Output")]
     plain: bool,
     /// Use no colour (also: NO_COLOR)
     #[arg(long, global = true, help_heading = "Output")]
     no_color: bool,
-    /// Say only what is wrong
+    /// Print only errors and warnings
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
     quiet: bool,
-    /// Say and log more
+    /// Print and log more
     #[arg(short, long, global = true, help_heading = "Output")]
     verbose: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Get files back: from the newest good archive, one of an earlier day, or any tar file
+    /// Restore files: from the newest good archive, one of an earlier day, or any tar file
     #[command(alias = "extract")]
     Restore(restore::RestoreArgs),
     /// Back up schedules now, in this process
     Run(run::RunArgs),
-    /// Show the service, what runs, what is next, and how each schedule stands
+    /// Show the service, running and next runs, and the state of each schedule
     Status(status::StatusArgs),
 
     /// Add schedules: "PATH;HH:MM;NAME", or PATH --name NAME with --at or --cron
@@ -118,41 +119,41 @@ enum Command {
     Edit(edit::EditArgs),
     /// Stop a schedule from running until it is resumed
     Pause(edit::PauseArgs),
-    /// Let a paused schedule run again, from now on
+    /// Resume a paused schedule from now on
     Resume(edit::PauseArgs),
-    /// Delete a schedule; its history and archives stay
+    /// Delete a schedule; its history and archives are kept
     Delete(edit::DeleteArgs),
-    /// Print the next instants of a schedule or of a cadence
+    /// Print the next times of a schedule or of a cadence
     Next(next::NextArgs),
 
-    /// Cancel what runs or waits for a schedule
+    /// Cancel the running and the queued run of a schedule
     Cancel(run::CancelArgs),
-    /// Confirm an emptied or shrunken source, or known problem paths, once
+    /// Accept an emptied or shrunken source, or known problem paths, once
     Accept(run::AcceptArgs),
     /// List archives
     #[command(alias = "snapshots")]
     Backups(archives::BackupsArgs),
-    /// Read archives back from disk and name what is damaged
+    /// Read archives back from disk and report damage
     #[command(alias = "check")]
     Verify(verify::VerifyArgs),
-    /// Restore the newest archives for trial, compare, and remove what was restored
+    /// Test a restore: restore the newest archives, compare, and remove the result
     Drill(drill::DrillArgs),
-    /// Let archives go that no rule keeps
+    /// Remove archives that no rule keeps
     Prune(prune::PruneArgs),
-    /// Keep an archive whatever the rules say: pin @17
+    /// Keep an archive regardless of the rules: pin @17
     Pin(prune::PinArgs),
     /// Remove one archive now: forget @17
     Forget(prune::ForgetArgs),
     /// List runs, or show one in full: history @17
     History(history::HistoryArgs),
-    /// List what is in an archive
+    /// List the members of an archive
     Ls(ls::LsArgs),
     /// Write members of an archive to standard output
     #[command(alias = "dump")]
     Cat(cat::CatArgs),
-    /// Find files over all archives, by glob, or the versions of one path
+    /// Find files in all archives by glob, or list the versions of one path
     Find(find::FindArgs),
-    /// As `find --versions PATH`
+    /// Same as `find --versions PATH`
     #[command(hide = true)]
     Versions(find::VersionsArgs),
     /// Show what changed between two archives, or an archive and its source
@@ -160,7 +161,7 @@ enum Command {
 
     /// Start the service in the background
     Start(start::StartArgs),
-    /// Stop the service; running work may finish
+    /// Stop the service after running work has finished
     Stop(start::StopArgs),
     /// Run the service in the foreground, for containers and systemd
     Serve(serve::ServeArgs),
@@ -169,17 +170,17 @@ enum Command {
     Import(text_file::ImportArgs),
     /// Write schedules as a text file or as JSON
     Export(text_file::ExportArgs),
-    /// Make the catalog anew from the archive files, or put back a copy of the database
+    /// Rebuild the catalog from the archive files, or restore a copy of the database
     Rescan(rescan::RescanArgs),
     /// Show or change service settings
     Config(config::ConfigArgs),
 }
 
-/// What every command needs of its surroundings.
+/// The environment of a command: global options, places, clock and zone.
 pub(crate) struct Context {
-    /// What was asked for, as the log names it.
+    /// The verb, for the log.
     verb: String,
-    logging: Once,
+    start_logging: Once,
     pub home: Home,
     pub places: HomeOptions,
     pub format: Format,
@@ -187,7 +188,7 @@ pub(crate) struct Context {
     pub verbose: bool,
     pub colour: bool,
     pub clock: Arc<dyn Clock>,
-    /// The zone of this process: what a service started from here would use.
+    /// The zone of this process, which a service started from it would use.
     pub zone: Tz,
     pub zone_origin: ZoneOrigin,
 }
@@ -201,15 +202,14 @@ impl Context {
             logs: global.logs.clone(),
             group_read: std::env::var_os("BACKUP_GROUP_READ").is_some_and(|value| value == "1"),
         };
-        let current = std::env::current_dir().map_err(|e| {
-            Error::failed("the current folder cannot be found").because(e).hint("cd to one that exists")
-        })?;
+        let current = std::env::current_dir()
+            .map_err(|e| Error::failed("the current folder does not exist").because(e).hint("cd to one that exists"))?;
         let tz = std::env::var("TZ").ok();
         let system = iana_time_zone::get_timezone().ok();
         let service_zone = schedule::service_zone(tz.as_deref(), system.as_deref())?;
         Ok(Context {
             verb: verb.to_owned(),
-            logging: Once::new(),
+            start_logging: Once::new(),
             home: Home::locate(&places, &current)?,
             places,
             format: render::format(global.json, global.plain),
@@ -226,41 +226,41 @@ impl Context {
         self.clock.now()
     }
 
-    /// Opens the database, which must be there, and logs what was asked for.
+    /// Opens the database, which must exist, and logs the verb.
     pub fn open(&self) -> Result<Store> {
         let store = self.open_store(Access::Existing)?;
-        self.log_instruction();
+        self.log_verb();
         Ok(store)
     }
 
-    /// Opens the database, makes what is missing and says so, and logs what was asked for.
+    /// Opens the database, which is created and reported if it does not exist, and logs the verb.
     pub fn open_or_create(&self) -> Result<Store> {
-        let missing = !self.home.db().exists();
+        let is_new = !self.home.db().exists();
         let store = self.open_store(Access::Create)?;
-        self.log_instruction();
-        if missing {
-            self.print_info(&format!("made the database {}", self.home.db().display()));
+        self.log_verb();
+        if is_new {
+            self.print_info(&format!("created the database {}", self.home.db().display()));
         }
         Ok(store)
     }
 
-    /// Opens the database without logging, for who logs elsewhere.
+    /// Opens the database without logging the verb.
     pub fn open_store(&self, access: Access) -> Result<Store> {
         let bootstrap = Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
         Store::open(self.home.db(), &bootstrap)
     }
 
-    fn log_instruction(&self) {
-        self.logging.call_once(|| {
+    fn log_verb(&self) {
+        self.start_logging.call_once(|| {
             match logging::start(Log::Manager, &self.home, self.zone, Arc::clone(&self.clock), self.verbose) {
                 Ok(()) => log::info!("--> Instruction {}", self.verb),
-                // A command that only reads works without its log, as in a home that belongs to somebody else.
+                // A command works without its log, as in a home that belongs to another user.
                 Err(error) => self.warn(&error.to_string()),
             }
         });
     }
 
-    /// Says something on stderr, unless asked to be quiet.
+    /// Logs a line and prints it to stderr unless `--quiet`.
     pub fn print_info(&self, text: &str) {
         log::info!("{text}");
         if !self.quiet {
@@ -268,13 +268,13 @@ impl Context {
         }
     }
 
-    /// Warns on stderr.
+    /// Logs a warning and prints it to stderr.
     pub fn warn(&self, text: &str) {
         log::warn!("{text}");
         render::print_stderr(&format!("warning: {text}"));
     }
 
-    /// Returns the zone of schedules without one: that of the running service, else this process's.
+    /// Returns the zone of schedules without one: that of the running service, else that of this process.
     pub fn default_zone(&self, store: &Store) -> Result<Tz> {
         if start::live_services(self, store)?.is_empty() {
             return Ok(self.zone);
@@ -286,7 +286,7 @@ impl Context {
     }
 }
 
-/// Runs the command line of this process; prints errors; returns the exit code.
+/// Runs the command line of this process, prints errors, and returns the exit code.
 pub fn main() -> ExitCode {
     if let Err(error) = environment::adopt_files() {
         report(&error);
@@ -298,7 +298,7 @@ pub fn main() -> ExitCode {
     let (cli, verb) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
-            // Help goes to stdout and is success; a reader that went away is neither.
+            // Help is printed to stdout with exit code 0. A closed pipe is no error.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -349,7 +349,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
     }
 }
 
-/// Prints an error: what failed, on what and why in the first line, what to do next in the second.
+/// Logs and prints an error: what failed, on what and why; on the next line the command to run next.
 pub(crate) fn report(error: &Error) {
     if error.kind() == ErrorKind::Interrupted && error.next_step().is_none() {
         log::warn!("{error}");

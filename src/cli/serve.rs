@@ -18,37 +18,37 @@ use crate::service::systemd::ServiceManager;
 use crate::service::{Event, Options, Service};
 use crate::store::{Access, Role};
 
-/// What a detached service says on stdout when it serves.
+/// The line that a detached service prints to stdout once it serves.
 pub const READY: &str = "ready";
 
-/// Pause before a database that was damaged is looked at again.
-const DAMAGED_PAUSE: Duration = Duration::from_secs(30);
+/// How long the service waits before it opens a damaged database again.
+const DAMAGED_DATABASE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Options of a service, as `serve` and `start` take them.
+/// Options of a service that `serve` and `start` share.
 #[derive(Args, Debug, Default)]
 pub struct ServiceOptions {
-    /// Runs at once [default: 1]
+    /// Maximum number of runs at once [default: 1]
     #[arg(long, value_name = "N", env = "BACKUP_WORKERS")]
     workers: Option<usize>,
-    /// Encoders a run [default: cores]
+    /// Encoder threads per run [default: cores]
     #[arg(long, value_name = "N", env = "BACKUP_THREADS")]
     threads: Option<usize>,
-    /// Seconds that running work may take to finish after a stop [default: 30]
+    /// Seconds that running work may take to finish after a request to stop [default: 30]
     #[arg(long, value_name = "SECONDS", env = "BACKUP_GRACE")]
     grace: Option<u64>,
-    /// Niceness, 0 to 19; above 0 the idle I/O class, too [default: 10]
+    /// Niceness, 0 to 19; above 0 also the idle I/O class [default: 10]
     #[arg(long, value_name = "N", env = "BACKUP_NICE")]
     nice: Option<u8>,
-    /// Read every archive back at least once in so many days; 0 = never [default: 30]
+    /// Verify every archive at least once in this many days; 0 = never [default: 30]
     #[arg(long, value_name = "DAYS", env = "BACKUP_REVERIFY_DAYS")]
     reverify_days: Option<u32>,
-    /// Restore the newest archive of each schedule for trial every so many days; 0 = never [default: 7]
+    /// Test a restore of each schedule every this many days; 0 = never [default: 7]
     #[arg(long, value_name = "DAYS", env = "BACKUP_DRILL_DAYS")]
     drill_days: Option<u32>,
-    /// Keep runs without an archive in the history for so many days; 0 = for ever [default: 400]
+    /// Keep runs without an archive in the history for this many days; 0 = forever [default: 400]
     #[arg(long, value_name = "DAYS", env = "BACKUP_HISTORY_DAYS")]
     history_days: Option<u32>,
-    /// Folder that restore drills write to [default: BACKUPS/.scratch]
+    /// Folder that restore tests write to [default: BACKUPS/.scratch]
     #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
     scratch: Option<PathBuf>,
     /// Read this text file at start and whenever it changes
@@ -57,7 +57,7 @@ pub struct ServiceOptions {
 }
 
 impl ServiceOptions {
-    /// Refuses what no service could start with.
+    /// Fails for settings that no service could start with.
     pub fn check(&self, _context: &Context) -> Result<()> {
         environment::refuse_unknown_settings(std::env::vars_os().map(|(name, _)| name))?;
         for (flag, value) in [("--workers", self.workers), ("--threads", self.threads)] {
@@ -71,7 +71,7 @@ impl ServiceOptions {
         Ok(())
     }
 
-    /// Returns the flags that say the same.
+    /// Returns these options as command-line arguments, with absolute paths.
     pub fn to_args(&self) -> Vec<OsString> {
         let numbers = [
             ("--workers", self.workers.map(|n| n.to_string())),
@@ -99,10 +99,10 @@ impl ServiceOptions {
 pub struct ServeArgs {
     #[command(flatten)]
     options: ServiceOptions,
-    /// Serve beside another service of the same database
+    /// Serve even if another service of the same database runs
     #[arg(long)]
     join: bool,
-    /// Run in the background: say so on stdout when ready
+    /// Run in the background: print a line to stdout when ready
     #[arg(long, hide = true)]
     detached: bool,
 }
@@ -113,22 +113,22 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
         rustix::process::setsid()
             .map_err(|e| Error::failed("cannot leave the terminal").because(std::io::Error::from(e)))?;
     }
-    // From here on, for a main process of a container is deaf to signals that it has no handler for.
+    // As early as possible: the main process of a container does not get signals that it has no handler for.
     let (sender, events) = crossbeam_channel::unbounded();
-    let signals = sender.clone();
+    let stop_sender = sender.clone();
     Signals::handle_each(move |_| {
-        let _ = signals.send(Event::Stop);
+        let _ = stop_sender.send(Event::Stop);
     })?;
     let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
     logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
     log::info!("--> Instruction serve");
     loop {
         match serve(context, args, &events, &sender) {
-            // Ending now would have the service started again and again, to the same end.
+            // If it ended now, its supervisor would restart it again and again, with the same result.
             Err(error) if error.kind() == ErrorKind::Damage && !args.detached => {
                 super::report(&error);
-                log::error!("waiting for the database to be put right: {}", error.next_step().unwrap_or_default());
-                if matches!(events.recv_timeout(DAMAGED_PAUSE), Ok(Event::Stop)) {
+                log::error!("waiting for the database to be repaired: {}", error.next_step().unwrap_or_default());
+                if matches!(events.recv_timeout(DAMAGED_DATABASE_RETRY_INTERVAL), Ok(Event::Stop)) {
                     return Err(error);
                 }
             }
@@ -138,15 +138,15 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
 }
 
 fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
-    // What `start` has detached is nobody's service.
+    // A service that `start` has detached is not managed by systemd.
     let notify = std::env::var_os("NOTIFY_SOCKET").filter(|_| !args.detached);
-    let supervisor = ServiceManager::connect(notify.as_deref())?;
-    let missing = !context.home.db().exists();
+    let service_manager = ServiceManager::connect(notify.as_deref())?;
+    let is_new = !context.home.db().exists();
     let store = context.open_store(Access::Create)?;
-    if missing {
-        log::info!("made the database {}", context.home.db().display());
+    if is_new {
+        log::info!("created the database {}", context.home.db().display());
     }
-    be_modest(config::nice(&store, args.options.nice)?);
+    lower_priority(config::nice(&store, args.options.nice)?);
     let threads = config::threads(&store, args.options.threads)?;
     let options = Options {
         workers: config::workers(&store, args.options.workers)?,
@@ -162,7 +162,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
     };
     let runner = run::make_runner(context, &store, threads, Role::Service)?;
     if let Err(error) = archive_folder::ensure_ours(&context.home, &store) {
-        // Its disk may be mounted later; until then each run says so, and `status` is not healthy.
+        // Its disk may be mounted later; until then each run fails, and `status` is unhealthy.
         log::error!("{error}; {}", error.next_step().unwrap_or_default());
     }
     let mut service = Service::register(runner, options, args.join)?;
@@ -175,15 +175,15 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
     );
     if args.detached {
         render::print_line(READY)?;
-        leave_standard_streams()?;
+        detach_standard_streams()?;
     }
-    service.serve(events, sender, &supervisor)?;
+    service.serve(events, sender, &service_manager)?;
     log::info!("stopped");
     Ok(())
 }
 
-/// Gives way to everything else on the machine. What the system refuses is no reason not to serve.
-fn be_modest(nice: u8) {
+/// Lowers the CPU and I/O priority of this process. The service runs at normal priority where the system refuses.
+fn lower_priority(nice: u8) {
     if nice == 0 {
         return;
     }
@@ -196,11 +196,11 @@ fn be_modest(nice: u8) {
     }
 }
 
-/// Lets go of the pipes to `start`, which ends now.
-fn leave_standard_streams() -> Result<()> {
+/// Replaces the standard streams by `/dev/null`: `start`, at the other end of the pipes, ends now.
+fn detach_standard_streams() -> Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(Error::io("open", "/dev/null"))?;
     rustix::stdio::dup2_stdout(&null)
         .and_then(|()| rustix::stdio::dup2_stderr(&null))
         .and_then(|()| rustix::stdio::dup2_stdin(&null))
-        .map_err(|e| Error::failed("cannot let go of the terminal").because(std::io::Error::from(e)))
+        .map_err(|e| Error::failed("cannot detach from the terminal").because(std::io::Error::from(e)))
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
 use super::Context;
 use super::render::{self, Format};
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::liveness;
 use crate::store::{Access, Role, StopRequest, Store, WorkerRow};
 
-/// How often it is looked whether the service is gone.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// What a service needs beyond its grace to put things in order.
-const BEYOND_GRACE: Duration = Duration::from_secs(60);
+/// How often `stop` checks whether the service has ended.
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a service may take to end after its grace period: it cancels runs and removes their temporary files.
+const STOP_ALLOWANCE: Duration = Duration::from_secs(60);
 
 #[derive(Args)]
 pub struct StartArgs {
@@ -27,7 +27,7 @@ pub struct StartArgs {
 
 #[derive(Args)]
 pub struct StopArgs {
-    /// Cancel running work instead of letting it finish
+    /// Cancel running work instead of waiting for it
     #[arg(long)]
     now: bool,
 }
@@ -37,27 +37,42 @@ pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
     let store = context.open_or_create()?;
     if let Some(row) = live_services(context, &store)?.first() {
         let main = if row.pid == 1 { ", the main process of this container" } else { "" };
-        return tell(context, "running", row.pid, &format!("the service already runs as process {}{main}", row.pid));
+        return print_state(
+            context,
+            "running",
+            Some(row.pid),
+            &format!("the service already runs as process {}{main}", row.pid),
+        );
     }
     if store.schedules()?.is_empty() {
         context.warn("nothing is scheduled yet; add schedules with `backup-manager create`");
     }
     drop(store);
     let pid = spawn(context, args)?;
-    tell(context, "started", pid, &format!("the service runs as process {pid}"))
+    print_state(context, "started", Some(pid), &format!("the service runs as process {pid}"))
 }
 
-fn tell(context: &Context, state: &str, pid: u32, text: &str) -> Result<u8> {
+/// The JSON document of `start` and `stop`.
+#[derive(Serialize)]
+struct ServiceState<'a> {
+    /// `running` (it ran already), `started` or `stopped`.
+    service: &'a str,
+    /// Its process; absent if it is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+}
+
+fn print_state(context: &Context, service: &str, pid: Option<u32>, text: &str) -> Result<u8> {
     log::info!("{text}");
     if context.format == Format::Json {
-        render::print_json(&json!({ "service": state, "pid": pid }))?;
+        render::print_json(&ServiceState { service, pid })?;
     } else if !context.quiet {
         render::print_line(text)?;
     }
     Ok(0)
 }
 
-/// Starts `serve` in a session of its own and waits until it says that it is ready.
+/// Starts `serve` in a session of its own, waits until it reports that it is ready, and returns its process number.
 fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     let program = std::env::current_exe().map_err(|e| Error::failed("cannot find this program").because(e))?;
     let mut command = Command::new(program);
@@ -82,22 +97,22 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout)
             .read_line(&mut line)
-            .map_err(|e| Error::failed("the service did not answer").because(e))?;
+            .map_err(|e| Error::failed("cannot read the answer of the service").because(e))?;
     }
     if line.trim_end() == super::serve::READY {
         return Ok(child.id());
     }
-    let mut said = String::new();
+    let mut printed = String::new();
     if let Some(mut stderr) = child.stderr.take() {
-        let _ = stderr.read_to_string(&mut said);
+        let _ = stderr.read_to_string(&mut printed);
     }
     let _ = child.wait();
-    let said = said.trim().trim_start_matches("error: ").to_owned();
-    Err(Error::failed(format!("the service did not start: {said}"))
+    let reason = printed.trim().trim_start_matches("error: ");
+    Err(Error::failed(format!("the service did not start: {reason}"))
         .hint(format!("see {}", context.home.logs().join("backup_service.log").display())))
 }
 
-/// Returns the services of the database whose locks are held, oldest first.
+/// Returns the live services of the database, oldest first.
 pub fn live_services(context: &Context, store: &Store) -> Result<Vec<WorkerRow>> {
     let workers = context.home.workers();
     let mut rows = store.workers()?;
@@ -107,13 +122,13 @@ pub fn live_services(context: &Context, store: &Store) -> Result<Vec<WorkerRow>>
 
 pub fn cmd_stop(context: &Context, args: &StopArgs) -> Result<u8> {
     if !context.home.db().exists() {
-        // Neither start nor stop is an error where there is nothing to do.
+        // Only a home without a database is an error; a service that does not run is none.
         context.open_store(Access::Existing)?;
     }
     let store = context.open()?;
     let services = live_services(context, &store)?;
     if services.is_empty() {
-        return tell_stopped(context, "the service is not running");
+        return print_state(context, "stopped", None, "the service is not running");
     }
     if services.iter().any(|row| row.pid == 1) {
         return Err(Error::failed("the service is the main process of this container, which would start it again")
@@ -123,37 +138,27 @@ pub fn cmd_stop(context: &Context, args: &StopArgs) -> Result<u8> {
     for row in &services {
         store.request_stop(row.uuid, request)?;
     }
-    wait_until_gone(context, &store, &services)?;
-    tell_stopped(context, "the service has stopped")
+    wait_until_stopped(context, &store, &services)?;
+    print_state(context, "stopped", None, "the service has stopped")
 }
 
-fn tell_stopped(context: &Context, text: &str) -> Result<u8> {
-    log::info!("{text}");
-    if context.format == Format::Json {
-        render::print_json(&json!({ "service": "stopped" }))?;
-    } else if !context.quiet {
-        render::print_line(text)?;
-    }
-    Ok(0)
-}
-
-fn wait_until_gone(context: &Context, store: &Store, services: &[WorkerRow]) -> Result<()> {
+fn wait_until_stopped(context: &Context, store: &Store, services: &[WorkerRow]) -> Result<()> {
     let workers = context.home.workers();
-    let limit = super::config::grace(store, None)? + BEYOND_GRACE;
+    let limit = super::config::grace(store, None)? + STOP_ALLOWANCE;
     let started = context.clock.monotonic();
-    let mut said = false;
+    let mut is_reported = false;
     loop {
         let left: Vec<&WorkerRow> = services.iter().filter(|row| liveness::is_alive(&workers, &row.uuid)).collect();
         let Some(first) = left.first() else { return Ok(()) };
         let waited = context.clock.monotonic().saturating_sub(started);
         if waited > limit {
-            return Err(Error::failed(format!("process {} of the service is still there", first.pid))
-                .hint("cancel what it does with `backup-manager stop --now`"));
+            return Err(Error::failed(format!("process {} of the service still runs", first.pid))
+                .hint("cancel its work with `backup-manager stop --now`"));
         }
-        if !said && waited > Duration::from_secs(2) {
-            said = true;
+        if !is_reported && waited > Duration::from_secs(2) {
+            is_reported = true;
             context.print_info("waiting for running work to finish (`stop --now` cancels it)");
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(STOP_POLL_INTERVAL);
     }
 }

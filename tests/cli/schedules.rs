@@ -41,7 +41,7 @@ fn create_says_index_zone_next_run_and_size() {
     for word in ["0: documents;09:00;docs", "next run: ", "T09:00:00", "UTC", "free"] {
         assert!(made.stdout.contains(word), "{word}: {made:?}");
     }
-    assert!(made.stderr.contains("made the database"), "{made:?}");
+    assert!(made.stderr.contains("created the database"), "{made:?}");
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
     let log = fs::File::create(home.path("serve.txt")).unwrap();
     let mut service = Running(home.command(&["serve"]).stderr(log).spawn().unwrap());
     let said = || fs::read_to_string(home.path("serve.txt")).unwrap();
-    home.wait_until("message", 20, || said().contains("waiting for the database to be put right"));
+    home.wait_until("message", 20, || said().contains("waiting for the database to be repaired"));
     assert!(service.0.try_wait().unwrap().is_none(), "{}", said());
     drop(service);
 
