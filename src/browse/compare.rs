@@ -1,18 +1,19 @@
-//! What differs between two archives, or an archive and its source: by content where both sides know it, else by size
-//! and time.
+//! Compares two archives, or an archive and its source: by content if both sides have its digest, else by size and
+//! modification time.
 
 use std::collections::BTreeMap;
 
+use super::open_archive::OpenArchive;
 use super::read_file::read_content;
-use super::{OpenArchive, Selection};
+use super::selection::Selection;
 use crate::archive::members::Event;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{FileTime, Member, MemberKind, MemberPath};
 
-/// What is compared of a member.
+/// The parts of a member that are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberSummary {
-    /// What it is; further names of a file count as files.
+    /// Its kind; a hard link counts as a file.
     pub kind: MemberKind,
     /// Bytes of content.
     pub size: u64,
@@ -20,20 +21,20 @@ pub struct MemberSummary {
     pub mode: u32,
     /// Owner and group.
     pub owner: (u32, u32),
-    /// When the content changed last.
+    /// Modification time.
     pub modified: FileTime,
     /// Target of a symbolic link.
     pub link_target: Option<Box<[u8]>>,
     /// Major and minor number of a device.
     pub device_number: Option<(u32, u32)>,
-    /// BLAKE3 of the content, where it is known.
+    /// BLAKE3 of the content, if it is known.
     pub digest: Option<[u8; 32]>,
 }
 
 /// Members by path.
 pub type MembersByPath = BTreeMap<MemberPath, MemberSummary>;
 
-/// One difference.
+/// One difference between two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change<'a> {
     /// Only the newer side has it.
@@ -45,7 +46,7 @@ pub enum Change<'a> {
 }
 
 impl MemberSummary {
-    /// Returns what matters of a member whose content has this digest.
+    /// Returns the summary of a member whose content has this digest.
     pub fn of(member: &Member, digest: Option<[u8; 32]>) -> MemberSummary {
         MemberSummary {
             kind: member.kind,
@@ -59,8 +60,8 @@ impl MemberSummary {
         }
     }
 
-    /// Returns in words what differs from an older state. A folder's time is no difference: it only says that something
-    /// in it came or went.
+    /// Returns the names of the parts that differ from an older state. The time of a folder is not compared: it changes
+    /// whenever an entry is added or removed, and these are differences of their own.
     pub fn differences(&self, older: &MemberSummary) -> Vec<&'static str> {
         if self.kind != older.kind {
             return vec!["kind"];
@@ -82,26 +83,26 @@ impl MemberSummary {
     }
 }
 
-/// Returns the members of an archive. Where the catalog does not know it, all of it is read.
+/// Returns the members of an archive. If it is not in the catalog, all of it is read.
 ///
-/// Errors: `Damage` where it cannot be read whole.
+/// Errors: `Damage` if it cannot be read whole.
 pub fn members_by_path(archive: &OpenArchive) -> Result<MembersByPath> {
     let mut all = MembersByPath::new();
-    let known = archive.catalog_members(&mut |_, entry| {
+    let is_in_catalog = archive.catalog_members(&mut |_, entry| {
         all.insert(entry.member.path.clone(), MemberSummary::of(&entry.member, entry.content_digest));
         Ok(())
     })?;
-    if !known {
+    if !is_in_catalog {
         read_all(archive, &mut all)?;
     }
     let links: Vec<(MemberPath, MemberPath)> = all
         .iter()
-        .filter(|(_, brief)| brief.kind == MemberKind::HardLink)
-        .filter_map(|(path, brief)| Some((path.clone(), MemberPath::parse(brief.link_target.as_deref()?).ok()?)))
+        .filter(|(_, summary)| summary.kind == MemberKind::HardLink)
+        .filter_map(|(path, summary)| Some((path.clone(), MemberPath::parse(summary.link_target.as_deref()?).ok()?)))
         .collect();
     for (link, first) in links {
-        if let Some(brief) = all.get(&first).cloned() {
-            all.insert(link, brief);
+        if let Some(summary) = all.get(&first).cloned() {
+            all.insert(link, summary);
         }
     }
     Ok(all)
@@ -138,7 +139,7 @@ fn read_all(archive: &OpenArchive, all: &mut MembersByPath) -> Result<()> {
     Ok(())
 }
 
-/// Passes what differs to `visit`, in the order of paths.
+/// Passes the differences to `visit`, in the order of paths.
 pub fn compare(
     older: &MembersByPath,
     newer: &MembersByPath,
@@ -169,7 +170,7 @@ pub fn compare(
 mod tests {
     use super::*;
 
-    fn brief(size: u64, seconds: i64, digest: Option<u8>) -> MemberSummary {
+    fn summary(size: u64, seconds: i64, digest: Option<u8>) -> MemberSummary {
         MemberSummary {
             kind: MemberKind::File,
             size,
@@ -183,32 +184,32 @@ mod tests {
     }
 
     #[test]
-    fn content_counts_and_time_only_where_content_is_unknown() {
+    fn a_time_is_a_difference_of_content_only_if_a_digest_is_unknown() {
         let differences = |new: MemberSummary, old: MemberSummary| new.differences(&old).join(" ");
-        assert_eq!(differences(brief(1, 1, Some(1)), brief(1, 1, Some(1))), "");
-        assert_eq!(differences(brief(1, 2, Some(1)), brief(1, 1, Some(1))), "time");
-        assert_eq!(differences(brief(1, 1, Some(2)), brief(1, 1, Some(1))), "content");
-        assert_eq!(differences(brief(1, 2, None), brief(1, 1, Some(1))), "content time");
-        assert_eq!(differences(brief(1, 1, None), brief(1, 1, Some(1))), "");
+        assert_eq!(differences(summary(1, 1, Some(1)), summary(1, 1, Some(1))), "");
+        assert_eq!(differences(summary(1, 2, Some(1)), summary(1, 1, Some(1))), "time");
+        assert_eq!(differences(summary(1, 1, Some(2)), summary(1, 1, Some(1))), "content");
+        assert_eq!(differences(summary(1, 2, None), summary(1, 1, Some(1))), "content time");
+        assert_eq!(differences(summary(1, 1, None), summary(1, 1, Some(1))), "");
     }
 
     #[test]
-    fn two_sides_are_merged_in_order() {
-        let contents = |list: &[(&str, u64)]| -> MembersByPath {
-            list.iter().map(|(p, size)| (MemberPath::parse(p.as_bytes()).unwrap(), brief(*size, 0, None))).collect()
+    fn differences_are_visited_in_the_order_of_paths() {
+        let side = |list: &[(&str, u64)]| -> MembersByPath {
+            list.iter().map(|(p, size)| (MemberPath::parse(p.as_bytes()).unwrap(), summary(*size, 0, None))).collect()
         };
-        let (old, new) = (contents(&[("a", 1), ("b", 1), ("c", 1)]), contents(&[("a", 1), ("c", 2), ("d", 1)]));
-        let mut said = Vec::new();
+        let (old, new) = (side(&[("a", 1), ("b", 1), ("c", 1)]), side(&[("a", 1), ("c", 2), ("d", 1)]));
+        let mut visited = Vec::new();
         compare(&old, &new, &mut |path, change| {
             let word = match change {
                 Change::Added(_) => "+",
                 Change::Removed(_) => "-",
                 Change::Changed(..) => "~",
             };
-            said.push(format!("{word}{path}"));
+            visited.push(format!("{word}{path}"));
             Ok(())
         })
         .unwrap();
-        assert_eq!(said, ["-b", "~c", "+d"]);
+        assert_eq!(visited, ["-b", "~c", "+d"]);
     }
 }

@@ -1,39 +1,41 @@
-//! The content of one member, without restoring it.
+//! Reads the content of one member without restoring it.
 
-use super::{OpenArchive, Selection};
+use super::open_archive::OpenArchive;
+use super::selection::Selection;
 use crate::archive::members::{Entry, Event, Members};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{MemberKind, MemberPath, Span};
 
-/// Bytes that are passed on at a time.
-const PIECE_BYTES: usize = 1 << 18;
+/// Bytes that are read and passed on at a time.
+const BUFFER_BYTES: usize = 1 << 18;
 
-/// Passes the content of a file to `put`, holes as zeros. Of a name that the archive of another program has several
-/// times, the last counts, as when it is restored; a further name of a file has that file's content.
+/// Passes the content of a file to `put`, holes as zeros. If an archive of another program has several members of this
+/// path, the last one counts, as in a restore. A hard link has the content of the file that it refers to.
 ///
-/// Errors: `NotFound`; `Usage` for what has no content; `Damage` where it is not whole, after what there is of it.
+/// Errors: `NotFound`; `Usage` for a member without content; `Damage` if it is not whole, after the bytes that could be
+/// read were passed.
 pub fn read_file(archive: &OpenArchive, path: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let selection = Selection::exactly(vec![path.clone()])?;
-    let mut before = if archive.is_ours() { 0 } else { times(archive, &selection, path)?.saturating_sub(1) };
+    let mut earlier = if archive.is_ours() { 0 } else { count_members(archive, &selection, path)?.saturating_sub(1) };
     let mut members = archive.members(&selection, 2)?;
-    let mut trouble = None;
+    let mut damage = None;
     while let Some(event) = members.next()? {
         match event {
-            Event::Member(entry) if entry.member.path == *path && before == 0 => {
-                return pass(archive, &mut members, &entry, put);
+            Event::Member(entry) if entry.member.path == *path && earlier == 0 => {
+                return read_entry(archive, &mut members, &entry, put);
             }
-            Event::Member(entry) => before -= u64::from(entry.member.path == *path),
-            Event::Refused { reason, .. } | Event::Damaged { reason, .. } => trouble = Some(reason),
+            Event::Member(entry) => earlier -= u64::from(entry.member.path == *path),
+            Event::Refused { reason, .. } | Event::Damaged { reason, .. } => damage = Some(reason),
         }
     }
-    match trouble {
+    match damage {
         Some(reason) => Err(damaged(path, &reason)),
         None => Err(archive.not_found([path])),
     }
 }
 
-/// Counts how often an archive has a name.
-fn times(archive: &OpenArchive, selection: &Selection, path: &MemberPath) -> Result<u64> {
+/// Returns how many members of this path an archive has.
+fn count_members(archive: &OpenArchive, selection: &Selection, path: &MemberPath) -> Result<u64> {
     let mut members = archive.members(selection, 2)?;
     let mut count = 0;
     while let Some(event) = members.next()? {
@@ -44,10 +46,10 @@ fn times(archive: &OpenArchive, selection: &Selection, path: &MemberPath) -> Res
 
 fn damaged(path: &MemberPath, reason: &str) -> Error {
     Error::new(ErrorKind::Damage, format!("{path} is damaged in the archive: {reason}"))
-        .hint(format!("look for it in others: `backup-manager find --versions {path}`"))
+        .hint(format!("search other archives: `backup-manager find --versions {path}`"))
 }
 
-fn pass(
+fn read_entry(
     archive: &OpenArchive,
     members: &mut Members,
     entry: &Entry,
@@ -61,17 +63,17 @@ fn pass(
             if first == *path {
                 return Err(damaged(path, "it is a hard link to itself"));
             }
-            return read_first_name(archive, &first, put);
+            return read_linked_file(archive, &first, put);
         }
         _ => {
-            return Err(Error::usage(format!("{path} is no file, so it has no content")).hint("list it with `ls -l`"));
+            return Err(Error::usage(format!("{path} is not a file and has no content")).hint("list it with `ls -l`"));
         }
     }
     read_content(members, entry, put)
 }
 
-/// Links lead to the name that carries the data; a link to a link is none that a tar program makes.
-fn read_first_name(archive: &OpenArchive, first: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+/// Reads the file that a hard link refers to. That is never a link itself: tar programs write links to the first name.
+fn read_linked_file(archive: &OpenArchive, first: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let selection = Selection::exactly(vec![first.clone()])?;
     let mut members = archive.members(&selection, 2)?;
     while let Some(event) = members.next()? {
@@ -82,7 +84,7 @@ fn read_first_name(archive: &OpenArchive, first: &MemberPath, put: &mut dyn FnMu
             return read_content(&mut members, &entry, put);
         }
     }
-    Err(damaged(first, "a further name leads to it, and it is not there"))
+    Err(damaged(first, "a hard link refers to it, and it does not exist"))
 }
 
 /// Passes the content of the current member to `put`.
@@ -92,10 +94,10 @@ pub(super) fn read_content(
     put: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let path = &entry.member.path;
-    let mut buffer = vec![0; PIECE_BYTES];
-    let mut next = |members: &mut Members, most: u64| -> Result<Vec<u8>> {
-        let most = usize::try_from(most).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
-        match members.read(&mut buffer[..most]) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut next = |members: &mut Members, max_bytes: u64| -> Result<Vec<u8>> {
+        let max_bytes = usize::try_from(max_bytes).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
+        match members.read(&mut buffer[..max_bytes]) {
             Ok(0) => Err(damaged(path, "its data ends early")),
             Ok(count) => Ok(buffer[..count].to_vec()),
             Err(reason) => Err(damaged(path, &reason)),

@@ -1,4 +1,4 @@
-//! Which members of an archive are meant: paths, and globs that let in or leave out.
+//! Which members of an archive are selected: by paths, and by globs that include or exclude.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use crate::error::{Error, Result};
 use crate::member::MemberPath;
 
-/// Globs that are tried together. Without `/` a glob matches names, with it whole paths.
+/// A set of globs. A glob without `/` matches file names, one with `/` matches whole paths.
 #[derive(Clone, Debug)]
 pub struct Globs {
     names: GlobSet,
@@ -17,7 +17,9 @@ pub struct Globs {
 }
 
 impl Globs {
-    /// Parses globs. Errors: `Usage` names the one that is none.
+    /// Parses globs.
+    ///
+    /// Errors: `Usage`, which names the invalid glob.
     pub fn parse(globs: &[String]) -> Result<Globs> {
         let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
         for text in globs {
@@ -36,12 +38,12 @@ impl Globs {
         Ok(Globs { names: built(names)?, paths: built(paths)?, count: globs.len() })
     }
 
-    /// Says whether there are none.
+    /// Returns whether there are no globs.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Says whether one matches this very path.
+    /// Returns whether a glob matches this path itself.
     pub fn matches(&self, path: &[u8]) -> bool {
         let name = path.rsplit(|&b| b == b'/').next().unwrap_or(path);
         let as_path =
@@ -49,82 +51,82 @@ impl Globs {
         self.names.is_match(as_path(name)) || self.paths.is_match(as_path(path))
     }
 
-    /// Says whether one matches the path or a folder it lies in.
+    /// Returns whether a glob matches the path or a folder above it.
     fn matches_at_or_above(&self, path: &[u8]) -> bool {
         self.matches(path) || folders_above(path).any(|folder| self.matches(folder))
     }
 }
 
-/// Returns the folders that a path lies in.
+/// Returns the folders above a path.
 fn folders_above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at])
 }
 
-/// Which members are meant.
+/// Selects members of an archive.
 #[derive(Debug)]
 pub struct Selection {
-    /// With each path whether it was met.
+    /// Each path, and whether a member at or below it was found.
     paths: HashMap<Box<[u8]>, (MemberPath, AtomicBool)>,
-    below: bool,
+    includes_descendants: bool,
     include: Globs,
     exclude: Globs,
 }
 
 impl Selection {
-    /// Means these paths with all that lies below them, or everything where there are none, but for what the globs
-    /// say: `include` lets only in what matches or lies in what matches, `exclude` leaves such out.
+    /// Selects these paths and everything below them, or everything if there are no paths. Of these, `include` selects
+    /// only what matches or lies in a matching folder, and `exclude` removes what matches or lies in a matching folder.
     pub fn new(paths: Vec<MemberPath>, include: Globs, exclude: Globs) -> Selection {
         let paths = paths.into_iter().map(|path| (path.as_bytes().into(), (path, AtomicBool::new(false)))).collect();
-        Selection { paths, below: true, include, exclude }
+        Selection { paths, includes_descendants: true, include, exclude }
     }
 
-    /// Means everything.
+    /// Selects everything.
     pub fn everything() -> Result<Selection> {
         Ok(Selection::new(Vec::new(), Globs::parse(&[])?, Globs::parse(&[])?))
     }
 
-    /// Means exactly these paths and nothing below them.
+    /// Selects exactly these paths and nothing below them.
     pub fn exactly(paths: Vec<MemberPath>) -> Result<Selection> {
-        Ok(Selection { below: false, ..Selection::new(paths, Globs::parse(&[])?, Globs::parse(&[])?) })
+        Ok(Selection { includes_descendants: false, ..Selection::new(paths, Globs::parse(&[])?, Globs::parse(&[])?) })
     }
 
-    /// Returns the paths; none where everything is meant.
+    /// Returns the paths; none if the selection is not limited to paths.
     pub fn paths(&self) -> impl ExactSizeIterator<Item = &MemberPath> {
         self.paths.values().map(|(path, _)| path)
     }
 
-    /// Says whether what lies below the paths is meant, too.
+    /// Returns whether members below the paths are selected, too.
     pub(super) fn includes_descendants(&self) -> bool {
-        self.below
+        self.includes_descendants
     }
 
-    /// Says whether nothing is left out.
+    /// Returns whether every member is selected.
     pub fn is_everything(&self) -> bool {
         self.paths.is_empty() && self.include.is_empty() && self.exclude.is_empty()
     }
 
-    /// Says whether a member is meant, and remembers which of the paths were met.
+    /// Returns whether a member is selected, and records which of the paths were found.
     pub fn selects(&self, path: &MemberPath) -> bool {
         let bytes = path.as_bytes();
-        let mut named = self.paths.is_empty();
-        let mut meet = |at: &[u8]| {
-            if let Some((_, met)) = self.paths.get(at) {
-                met.store(true, Ordering::Relaxed);
-                named = true;
+        let mut is_at_path = self.paths.is_empty();
+        let mut check = |at: &[u8]| {
+            if let Some((_, found)) = self.paths.get(at) {
+                found.store(true, Ordering::Relaxed);
+                is_at_path = true;
             }
         };
-        meet(bytes);
-        if self.below && !self.paths.is_empty() {
-            folders_above(bytes).for_each(meet);
+        check(bytes);
+        if self.includes_descendants && !self.paths.is_empty() {
+            folders_above(bytes).for_each(check);
         }
-        named
+        is_at_path
             && (self.include.is_empty() || self.include.matches_at_or_above(bytes))
             && (self.exclude.is_empty() || !self.exclude.matches_at_or_above(bytes))
     }
 
-    /// Returns the paths that nothing was found at so far.
+    /// Returns the paths at or below which no member was found so far.
     pub fn missing(&self) -> Vec<&MemberPath> {
-        let missing = self.paths.values().filter(|(_, met)| !met.load(Ordering::Relaxed));
+        let missing = self.paths.values().filter(|(_, found)| !found.load(Ordering::Relaxed));
         let mut missing: Vec<&MemberPath> = missing.map(|(path, _)| path).collect();
         missing.sort();
         missing
@@ -140,19 +142,20 @@ mod tests {
     }
 
     #[test]
-    fn paths_mean_what_lies_below_and_globs_names_or_whole_paths() {
+    fn paths_select_what_lies_below_them_and_globs_names_or_whole_paths() {
         let globs = |list: &[&str]| Globs::parse(&list.iter().map(|g| (*g).to_owned()).collect::<Vec<_>>()).unwrap();
         let selection = Selection::new(vec![path("a/b"), path("c")], globs(&[]), globs(&["*.o", "a/b/skip"]));
-        for (member, wanted) in
+        for (member, is_selected) in
             [("a/b", true), ("a/b/x", true), ("a/bc", false), ("a", false), ("a/b/x.o", false), ("a/b/skip/y", false)]
         {
-            assert_eq!(selection.selects(&path(member)), wanted, "{member}");
+            assert_eq!(selection.selects(&path(member)), is_selected, "{member}");
         }
         assert_eq!(selection.missing(), [&path("c")]);
         let only = Selection::new(Vec::new(), globs(&["*.txt", "d/**/e"]), globs(&[]));
-        for (member, wanted) in [("x/a.txt", true), ("d/1/2/e", true), ("d/1/2/e/f", true), ("d/e", true), ("e", false)]
+        for (member, is_selected) in
+            [("x/a.txt", true), ("d/1/2/e", true), ("d/1/2/e/f", true), ("d/e", true), ("e", false)]
         {
-            assert_eq!(only.selects(&path(member)), wanted, "{member}");
+            assert_eq!(only.selects(&path(member)), is_selected, "{member}");
         }
     }
 }

@@ -61,7 +61,7 @@ fn archives_are_chosen_by_number_time_and_file() {
     let _ = home
         .run(&["restore", "docs", "docs/sub/leter.txt", "--to", "o"])
         .fails(10, &["did you mean docs/sub/letter.txt"]);
-    let _ = home.run(&["cat", "docs", "docs/sub"]).fails(2, &["no file"]);
+    let _ = home.run(&["cat", "docs", "docs/sub"]).fails(2, &["not a file"]);
     let _ = home.run(&["restore", "docs", "--to", "o", "--strip", "x"]).fails(2, &[]);
     let _ = home.run(&["restore", "docs"]).fails(2, &["--to", "--in-place"]);
 }
