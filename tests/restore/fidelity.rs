@@ -1,4 +1,4 @@
-//! Backup, restore, equal trees: every kind of member, every format.
+//! A backup and a restore give an equal tree: every kind of member, every format.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -41,7 +41,7 @@ fn paths(list: &[&str]) -> Selection {
     Selection::new(paths, Globs::parse(&[]).unwrap(), Globs::parse(&[]).unwrap())
 }
 
-/// A tree with every kind of member that this user may make.
+/// Creates a tree with every kind of member that this user may create.
 fn make_tree(root: &Path) {
     fs::create_dir_all(root.join("sub/deep/er")).unwrap();
     fs::create_dir(root.join("empty")).unwrap();
@@ -84,10 +84,10 @@ fn make_tree(root: &Path) {
         let kind = rustix::fs::FileType::CharacterDevice;
         let mode = rustix::fs::Mode::from_raw_mode(0o666);
         if rustix::fs::mknodat(rustix::fs::CWD, root.join("device"), kind, mode, device).is_err() {
-            eprintln!("skipped: devices: they cannot be made here");
+            eprintln!("skipped: devices: they cannot be created here");
         }
     } else {
-        eprintln!("skipped: owners, ACLs, setuid and devices: only for root");
+        eprintln!("skipped: owners, ACLs, setuid and devices: need root");
     }
     fs::set_permissions(root.join("sub/deep"), fs::Permissions::from_mode(0o555)).unwrap();
     for (path, seconds, nanoseconds) in [("sub/009", -5, 500_000_000), ("sub", 1_000_000_000, 1), ("link", 4, 999)] {
@@ -99,7 +99,7 @@ fn make_tree(root: &Path) {
 }
 
 #[test]
-fn everything_comes_back_in_every_format_with_openat2_and_without() {
+fn everything_is_restored_in_every_format_with_openat2_and_without() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -115,8 +115,8 @@ fn everything_comes_back_in_every_format_with_openat2_and_without() {
             assert_eq!(report.extent.members, made.written.extent.members);
             assert_same(&was, &tree(&to.join("source"), ALL), &format!("{compression} {without_openat2}"));
             let blocks = |root: &Path| root.join("sparse").metadata().unwrap().blocks();
-            assert!(blocks(&to.join("source")) <= blocks(&source) + 64, "holes stay holes");
-            // Run again: nothing is left to do, and nothing changes.
+            assert!(blocks(&to.join("source")) <= blocks(&source) + 64, "holes are restored as holes");
+            // A repeated restore restores and changes nothing.
             let again = restore_all(&made.path, &options).unwrap();
             assert_eq!((again.outcome(), again.extent.files, again.extent.content_bytes), (None, 0, 0), "{again:?}");
             assert_same(&was, &tree(&to.join("source"), ALL), "again");
@@ -125,15 +125,15 @@ fn everything_comes_back_in_every_format_with_openat2_and_without() {
 }
 
 #[test]
-fn all_of_it_as_a_plain_user() {
-    if !again_as_nobody(&["--skip", "all_of_it_as_a_plain_user"]) {
-        eprintln!("skipped: this is a plain user already");
+fn all_tests_pass_as_an_unprivileged_user() {
+    if !again_as_nobody(&["--skip", "all_tests_pass_as_an_unprivileged_user"]) {
+        eprintln!("skipped: this is an unprivileged user already");
     }
 }
 
-/// What a folder would give to all that is made in it, nothing gets; but what it has itself stays.
+/// Restored files do not inherit the default ACL of the target, but keep the ACLs that the archive has.
 #[test]
-fn the_default_acl_of_the_target_gives_nobody_rights() {
+fn restored_files_do_not_inherit_the_default_acl_of_the_target() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -153,9 +153,9 @@ fn the_default_acl_of_the_target_gives_nobody_rights() {
 }
 
 #[test]
-fn setuid_bits_and_devices_come_back_only_when_asked_for() {
+fn setuid_bits_and_devices_are_restored_only_when_requested() {
     if !is_root() {
-        eprintln!("skipped: only root gives them back");
+        eprintln!("skipped: only root restores them");
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -173,7 +173,7 @@ fn setuid_bits_and_devices_come_back_only_when_asked_for() {
 }
 
 #[test]
-fn a_link_restored_alone_brings_the_content() {
+fn a_hard_link_restored_without_its_first_name_gets_the_content() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -190,7 +190,7 @@ fn a_link_restored_alone_brings_the_content() {
 }
 
 #[test]
-fn paths_globs_and_strip_choose_and_place() {
+fn paths_globs_and_strip_select_and_rename() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);

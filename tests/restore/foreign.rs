@@ -1,4 +1,4 @@
-//! Archives that other programs made, in every format they know.
+//! Archives written by other programs, in every format that they support.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -43,7 +43,7 @@ fn has(tool: &str) -> bool {
 }
 
 #[test]
-fn gnu_tar_in_all_its_formats() {
+fn archives_of_gnu_tar_in_all_its_formats_are_restored() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -83,7 +83,7 @@ fn gnu_tar_in_all_its_formats() {
 }
 
 #[test]
-fn compressed_and_concatenated() {
+fn compressed_and_concatenated_archives_are_restored() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -111,7 +111,7 @@ fn compressed_and_concatenated() {
 }
 
 #[test]
-fn bsdtar_and_python() {
+fn archives_of_bsdtar_and_python_are_restored() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -140,7 +140,7 @@ fn bsdtar_and_python() {
 }
 
 #[test]
-fn acls_that_other_tars_wrote_as_text() {
+fn acls_that_other_programs_write_as_text_are_restored() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);

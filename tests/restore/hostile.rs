@@ -1,4 +1,4 @@
-//! Archives that mean harm: nothing outside the target changes, what is wrong is named, the rest comes back.
+//! Hostile archives: nothing outside the target changes, each problem is reported, all other members are restored.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -13,7 +13,7 @@ use crate::fidelity::{is_root, restore_all};
 use crate::tar_file::{Block, TarFile, record};
 use crate::tree::{ALL, Tree, tree};
 
-/// A target with something beside it that must not change.
+/// A target, and beside it a folder that must not change.
 struct Scene {
     folder: tempfile::TempDir,
     canary: Tree,
@@ -57,21 +57,21 @@ impl Scene {
     }
 }
 
-/// What must come of an archive.
+/// The expected result of restoring an archive.
 enum Want {
-    /// This many members refused, and the good one restored.
+    /// This many members are refused, and the good one is restored.
     Refused(u64),
-    /// Damage told, and the good one restored.
+    /// Damage is reported, and the good one is restored.
     Damaged,
-    /// All is well: these files have this content.
+    /// There are no problems, and these files have this content.
     Content(&'static [(&'static str, &'static str)]),
-    /// Nothing is refused, something is left out or in conflict, and the good one restored.
+    /// Nothing is refused, something is skipped or in conflict, and the good one is restored.
     Incomplete,
-    /// No restore at all.
+    /// The restore fails.
     Error(ErrorKind),
 }
 
-/// A name of its own, the archive, and what must come of it.
+/// A name, the archive, and the expected result.
 type Case = (&'static str, Vec<u8>, Want);
 
 fn links_and_names(outside: &str) -> Vec<Case> {
@@ -81,7 +81,7 @@ fn links_and_names(outside: &str) -> Vec<Case> {
     vec![
         ("dots before", good(tar().file("../canary/file", b"evil")), Want::Refused(1)),
         ("dots in the middle", good(tar().file("a/../../canary/file", b"evil")), Want::Refused(1)),
-        ("dots behind", good(tar().folder("a/..")), Want::Refused(1)),
+        ("dots at the end", good(tar().folder("a/..")), Want::Refused(1)),
         ("a folder that is dots", good(tar().folder("..")), Want::Refused(1)),
         ("an absolute name", good(tar().file(&absolute, b"evil")), Want::Content(&[("good", "good")])),
         (
@@ -226,7 +226,7 @@ fn headers() -> Vec<Case> {
             tar().file("good", b"good").pax(&[("path", b"x")]).end(),
             Want::Content(&[("good", "good")]),
         ),
-        ("cut off in the data", tar().file("good", b"good").block(Block::new(b"x", b'0', 4096)).0, Want::Damaged),
+        ("truncated in the data", tar().file("good", b"good").block(Block::new(b"x", b'0', 4096)).0, Want::Damaged),
         ("no end marks", tar().file("good", b"good").0, Want::Damaged),
         ("empty", Vec::new(), Want::Error(ErrorKind::Damage)),
         ("no archive", b"just text, and more of it".repeat(100), Want::Error(ErrorKind::Damage)),
@@ -242,7 +242,7 @@ fn headers() -> Vec<Case> {
 }
 
 #[test]
-fn no_archive_reaches_outside_the_target_and_each_is_told() {
+fn no_hostile_archive_writes_outside_the_target_and_each_is_reported() {
     for without_openat2 in [false, true] {
         let outside = Scene::new();
         let canary = outside.folder.path().join("canary").to_str().unwrap().to_owned();
@@ -294,7 +294,7 @@ fn judge(name: &str, want: &Want, result: Result<Report, ErrorKind>, target: &Pa
 }
 
 #[test]
-fn setuid_is_not_given_and_a_link_that_stands_there_is_not_followed() {
+fn setuid_is_not_restored_and_existing_links_are_not_followed() {
     let scene = Scene::new();
     let bytes = TarFile::default()
         .block(Block::new(b"s", b'0', 0).mode(0o6755))
@@ -304,17 +304,17 @@ fn setuid_is_not_given_and_a_link_that_stands_there_is_not_followed() {
         .end();
     symlink("../canary", scene.target().join("link")).unwrap();
     symlink("../canary/file", scene.target().join("file")).unwrap();
-    let report = scene.restore("links that stand there", &bytes, false, Overwrite::Never).unwrap();
+    let report = scene.restore("existing links", &bytes, false, Overwrite::Never).unwrap();
     assert_eq!((report.conflicts.count, report.setuid.count), (3, 1), "{report:?}");
     assert_eq!(scene.target().join("s").metadata().unwrap().mode() & 0o7777, 0o755);
-    // Asked for, the links make way; what they lead to does not.
-    let report = scene.restore("links make way", &bytes, false, Overwrite::Always).unwrap();
+    // With overwriting, the links are replaced, and their targets are not.
+    let report = scene.restore("existing links are replaced", &bytes, false, Overwrite::Always).unwrap();
     assert_eq!(report.conflicts.count, 0, "{report:?}");
     assert_eq!(fs::read(scene.target().join("link/file")).unwrap(), b"evil");
 }
 
 #[test]
-fn a_target_opens_no_folder_through_a_link_even_if_nobody_looked_before() {
+fn a_confined_folder_opens_no_folder_through_a_link() {
     use backup_manager::confined::ConfinedFolder;
     use backup_manager::member::MemberPath;
     let scene = Scene::new();
@@ -333,7 +333,7 @@ fn a_target_opens_no_folder_through_a_link_even_if_nobody_looked_before() {
 }
 
 #[test]
-fn folders_that_become_links_during_the_restore_lead_nowhere() {
+fn folders_that_become_links_during_the_restore_are_not_followed() {
     for without_openat2 in [false, true] {
         let scene = Scene::new();
         let mut tar = TarFile::default();
@@ -368,7 +368,7 @@ fn folders_that_become_links_during_the_restore_lead_nowhere() {
 }
 
 #[test]
-fn a_trailer_that_lies_does_not_fill_the_memory() {
+fn a_false_trailer_does_not_fill_the_memory() {
     use backup_manager::schedule::Compression;
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
@@ -376,7 +376,7 @@ fn a_trailer_that_lies_does_not_fill_the_memory() {
     fs::write(source.join("f"), vec![3; 100_000]).unwrap();
     let made = crate::support::archive::make(&source, folder.path(), Compression::Gzip(6));
     let mut bytes = fs::read(&made.path).unwrap();
-    // The first entry of the trailer says that its chunk holds four gigabytes; its digest is made to fit.
+    // The first entry of the trailer claims that its chunk holds four gigabytes.
     let entries = bytes.windows(2).rposition(|w| w == [0x1f, 0x8b]).unwrap();
     let body = bytes[..entries].windows(2).rposition(|w| w == [0x1f, 0x8b]).unwrap() + 16;
     bytes[body + 4..body + 8].fill(0xff);
@@ -387,6 +387,6 @@ fn a_trailer_that_lies_does_not_fill_the_memory() {
     assert_eq!(report.outcome(), None, "{report:?}");
     assert_eq!(fs::read(to.join("source/f")).unwrap().len(), 100_000);
     if !is_root() {
-        eprintln!("skipped: nothing more to say without root");
+        eprintln!("skipped: nothing more to check without root");
     }
 }

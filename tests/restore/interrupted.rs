@@ -1,4 +1,4 @@
-//! Restores that are cut off and run again; damage; conflicts.
+//! Restores that are interrupted and run again; conflicts; damage; a full disk.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -29,7 +29,7 @@ fn make_tree(root: &Path) {
 }
 
 #[test]
-fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
+fn a_restore_interrupted_anywhere_is_finished_by_running_it_again() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -52,7 +52,7 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
         let everything = Selection::everything().unwrap();
         let error = restore::restore(&archive, &everything, &Options::to(&to), &mut context).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Interrupted);
-        // As a kill would leave it.
+        // A kill would leave the same, and possibly a temporary file.
         let partial = tree(&to, ALL);
         assert!(partial.len() < was.len());
         let folders = fs::read_dir(to.join("source")).into_iter().flatten().map(|entry| entry.unwrap().path());
@@ -67,7 +67,7 @@ fn a_restore_that_was_cut_off_anywhere_is_finished_by_running_it_again() {
 }
 
 #[test]
-fn what_stands_there_stays_unless_asked_for() {
+fn existing_files_are_kept_unless_overwriting_is_requested() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -98,7 +98,7 @@ fn what_stands_there_stays_unless_asked_for() {
 }
 
 #[test]
-fn damage_takes_only_what_it_hit_and_is_named() {
+fn damage_costs_only_the_members_it_hits_and_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -114,7 +114,7 @@ fn damage_takes_only_what_it_hit_and_is_named() {
             let to = tempfile::tempdir().unwrap();
             let report = restore_all(&file, &Options { sync: false, ..Options::to(to.path()) }).unwrap();
             assert_eq!(report.outcome(), Some(ErrorKind::Damage), "{compression} {at}: {report:?}");
-            // Whatever came back is what was there.
+            // Every restored file has its original content.
             for (path, text) in tree(to.path(), ALL) {
                 if let Some(name) = path.strip_prefix(b"source/")
                     && text.starts_with("file")
@@ -124,7 +124,7 @@ fn damage_takes_only_what_it_hit_and_is_named() {
                     assert!(original == restored, "{compression} {at} {}", String::from_utf8_lossy(name));
                 }
             }
-            assert!(report.extent.files > 0, "{compression} {at}: the rest comes back");
+            assert!(report.extent.files > 0, "{compression} {at}: the rest is restored");
         }
         for cut in [whole.len() / 2, whole.len() - 2000] {
             let file = folder.path().join("cut");
@@ -139,7 +139,7 @@ fn damage_takes_only_what_it_hit_and_is_named() {
     }
 }
 
-/// A small file system of its own, gone when dropped.
+/// A small file system, unmounted when dropped.
 struct Small(tempfile::TempDir);
 
 impl Small {
@@ -168,7 +168,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_disk_that_fills_up_ends_it_clearly_and_the_next_run_finishes() {
+fn a_full_disk_ends_a_restore_with_an_error_and_the_next_restore_finishes() {
     let folder = tempfile::tempdir().unwrap();
     let source = folder.path().join("source");
     make_tree(&source);
@@ -180,7 +180,7 @@ fn a_disk_that_fills_up_ends_it_clearly_and_the_next_run_finishes() {
     assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
     assert!(error.next_step().is_some_and(|next| next.contains("again")));
     let left = tree(&options.to, ALL).into_keys().filter(|path| path.ends_with(b".part")).count();
-    assert_eq!(left, 0, "no half file is left");
+    assert_eq!(left, 0, "no temporary file is left");
     small.resize(30_000_000);
     let report = restore_all(&made.path, &options).unwrap();
     assert_eq!(report.outcome(), None, "{report:?}");

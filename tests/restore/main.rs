@@ -1,4 +1,4 @@
-//! Restoring as a library: every format, every reader of tar, and archives that mean harm.
+//! Restores through the library: every format, archives of other tar programs, and hostile archives.
 
 #[path = "../support/mod.rs"]
 mod support;

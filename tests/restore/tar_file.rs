@@ -1,10 +1,10 @@
-//! Tar files written byte by byte, as no tar program would.
+//! Builds tar files block by block, also such that no tar program writes.
 
-/// A tar file being made.
+/// A tar file being built.
 #[derive(Default)]
 pub struct TarFile(pub Vec<u8>);
 
-/// One header block, to be changed before it is put.
+/// One header block, which can be changed before it is added.
 pub struct Block(pub [u8; 512]);
 
 impl Block {
@@ -78,7 +78,7 @@ impl TarFile {
         self.block(Block::new(name.as_bytes(), b'1', 0).link(target.as_bytes()))
     }
 
-    /// A pax header with records as they are.
+    /// Adds a pax header with these records, unchecked.
     pub fn raw_pax(self, flag: u8, records: &[u8]) -> TarFile {
         self.block(Block::new(b"PaxHeaders/x", flag, records.len() as u64)).bytes(records)
     }

@@ -1,4 +1,4 @@
-//! A tree of files as values, for comparing one with another.
+//! Describes a tree of files as text, so that two trees can be compared.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// What is known of each path below a folder, in words.
+/// A description of each path below a folder: kind, content, metadata.
 pub type Tree = BTreeMap<Vec<u8>, String>;
 
-/// Which parts of a tree count.
+/// Which parts of the metadata are compared.
 #[derive(Clone, Copy)]
 pub struct Parts {
     pub owner: bool,
@@ -81,6 +81,6 @@ pub fn assert_same(was: &Tree, is: &Tree, what: &str) {
         let name = String::from_utf8_lossy(path);
         assert_eq!(Some(text), is.get(path), "{what}: {name}");
     }
-    let more: Vec<_> = is.keys().filter(|path| !was.contains_key(*path)).collect();
-    assert!(more.is_empty(), "{what}: {more:?} should not be there");
+    let extra: Vec<_> = is.keys().filter(|path| !was.contains_key(*path)).collect();
+    assert!(extra.is_empty(), "{what}: {extra:?} should not exist");
 }
