@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use clap::Args;
-use serde_json::{Map, Value, json};
 
+use super::documents::ArchiveDocument;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
@@ -28,8 +28,8 @@ pub fn cmd_backups(context: &Context, args: &BackupsArgs) -> Result<u8> {
     };
     let archives = store.archives(only.as_ref().map(|row| row.id))?;
     if context.format == Format::Json {
-        let documents: Vec<Value> = archives.iter().rev().map(|archive| archive_json(context, archive)).collect();
-        render::print_json(&Value::from(documents))?;
+        let documents = archives.iter().rev().map(|archive| ArchiveDocument::new(context, archive));
+        render::print_json(&documents.collect::<Vec<_>>())?;
     } else if args.all || (only.is_some() && context.format == Format::Table) {
         print_all(context, &archives)?;
     } else {
@@ -103,25 +103,4 @@ fn state(archive: &Archive) -> String {
         words.push("pinned");
     }
     words.join(", ")
-}
-
-/// Returns an archive for JSON.
-pub fn archive_json(context: &Context, archive: &Archive) -> Value {
-    let mut object = Map::new();
-    object.insert("run".into(), json!(archive.run));
-    object.insert("name".into(), json!(archive.schedule_name));
-    let path = context.home.backups().join(&archive.file_name);
-    render::put_path(&mut object, "path", std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
-    object.insert("created".into(), render::json_time(Some(archive.created_at), &context.zone));
-    object.insert("size".into(), json!(archive.size));
-    object.insert("content_bytes".into(), json!(archive.extent.content_bytes));
-    object.insert("members".into(), json!(archive.extent.members));
-    object.insert("files".into(), json!(archive.extent.files));
-    object.insert("good".into(), json!(archive.good));
-    object.insert("health".into(), json!(archive.health.as_str()));
-    object.insert("verified".into(), render::json_time(archive.verified_at, &context.zone));
-    object.insert("incomplete".into(), json!(archive.incomplete));
-    object.insert("suspect".into(), json!(archive.suspect));
-    object.insert("pinned".into(), json!(archive.pinned));
-    Value::Object(object)
 }

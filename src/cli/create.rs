@@ -4,9 +4,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
-use super::list::schedule_json;
+use super::documents::ScheduleDocument;
 use super::render::{self, Format};
 use super::schedule_options::ScheduleOptions;
 use super::{Context, list, run};
@@ -57,7 +57,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
         rows.push(row.clone());
     }
     if context.format == Format::Json && !args.now {
-        render::print_json(&Value::from(documents))?;
+        render::print_json(&documents)?;
     }
     if args.now {
         return run::run_schedules(context, &store, &rows, &run::RunOptions::default());
@@ -109,7 +109,28 @@ fn with_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> R
     Ok(())
 }
 
-fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zone: chrono_tz::Tz) -> Result<Value> {
+/// What `create --json` prints of each schedule.
+#[derive(Serialize)]
+struct CreatedDocument {
+    #[serde(flatten)]
+    schedule: ScheduleDocument,
+    /// Whether a deleted schedule of that name came back with its history and archives.
+    revived: bool,
+    /// Bytes of its source; null if it cannot be read.
+    source_bytes: Option<u64>,
+    /// How many archives its retention keeps at most; null if all.
+    kept_copies: Option<u64>,
+    /// Free bytes of the file system of the archive folder.
+    free_bytes: Option<u64>,
+}
+
+fn tell(
+    context: &Context,
+    index: usize,
+    row: &ScheduleRow,
+    revived: Revived,
+    zone: chrono_tz::Tz,
+) -> Result<CreatedDocument> {
     let schedule = &row.schedule;
     let path = context.home.source_path(&schedule.source);
     let size = match backup::estimate(&context.home, row, &*context.clock, SIZING) {
@@ -123,11 +144,13 @@ fn tell(context: &Context, index: usize, row: &ScheduleRow, revived: Revived, zo
     let own_zone = schedule.zone.unwrap_or(zone);
     let period = schedule.cadence.as_ref().map_or(Duration::MAX, |cadence| cadence.period(own_zone, context.now()));
     let copies = schedule.retention.copies(period);
-    let mut document = schedule_json(context, index, row, zone);
-    document["revived"] = json!(revived == Revived::FromHistory);
-    document["source_bytes"] = json!(size.as_ref().map(|s| s.extent.content_bytes));
-    document["kept_copies"] = json!(copies);
-    document["free_bytes"] = json!(free);
+    let document = CreatedDocument {
+        schedule: ScheduleDocument::new(context, index, row, zone),
+        revived: revived == Revived::FromHistory,
+        source_bytes: size.as_ref().map(|size| size.extent.content_bytes),
+        kept_copies: copies,
+        free_bytes: free,
+    };
     if context.format == Format::Json {
         return Ok(document);
     }

@@ -3,8 +3,9 @@
 use std::fs::File;
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::PathFields;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::backup;
@@ -21,6 +22,50 @@ pub struct DiffArgs {
     newer: Option<String>,
 }
 
+/// What `diff --json` prints.
+#[derive(Default, Serialize)]
+struct DiffDocument {
+    added: Vec<PresentDocument>,
+    removed: Vec<PresentDocument>,
+    changed: Vec<ChangedDocument>,
+}
+
+/// A member that only one side has.
+#[derive(Serialize)]
+struct PresentDocument {
+    /// `path`: its path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    /// Bytes of its content.
+    size: u64,
+}
+
+/// A member that both sides have and that differs.
+#[derive(Serialize)]
+struct ChangedDocument {
+    /// `path`: its path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    /// Bytes of its content on the older and on the newer side.
+    size: [u64; 2],
+    /// What differs: content, time, mode, ...
+    what: Vec<&'static str>,
+}
+
+impl DiffDocument {
+    fn add(&mut self, path: &[u8], change: &Change<'_>) {
+        let path = PathFields::new("path", path);
+        match change {
+            Change::Added(brief) => self.added.push(PresentDocument { path, size: brief.size }),
+            Change::Removed(brief) => self.removed.push(PresentDocument { path, size: brief.size }),
+            Change::Changed(was, is) => {
+                let (size, what) = ([was.size, is.size], is.differences(was));
+                self.changed.push(ChangedDocument { path, size, what });
+            }
+        }
+    }
+}
+
 pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
     let older = select::archive(context, &args.older, None, None)?;
     let was = browse::members_by_path(&older)?;
@@ -31,27 +76,18 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
             source_now(context, &schedule_of(context, &store, &args.older)?, &was)?
         }
     };
-    let mut documents: [Vec<Value>; 3] = Default::default();
+    let mut document = DiffDocument::default();
     let mut lines = Vec::new();
     browse::compare(&was, &is, &mut |path, change| {
-        let (at, word, what) = match change {
-            Change::Added(_) => (0, "added", Vec::new()),
-            Change::Removed(_) => (1, "removed", Vec::new()),
-            Change::Changed(was, is) => (2, "changed", is.differences(was)),
-        };
         if context.format == Format::Json {
-            documents[at].push(change_json(path.as_bytes(), change, &what));
+            document.add(path.as_bytes(), &change);
         } else {
-            lines.extend(format!("{word}\t").bytes());
-            lines.extend(render::printable_bytes(path.as_bytes()));
-            lines.extend(if what.is_empty() { String::new() } else { format!("\t{}", what.join(",")) }.bytes());
-            lines.push(b'\n');
+            lines.extend(plain_line(path.as_bytes(), &change));
         }
         Ok(())
     })?;
     if context.format == Format::Json {
-        let [added, removed, changed] = documents;
-        render::print_json(&json!({ "added": added, "removed": removed, "changed": changed }))?;
+        render::print_json(&document)?;
     } else {
         if lines.is_empty() {
             context.print_info("no difference");
@@ -59,6 +95,22 @@ pub fn cmd_diff(context: &Context, args: &DiffArgs) -> Result<u8> {
         render::print_bytes(&lines)?;
     }
     Ok(0)
+}
+
+/// Returns a line of tab-separated words: `added`, `removed` or `changed`, the path and, if changed, what differs.
+fn plain_line(path: &[u8], change: &Change<'_>) -> Vec<u8> {
+    let (word, what) = match change {
+        Change::Added(_) => ("added", Vec::new()),
+        Change::Removed(_) => ("removed", Vec::new()),
+        Change::Changed(was, is) => ("changed", is.differences(was)),
+    };
+    let mut line = format!("{word}\t").into_bytes();
+    line.extend(render::printable_bytes(path));
+    if !what.is_empty() {
+        line.extend(format!("\t{}", what.join(",")).bytes());
+    }
+    line.push(b'\n');
+    line
 }
 
 fn schedule_of(context: &Context, store: &Store, what: &str) -> Result<ScheduleRow> {
@@ -116,19 +168,4 @@ fn source_now(context: &Context, row: &ScheduleRow, was: &MembersByPath) -> Resu
         context.warn(&format!("{}: {}", render::printable(&problem.path), problem.reason));
     }
     Ok(is)
-}
-
-fn change_json(path: &[u8], change: Change<'_>, what: &[&str]) -> Value {
-    let mut object = Map::new();
-    render::put_path(&mut object, "path", path);
-    match change {
-        Change::Added(brief) | Change::Removed(brief) => {
-            object.insert("size".into(), json!(brief.size));
-        }
-        Change::Changed(was, is) => {
-            object.insert("what".into(), json!(what));
-            object.insert("size".into(), json!([was.size, is.size]));
-        }
-    }
-    Value::Object(object)
 }

@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::{self, PathFields};
 use super::ls::{kind_word, timestamp};
 use super::render::{self, Format};
 use super::{Context, select};
@@ -65,8 +66,8 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
     found.sort_by(|a, b| (Reverse(a.run), &a.entry.member.path).cmp(&(Reverse(b.run), &b.entry.member.path)));
     match context.format {
         Format::Json => {
-            let documents: Vec<Value> = found.iter().map(|sighting| sighting_json(context, sighting)).collect();
-            render::print_json(&Value::from(documents))?;
+            let documents = found.iter().map(|sighting| OccurrenceDocument::new(context, sighting));
+            render::print_json(&documents.collect::<Vec<_>>())?;
         }
         Format::Plain => {
             let mut lines = Vec::new();
@@ -187,14 +188,8 @@ fn has_same_content(a: &PathOccurrence, b: &PathOccurrence) -> bool {
 fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
     let zone = &context.zone;
     if context.format == Format::Json {
-        let documents = versions.iter().map(|version| {
-            let mut document = sighting_json(context, &version.newest);
-            document["oldest_run"] = json!(version.oldest.run);
-            document["oldest_created"] = render::json_time(Some(version.oldest.created_at), zone);
-            document["archives"] = json!(version.archives);
-            document
-        });
-        return render::print_json(&documents.collect::<Value>());
+        let documents = versions.iter().map(|version| VersionDocument::new(context, version));
+        return render::print_json(&documents.collect::<Vec<_>>());
     }
     let rows = versions.iter().map(|version| {
         let (newest, oldest) = (&version.newest, &version.oldest);
@@ -220,18 +215,63 @@ fn print_versions(context: &Context, versions: &[Version]) -> Result<()> {
     render::print_table(&headings, rows.collect(), context.colour, "")
 }
 
-fn sighting_json(context: &Context, sighting: &PathOccurrence) -> Value {
-    let member = &sighting.entry.member;
-    let mut object = Map::new();
-    object.insert("run".into(), json!(sighting.run));
-    object.insert("name".into(), json!(sighting.schedule));
-    object.insert("created".into(), render::json_time(Some(sighting.created_at), &context.zone));
-    render::put_path(&mut object, "path", member.path.as_bytes());
-    object.insert("kind".into(), json!(kind_word(member.kind)));
-    object.insert("size".into(), json!(member.size));
-    object.insert("modified".into(), render::json_time(Some(timestamp(member.modified)), &context.zone));
-    if let Some(digest) = sighting.entry.content_digest {
-        object.insert("blake3".into(), json!(blake3::Hash::from_bytes(digest).to_hex().as_str()));
+/// A member and the archive that holds it.
+#[derive(Serialize)]
+struct OccurrenceDocument {
+    /// The run of the archive.
+    run: i64,
+    /// Name of its schedule.
+    name: String,
+    /// When the archive was made.
+    created: String,
+    /// `path`: the path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    kind: &'static str,
+    /// Bytes of its content.
+    size: u64,
+    modified: String,
+    /// Digest of the content; only of files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
+}
+
+impl OccurrenceDocument {
+    fn new(context: &Context, found: &PathOccurrence) -> OccurrenceDocument {
+        let member = &found.entry.member;
+        OccurrenceDocument {
+            run: found.run,
+            name: found.schedule.clone(),
+            created: documents::time(found.created_at, &context.zone),
+            path: PathFields::new("path", member.path.as_bytes()),
+            kind: kind_word(member.kind),
+            size: member.size,
+            modified: documents::time(timestamp(member.modified), &context.zone),
+            blake3: found.entry.content_digest.map(documents::hex),
+        }
     }
-    Value::Object(object)
+}
+
+/// One content of a path.
+#[derive(Serialize)]
+struct VersionDocument {
+    /// The newest archive that holds it.
+    #[serde(flatten)]
+    newest: OccurrenceDocument,
+    /// The run of the oldest archive that holds it.
+    oldest_run: i64,
+    oldest_created: String,
+    /// How many archives hold it.
+    archives: u64,
+}
+
+impl VersionDocument {
+    fn new(context: &Context, version: &Version) -> VersionDocument {
+        VersionDocument {
+            newest: OccurrenceDocument::new(context, &version.newest),
+            oldest_run: version.oldest.run,
+            oldest_created: documents::time(version.oldest.created_at, &context.zone),
+            archives: version.archives,
+        }
+    }
 }

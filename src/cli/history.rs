@@ -2,17 +2,18 @@
 
 use chrono_tz::Tz;
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::{self, ArchiveDocument, PathFields, RunDocument};
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::progress::Problem;
 use crate::schedule::parse_since;
-use crate::store::{HistoryFilter, Run, RunState, Store};
+use crate::store::{Archive, Attempt, HistoryFilter, Run, RunState, Store};
 
 /// Problems of a run that are shown; the count is always whole.
-const PROBLEMS_SHOWN: u32 = 10_000;
+const MAX_PROBLEMS_SHOWN: u32 = 10_000;
 
 #[derive(Args)]
 pub struct HistoryArgs {
@@ -41,8 +42,8 @@ pub fn cmd_history(context: &Context, args: &HistoryArgs) -> Result<u8> {
     let runs = store.history(&HistoryFilter { schedule: schedule.map(|row| row.id), since, states, limit })?;
     match context.format {
         Format::Json => {
-            let documents: Vec<Value> = runs.iter().map(|run| run_json(run, &context.zone)).collect();
-            render::print_json(&Value::from(documents))?;
+            let documents = runs.iter().map(|run| RunDocument::new(run, &context.zone));
+            render::print_json(&documents.collect::<Vec<_>>())?;
         }
         Format::Plain => {
             let lines: String = runs.iter().map(|run| plain_line(run, &context.zone)).collect();
@@ -103,32 +104,83 @@ fn table_row(run: &Run, zone: &Tz) -> Vec<String> {
     ]
 }
 
+/// What `history @N --json` prints.
+#[derive(Serialize)]
+struct RunInFullDocument {
+    #[serde(flatten)]
+    run: RunDocument,
+    attempts: Vec<AttemptDocument>,
+    /// At most [`MAX_PROBLEMS_SHOWN`]; `problems` is the whole number.
+    problem_list: Vec<ProblemDocument>,
+    archive: Option<ArchiveDocument>,
+}
+
+/// One attempt of a run.
+#[derive(Serialize)]
+struct AttemptDocument {
+    /// Its number, counted from 1.
+    attempt: i64,
+    /// The process that made it.
+    pid: u32,
+    started: String,
+    /// Null while it is running.
+    ended: Option<String>,
+    outcome: String,
+    error: Option<String>,
+}
+
+/// A path that a run could not archive as it is.
+#[derive(Serialize)]
+struct ProblemDocument {
+    /// `path`: the path in the file system.
+    #[serde(flatten)]
+    path: PathFields,
+    kind: &'static str,
+    reason: String,
+}
+
 fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
     let run = store.run(number)?;
     let attempts = store.attempts(number)?;
-    let problems = store.problems(number, PROBLEMS_SHOWN)?;
+    let problems = store.problems(number, MAX_PROBLEMS_SHOWN)?;
     let archive = store.archive(number)?;
-    let zone = &context.zone;
     if context.format == Format::Json {
-        let mut document = run_json(&run, zone);
-        document["attempts"] = attempts
-            .iter()
-            .map(|attempt| {
-                json!({
-                    "attempt": attempt.attempt,
-                    "pid": attempt.pid,
-                    "started": render::json_time(Some(attempt.started_at), zone),
-                    "ended": render::json_time(attempt.ended_at, zone),
-                    "outcome": attempt.outcome,
-                    "error": attempt.error,
-                })
-            })
-            .collect();
-        document["problem_list"] = problems.iter().map(problem_json).collect();
-        document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
-        render::print_json(&document)?;
-        return Ok(0);
+        render::print_json(&RunInFullDocument {
+            run: RunDocument::new(&run, &context.zone),
+            attempts: attempts.iter().map(|attempt| attempt_document(attempt, &context.zone)).collect(),
+            problem_list: problems.iter().map(problem_document).collect(),
+            archive: archive.map(|archive| ArchiveDocument::new(context, &archive)),
+        })?;
+    } else {
+        let mut text = run_lines(context, &run, archive.as_ref());
+        attempts.iter().for_each(|attempt| text += &attempt_line(attempt, &context.zone));
+        text += &problem_lines(&problems, run.counts.problems);
+        render::print(&text)?;
     }
+    Ok(0)
+}
+
+fn attempt_document(attempt: &Attempt, zone: &Tz) -> AttemptDocument {
+    AttemptDocument {
+        attempt: attempt.attempt,
+        pid: attempt.pid,
+        started: documents::time(attempt.started_at, zone),
+        ended: documents::time_or_null(attempt.ended_at, zone),
+        outcome: attempt.outcome.clone(),
+        error: attempt.error.clone(),
+    }
+}
+
+fn problem_document(problem: &Problem) -> ProblemDocument {
+    ProblemDocument {
+        path: PathFields::new("path", &problem.path),
+        kind: problem.kind.as_str(),
+        reason: problem.reason.clone(),
+    }
+}
+
+fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String {
+    let zone = &context.zone;
     let time = |at| render::short_time_or_dash(at, zone);
     let mut text = format!("run @{} of {}: {}\n", run.id, run.schedule_name, run.state.as_str());
     text += &format!("  asked by   {}\n", run.trigger.as_str());
@@ -153,20 +205,20 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
     for note in &run.counts.notes {
         text += &format!("  note       {note}\n");
     }
-    for attempt in &attempts {
-        let why = attempt.error.as_ref().map(|e| format!(": {e}")).unwrap_or_default();
-        text += &format!(
-            "  attempt {}  {} (process {}, {} to {}){why}\n",
-            attempt.attempt,
-            attempt.outcome,
-            attempt.pid,
-            time(Some(attempt.started_at)),
-            time(attempt.ended_at)
-        );
-    }
-    text += &problem_lines(&problems, run.counts.problems);
-    render::print(&text)?;
-    Ok(0)
+    text
+}
+
+fn attempt_line(attempt: &Attempt, zone: &Tz) -> String {
+    let time = |at| render::short_time_or_dash(at, zone);
+    let why = attempt.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    format!(
+        "  attempt {}  {} (process {}, {} to {}){why}\n",
+        attempt.attempt,
+        attempt.outcome,
+        attempt.pid,
+        time(Some(attempt.started_at)),
+        time(attempt.ended_at)
+    )
 }
 
 fn problem_lines(problems: &[Problem], total: u64) -> String {
@@ -180,39 +232,4 @@ fn problem_lines(problems: &[Problem], total: u64) -> String {
         text += &format!("  and {} more\n", render::count(left, "problem"));
     }
     text
-}
-
-fn problem_json(problem: &Problem) -> Value {
-    let mut object = Map::new();
-    render::put_path(&mut object, "path", &problem.path);
-    object.insert("kind".into(), json!(problem.kind.as_str()));
-    object.insert("reason".into(), json!(problem.reason));
-    Value::Object(object)
-}
-
-/// Returns a run for JSON.
-pub fn run_json(run: &Run, zone: &Tz) -> Value {
-    json!({
-        "run": run.id,
-        "name": run.schedule_name,
-        "trigger": run.trigger.as_str(),
-        "state": run.state.as_str(),
-        "scheduled_for": render::json_time(run.scheduled_for, zone),
-        "coalesced": run.coalesced,
-        "attempts_made": run.attempt,
-        "queued": render::json_time(Some(run.queued_at), zone),
-        "not_before": render::json_time((!run.state.is_final()).then_some(run.not_before), zone),
-        "started": render::json_time(run.started_at, zone),
-        "finished": render::json_time(run.finished_at, zone),
-        "members": run.counts.extent.members,
-        "files": run.counts.extent.files,
-        "content_bytes": run.counts.extent.content_bytes,
-        "archive_bytes": run.counts.archive_bytes,
-        "problems": run.counts.problems,
-        "losses": run.counts.losses,
-        "notes": run.counts.notes,
-        "acknowledged": run.acknowledged,
-        "superseded_by": run.superseded_by,
-        "error": run.error,
-    })
 }

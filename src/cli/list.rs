@@ -2,13 +2,14 @@
 
 use chrono_tz::Tz;
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::{ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
 use super::render::{self, Format};
 use super::{Context, select};
-use crate::error::{Error, Result};
-use crate::schedule::Cadence;
-use crate::store::{Drill, Run, ScheduleRow, Store};
+use crate::error::Result;
+use crate::schedule::Schedule;
+use crate::store::{Archive, Drill, Run, ScheduleRow, Store};
 
 /// Instants that `show` looks ahead.
 const LOOK_AHEAD: usize = 5;
@@ -25,9 +26,9 @@ pub fn cmd_list(context: &Context) -> Result<u8> {
     let rows = store.schedules()?;
     match context.format {
         Format::Json => {
-            let documents: Vec<Value> =
-                rows.iter().enumerate().map(|(index, row)| schedule_json(context, index, row, zone)).collect();
-            render::print_json(&Value::from(documents))?;
+            let rows = rows.iter().enumerate();
+            let documents = rows.map(|(index, row)| ScheduleDocument::new(context, index, row, zone));
+            render::print_json(&documents.collect::<Vec<_>>())?;
         }
         Format::Plain => {
             let mut bytes = Vec::new();
@@ -83,54 +84,72 @@ pub fn last_drill(drill: &Drill, zone: &Tz) -> String {
     format!("drill {outcome} {}", render::short_time(drill.started_at, zone))
 }
 
-/// Returns how a restore drill went, for JSON.
-pub fn drill_json(drill: Option<&Drill>, zone: &Tz) -> Value {
-    drill.map_or(Value::Null, |drill| {
-        json!({
-            "run": drill.run,
-            "started": render::json_time(Some(drill.started_at), zone),
-            "finished": render::json_time(drill.finished_at, zone),
-            "passed": drill.passed,
-            "files": drill.files,
-            "content_bytes": drill.content_bytes,
-            "error": drill.error,
-        })
-    })
-}
-
 pub fn last_result(run: &Run, zone: &Tz) -> String {
     let at = run.finished_at.or(run.scheduled_for);
     format!("{} {}", run.state.as_str(), render::short_time_or_dash(at, zone))
+}
+
+/// A schedule in full, and what else the database holds of it.
+struct ScheduleDetails {
+    index: usize,
+    row: ScheduleRow,
+    /// The next due times, RFC 3339.
+    coming: Vec<String>,
+    last_run: Option<Run>,
+    newest_good: Option<Archive>,
+    last_drill: Option<Drill>,
+}
+
+/// What `show --json` prints.
+#[derive(Serialize)]
+struct ShowDocument<'a> {
+    #[serde(flatten)]
+    schedule: ScheduleDocument,
+    /// All options, in the form of `export --format json`.
+    options: &'a Schedule,
+    /// The next due times.
+    coming: &'a [String],
+    last_run: Option<RunDocument>,
+    newest_good: Option<ArchiveDocument>,
+    last_drill: Option<DrillDocument>,
 }
 
 pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
     let store = context.open()?;
     let zone = context.default_zone(&store)?;
     let row = select::schedule(&store, &args.schedule)?;
-    let index = store.schedules()?.iter().position(|other| other.id == row.id).unwrap_or_default();
-    let last = store.last_ended(row.id)?;
-    let newest = store.newest_good(row.id)?;
-    let drill = store.last_drill(row.id)?;
-    let coming = coming(&row, zone, context);
+    let details = ScheduleDetails {
+        index: store.schedules()?.iter().position(|other| other.id == row.id).unwrap_or_default(),
+        coming: coming(&row, zone, context),
+        last_run: store.last_ended(row.id)?,
+        newest_good: store.newest_good(row.id)?,
+        last_drill: store.last_drill(row.id)?,
+        row,
+    };
     if context.format == Format::Json {
-        let mut document = schedule_json(context, index, &row, zone);
-        document["options"] = serde_json::to_value(&row.schedule)
-            .map_err(|e| Error::failed("cannot describe the schedule").because(e))?;
-        document["coming"] = json!(coming);
-        document["last_run"] = last.as_ref().map_or(Value::Null, |run| super::history::run_json(run, &zone));
-        document["newest_good"] =
-            newest.as_ref().map_or(Value::Null, |archive| super::archives::archive_json(context, archive));
-        document["last_drill"] = drill_json(drill.as_ref(), &zone);
-        render::print_json(&document)?;
-        return Ok(0);
+        render::print_json(&ShowDocument {
+            schedule: ScheduleDocument::new(context, details.index, &details.row, zone),
+            options: &details.row.schedule,
+            coming: &details.coming,
+            last_run: details.last_run.as_ref().map(|run| RunDocument::new(run, &zone)),
+            newest_good: details.newest_good.as_ref().map(|archive| ArchiveDocument::new(context, archive)),
+            last_drill: details.last_drill.as_ref().map(|drill| DrillDocument::new(drill, &zone)),
+        })?;
+    } else {
+        render::print(&details_text(context, &details, zone))?;
     }
+    Ok(0)
+}
+
+fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> String {
+    let ScheduleDetails { index, row, coming, .. } = details;
     let schedule = &row.schedule;
     let own_zone = schedule.zone.unwrap_or(zone);
     let origin = if schedule.zone.is_some() { "its own" } else { "the service's" };
     let mut lines = vec![
         ("name", format!("{} (index {index})", schedule.name)),
         ("source", context.home.source_path(&schedule.source).display().to_string()),
-        ("at", format!("{}{}", when(&row), if schedule.enabled { "" } else { " (paused)" })),
+        ("at", format!("{}{}", when(row), if schedule.enabled { "" } else { " (paused)" })),
         ("time zone", format!("{} ({origin})", own_zone.name())),
         ("next", if coming.is_empty() { "never".to_owned() } else { coming.join("\n              ") }),
         ("missed times", schedule.catch_up.describe().to_owned()),
@@ -138,23 +157,25 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         ("proof", if schedule.verify { "every archive is read back" } else { "archives are not read back" }.to_owned()),
         ("kept", schedule.retention.to_string()),
     ];
-    lines.extend(exclude_lines(&row));
+    lines.extend(exclude_lines(row));
     lines.push((
         "last run",
-        last.map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, last_result(&run, &zone))),
+        details
+            .last_run
+            .as_ref()
+            .map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, last_result(run, &zone))),
     ));
     lines.push((
         "newest good",
-        newest.map_or("none".to_owned(), |archive| {
+        details.newest_good.as_ref().map_or("none".to_owned(), |archive| {
             let path = context.home.backups().join(&archive.file_name);
             let verified = render::short_time_or_dash(archive.verified_at, &zone);
             format!("{} ({}, last verified {verified})", path.display(), render::bytes(archive.size))
         }),
     ));
-    lines.push(("last drill", drill.map_or("none yet".to_owned(), |drill| last_drill(&drill, &zone))));
-    let text: String = lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect();
-    render::print(&text)?;
-    Ok(0)
+    let last_drill = details.last_drill.as_ref().map_or("none yet".to_owned(), |drill| last_drill(drill, &zone));
+    lines.push(("last drill", last_drill));
+    lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect()
 }
 
 fn exclude_lines(row: &ScheduleRow) -> Vec<(&'static str, String)> {
@@ -182,30 +203,4 @@ fn coming(row: &ScheduleRow, zone: Tz, context: &Context) -> Vec<String> {
     let first = row.watermark.next_due.filter(|_| row.schedule.enabled);
     let next = |at: &_| row.schedule.next_after(zone, context.now().max(*at));
     std::iter::successors(first, next).take(LOOK_AHEAD).map(|at| at.rfc3339(&own_zone)).collect()
-}
-
-/// Returns a schedule for JSON.
-pub fn schedule_json(context: &Context, index: usize, row: &ScheduleRow, zone: Tz) -> Value {
-    let schedule = &row.schedule;
-    let own_zone = schedule.zone.unwrap_or(zone);
-    let mut object = Map::new();
-    object.insert("index".into(), json!(index));
-    object.insert("name".into(), json!(schedule.name.as_str()));
-    render::put_path(&mut object, "path", &schedule.source);
-    let resolved = context.home.source_path(&schedule.source);
-    render::put_path(&mut object, "source", std::os::unix::ffi::OsStrExt::as_bytes(resolved.as_os_str()));
-    let (at, cron) = match &schedule.cadence {
-        Some(Cadence::Daily(times)) => (times.as_slice().iter().map(ToString::to_string).collect(), None),
-        Some(Cadence::Cron(cron)) => (Vec::new(), Some(cron.as_str())),
-        None => (Vec::new(), None),
-    };
-    object.insert("at".into(), json!(at));
-    object.insert("cron".into(), json!(cron));
-    object.insert("timezone".into(), json!(own_zone.name()));
-    object.insert("timezone_is_own".into(), json!(schedule.zone.is_some()));
-    object.insert("enabled".into(), json!(schedule.enabled));
-    object.insert("compress".into(), json!(schedule.compression.to_string()));
-    let next = row.watermark.next_due.filter(|_| schedule.enabled);
-    object.insert("next_due".into(), render::json_time(next, &own_zone));
-    Value::Object(object)
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use chrono_tz::Tz;
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::{self, PathFields};
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive::members::Event;
@@ -38,11 +39,11 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
     let archive = select::archive(context, &args.what, args.archive.as_deref(), at)?;
     let paths = args.path.iter().map(|path| archive.member_path(path)).collect::<Result<Vec<_>>>()?;
     let selection = Selection::new(paths, Globs::parse(&[])?, Globs::parse(&[])?);
-    let mut documents = Vec::new();
+    let mut members = Vec::new();
     let mut lines = Lines::new();
     let trouble = visit(context, &archive, &selection, |member, digest| {
         if context.format == Format::Json {
-            documents.push(member_json(member, digest, &context.zone));
+            members.push(MemberDocument::new(member, digest, &context.zone));
             return Ok(());
         }
         if args.long { lines.put(&long_line(member, &context.zone)) } else { lines.put(&short_line(member)) }
@@ -53,7 +54,7 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
         return Err(archive.not_found(missing));
     }
     if context.format == Format::Json {
-        render::print_json(&Value::from(documents))?;
+        render::print_json(&members)?;
     }
     Ok(if trouble { ErrorKind::Damage.exit_code() } else { 0 })
 }
@@ -203,26 +204,50 @@ pub fn timestamp(time: FileTime) -> Timestamp {
     Timestamp::from_millis(millis)
 }
 
-/// Returns a member for JSON.
-pub fn member_json(member: &Member, digest: Option<[u8; 32]>, zone: &Tz) -> Value {
-    let mut object = Map::new();
-    render::put_path(&mut object, "path", member.path.as_bytes());
-    object.insert("kind".into(), json!(kind_word(member.kind)));
-    object.insert("size".into(), json!(member.size));
-    object.insert("mode".into(), json!(format!("{:04o}", member.mode)));
-    object.insert("uid".into(), json!(member.uid));
-    object.insert("gid".into(), json!(member.gid));
-    object.insert("user".into(), json!(String::from_utf8_lossy(&member.user_name)));
-    object.insert("group".into(), json!(String::from_utf8_lossy(&member.group_name)));
-    object.insert("modified".into(), render::json_time(Some(timestamp(member.modified)), zone));
-    if let Some(target) = &member.link_target {
-        render::put_path(&mut object, "link_target", target);
+/// A member of an archive.
+#[derive(Serialize)]
+struct MemberDocument {
+    /// `path`: its path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    kind: &'static str,
+    /// Bytes of its content.
+    size: u64,
+    /// Permissions, octal in four digits.
+    mode: String,
+    uid: u32,
+    gid: u32,
+    /// Name of the owner; empty if the archive holds none.
+    user: String,
+    /// Name of the group; empty if the archive holds none.
+    group: String,
+    modified: String,
+    /// `link_target`: only of links.
+    #[serde(flatten)]
+    link_target: Option<PathFields>,
+    /// Major and minor number; only of devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<(u32, u32)>,
+    /// Digest of the content; only of files in the catalog.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
+}
+
+impl MemberDocument {
+    fn new(member: &Member, digest: Option<[u8; 32]>, zone: &Tz) -> MemberDocument {
+        MemberDocument {
+            path: PathFields::new("path", member.path.as_bytes()),
+            kind: kind_word(member.kind),
+            size: member.size,
+            mode: format!("{:04o}", member.mode),
+            uid: member.uid,
+            gid: member.gid,
+            user: String::from_utf8_lossy(&member.user_name).into_owned(),
+            group: String::from_utf8_lossy(&member.group_name).into_owned(),
+            modified: documents::time(timestamp(member.modified), zone),
+            link_target: member.link_target.as_ref().map(|target| PathFields::new("link_target", target)),
+            device: member.device_number,
+            blake3: digest.map(documents::hex),
+        }
     }
-    if let Some((major, minor)) = member.device_number {
-        object.insert("device".into(), json!([major, minor]));
-    }
-    if let Some(digest) = digest {
-        object.insert("blake3".into(), json!(blake3::Hash::from_bytes(digest).to_hex().as_str()));
-    }
-    Value::Object(object)
 }

@@ -6,6 +6,7 @@ mod cat;
 mod config;
 mod create;
 mod diff;
+mod documents;
 mod drill;
 mod edit;
 mod environment;

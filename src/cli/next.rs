@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::render::{self, Format};
 use super::{Context, select};
@@ -31,6 +31,14 @@ pub struct NextArgs {
     /// How many
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
+}
+
+/// What `next --json` prints.
+#[derive(Serialize)]
+struct NextDocument {
+    timezone: &'static str,
+    /// RFC 3339, the earliest first.
+    next: Vec<String>,
 }
 
 pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
@@ -61,7 +69,7 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
             .map(|at| at.rfc3339(&zone))
             .collect();
     if context.format == Format::Json {
-        render::print_json(&json!({ "timezone": zone.name(), "next": Value::from(instants) }))?;
+        render::print_json(&NextDocument { timezone: zone.name(), next: instants })?;
     } else {
         render::print(&instants.iter().map(|line| format!("{line}\n")).collect::<String>())?;
     }

@@ -1,8 +1,9 @@
 //! `prune`, `pin`, `forget`: which archives stay.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use super::documents::ArchiveDocument;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive_folder;
@@ -56,8 +57,8 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
         plans.push((row, plan));
     }
     if context.format == Format::Json {
-        let documents: Vec<Value> = plans.iter().map(|(row, plan)| plan_json(context, row, plan)).collect();
-        render::print_json(&Value::from(documents))?;
+        let documents = plans.iter().map(|(row, plan)| PlanDocument::new(context, row, plan));
+        render::print_json(&documents.collect::<Vec<_>>())?;
     } else if args.dry_run {
         print_plans(context, &plans)?;
     }
@@ -146,24 +147,43 @@ fn rule_words(decision: &Decision) -> Vec<&'static str> {
     decision.kept_by.iter().map(|rule| rule.as_str()).collect()
 }
 
-fn plan_json(context: &Context, row: &ScheduleRow, plan: &PrunePlan) -> Value {
-    let archives: Vec<Value> = plan
-        .archives
-        .iter()
-        .zip(&plan.decisions)
-        .map(|(archive, decision)| {
-            let mut document = super::archives::archive_json(context, archive);
-            document["kept_by"] = json!(rule_words(decision));
-            document["goes"] = json!(decision.kept_by.is_empty());
-            document
-        })
-        .collect();
-    json!({
-        "name": row.schedule.name.as_str(),
-        "policy": row.schedule.retention.to_string(),
-        "over_half": plan.is_large(),
-        "archives": archives,
-    })
+/// What `prune --json` prints of each schedule.
+#[derive(Serialize)]
+struct PlanDocument {
+    /// Name of the schedule.
+    name: String,
+    /// Its retention policy.
+    policy: String,
+    /// Whether it would remove over half of the good archives, which needs `--yes`.
+    over_half: bool,
+    archives: Vec<DecisionDocument>,
+}
+
+/// An archive, and whether a rule keeps it.
+#[derive(Serialize)]
+struct DecisionDocument {
+    #[serde(flatten)]
+    archive: ArchiveDocument,
+    /// The rules that keep it.
+    kept_by: Vec<&'static str>,
+    /// Whether it is to be removed.
+    goes: bool,
+}
+
+impl PlanDocument {
+    fn new(context: &Context, row: &ScheduleRow, plan: &PrunePlan) -> PlanDocument {
+        let archives = plan.archives.iter().zip(&plan.decisions).map(|(archive, decision)| DecisionDocument {
+            archive: ArchiveDocument::new(context, archive),
+            kept_by: rule_words(decision),
+            goes: decision.kept_by.is_empty(),
+        });
+        PlanDocument {
+            name: row.schedule.name.to_string(),
+            policy: row.schedule.retention.to_string(),
+            over_half: plan.is_large(),
+            archives: archives.collect(),
+        }
+    }
 }
 
 pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {

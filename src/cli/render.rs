@@ -127,11 +127,6 @@ pub fn put_path(object: &mut Map<String, Value>, key: &str, path: &[u8]) {
     }
 }
 
-/// Returns an instant for JSON: RFC 3339 in `zone`, or null.
-pub fn json_time(at: Option<Timestamp>, zone: &Tz) -> Value {
-    at.map_or(Value::Null, |at| Value::from(at.rfc3339(zone)))
-}
-
 /// Returns an instant for people: `2026-11-23 02:30`.
 pub fn short_time(at: Timestamp, zone: &Tz) -> String {
     at.utc().with_timezone(zone).format("%Y-%m-%d %H:%M").to_string()

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::{ArchiveDocument, PathFields, RunDocument};
 use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
@@ -64,6 +65,24 @@ pub struct RunOptions {
     reread: bool,
 }
 
+/// What `run -n --json` prints of each member.
+#[derive(Serialize)]
+struct EntryDocument {
+    /// `path`: the path that it would have in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    /// Bytes of its content.
+    size: u64,
+}
+
+/// What `run --json` prints of each run.
+#[derive(Serialize)]
+struct RunResultDocument {
+    #[serde(flatten)]
+    run: RunDocument,
+    archive: Option<ArchiveDocument>,
+}
+
 pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
     let store = context.open()?;
     let rows = if args.all {
@@ -88,10 +107,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
     for row in rows {
         let listing = backup::list_source(&context.home, row, &mut |path, size| {
             if context.format == Format::Json {
-                let mut object = Map::new();
-                render::put_path(&mut object, "path", path);
-                object.insert("size".into(), json!(size));
-                documents.push(Value::Object(object));
+                documents.push(EntryDocument { path: PathFields::new("path", path), size });
                 return Ok(());
             }
             let mut line = path.to_owned();
@@ -110,7 +126,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
         context.print_info(&format!("{}: {what} would go in", row.schedule.name));
     }
     if context.format == Format::Json {
-        render::print_json(&Value::from(documents))?;
+        render::print_json(&documents)?;
     }
     Ok(if losses { ErrorKind::Incomplete.exit_code() } else { 0 })
 }
@@ -138,7 +154,7 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], opt
     }
     runner.store.remove_worker(runner.row.uuid)?;
     if context.format == Format::Json {
-        render::print_json(&Value::from(documents))?;
+        render::print_json(&documents)?;
     }
     Ok(signals.interruption().map_or_else(|| gravest(&codes), ErrorKind::exit_code))
 }
@@ -254,7 +270,7 @@ fn exit_code(run: &Run) -> u8 {
     }
 }
 
-fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
+fn summary(context: &Context, store: &Store, run: &Run) -> Result<RunResultDocument> {
     let archive = store.archive(run.id)?;
     let name = &run.schedule_name;
     let mut lines = vec![format!("{name}: run @{} {}", run.id, run.state.as_str())];
@@ -287,9 +303,10 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<Value> {
     if context.format != Format::Json && !context.quiet {
         render::print_line(&lines.join("\n"))?;
     }
-    let mut document = super::history::run_json(run, &context.zone);
-    document["archive"] = archive.map_or(Value::Null, |archive| super::archives::archive_json(context, &archive));
-    Ok(document)
+    Ok(RunResultDocument {
+        run: RunDocument::new(run, &context.zone),
+        archive: archive.map(|archive| ArchiveDocument::new(context, &archive)),
+    })
 }
 
 /// Puts right what dead workers left, for a command that carries out no run of its own.

@@ -2,8 +2,9 @@
 
 use chrono_tz::Tz;
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
+use super::documents::{self, ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
 use super::render::{self, Format};
 use super::{Context, start, terminal};
 use crate::archive_folder;
@@ -109,11 +110,21 @@ fn service_problem_text(problem: &ServiceProblem) -> String {
     }
 }
 
+/// What `status --service --json` prints.
+#[derive(Serialize)]
+struct ServiceHealthDocument<'a> {
+    /// Whether the exit code is 0.
+    healthy: bool,
+    /// The services that are alive.
+    pids: Vec<u32>,
+    trouble: &'a [String],
+}
+
 fn tell_service(context: &Context, service: &ServiceState) -> Result<u8> {
     let healthy = service.trouble.is_empty();
     if context.format == Format::Json {
         let pids: Vec<u32> = service.workers.iter().map(|(row, _)| row.pid).collect();
-        render::print_json(&json!({ "healthy": healthy, "pids": pids, "trouble": service.trouble }))?;
+        render::print_json(&ServiceHealthDocument { healthy, pids, trouble: &service.trouble })?;
     } else if healthy {
         render::print_line("the service is alive, ticks, and can write its store and its archive folder")?;
     } else {
@@ -271,53 +282,101 @@ fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
     text
 }
 
-fn document(
-    context: &Context,
-    service: &ServiceState,
-    schedules: &[ScheduleState],
-    import_error: Option<&str>,
+/// What `status --json` prints.
+#[derive(Serialize)]
+struct StatusDocument<'a> {
+    /// Whether the exit code is 0.
     healthy: bool,
-    zone: Tz,
-) -> Value {
-    let services: Vec<Value> = service
-        .workers
-        .iter()
-        .map(|(row, _)| {
-            let started = render::json_time(Some(row.started_at), &zone);
-            json!({ "pid": row.pid, "host": row.host, "started": started })
-        })
-        .collect();
-    let states: Vec<Value> =
-        schedules.iter().enumerate().map(|(index, state)| schedule_document(context, index, state)).collect();
-    json!({
-        "healthy": healthy,
-        "timezone": zone.name(),
-        "services": services,
-        "trouble": service.trouble,
-        "import_error": import_error,
-        "schedules": states,
-    })
+    /// The zone of schedules without their own.
+    timezone: &'static str,
+    /// The services that are alive.
+    services: Vec<ServiceDocument<'a>>,
+    /// What is wrong with the service, the database or the archive folder.
+    trouble: &'a [String],
+    /// Why the text file that the service follows could not be imported.
+    import_error: Option<&'a str>,
+    schedules: Vec<ScheduleStateDocument<'a>>,
 }
 
-fn schedule_document(context: &Context, index: usize, state: &ScheduleState) -> Value {
-    let mut document = super::list::schedule_json(context, index, &state.row, state.zone);
-    document["last_run"] = state.last.as_ref().map_or(Value::Null, |run| super::history::run_json(run, &state.zone));
-    document["newest_good"] =
-        state.newest.as_ref().map_or(Value::Null, |archive| super::archives::archive_json(context, archive));
-    document["last_drill"] = super::list::drill_json(state.drill.as_ref(), &state.zone);
-    document["new_problems"] = json!(state.new_problems);
-    document["trouble"] = json!(state.trouble);
-    document["running"] = state.running.as_ref().map_or(Value::Null, |Underway { run, line, is_cut_off }| {
-        let line = line.clone().unwrap_or_default();
-        json!({
-            "run": run.id,
-            "by_hand": run.trigger == Trigger::Manual,
-            "cut_off": is_cut_off,
-            "phase": line.phase,
-            "members": line.members,
-            "bytes": line.bytes,
-            "bytes_total": line.bytes_total,
-        })
+/// A service that is alive.
+#[derive(Serialize)]
+struct ServiceDocument<'a> {
+    pid: u32,
+    host: &'a str,
+    started: String,
+}
+
+/// The state of one schedule.
+#[derive(Serialize)]
+struct ScheduleStateDocument<'a> {
+    #[serde(flatten)]
+    schedule: ScheduleDocument,
+    last_run: Option<RunDocument>,
+    newest_good: Option<ArchiveDocument>,
+    last_drill: Option<DrillDocument>,
+    /// Problems of the last run that the run before it did not have; 0 once accepted.
+    new_problems: u64,
+    /// What is wrong with it.
+    trouble: &'a [String],
+    running: Option<RunningDocument<'a>>,
+}
+
+/// A run that has not ended. Without a heartbeat of its process the numbers are 0 and the phase is empty.
+#[derive(Serialize)]
+struct RunningDocument<'a> {
+    /// Its number.
+    run: i64,
+    /// Whether a command carries it out rather than the schedule.
+    by_hand: bool,
+    /// Whether its process has died.
+    cut_off: bool,
+    phase: &'a str,
+    members: u64,
+    bytes: u64,
+    /// Null until the size of the source is known.
+    bytes_total: Option<u64>,
+}
+
+fn document<'a>(
+    context: &Context,
+    service: &'a ServiceState,
+    schedules: &'a [ScheduleState],
+    import_error: Option<&'a str>,
+    healthy: bool,
+    zone: Tz,
+) -> StatusDocument<'a> {
+    let services = service.workers.iter().map(|(row, _)| ServiceDocument {
+        pid: row.pid,
+        host: &row.host,
+        started: documents::time(row.started_at, &zone),
     });
-    document
+    let states = schedules.iter().enumerate().map(|(index, state)| schedule_document(context, index, state));
+    StatusDocument {
+        healthy,
+        timezone: zone.name(),
+        services: services.collect(),
+        trouble: &service.trouble,
+        import_error,
+        schedules: states.collect(),
+    }
+}
+
+fn schedule_document<'a>(context: &Context, index: usize, state: &'a ScheduleState) -> ScheduleStateDocument<'a> {
+    ScheduleStateDocument {
+        schedule: ScheduleDocument::new(context, index, &state.row, state.zone),
+        last_run: state.last.as_ref().map(|run| RunDocument::new(run, &state.zone)),
+        newest_good: state.newest.as_ref().map(|archive| ArchiveDocument::new(context, archive)),
+        last_drill: state.drill.as_ref().map(|drill| DrillDocument::new(drill, &state.zone)),
+        new_problems: state.new_problems,
+        trouble: &state.trouble,
+        running: state.running.as_ref().map(|Underway { run, line, is_cut_off }| RunningDocument {
+            run: run.id,
+            by_hand: run.trigger == Trigger::Manual,
+            cut_off: *is_cut_off,
+            phase: line.as_ref().map_or("", |line| line.phase.as_str()),
+            members: line.as_ref().map_or(0, |line| line.members),
+            bytes: line.as_ref().map_or(0, |line| line.bytes),
+            bytes_total: line.as_ref().and_then(|line| line.bytes_total),
+        }),
+    }
 }

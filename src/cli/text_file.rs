@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde::Serialize;
 
 use super::Context;
 use super::render::{self, Format};
@@ -47,6 +47,19 @@ pub struct ExportArgs {
     format: FileFormat,
 }
 
+/// What `import --json` prints.
+#[derive(Serialize)]
+struct ImportDocument<'a> {
+    /// Names of new schedules.
+    created: &'a [String],
+    /// Names of schedules that changed.
+    changed: &'a [String],
+    /// Names of schedules that were deleted.
+    deleted: &'a [String],
+    /// How many schedules were already as the file has them.
+    unchanged: usize,
+}
+
 pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
     let path = args.file.clone().unwrap_or_else(|| context.home.text_file());
     let (name, bytes) = read(&path)?;
@@ -83,12 +96,12 @@ fn read(path: &Path) -> Result<(String, Vec<u8>)> {
 
 fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
     if context.format == Format::Json {
-        return render::print_json(&json!({
-            "created": imported.created,
-            "changed": imported.changed,
-            "deleted": imported.deleted,
-            "unchanged": imported.unchanged,
-        }));
+        return render::print_json(&ImportDocument {
+            created: &imported.created,
+            changed: &imported.changed,
+            deleted: &imported.deleted,
+            unchanged: imported.unchanged,
+        });
     }
     for (word, names) in [("new", &imported.created), ("changed", &imported.changed), ("deleted", &imported.deleted)] {
         for schedule in names {
