@@ -11,7 +11,10 @@ use crate::error::Result;
 impl Store {
     /// Returns complete archives of one schedule or of all, oldest first.
     pub fn archives(&self, schedule: Option<i64>) -> Result<Vec<Archive>> {
-        self.select_archives("(?1 IS NULL OR archive.schedule_id = ?1) ORDER BY archive.run_id", params![schedule])
+        match schedule {
+            Some(schedule) => self.select_archives("archive.schedule_id = ?1 ORDER BY archive.run_id", [schedule]),
+            None => self.select_archives("TRUE ORDER BY archive.run_id", []),
+        }
     }
 
     /// Returns the complete archive of a run.

@@ -83,7 +83,7 @@ impl Store {
                 "DELETE FROM run WHERE id IN (SELECT id FROM run AS old WHERE finished_at_ms < ?1 \
                  AND NOT EXISTS (SELECT 1 FROM archive WHERE archive.run_id = old.id) \
                  AND id <> (SELECT max(id) FROM run AS newest WHERE newest.schedule_id = old.schedule_id) \
-                 AND id NOT IN (SELECT superseded_by FROM run WHERE superseded_by IS NOT NULL) LIMIT ?2)",
+                 AND NOT EXISTS (SELECT 1 FROM run AS older WHERE older.superseded_by = old.id) LIMIT ?2)",
                 params![limit.millis(), HISTORY_BATCH],
             )
         })

@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::Store;
 use super::catalog::remove_references;
-use super::rows::{JOINED, exactly_one, extent_row};
+use super::rows::{JOINED, PENDING, exactly_one, extent_row};
 use super::types::{Claim, Completed, Health, Intent, PendingArchive, Sealed};
 use crate::archive_name::ArchiveName;
 use crate::clock::Timestamp;
@@ -28,7 +28,9 @@ impl Store {
     pub fn archives_being_deleted(&self) -> Result<Vec<PendingArchive>> {
         self.read(|connection| {
             connection
-                .prepare_cached(&format!("SELECT archive.*, size, digest {JOINED} WHERE state = 'deleting'"))?
+                .prepare_cached(&format!(
+                    "SELECT archive.*, size, digest {JOINED} WHERE {PENDING} AND state = 'deleting'"
+                ))?
                 .query_map([], pending_archive_row)?
                 .collect()
         })
@@ -38,7 +40,10 @@ impl Store {
     pub fn temporary_names(&self) -> Result<Vec<String>> {
         self.read(|connection| {
             connection
-                .prepare_cached("SELECT temporary_name FROM archive WHERE temporary_name IS NOT NULL")?
+                .prepare_cached(&format!(
+                    "SELECT temporary_name FROM archive WHERE {PENDING} AND state IN ('writing', 'sealed') \
+                     AND temporary_name IS NOT NULL"
+                ))?
                 .query_map([], |row| row.get(0))?
                 .collect()
         })

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::Store;
 use super::catalog::{insert_chunk, remove_references};
-use super::rows::exactly_one;
+use super::rows::{PENDING, exactly_one};
 use super::types::{FoundArchive, Health};
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
@@ -108,8 +108,10 @@ impl Store {
             let left = self.write(|transaction| {
                 let half: Option<(i64, i64)> = transaction
                     .query_row(
-                        "SELECT run_id, archive_file_id FROM archive JOIN run ON run.id = run_id \
-                         WHERE archive.state = 'writing' AND trigger = 'rescan' LIMIT 1",
+                        &format!(
+                            "SELECT run_id, archive_file_id FROM archive JOIN run ON run.id = run_id \
+                             WHERE {PENDING} AND archive.state = 'writing' AND trigger = 'rescan' LIMIT 1"
+                        ),
                         [],
                         |row| Ok((row.get(0)?, row.get(1)?)),
                     )

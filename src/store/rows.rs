@@ -17,6 +17,10 @@ pub(super) const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect 
 pub(super) const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
      JOIN schedule ON schedule.id = archive.schedule_id";
 
+/// Condition of archives that are not complete. SQLite uses the index of these only for a statement that states its
+/// condition.
+pub(super) const PENDING: &str = "archive.state <> 'complete'";
+
 /// Restricts `archive_chunk` to the file of the archive of run `?1`.
 pub(super) const OF_FILE: &str = "archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)";
 

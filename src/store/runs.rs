@@ -1,6 +1,6 @@
 //! The history: runs as rows, with their attempts and problems.
 
-use rusqlite::{OptionalExtension, Row, named_params, params};
+use rusqlite::{OptionalExtension, Row, ToSql, params};
 
 use super::Store;
 use super::rows::{extent_row, parse_uuid};
@@ -29,32 +29,40 @@ impl Store {
     /// Returns runs, newest first.
     pub fn history(&self, filter: &HistoryFilter) -> Result<Vec<Run>> {
         let states = filter.states.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(",");
+        let (since, limit) = (filter.since.map(Timestamp::millis), filter.limit.map_or(-1, i64::from));
+        // A condition that is always true for an absent filter would keep SQLite from using an index for the others.
+        let mut conditions = Vec::new();
+        let mut parameters: Vec<(&str, &dyn ToSql)> = vec![(":limit", &limit)];
+        if filter.schedule.is_some() {
+            conditions.push("run.schedule_id = :schedule");
+            parameters.push((":schedule", &filter.schedule));
+        }
+        if since.is_some() {
+            conditions.push("run.queued_at_ms >= :since");
+            parameters.push((":since", &since));
+        }
+        if !states.is_empty() {
+            conditions.push("instr(',' || :states || ',', ',' || run.state || ',') > 0");
+            parameters.push((":states", &states));
+        }
+        // The plus sign rules out reading all runs in the order of their numbers, which SQLite would prefer to an index.
+        let order = if since.is_some() && filter.schedule.is_none() { "+run.id" } else { "run.id" };
+        let filters = if conditions.is_empty() { "TRUE".to_owned() } else { conditions.join(" AND ") };
         self.read(|connection| {
             connection
-                .prepare_cached(&format!(
-                    "{SELECT} WHERE (:schedule IS NULL OR run.schedule_id = :schedule) \
-                     AND (:since IS NULL OR run.queued_at_ms >= :since) \
-                     AND (:states = '' OR instr(',' || :states || ',', ',' || run.state || ',') > 0) \
-                     ORDER BY run.id DESC LIMIT :limit"
-                ))?
-                .query_map(
-                    named_params! {
-                        ":schedule": filter.schedule,
-                        ":since": filter.since.map(Timestamp::millis),
-                        ":states": states,
-                        ":limit": filter.limit.map_or(-1, i64::from),
-                    },
-                    run_row,
-                )?
+                .prepare_cached(&format!("{SELECT} WHERE {filters} ORDER BY {order} DESC LIMIT :limit"))?
+                .query_map(parameters.as_slice(), run_row)?
                 .collect()
         })
     }
 
-    /// Returns the runs that a worker has, living or not.
+    /// Returns the runs that are claimed by a worker, alive or dead, oldest first.
     pub fn running(&self) -> Result<Vec<Run>> {
         self.read(|connection| {
             connection
-                .prepare_cached(&format!("{SELECT} WHERE run.state = 'running' ORDER BY run.id"))?
+                .prepare_cached(&format!(
+                    "{SELECT} WHERE run.id IN (SELECT id FROM run WHERE state = 'running') ORDER BY run.id"
+                ))?
                 .query_map([], run_row)?
                 .collect()
         })
