@@ -126,7 +126,7 @@ fn archive(
         Ok(())
     })
     .expect("the tree can be read");
-    file.seal().and_then(|sealed| sealed.place(path, true)).expect("the archive gets its name");
+    file.seal().and_then(|sealed| sealed.persist(path, true)).expect("the archive gets its name");
     records.sort_by_key(|record| record.chunk.sequence);
     (written, records)
 }

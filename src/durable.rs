@@ -1,5 +1,8 @@
-//! The one way to put a file in place (I3): a random temporary name in the same folder, write, fsync, rename without
-//! clobbering unless replacing was asked for, fsync the folder; on error the temporary goes.
+//! Safe file replacement, the only way in which files get their final names (I3): write a temporary file in the same
+//! folder, fsync it, rename it atomically, fsync the folder. An existing file is replaced only on request. The
+//! temporary file is removed on errors.
+//!
+//! Temporary files of killed processes are removed under a [`FolderLock`].
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -7,16 +10,17 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What random temporary names begin and end with.
+/// The beginning and the end of random temporary names.
 const TEMP_PREFIX: &str = ".backup-manager-";
 const TEMP_SUFFIX: &str = ".part";
 
-/// A file being written under a temporary name beside its final one; removed when dropped unless it is sealed.
+/// A file that is being written under a temporary name in the folder of its final one. It is removed when dropped
+/// unless it is sealed.
 #[derive(Debug)]
 #[must_use = "an unsealed file is removed when dropped"]
 pub struct PendingFile {
@@ -38,8 +42,8 @@ impl PendingFile {
         }
     }
 
-    /// Creates an empty file with exactly the permission bits `mode` under the temporary name `temp`, which must be
-    /// free.
+    /// Creates an empty file with exactly the permission bits `mode` under the temporary name `temp`. Errors:
+    /// [`ErrorKind::Busy`] if that exists.
     pub fn create_named(temp: &Path, mode: u32) -> Result<Self> {
         Self::create_exclusive(temp, mode).map_err(creation_error(temp))
     }
@@ -56,23 +60,24 @@ impl PendingFile {
         &mut self.file
     }
 
-    /// Returns the name the file has until it is placed.
+    /// Returns the temporary name of the file.
     pub fn temp_path(&self) -> &Path {
         &self.temp.path
     }
 
-    /// Syncs content and metadata to disk; nothing can be written through this value any more.
+    /// Syncs content and metadata to disk. The file is complete then.
     pub fn seal(self) -> Result<SealedFile> {
-        // An fsync that failed once may succeed the next time although data was lost, so its error is believed.
+        // After an fsync that failed the next one may succeed although data was lost, so there is no second attempt.
         self.file.sync_all().map_err(Error::io("sync", &self.temp.path))?;
         let stat = self.file.metadata().map_err(Error::io("inspect", &self.temp.path))?;
         Ok(SealedFile { file: self.file, temp: self.temp, size: stat.len(), device: stat.dev(), inode: stat.ino() })
     }
 }
 
-/// A file that is complete and on disk, still under its temporary name; removed when dropped unless placed or left.
+/// A file that is complete and on disk, still under its temporary name. It is removed when dropped unless it is
+/// persisted or kept.
 #[derive(Debug)]
-#[must_use = "a sealed file that is neither placed nor left is removed when dropped"]
+#[must_use = "a sealed file that is neither persisted nor kept is removed when dropped"]
 pub struct SealedFile {
     file: File,
     temp: TempName,
@@ -81,17 +86,18 @@ pub struct SealedFile {
     inode: u64,
 }
 
-/// How a file came to its final name.
+/// How a file got its final name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
+pub enum PersistMethod {
     /// By an atomic rename (or link) of a synced file.
     Renamed,
-    /// The target is a mount point and cannot be renamed over: its content was overwritten and synced. Worth saying.
+    /// The final name is a mount point and cannot be renamed over: its content was overwritten and synced. This is not
+    /// atomic, so the user should learn of it.
     WrittenInPlace,
 }
 
 impl SealedFile {
-    /// Returns the name the file has until it is placed.
+    /// Returns the temporary name of the file.
     pub fn temp_path(&self) -> &Path {
         &self.temp.path
     }
@@ -111,28 +117,28 @@ impl SealedFile {
         self.inode
     }
 
-    /// Gives the file its final name, in the same folder, and syncs the folder. Without `replace` an existing file is
-    /// left alone and the error is [`ErrorKind::Busy`].
-    pub fn place(mut self, final_path: &Path, replace: bool) -> Result<Placement> {
+    /// Renames the file to its final name, in the same folder, and syncs the folder. Without `replace` an existing file
+    /// is left alone and the error is [`ErrorKind::Busy`].
+    pub fn persist(mut self, final_path: &Path, replace: bool) -> Result<PersistMethod> {
         if !replace {
-            rename_new(&self.temp.path, final_path)?;
+            rename_no_replace(&self.temp.path, final_path)?;
             self.temp.armed = false;
-            return Ok(Placement::Renamed);
+            return Ok(PersistMethod::Renamed);
         }
         match rustix::fs::rename(&self.temp.path, final_path) {
             Ok(()) => self.temp.armed = false,
             Err(Errno::BUSY) => {
                 overwrite(&mut self.file, final_path).map_err(Error::io("write", final_path))?;
-                return Ok(Placement::WrittenInPlace);
+                return Ok(PersistMethod::WrittenInPlace);
             }
             Err(e) => return Err(Error::io("replace", final_path)(e.into())),
         }
         sync_folder(folder_of(final_path))?;
-        Ok(Placement::Renamed)
+        Ok(PersistMethod::Renamed)
     }
 
-    /// Leaves the file under its temporary name and returns that, for work that is resumed by recovery.
-    pub fn leave(mut self) -> PathBuf {
+    /// Keeps the file under its temporary name and returns that, for work that recovery resumes.
+    pub fn keep(mut self) -> PathBuf {
         self.temp.armed = false;
         self.temp.path.clone()
     }
@@ -148,23 +154,23 @@ struct TempName {
 impl Drop for TempName {
     fn drop(&mut self) {
         if self.armed {
-            // Nothing can be done about a failure here; recovery removes what a dead attempt left.
+            // A failure cannot be handled here; recovery removes temporary files of dead workers.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// Writes `bytes` to a file at `path` with exactly the permission bits `mode`. Without `replace` an existing file is
-/// left alone and the error is [`ErrorKind::Busy`].
-pub fn put(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> Result<Placement> {
+/// Writes a file at `path` that holds `bytes`, with exactly the permission bits `mode`. Without `replace` an existing
+/// file is left alone and the error is [`ErrorKind::Busy`].
+pub fn write_file(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> Result<PersistMethod> {
     let mut pending = PendingFile::create(path, mode)?;
     pending.file().write_all(bytes).map_err(Error::io("write", path))?;
-    pending.seal()?.place(path, replace)
+    pending.seal()?.persist(path, replace)
 }
 
-/// Renames a file to a name in the same file system that must be free, and syncs the folder. An existing file is left
-/// alone and the error is [`ErrorKind::Busy`].
-pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
+/// Renames a file to an unused name in the same file system and syncs the folder. An existing file is left alone and
+/// the error is [`ErrorKind::Busy`].
+pub fn rename_no_replace(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         // The file system does not know the flag.
@@ -178,27 +184,27 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Renames without clobbering where rename cannot: a link never replaces. A crash between leaves both names, of one
-/// file.
+/// Renames by a hard link, which never replaces, where rename has no such flag. A crash between link and unlink leaves
+/// both names of the file.
 fn rename_by_link(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::link(from, to) {
         Ok(()) => std::fs::remove_file(from).map_err(Error::io("remove", from)),
-        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => rename_unlinkable(from, to),
+        Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => rename_after_check(from, to),
         Err(e) => Err(naming_error(to)(e.into())),
     }
 }
 
-/// Renames where there are no links either, as on FAT through FUSE. Looking first is all that can be done; names that
-/// matter hold the number of their run, which nobody else has.
-fn rename_unlinkable(from: &Path, to: &Path) -> Result<()> {
+/// Renames where the file system has no hard links either, as FAT through FUSE. It can only check first that the name
+/// is unused; names of archives contain the number of their run, which is unique.
+fn rename_after_check(from: &Path, to: &Path) -> Result<()> {
     if std::fs::symlink_metadata(to).is_ok() {
         return Err(naming_error(to)(io::ErrorKind::AlreadyExists.into()));
     }
     rustix::fs::rename(from, to).map_err(|e| naming_error(to)(e.into()))
 }
 
-/// Makes a folder with exactly the permission bits `mode`, and its missing parents likewise, and syncs the parent of
-/// each. Returns whether the folder was missing.
+/// Creates a folder with exactly the permission bits `mode`, and missing parents likewise, and syncs the parent of
+/// each. Returns whether the folder was created.
 pub fn make_folder(path: &Path, mode: u32) -> Result<bool> {
     match std::fs::DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
@@ -223,18 +229,18 @@ fn existing_folder(path: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Unlinks a file and syncs its folder. A file that is not there is no error.
+/// Unlinks a file and syncs its folder. A file that does not exist is no error.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Ok(()) => sync_folder(folder_of(path)),
-        // An unlink before a crash may not have been synced: sync again, so that "gone" means gone.
+        // An unlink before a crash may not have been synced, so the folder is synced again.
         Err(e) if e.kind() == io::ErrorKind::NotFound && folder_of(path).is_dir() => sync_folder(folder_of(path)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("remove", path)(e)),
     }
 }
 
-/// Syncs a folder, so that names made, changed or removed in it outlive a power cut.
+/// Syncs a folder, so that names created, changed or removed in it survive a power cut.
 pub fn sync_folder(path: &Path) -> Result<()> {
     let folder = File::open(path).map_err(Error::io("open", path))?;
     match folder.sync_all() {
@@ -245,9 +251,9 @@ pub fn sync_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes `link` a symbolic link to `target` by a path relative to the link's folder, atomically, and syncs the folder.
-/// Both must be absolute or relative to the same folder. An older link is replaced; anything else at `link` is left
-/// alone and the error is [`ErrorKind::Busy`].
-pub fn link_relative(link: &Path, target: &Path) -> Result<()> {
+/// Both paths must be absolute or relative to the same folder. An existing symbolic link is replaced; anything else at
+/// `link` is left alone and the error is [`ErrorKind::Busy`].
+pub fn symlink_relative(link: &Path, target: &Path) -> Result<()> {
     let relative = relative_path(folder_of(link), target);
     let exists = match std::fs::symlink_metadata(link) {
         Ok(stat) if stat.is_symlink() => true,
@@ -264,7 +270,7 @@ pub fn link_relative(link: &Path, target: &Path) -> Result<()> {
     if exists {
         std::fs::rename(&temp.path, link).map_err(Error::io("replace the link", link))?;
     } else {
-        rename_new(&temp.path, link)?;
+        rename_no_replace(&temp.path, link)?;
     }
     temp.armed = false;
     sync_folder(folder_of(link))
@@ -294,8 +300,8 @@ fn overwrite(from: &mut File, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Sets permission bits whatever the umask. File systems that keep none (FAT, some network ones) refuse: then the mount
-/// decides who may read, and that is the administrator's choice.
+/// Sets permission bits whatever the umask. File systems that store none (FAT, some network ones) refuse; there the
+/// mount options decide about access, which is the administrator's choice.
 fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     match file.set_permissions(std::fs::Permissions::from_mode(mode)) {
         Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS)) => Ok(()),
@@ -303,15 +309,15 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Returns a name for something that is about to be renamed.
+/// Returns a random temporary name.
 pub fn random_name() -> Result<String> {
     let random = getrandom::u64()
         .map_err(|e| Error::failed("the system gives no random numbers").because(io::Error::other(e.to_string())))?;
     Ok(format!("{TEMP_PREFIX}{random:016x}{TEMP_SUFFIX}"))
 }
 
-/// Removes what a killed process left in a folder under names that only this module makes. The caller holds the lock
-/// that everybody who places something there holds, so that nobody is using one of them.
+/// Removes the temporary files with random names that killed processes left in a folder. The caller holds the lock
+/// under which all processes write in this folder, so that none of the files is in use.
 pub fn remove_abandoned(folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     for entry in entries.flatten() {
@@ -322,7 +328,35 @@ pub fn remove_abandoned(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Says whether only this module makes such names.
+/// A lock on a folder that several processes write in: the archive folder itself, or a folder that belongs to the user.
+/// Archives lie in folders below the archive folder and need no lock.
+pub struct FolderLock {
+    _locked: File,
+}
+
+impl FolderLock {
+    /// Waits for the lock, then removes temporary files that killed processes left. On a file system without locks
+    /// there is no lock, and nothing is removed.
+    pub fn acquire(folder: &Path) -> Result<FolderLock> {
+        let handle = File::open(folder).map_err(Error::io("open", folder))?;
+        match flock(&handle, FlockOperation::LockExclusive) {
+            Ok(()) => remove_abandoned(folder)?,
+            Err(error) => log::debug!("{} cannot be locked: {error}", folder.display()),
+        }
+        Ok(FolderLock { _locked: handle })
+    }
+
+    /// Takes the lock if it is free, then removes temporary files that killed processes left. Returns `None` if another
+    /// process has the lock or any of this fails.
+    pub fn try_acquire(folder: &Path) -> Option<FolderLock> {
+        let handle = File::open(folder).ok()?;
+        flock(&handle, FlockOperation::NonBlockingLockExclusive).ok()?;
+        remove_abandoned(folder).ok()?;
+        Some(FolderLock { _locked: handle })
+    }
+}
+
+/// Returns whether a name is a random temporary name, as only this module creates them.
 pub fn is_temporary_name(name: &str) -> bool {
     let random = name.strip_prefix(TEMP_PREFIX).and_then(|rest| rest.strip_suffix(TEMP_SUFFIX));
     random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))

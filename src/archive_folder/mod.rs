@@ -3,14 +3,13 @@
 mod deletion;
 mod stable_links;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::durable;
+use crate::durable::{self, FolderLock};
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
 use crate::store::Store;
@@ -36,7 +35,7 @@ pub fn ensure_ours(home: &Home, store: &Store) -> Result<()> {
         Some(()) => writable(home.backups()),
         None => {
             durable::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
-            let _lock = FolderLock::take(home.backups())?;
+            let _lock = FolderLock::acquire(home.backups())?;
             write_identity(home, store)
         }
     }
@@ -84,7 +83,7 @@ fn read_identity(home: &Home, store: &Store) -> Result<Option<()>> {
 /// Errors: what [`ensure_ours`] says, where neither may be done.
 pub fn adopt(home: &Home, store: &Store, adopt: bool) -> Result<bool> {
     durable::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
-    let _lock = FolderLock::take(home.backups())?;
+    let _lock = FolderLock::acquire(home.backups())?;
     let path = home.backups().join(IDENTITY);
     let found = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Identity>(&text).ok());
     match found {
@@ -120,34 +119,7 @@ fn put_identity(home: &Home, store: &Store, replace: bool) -> Result<()> {
     let folder = home.backups();
     let text = serde_json::to_vec(&Identity { database: store.identity() })
         .map_err(|e| Error::failed("cannot write the identity").because(e))?;
-    durable::put(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
-}
-
-/// Held by who places something in the archive folder itself, or in another that belongs to nobody; archives lie in
-/// folders below it and need no lock.
-pub struct FolderLock {
-    _locked: File,
-}
-
-impl FolderLock {
-    /// Waits for the lock, and removes what others left half placed. A file system without locks is used without.
-    fn take(folder: &Path) -> Result<FolderLock> {
-        let handle = File::open(folder).map_err(Error::io("open", folder))?;
-        match flock(&handle, FlockOperation::LockExclusive) {
-            Ok(()) => durable::remove_abandoned(folder)?,
-            Err(error) => log::debug!("{} cannot be locked: {error}", folder.display()),
-        }
-        Ok(FolderLock { _locked: handle })
-    }
-}
-
-/// Removes what killed processes left half placed in a folder that is nobody's, unless somebody places something there
-/// now; nobody does while the result is held.
-pub fn clear_up(folder: &Path) -> Option<FolderLock> {
-    let handle = File::open(folder).ok()?;
-    flock(&handle, FlockOperation::NonBlockingLockExclusive).ok()?;
-    durable::remove_abandoned(folder).ok()?;
-    Some(FolderLock { _locked: handle })
+    durable::write_file(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
 }
 
 fn writable(folder: &Path) -> Result<()> {

@@ -8,11 +8,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::FolderLock;
 use crate::archive::foreign;
 use crate::archive_name::{EXTENSIONS, legacy_codec, legacy_name};
 use crate::clock::Timestamp;
-use crate::durable;
+use crate::durable::{self, FolderLock};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{LegacyArchive, ScheduleRow, Store};
@@ -31,7 +30,7 @@ pub fn refresh_stable_links(
         return Ok(Vec::new());
     }
     super::ensure_ours(home, store)?;
-    let _lock = FolderLock::take(home.backups())?;
+    let _lock = FolderLock::acquire(home.backups())?;
     let mut notes = Vec::new();
     for row in schedules {
         notes.extend(take_legacy_in(home, store, row, now)?);
@@ -46,7 +45,7 @@ pub fn refresh_links_only(home: &Home, store: &Store, schedules: &[ScheduleRow])
         return Ok(Vec::new());
     }
     super::ensure_ours(home, store)?;
-    let _lock = FolderLock::take(home.backups())?;
+    let _lock = FolderLock::acquire(home.backups())?;
     let notes =
         schedules.iter().filter_map(|row| refresh(home.backups(), store, row).err().and_then(|e| unmade(row, &e)));
     Ok(notes.collect())
@@ -70,7 +69,7 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
         match wanted {
             // `.tar` is no suffix of the others, so at most one extension is wanted.
             Some(target) if current.as_deref() == Some(Path::new(target)) => {}
-            Some(target) => durable::link_relative(&link, &folder.join(target))?,
+            Some(target) => durable::symlink_relative(&link, &folder.join(target))?,
             None if current.is_some_and(|target| target.starts_with(name)) => durable::remove(&link)?,
             None => {}
         }
@@ -91,7 +90,7 @@ fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp)
             durable::make_folder(&own_folder, home.folder_mode())?;
             let modified = Timestamp::from_millis(metadata.mtime().saturating_mul(1000));
             let aside = own_folder.join(legacy_name(name, modified, extension));
-            durable::rename_new(&found, &aside)?;
+            durable::rename_no_replace(&found, &aside)?;
             notes.push(format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
         }
     }

@@ -17,7 +17,7 @@ impl Runner {
         // If the claim is lost, `file` is dropped, which removes the temporary file. The final name is never touched
         // without the claim (I4).
         self.store.check_claim(claim)?;
-        file.place(&self.home.backups().join(archive.file_name), false).map(drop)
+        file.persist(&self.home.backups().join(archive.file_name), false).map(drop)
     }
 
     /// Returns whether the final name is that of the very file that was sealed.

@@ -136,7 +136,7 @@ fn finish_sealed(
     match (exists(&target)?, temporary) {
         (true, Some(temporary)) if has_temporary => durable::remove(&temporary)?,
         (true, _) => durable::sync_folder(target.parent().unwrap_or(&target))?,
-        (false, Some(temporary)) if has_temporary => durable::rename_new(&temporary, &target)?,
+        (false, Some(temporary)) if has_temporary => durable::rename_no_replace(&temporary, &target)?,
         (false, _) => return requeue(runner, claim, "its archive file was lost before it was in place"),
     }
     let row = runner.store.schedule(claim.schedule())?;

@@ -9,8 +9,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::render::{self, Format};
-use crate::archive_folder;
-use crate::durable::{self, Placement};
+use crate::durable::{self, FolderLock, PersistMethod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::import_export::{self, Imported};
 
@@ -135,10 +134,10 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
         }
         Some(file) => {
             let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
-            let _held = absolute.parent().and_then(archive_folder::clear_up);
-            let how = match durable::put(&absolute, &bytes, context.home.file_mode(), args.force)? {
-                Placement::Renamed => "",
-                Placement::WrittenInPlace => ", in place, since it is a mount point",
+            let _held = absolute.parent().and_then(FolderLock::try_acquire);
+            let how = match durable::write_file(&absolute, &bytes, context.home.file_mode(), args.force)? {
+                PersistMethod::Renamed => "",
+                PersistMethod::WrittenInPlace => ", in place, since it is a mount point",
             };
             context.print_info(&format!("wrote {}{how}", file.display()));
         }

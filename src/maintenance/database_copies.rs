@@ -40,7 +40,7 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
     let pending = PendingFile::create(&path, home.file_mode())?;
     store.copy_into(pending.temp_path())?;
     store::check_copy(pending.temp_path())?;
-    let placed = pending.seal()?.place(&path, false);
+    let placed = pending.seal()?.persist(&path, false);
     match placed {
         Err(error) if path.exists() => log::debug!("a copy of this second exists: {error}"),
         other => drop(other?),
@@ -116,7 +116,7 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
     io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
     let sealed = pending.seal()?;
     let aside = move_aside(home, now)?;
-    sealed.place(home.db(), false)?;
+    sealed.persist(home.db(), false)?;
     Ok(RestoredDatabase { copy, aside })
 }
 
@@ -147,7 +147,7 @@ fn move_aside(home: &Home, now: Timestamp) -> Result<Option<PathBuf>> {
     for suffix in PARTS {
         let from = with_suffix(home.db(), suffix);
         match fs::symlink_metadata(&from) {
-            Ok(_) => durable::rename_new(&from, &with_suffix(&aside, suffix))?,
+            Ok(_) => durable::rename_no_replace(&from, &with_suffix(&aside, suffix))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("inspect", &from)(error)),
         }

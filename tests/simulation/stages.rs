@@ -82,11 +82,11 @@ pub fn carry_to(
         Ok(None) => return (Some(claim), Ok(())),
         Err(error) => return (Some(claim), Err(error)),
     };
-    let temporary = file.leave();
+    let temporary = file.keep();
     let last = world.home.backups().join(&intent.file_name);
     match stage {
         Stage::Linked => fs::hard_link(&temporary, &last).unwrap(),
-        Stage::InPlace | Stage::Complete => durable::rename_new(&temporary, &last).unwrap(),
+        Stage::InPlace | Stage::Complete => durable::rename_no_replace(&temporary, &last).unwrap(),
         Stage::Lost => fs::remove_file(&temporary).unwrap(),
         _ => {}
     }
@@ -123,7 +123,7 @@ fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: 
     }
     let file = pending.seal()?;
     if stage == Stage::Synced {
-        let _: PathBuf = file.leave();
+        let _: PathBuf = file.keep();
         return Ok(None);
     }
     let sealed = Sealed {

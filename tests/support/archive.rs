@@ -84,7 +84,7 @@ pub fn try_make<'a>(
     })?;
     let sealed = file.seal()?;
     assert_eq!(sealed.size(), written.size);
-    sealed.place(&path, true)?;
+    sealed.persist(&path, true)?;
     records.sort_by_key(|record| record.chunk.sequence);
     let sequences: Vec<_> = records.iter().map(|record| record.chunk.sequence).collect();
     assert_eq!(sequences, (0..written.chunks).collect::<Vec<_>>(), "every chunk is told once");
