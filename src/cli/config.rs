@@ -1,4 +1,4 @@
-//! `config`: service settings kept in the database. Flags and the environment win.
+//! `config`: service settings stored in the database. Options and the environment override them.
 
 use std::time::Duration;
 
@@ -11,12 +11,16 @@ use crate::error::{Error, Result};
 use crate::schedule::Compression;
 use crate::store::Store;
 
-/// A setting: its name, its variable, its default in words, what it does, and how a value is checked.
+/// A setting of the service.
 struct Setting {
     name: &'static str,
+    /// The environment variable that overrides it.
     variable: &'static str,
+    /// The default, as it is printed.
     default: &'static str,
+    /// What it does. JSON documents hold this text, so it is part of the stable output.
     about: &'static str,
+    /// Fails for a value that is not valid.
     check: fn(&str) -> Result<()>,
 }
 
@@ -86,7 +90,7 @@ pub struct ConfigArgs {
     /// New value
     #[arg(conflicts_with = "unset")]
     value: Option<String>,
-    /// Go back to the default
+    /// Restore the default
     #[arg(long, requires = "name")]
     unset: bool,
 }
@@ -102,8 +106,8 @@ pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
         }
         store.set_setting(setting.name, args.value.as_deref())?;
         context.print_info(&match &args.value {
-            Some(value) => format!("{} is {value} from the service's next start on", setting.name),
-            None => format!("{} is {} again, from the service's next start on", setting.name, setting.default),
+            Some(value) => format!("{} is {value} from the next start of the service", setting.name),
+            None => format!("{} is {} again, from the next start of the service", setting.name, setting.default),
         });
         return Ok(0);
     }
@@ -125,7 +129,7 @@ pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
             render::print(&rows.iter().map(|row| format!("{}={}\n", row[0], row[1])).collect::<String>())?;
         }
         Format::Table => {
-            render::print_table(&["SETTING", "VALUE", "FROM", "WHAT IT IS"], rows, context.colour, "No settings.")?;
+            render::print_table(&["SETTING", "VALUE", "FROM", "MEANING"], rows, context.colour, "No settings.")?;
         }
     }
     Ok(0)
@@ -138,7 +142,7 @@ fn find(name: &str) -> Result<&'static Setting> {
     })
 }
 
-/// Returns the value in force and where it comes from: the environment, the database, the default.
+/// Returns the effective value and its origin: the environment, the database, or the default.
 fn current(store: &Store, setting: &Setting) -> Result<(String, String)> {
     if let Ok(value) = std::env::var(setting.variable)
         && !value.is_empty()
@@ -157,14 +161,14 @@ fn value(store: &Store, name: &str) -> Result<String> {
     current(store, find(name)?).map(|(value, _)| value)
 }
 
-fn number(text: &str, least: u64, most: u64) -> Result<u64> {
+fn number(text: &str, min: u64, max: u64) -> Result<u64> {
     text.parse()
         .ok()
-        .filter(|number| (least..=most).contains(number))
-        .ok_or_else(|| Error::usage(format!("\"{text}\" is not a number from {least} to {most}")))
+        .filter(|number| (min..=max).contains(number))
+        .ok_or_else(|| Error::usage(format!("\"{text}\" is not a number from {min} to {max}")))
 }
 
-/// Returns how many runs a service carries out at once.
+/// Returns the maximum number of runs at once: the flag, else the setting.
 pub fn workers(store: &Store, flag: Option<usize>) -> Result<usize> {
     match flag {
         Some(number) => Ok(number),
@@ -172,7 +176,7 @@ pub fn workers(store: &Store, flag: Option<usize>) -> Result<usize> {
     }
 }
 
-/// Returns how many encoders a run uses.
+/// Returns the number of encoder threads of a run: the flag, else the setting.
 pub fn threads(store: &Store, flag: Option<usize>) -> Result<usize> {
     match (flag, value(store, "threads")?.as_str()) {
         (Some(number), _) => Ok(number),
@@ -181,7 +185,7 @@ pub fn threads(store: &Store, flag: Option<usize>) -> Result<usize> {
     }
 }
 
-/// Returns how long running work may go on after a stop.
+/// Returns how long running work may go on after a request to stop: the flag, else the setting.
 pub fn grace(store: &Store, flag: Option<u64>) -> Result<Duration> {
     match flag {
         Some(seconds) => Ok(Duration::from_secs(seconds)),
@@ -189,7 +193,7 @@ pub fn grace(store: &Store, flag: Option<u64>) -> Result<Duration> {
     }
 }
 
-/// Returns a number of days: the flag's, else what is set under `name`.
+/// Returns a number of days: the flag, else the setting `name`.
 pub fn days(store: &Store, name: &str, flag: Option<u32>) -> Result<u32> {
     match flag {
         Some(days) => Ok(days),
@@ -197,7 +201,7 @@ pub fn days(store: &Store, name: &str, flag: Option<u32>) -> Result<u32> {
     }
 }
 
-/// Returns the niceness of the service.
+/// Returns the niceness of the service: the flag, else the setting.
 pub fn nice(store: &Store, flag: Option<u8>) -> Result<u8> {
     match flag {
         Some(nice) => Ok(nice),
@@ -205,7 +209,7 @@ pub fn nice(store: &Store, flag: Option<u8>) -> Result<u8> {
     }
 }
 
-/// Returns the compression of schedules that are made without one.
+/// Returns the compression of schedules that are created without one.
 pub fn default_compression(store: &Store) -> Result<Compression> {
     value(store, "compress")?.parse()
 }

@@ -1,4 +1,4 @@
-//! `drill`: the newest archive is restored for trial.
+//! `drill`: tests a restore of the newest archive.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub struct DrillArgs {
     /// Folder to restore into [default: BACKUPS/.scratch]
     #[arg(long, value_name = "DIR", env = "BACKUP_SCRATCH")]
     scratch: Option<PathBuf>,
-    /// Restore at most so many MiB of content
+    /// Restore at most this many MiB of content
     #[arg(long, value_name = "MIB", default_value_t = drill::SAMPLE_BYTES >> 20)]
     size: u64,
 }
@@ -28,7 +28,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
     let store = context.open()?;
     let mut rows = select::schedules(&store, &args.schedule)?;
     if args.schedule.is_empty() {
-        // Those without an archive have nothing to restore yet.
+        // Schedules without a good archive have nothing to restore yet.
         for row in store.schedules()? {
             if store.newest_good(row.id)?.is_some() {
                 rows.push(row);
@@ -76,8 +76,11 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         } else {
             code = ErrorKind::Damage.exit_code();
             let why = outcome.differences.join("\n  ");
-            let message = format!("the drill of {name} failed: @{} does not come back as it was\n  {why}", outcome.run);
-            let hint = format!("look at it with `backup-manager verify @{}`", outcome.run);
+            let message = format!(
+                "the restore test of {name} failed: @{} is not restored as it was archived\n  {why}",
+                outcome.run
+            );
+            let hint = format!("check it with `backup-manager verify @{}`", outcome.run);
             super::report(&Error::new(ErrorKind::Damage, message).hint(hint));
         }
     }

@@ -15,7 +15,7 @@ use crate::store::{ScheduleRow, Store, Watermark};
 pub struct EditArgs {
     /// Name, or index in `list`
     schedule: String,
-    /// Another source
+    /// New source
     #[arg(long, value_name = "PATH")]
     path: Option<std::ffi::OsString>,
     #[command(flatten)]
@@ -37,7 +37,7 @@ pub struct DeleteArgs {
     /// Names, or indexes in `list`
     #[arg(required = true)]
     schedule: Vec<String>,
-    /// Delete its archives, too
+    /// Also delete its archives
     #[arg(long)]
     with_archives: bool,
 }
@@ -57,7 +57,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
         context.print_info(&format!("nothing to change in {}", schedule.name));
         return Ok(0);
     }
-    let watermark = fresh_watermark(context, &store, &schedule)?;
+    let watermark = watermark_from_now(context, &store, &schedule)?;
     store.edit_schedules(&[(row.id, schedule.clone(), watermark)], context.now())?;
     let zone = schedule.zone.unwrap_or(context.default_zone(&store)?);
     let next = match watermark.next_due {
@@ -78,7 +78,7 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
                 .hint(format!("set them first: backup-manager edit {} --at HH:MM", row.schedule.name)));
         }
         let schedule = Schedule { enabled, ..row.schedule };
-        let watermark = fresh_watermark(context, &store, &schedule)?;
+        let watermark = watermark_from_now(context, &store, &schedule)?;
         edited.push((row.id, schedule, watermark));
     }
     store.edit_schedules(&edited, context.now())?;
@@ -92,15 +92,15 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
     Ok(0)
 }
 
-/// What was due before a change is not run after it.
-fn fresh_watermark(context: &Context, store: &Store, schedule: &Schedule) -> Result<Watermark> {
+/// Returns a watermark that starts now: what was due before a change is not run after it.
+fn watermark_from_now(context: &Context, store: &Store, schedule: &Schedule) -> Result<Watermark> {
     let now = context.now();
     Ok(Watermark::starting(schedule, context.default_zone(store)?, now))
 }
 
 pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
     let store = context.open()?;
-    // All are found before any goes: indexes move with each deletion.
+    // All are found before any is deleted: each deletion changes the indexes.
     for row in select::schedules(&store, &args.schedule)? {
         delete(context, &store, &row, args.with_archives)?;
     }
@@ -117,17 +117,17 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
         }
         let count = store.delete_schedule_with_archives(row, context.now())?;
         archive_folder::finish_deletions(&context.home, store).map_err(|e| {
-            e.hint(format!("{name} is deleted; the next `backup-manager prune` takes the rest of its archives away"))
+            e.hint(format!("{name} is deleted; the next `backup-manager prune` removes the rest of its archives"))
         })?;
         context.print_info(&format!("deleted {name} and {}", render::count(count as u64, "archive")));
         return Ok(());
     }
     store.delete_schedule(row.id, context.now())?;
     let kept = match archives {
-        0 => "its history stays".to_owned(),
+        0 => "its history is kept".to_owned(),
         n => {
             let archives = render::count(n as u64, "archive");
-            format!("its history and {archives} stay in {}", context.home.backups().display())
+            format!("its history and {archives} in {} are kept", context.home.backups().display())
         }
     };
     context.print_info(&format!("deleted {name}; {kept}"));

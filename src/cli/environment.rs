@@ -1,4 +1,4 @@
-//! Settings in the environment: which there are, and those whose value lies in a file (`NAME_FILE`).
+//! Settings in the environment, and those whose value is stored in a file (`NAME_FILE`).
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -10,10 +10,10 @@ use std::process::Command;
 
 use crate::error::{Error, Result};
 
-/// Names in the environment that are not ours although they begin like it: what orchestrators inject for services.
+/// Parts of names that begin with `BACKUP_` but are no settings: orchestrators inject them for services.
 const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
-/// Every setting that the environment can hold.
-const KNOWN: [&str; 15] = [
+/// All settings.
+const SETTINGS: [&str; 15] = [
     "BACKUP_HOME",
     "BACKUP_DB",
     "BACKUP_DIR",
@@ -30,15 +30,16 @@ const KNOWN: [&str; 15] = [
     "BACKUP_HISTORY_DAYS",
     "BACKUP_SCRATCH",
 ];
-/// What docker-compose.yml reads, and the program does not.
-const OF_COMPOSE: [&str; 2] = ["BACKUP_UID", "BACKUP_GID"];
-/// Behind a name: the value lies in the file that the variable names, as secrets and configurations are mounted.
-const IN_FILE: &str = "_FILE";
+/// Variables that docker-compose.yml reads and the program does not.
+const COMPOSE_VARIABLES: [&str; 2] = ["BACKUP_UID", "BACKUP_GID"];
+/// Suffix of a variable that names a file with the value, such as a mounted secret.
+const FILE_SUFFIX: &str = "_FILE";
 
-/// Takes the settings given as `NAME_FILE` for `NAME`, and starts this program over with them, in the same process.
+/// Reads the settings given as `NAME_FILE`, and executes this program again in the same process with them as `NAME`.
+/// Returns only if there are none, or on an error.
 ///
-/// Errors: `Usage` for a file that cannot be read, and for a setting given both ways.
-pub fn adopt_files() -> Result<()> {
+/// Errors: `Usage` if a file cannot be read or a setting is given in both forms.
+pub fn load_setting_files() -> Result<()> {
     let given = std::env::vars_os().collect();
     let values = read_files(&given)?;
     if values.is_empty() {
@@ -48,15 +49,15 @@ pub fn adopt_files() -> Result<()> {
     let program = std::env::current_exe().map_err(|e| Error::failed("cannot find this program").because(e))?;
     let mut command = Command::new(program);
     for (name, value) in values {
-        command.env_remove(format!("{name}{IN_FILE}")).env(name, value);
+        command.env_remove(format!("{name}{FILE_SUFFIX}")).env(name, value);
     }
-    Err(Error::failed("cannot start this program over").because(command.args(std::env::args_os().skip(1)).exec()))
+    Err(Error::failed("cannot execute this program again").because(command.args(std::env::args_os().skip(1)).exec()))
 }
 
 fn read_files(given: &BTreeMap<OsString, OsString>) -> Result<Vec<(&'static str, OsString)>> {
     let mut values = Vec::new();
-    for name in KNOWN {
-        let in_file = format!("{name}{IN_FILE}");
+    for name in SETTINGS {
+        let in_file = format!("{name}{FILE_SUFFIX}");
         let Some(file) = given.get(OsStr::new(&in_file)).filter(|file| !file.is_empty()) else { continue };
         if given.get(OsStr::new(name)).is_some_and(|value| !value.is_empty()) {
             return Err(Error::usage(format!("{name} and {in_file} are both set")).hint("unset one of them"));
@@ -71,17 +72,17 @@ fn read_files(given: &BTreeMap<OsString, OsString>) -> Result<Vec<(&'static str,
     Ok(values)
 }
 
-/// Refuses a misspelt setting: it must not be ignored.
+/// Fails if a name looks like a setting and is none: a misspelt setting must not be ignored.
 pub fn refuse_unknown_settings(names: impl Iterator<Item = OsString>) -> Result<()> {
     for name in names {
         let name = name.to_string_lossy();
         let ours = name.starts_with("BACKUP_") && !INJECTED.iter().any(|part| name.contains(part));
-        // A setting whose file is named is known, too: where the name of the file is empty, it counts as not set.
-        let setting = name.strip_suffix(IN_FILE).unwrap_or(&name);
-        if ours && !KNOWN.contains(&setting) && !OF_COMPOSE.contains(&&*name) {
-            return Err(Error::usage(format!("{name} is set, and there is no such setting")).hint(format!(
-                "unset it or correct its name; there are: {}, each also as NAME{IN_FILE}",
-                KNOWN.join(", ")
+        // `NAME_FILE` is valid for every setting; with an empty value it counts as not set.
+        let setting = name.strip_suffix(FILE_SUFFIX).unwrap_or(&name);
+        if ours && !SETTINGS.contains(&setting) && !COMPOSE_VARIABLES.contains(&&*name) {
+            return Err(Error::usage(format!("{name} is set, but there is no such setting")).hint(format!(
+                "unset it or correct its name; settings are {}, each also as NAME{FILE_SUFFIX}",
+                SETTINGS.join(", ")
             )));
         }
     }
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_may_lie_in_a_file() {
+    fn a_setting_may_be_stored_in_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("secret");
         fs::write(&file, "zstd:7\n").unwrap();

@@ -1,4 +1,4 @@
-//! The two log files: what commands did, what the service did.
+//! The two log files: one for commands, one for the service.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,26 +15,26 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
 
-/// A log file is set aside when it is longer than this.
-const ROTATE_AT: u64 = 5 * 1024 * 1024;
-/// Files set aside that are kept.
-const KEPT: u32 = 9;
+/// A log file is rotated when it is longer than this, in bytes.
+const MAX_LOG_BYTES: u64 = 5 * 1024 * 1024;
+/// Rotated files that are kept.
+const KEPT_FILES: u32 = 9;
 
 /// Which log a process writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Log {
     /// `backup_manager.log`.
     Manager,
-    /// `backup_service.log`; `stderr` says whether its lines also go there.
+    /// `backup_service.log`, and stderr if `stderr`.
     Service {
-        /// Lines go to stderr too.
+        /// Whether lines are also written to stderr.
         stderr: bool,
     },
 }
 
 /// Starts logging.
 ///
-/// Errors: `Failed` where the log folder or file cannot be made or written.
+/// Errors: `Failed` if the log folder or file cannot be created or written.
 pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bool) -> Result<()> {
     let stem = match log {
         Log::Manager => "backup_manager",
@@ -57,14 +57,14 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
             let text = message.to_string().replace('\n', " ");
             out.finish(format_args!("{} {level} {}", clock.now().rfc3339(&zone), render::escape_control(&text)));
         })
-        .chain(Box::new(Forgiving(file)) as Box<dyn Write + Send>);
+        .chain(Box::new(IgnoreErrors(file)) as Box<dyn Write + Send>);
     if log == (Log::Service { stderr: true }) {
-        dispatch = dispatch.chain(Box::new(Forgiving(io::stderr())) as Box<dyn Write + Send>);
+        dispatch = dispatch.chain(Box::new(IgnoreErrors(io::stderr())) as Box<dyn Write + Send>);
     }
     dispatch.apply().map_err(|e| Error::failed("cannot start logging").because(e))
 }
 
-/// A log file that several processes append to, and that any of them sets aside when it is long.
+/// A log file that several processes append to and that any of them rotates when it is long.
 struct LogFile {
     folder: PathBuf,
     stem: &'static str,
@@ -87,18 +87,18 @@ impl LogFile {
         }
     }
 
-    /// Sets the file aside if it is long, unless another process did; then goes on with the one that has the name.
+    /// Rotates the file if it is long, unless another process did; then appends to the file that now has its name.
     fn rotate_if_long(&mut self) -> io::Result<()> {
         let path = self.numbered(0);
         let is_ours = |file: &File| -> io::Result<bool> {
             let ours = file.metadata()?;
             Ok(fs::metadata(&path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())))
         };
-        if self.file.metadata()?.len() >= ROTATE_AT {
+        if self.file.metadata()?.len() >= MAX_LOG_BYTES {
             let lock = File::open(&self.folder)?;
             flock(&lock, FlockOperation::LockExclusive)?;
             if is_ours(&self.file)? {
-                for number in (0..KEPT).rev() {
+                for number in (0..KEPT_FILES).rev() {
                     match fs::rename(self.numbered(number), self.numbered(number + 1)) {
                         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                         _ => {}
@@ -114,11 +114,11 @@ impl LogFile {
     }
 }
 
-/// Loses lines rather than the program: fern panics where neither a log nor stderr can be written, as when both lie on
-/// a disk that is full. What a log does not take is said on stderr.
-struct Forgiving<W>(W);
+/// A writer whose errors lose lines, not the process: fern panics if it can write neither to a log nor to stderr, as
+/// when both are on a disk that is full. Lines that cannot be written are written to stderr.
+struct IgnoreErrors<W>(W);
 
-impl<W: Write> Write for Forgiving<W> {
+impl<W: Write> Write for IgnoreErrors<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.0.write_all(line).is_err() {
             let _ = io::stderr().write_all(line);
@@ -132,14 +132,15 @@ impl<W: Write> Write for Forgiving<W> {
     }
 }
 
-/// What root makes goes to the owner of the folder: one command by root must not lock the service out of its log.
+/// Opens a file to append to. A file that root creates is given to the owner of the folder: one command by root must
+/// not deny the service its log.
 fn append(path: &Path, mode: u32) -> io::Result<File> {
     let file = OpenOptions::new().append(true).create(true).mode(mode).open(path)?;
     if rustix::process::geteuid().is_root()
         && let Some(folder) = path.parent().and_then(|folder| fs::metadata(folder).ok())
         && file.metadata()?.uid() != folder.uid()
     {
-        // Refused where root has not the right to give files away, and no reason to lose lines.
+        // Fails where even root has no right to change owners, which is no reason to lose lines.
         let _ = std::os::unix::fs::fchown(&file, Some(folder.uid()), Some(folder.gid()));
     }
     Ok(file)
@@ -151,7 +152,7 @@ fn unwritable(folder: &Path, cause: Error) -> Error {
 
 impl Write for LogFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A log that cannot be set aside goes on growing rather than losing lines.
+        // A log that cannot be rotated grows: better than losing lines.
         let _ = self.rotate_if_long();
         self.file.write(line)
     }
@@ -170,15 +171,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut one = LogFile::open(dir.path(), "x", 0o700, 0o600).unwrap();
         let mut two = LogFile::open(dir.path(), "x", 0o700, 0o600).unwrap();
-        one.write_all(&vec![b'a'; ROTATE_AT as usize]).unwrap();
+        one.write_all(&vec![b'a'; MAX_LOG_BYTES as usize]).unwrap();
         two.write_all(b"two\n").unwrap();
         one.write_all(b"one\n").unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("x.log")).unwrap(), "two\none\n");
-        assert_eq!(fs::metadata(dir.path().join("x.1.log")).unwrap().len(), ROTATE_AT);
+        assert_eq!(fs::metadata(dir.path().join("x.1.log")).unwrap().len(), MAX_LOG_BYTES);
     }
 
     #[test]
-    fn a_log_folder_that_is_removed_is_made_again() {
+    fn a_log_folder_that_is_removed_is_created_again() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("logs");
         fs::create_dir(&folder).unwrap();

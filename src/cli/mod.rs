@@ -289,7 +289,7 @@ impl Context {
 
 /// Runs the command line of this process, prints errors, and returns the exit code.
 pub fn main() -> ExitCode {
-    if let Err(error) = environment::adopt_files() {
+    if let Err(error) = environment::load_setting_files() {
         report(&error);
         return ExitCode::from(error.kind().exit_code());
     }

@@ -1,4 +1,4 @@
-//! `rescan`: the catalog made anew from the archive files, or put back from a copy.
+//! `rescan`: rebuilds the catalog from the archive files, or restores a copy of the database.
 
 use std::path::PathBuf;
 
@@ -17,10 +17,10 @@ use crate::store::Access;
 
 #[derive(Args)]
 pub struct RescanArgs {
-    /// Take on an archive folder that carries another database's identity, or none
+    /// Adopt an archive folder that has the identity of another database, or none
     #[arg(long)]
     adopt: bool,
-    /// First put back a copy of the database: this one, or the newest beside the archives
+    /// First restore a copy of the database: this one, or the newest beside the archives
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     from_copy: Option<Option<PathBuf>>,
 }
@@ -28,28 +28,28 @@ pub struct RescanArgs {
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Some(copy) = &args.from_copy {
         let restored = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
-        context.print_info(&format!("put back {}", restored.copy.display()));
+        context.print_info(&format!("restored the copy {}", restored.copy.display()));
         if let Some(aside) = restored.aside {
-            context.print_info(&format!("the database that was there is now {}", aside.display()));
+            context.print_info(&format!("the previous database is now {}", aside.display()));
         }
     }
     let store = context.open_or_create()?;
     let taken = archive_folder::adopt(&context.home, &store, args.adopt)?;
-    // What the folder says whose it is, the database says now, too.
+    // Adopting the folder changed the identity in the database.
     let store = if taken { context.open_store(Access::Existing)? } else { store };
     if taken && !start::live_services(context, &store)?.is_empty() {
-        context.warn("the service still goes by what the database was before: start it anew when the rescan is done");
+        context.warn("the service still uses the previous identity of the database: restart it after the rescan");
     }
     super::run::recover_as_command(context, &store)?;
     let observer = TerminalObserver::new("rescan", context.quiet);
     let threads = config::threads(&store, None)?;
     let report = rescan::rescan(&context.home, &store, threads, &observer, &CancelToken::new(), context.now())?;
     observer.finish();
-    tell(context, &report)?;
+    print_report(context, &report)?;
     Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
 }
 
-fn tell(context: &Context, report: &RescanReport) -> Result<()> {
+fn print_report(context: &Context, report: &RescanReport) -> Result<()> {
     let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
     let damaged: Vec<(String, &String)> =
         report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();
@@ -66,14 +66,14 @@ fn tell(context: &Context, report: &RescanReport) -> Result<()> {
     }
     let mut text = String::new();
     for name in &report.schedules {
-        text += &format!("made the schedule {name}, paused: `backup-manager resume {name}` lets it run again\n");
+        text += &format!("created the schedule {name}, paused: resume it with `backup-manager resume {name}`\n");
     }
-    report.added.iter().for_each(|name| text += &format!("took in {name}\n"));
+    report.added.iter().for_each(|name| text += &format!("added {name}\n"));
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
-    paths(&report.foreign).iter().for_each(|path| text += &format!("not ours, left alone: {path}\n"));
-    damaged.iter().for_each(|(path, why)| text += &format!("damaged, left alone: {path}: {why}\n"));
+    paths(&report.foreign).iter().for_each(|path| text += &format!("not ours, left unchanged: {path}\n"));
+    damaged.iter().for_each(|(path, why)| text += &format!("damaged, left unchanged: {path}: {why}\n"));
     text += &format!(
-        "{} taken in, {} known before\n",
+        "{} added, {} known before\n",
         render::count(report.added.len() as u64, "archive"),
         render::count(report.known, "archive")
     );

@@ -1,4 +1,4 @@
-//! `restore`: files back from an archive.
+//! `restore`: restores files from an archive.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use super::terminal::TerminalObserver;
 use super::{Context, select};
 use crate::browse::{Globs, OpenArchive, Selection};
 use crate::error::{Error, ErrorKind, Result};
+use crate::member::MemberPath;
 use crate::restore::{self, Action, Options, Overwrite, Paths, Report, RestoreContext};
 use crate::schedule::parse_when;
 
@@ -21,8 +22,8 @@ Without this program: archives are plain tar files.
   tar -xpf FILE -C DIR docs/letters         one folder or file
   tar --xattrs --xattrs-include='*' -xpf FILE -C DIR    with extended attributes and ACLs
 
-Run again after an interruption: it finishes the rest.
-Exit codes: 0 all restored, 3 something was left as it was or without its owner, 4 members are damaged or refused.";
+After an interruption, run the same command again: it restores the rest.
+Exit codes: 0 all restored, 3 files were not replaced or owners not set, 4 members are damaged or refused.";
 
 #[derive(Args)]
 #[command(after_help = AFTER_HELP, group = ArgGroup::new("target").required(true).args(["to", "in_place"]))]
@@ -34,47 +35,50 @@ pub struct RestoreArgs {
     /// Restore below this folder
     #[arg(long, visible_alias = "target", value_name = "DIR")]
     to: Option<PathBuf>,
-    /// Restore where it came from
+    /// Restore to the original place
     #[arg(long, conflicts_with = "strip")]
     in_place: bool,
-    /// This archive of the schedule: @17
+    /// Restore from this archive of the schedule: @17
     #[arg(long, value_name = "@RUN", conflicts_with = "at")]
     archive: Option<String>,
-    /// The newest archive made by then: 2026-11-20, "2026-11-20 14:00", yesterday, 3d
+    /// Restore from the newest archive made by then: 2026-11-20, "2026-11-20 14:00", yesterday, 3d
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
-    /// What happens to files that stand there and differ
+    /// Whether to replace existing files that differ
     #[arg(long, value_enum, default_value_t = OverwriteArg::Never, value_name = "WHEN")]
     overwrite: OverwriteArg,
-    /// Say what would happen at each path, and write nothing
+    /// Print what would happen at each path, and write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Take so many leading folders off every name
+    /// Remove this many leading folders from every name
     #[arg(long, value_name = "N", default_value_t = 0)]
     strip: usize,
-    /// Only what matches: without / names, with it whole paths
+    /// Restore only what matches; a pattern with / matches whole paths, else names
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// Not what matches
+    /// Do not restore what matches
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Give setuid and setgid bits and capabilities back
+    /// Restore setuid and setgid bits and capabilities
     #[arg(long)]
     setuid: bool,
-    /// Make devices (root)
+    /// Create devices (root only)
     #[arg(long)]
     devices: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum OverwriteArg {
-    /// They stay, and are listed
+    /// Do not replace them; list them
     Never,
-    /// They are replaced unless size and time are the same
+    /// Replace them unless size and time are equal
     IfChanged,
-    /// They are replaced
+    /// Replace them
     Always,
 }
+
+/// What happens at a path.
+type PlannedAction = (Action, Vec<u8>);
 
 pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     let include = Globs::parse(&args.include)?;
@@ -83,43 +87,16 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     let archive = select::archive(context, &args.what, args.archive.as_deref(), at)?;
     let paths = args.path.iter().map(|path| archive.member_path(path)).collect::<Result<Vec<_>>>()?;
     let selection = Selection::new(paths, include, exclude);
-    let mut options = place(args, &archive)?;
-    options.overwrite = match args.overwrite {
-        OverwriteArg::Never => Overwrite::Never,
-        OverwriteArg::IfChanged => Overwrite::IfChanged,
-        OverwriteArg::Always => Overwrite::Always,
-    };
-    (options.dry_run, options.setuid, options.devices) = (args.dry_run, args.setuid, args.devices);
-    warn_of_flags(context, args);
+    let options = restore_options(args, &archive)?;
+    if args.devices && !rustix::process::geteuid().is_root() {
+        context.warn("--devices has an effect for root only");
+    }
     refuse_archive_folder(context, &options.to)?;
-    let signals = Signals::cancel_on_first()?;
-    let observer = TerminalObserver::new("restoring", context.quiet);
-    let mut plan = Vec::new();
-    let result = {
-        let mut on_action = |action, path: &crate::member::MemberPath| {
-            if context.format == Format::Json && args.dry_run {
-                plan.push((action, path.as_bytes().to_owned()));
-            } else if args.dry_run {
-                let path = render::printable_bytes(path.as_bytes());
-                let _ = render::print_bytes(&[word(action).as_bytes(), b"\t", &path, b"\n"].concat());
-            } else if context.verbose {
-                render::print_stderr(&format!("{} {}", word(action), render::printable(path.as_bytes())));
-            }
-        };
-        let mut restore_context = RestoreContext {
-            clock: &*context.clock,
-            observer: &observer,
-            cancel: &signals.cancel,
-            on_action: &mut on_action,
-        };
-        restore::restore(&archive, &selection, &options, &mut restore_context)
-    };
-    observer.finish();
-    let report = result.map_err(|error| signals.classify(error))?;
+    let (report, plan) = restore_members(context, args, &archive, &selection, &options)?;
     if report.is_empty() && report.missing.is_empty() && !selection.is_everything() {
         let file = archive.path().display();
         return Err(Error::not_found(format!("nothing in {file} matches"))
-            .hint(format!("see what is in it: `backup-manager ls {}`", args.what)));
+            .hint(format!("list its members: `backup-manager ls {}`", args.what)));
     }
     print_report(context, args, &archive, &options.to, &report, &plan)?;
     if report.outcome() == Some(ErrorKind::NotFound) {
@@ -128,7 +105,41 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     Ok(report.outcome().map_or(0, ErrorKind::exit_code))
 }
 
-/// A restore holds its target, and whoever makes archives waits for the archive folder.
+/// Restores the selected members. Prints what happens at each path if it is a dry run or verbose; for JSON, a dry run
+/// returns it.
+fn restore_members(
+    context: &Context,
+    args: &RestoreArgs,
+    archive: &OpenArchive,
+    selection: &Selection,
+    options: &Options,
+) -> Result<(Report, Vec<PlannedAction>)> {
+    let signals = Signals::cancel_on_first()?;
+    let observer = TerminalObserver::new("restoring", context.quiet);
+    let mut plan = Vec::new();
+    let mut on_action = |action, path: &MemberPath| {
+        if context.format == Format::Json && args.dry_run {
+            plan.push((action, path.as_bytes().to_owned()));
+        } else if args.dry_run {
+            let path = render::printable_bytes(path.as_bytes());
+            let _ = render::print_bytes(&[word(action).as_bytes(), b"\t", &path, b"\n"].concat());
+        } else if context.verbose {
+            render::print_stderr(&format!("{} {}", word(action), render::printable(path.as_bytes())));
+        }
+    };
+    let mut restore_context = RestoreContext {
+        clock: &*context.clock,
+        observer: &observer,
+        cancel: &signals.cancel,
+        on_action: &mut on_action,
+    };
+    let result = restore::restore(archive, selection, options, &mut restore_context);
+    observer.finish();
+    let report = result.map_err(|error| signals.classify(error))?;
+    Ok((report, plan))
+}
+
+/// Fails if the target is the archive folder: a restore locks its target, and runs wait for the archive folder's lock.
 fn refuse_archive_folder(context: &Context, to: &Path) -> Result<()> {
     let backups = context.home.backups();
     match (to.canonicalize(), backups.canonicalize()) {
@@ -140,19 +151,23 @@ fn refuse_archive_folder(context: &Context, to: &Path) -> Result<()> {
     }
 }
 
-fn warn_of_flags(context: &Context, args: &RestoreArgs) {
-    if args.devices && !rustix::process::geteuid().is_root() {
-        context.warn("--devices has an effect for root only");
-    }
+fn restore_options(args: &RestoreArgs, archive: &OpenArchive) -> Result<Options> {
+    let overwrite = match args.overwrite {
+        OverwriteArg::Never => Overwrite::Never,
+        OverwriteArg::IfChanged => Overwrite::IfChanged,
+        OverwriteArg::Always => Overwrite::Always,
+    };
+    let target = target_options(args, archive)?;
+    Ok(Options { overwrite, dry_run: args.dry_run, setuid: args.setuid, devices: args.devices, ..target })
 }
 
-/// Decides where members go.
-fn place(args: &RestoreArgs, archive: &OpenArchive) -> Result<Options> {
+/// Returns options with the folder to restore to and how member names map to paths below it.
+fn target_options(args: &RestoreArgs, archive: &OpenArchive) -> Result<Options> {
     if let Some(to) = &args.to {
         return Ok(Options { strip: args.strip, ..Options::to(to) });
     }
     let source = archive.source()?.filter(|source| source.is_absolute()).ok_or_else(|| {
-        Error::usage(format!("{} does not say where it came from", archive.path().display()))
+        Error::usage(format!("{} does not record its original place", archive.path().display()))
             .hint("name a folder with --to")
     })?;
     Ok(match (source.parent(), source.file_name()) {
@@ -170,7 +185,7 @@ fn word(action: Action) -> &'static str {
     }
 }
 
-/// What a list of paths is called, and what to do about it.
+/// Returns the lists of a report, each with its name and what to do next.
 fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a Paths, String); 7] {
     let again = "run again with --overwrite always to replace them".to_owned();
     let other = format!("restore them from another archive: `backup-manager find --versions PATH` ({})", args.what);
@@ -179,15 +194,15 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
         (
             "refused",
             &report.refused,
-            "nothing was written for them; do not trust where this archive comes from".to_owned(),
+            "nothing was written for them; do not trust the origin of this archive".to_owned(),
         ),
         ("damaged", &report.damaged, other),
-        ("failed", &report.failed, "the system refused them; put that right and run again".to_owned()),
+        ("failed", &report.failed, "the system refused them; correct the cause and run again".to_owned()),
         ("devices", &report.devices, "run as root with --devices".to_owned()),
         (
             "attributes",
             &report.attributes,
-            "run as root, on a file system that keeps them, with --overwrite always".to_owned(),
+            "run as root, on a file system that supports them, with --overwrite always".to_owned(),
         ),
         ("setuid", &report.setuid, "add --setuid --overwrite always if you want them".to_owned()),
     ]
@@ -199,7 +214,7 @@ fn print_report(
     archive: &OpenArchive,
     to: &Path,
     report: &Report,
-    plan: &[(Action, Vec<u8>)],
+    plan: &[PlannedAction],
 ) -> Result<()> {
     if context.format == Format::Json {
         return render::print_json(&report_json(args, archive, to, report, plan));
@@ -227,27 +242,21 @@ fn print_report(
         ));
     }
     if report.absolute > 0 {
-        context.warn(&format!("{} absolute: put below the target", render::count(report.absolute, "name")));
+        context.warn(&format!("{} absolute: restored below the target", render::count(report.absolute, "name")));
     }
     if report.stripped > 0 {
         let members = render::count(report.stripped, "member");
-        context.warn(&format!("{members}: --strip {} leaves nothing of the name", args.strip));
+        context.warn(&format!("{members} not restored: --strip {} removes the whole name", args.strip));
     }
     let what =
         format!("{}, {}", render::count(report.extent.members, "member"), render::bytes(report.extent.content_bytes));
-    let kept = if report.unchanged > 0 { format!(", {} there already", report.unchanged) } else { String::new() };
+    let kept = if report.unchanged > 0 { format!(", {} unchanged", report.unchanged) } else { String::new() };
     let verb = if args.dry_run { "would restore" } else { "restored" };
     context.print_info(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
     Ok(())
 }
 
-fn report_json(
-    args: &RestoreArgs,
-    archive: &OpenArchive,
-    to: &Path,
-    report: &Report,
-    plan: &[(Action, Vec<u8>)],
-) -> Value {
+fn report_json(args: &RestoreArgs, archive: &OpenArchive, to: &Path, report: &Report, plan: &[PlannedAction]) -> Value {
     let mut object = Map::new();
     render::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
     render::put_path(&mut object, "to", to.as_os_str().as_bytes());

@@ -1,4 +1,4 @@
-//! Options of a schedule, as `create` and `edit` take them.
+//! Options of a schedule that `create` and `edit` share.
 
 use clap::Args;
 
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Retention, Schedule, parse_zone};
 use crate::source;
 
-/// What `create` and `edit` have in common.
+/// Options of a schedule.
 #[derive(Args, Debug, Default)]
 pub struct ScheduleOptions {
     /// Times of day: 09:00 or 09:00,18:30
@@ -15,33 +15,33 @@ pub struct ScheduleOptions {
     /// Cron expression: five fields, or six with seconds
     #[arg(long, value_name = "EXPR", help_heading = "When")]
     pub cron: Option<String>,
-    /// Time zone, as Europe/Paris [default: the service's]
+    /// Time zone, such as Europe/Paris [default: that of the service]
     #[arg(long, value_name = "ZONE", help_heading = "When")]
     pub timezone: Option<String>,
-    /// What to do after times were missed: one run for the newest, or none
+    /// Runs to catch up after missed times: one for the latest, or none
     #[arg(long, value_name = "latest|skip", help_heading = "When")]
     pub catch_up: Option<CatchUp>,
     /// none, gzip[:LEVEL] or zstd[:LEVEL] [default: none]
     #[arg(long, value_name = "CODEC", help_heading = "Archive")]
     pub compress: Option<Compression>,
-    /// Leave out what matches (repeatable; the form of .gitignore)
+    /// Exclude what matches (repeatable; syntax of .gitignore)
     #[arg(long, value_name = "GLOB", help_heading = "Archive")]
     pub exclude: Vec<String>,
-    /// Leave out what matches a line of this file, read anew at each run (repeatable)
+    /// Exclude what matches a line of this file, which each run reads again (repeatable)
     #[arg(long, value_name = "FILE", help_heading = "Archive")]
     pub exclude_file: Vec<String>,
-    /// Leave out the content of folders with a CACHEDIR.TAG
+    /// Exclude the content of folders with a CACHEDIR.TAG
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         help_heading = "Archive")]
     pub exclude_caches: Option<bool>,
-    /// Leave out the content of folders that hold a file of this name (repeatable)
+    /// Exclude the content of folders that hold a file of this name (repeatable)
     #[arg(long, value_name = "NAME", help_heading = "Archive")]
     pub exclude_if_present: Vec<String>,
     /// Do not descend into other file systems
     #[arg(short = 'x', long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", help_heading = "Archive")]
     pub one_file_system: Option<bool>,
-    /// Do not read archives back after writing them
+    /// Do not verify archives after writing them
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         help_heading = "Archive")]
     pub no_verify: Option<bool>,
@@ -49,7 +49,7 @@ pub struct ScheduleOptions {
     pub keep: KeepOptions,
 }
 
-/// Which archives are kept. Any of them replaces the whole default.
+/// The retention policy. Any of these options replaces the whole default.
 #[derive(Args, Debug, Default)]
 pub struct KeepOptions {
     /// Keep the newest N
@@ -76,13 +76,13 @@ pub struct KeepOptions {
     /// Keep all
     #[arg(long, help_heading = "Retention")]
     pub keep_all: bool,
-    /// Keep archives of runs asked for by hand so long: 14d
+    /// Keep archives of manual runs for this long: 14d
     #[arg(long, value_name = "AGE", help_heading = "Retention")]
     pub keep_manual: Option<String>,
 }
 
 impl ScheduleOptions {
-    /// Returns the cadence that `--at` or `--cron` names.
+    /// Returns the cadence that `--at` or `--cron` gives.
     pub fn cadence(&self) -> Result<Option<Cadence>> {
         match (&self.at, &self.cron) {
             (Some(at), _) => Cadence::parse_daily(at).map(Some),
@@ -91,7 +91,7 @@ impl ScheduleOptions {
         }
     }
 
-    /// Puts what was given into `schedule` and leaves the rest alone.
+    /// Sets in `schedule` what was given; the rest is unchanged.
     pub fn apply(&self, schedule: &mut Schedule) -> Result<()> {
         if let Some(cadence) = self.cadence()? {
             schedule.cadence = Some(cadence);
@@ -120,7 +120,7 @@ impl ScheduleOptions {
     fn apply_excludes(&self, schedule: &mut Schedule) -> Result<()> {
         let excludes = &mut schedule.excludes;
         let replace = |list: &mut Vec<String>, given: &[String]| {
-            // One empty word empties the list.
+            // One empty word clears the list.
             if !given.is_empty() {
                 *list = given.iter().filter(|word| !word.is_empty()).cloned().collect();
             }

@@ -1,4 +1,4 @@
-//! `verify`: archive files are read back from disk.
+//! `verify`: reads archive files back from disk and compares them with their digests.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,22 +21,23 @@ pub struct VerifyArgs {
     /// Schedules, archives (@17) or tar files [default: every archive]
     #[arg(value_name = "NAME|@RUN|FILE")]
     what: Vec<String>,
-    /// Only so many per cent of the bytes: those read back longest ago
+    /// Verify only this share of the bytes, in per cent: those verified longest ago
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u8).range(1..=100))]
     sample: Option<u8>,
-    /// Only archives that were not read back for so long: 30d
+    /// Verify only archives that were not verified for this long: 30d
     #[arg(long, value_name = "AGE")]
     older_than: Option<String>,
-    /// Begin no further archive after so long: 90m, 2h
+    /// Begin no further archive after this long: 90m, 2h
     #[arg(long, value_name = "AGE")]
     time_limit: Option<String>,
-    /// Threads that decode [default: cores]
+    /// Decoder threads [default: cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
 
-/// What is told of one archive file.
-struct Told {
+/// The result for one archive file.
+struct Verified {
+    /// Number of its run; `None` for a file that is not in the catalog.
     run: Option<i64>,
     path: String,
     result: Result<Findings>,
@@ -46,30 +47,30 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let older_than = args.older_than.as_deref().map(parse_age).transpose()?;
     let time_limit = args.time_limit.as_deref().map(parse_age).transpose()?;
     let (files, words): (Vec<&String>, Vec<&String>) = args.what.iter().partition(|word| is_file(word));
-    let mut told = Vec::new();
+    let mut verified = Vec::new();
     if !words.is_empty() || files.is_empty() {
         let store = context.open()?;
-        let archives = choose(context, &store, &words, args.sample, older_than)?;
-        told.extend(verify_archives(context, &store, &archives, args.threads, time_limit)?);
+        let archives = select_archives(context, &store, &words, args.sample, older_than)?;
+        verified.extend(verify_archives(context, &store, &archives, args.threads, time_limit)?);
     }
     for file in files {
-        told.push(verify_path(context, Path::new(file), args.threads)?);
+        verified.push(verify_path(context, Path::new(file), args.threads)?);
     }
     if context.format == Format::Json {
-        render::print_json(&Value::from(told.iter().map(document).collect::<Vec<_>>()))?;
-    } else if told.is_empty() {
-        context.print_info("there is nothing to read back");
+        render::print_json(&Value::from(verified.iter().map(document).collect::<Vec<_>>()))?;
+    } else if verified.is_empty() {
+        context.print_info("there is nothing to verify");
     }
-    Ok(exit_code(&told))
+    Ok(exit_code(&verified))
 }
 
-/// A file is what is written like a path, or lies there and is no schedule's name by the look of it.
+/// Returns whether `word` names a file: it looks like a path of an archive, or a file of that name exists.
 fn is_file(word: &str) -> bool {
     !word.starts_with('@') && (word.contains('/') || word.contains(".tar") || Path::new(word).is_file())
 }
 
-/// Returns the archives to read back, those read longest ago first, each physical file once.
-fn choose(
+/// Returns the archives to verify, those verified longest ago first, each physical file once.
+fn select_archives(
     context: &Context,
     store: &Store,
     words: &[&String],
@@ -112,19 +113,19 @@ fn verify_archives(
     archives: &[Archive],
     threads: Option<usize>,
     time_limit: Option<Duration>,
-) -> Result<Vec<Told>> {
+) -> Result<Vec<Verified>> {
     let threads = config::threads(store, threads)?;
     let started = context.clock.monotonic();
     let cancel = CancelToken::new();
-    let mut told = Vec::new();
+    let mut verified = Vec::new();
     for (position, archive) in archives.iter().enumerate() {
         if time_limit.is_some_and(|limit| context.clock.monotonic().saturating_sub(started) >= limit) {
             let left = (archives.len() - position) as u64;
-            context.print_info(&format!("the time is up: {} not read back", render::count(left, "archive")));
+            context.print_info(&format!("the time limit is over: {} not verified", render::count(left, "archive")));
             break;
         }
         let result = verify::verify_archive(&context.home, store, archive, threads, &cancel, context.now());
-        // Without the right folder there is nothing to say of any of them.
+        // If this is not our archive folder, all of them would fail.
         if let Err(error) = &result
             && error.kind() == ErrorKind::Failed
             && archive_folder::ensure_ours(&context.home, store).is_err()
@@ -132,31 +133,32 @@ fn verify_archives(
             return result.map(|_| Vec::new());
         }
         let path = context.home.backups().join(&archive.file_name).display().to_string();
-        let one = Told { run: Some(archive.run), path, result };
-        tell(context, &one)?;
-        told.push(one);
+        let one = Verified { run: Some(archive.run), path, result };
+        print_verified(context, &one)?;
+        verified.push(one);
     }
     let notes = archive_folder::refresh_stable_links(&context.home, store, &store.schedules()?, context.now())?;
     notes.iter().for_each(|note| context.print_info(note));
-    Ok(told)
+    Ok(verified)
 }
 
-/// A file of this home is compared with its catalog, too; any other proves itself.
-fn verify_path(context: &Context, path: &Path, threads: Option<usize>) -> Result<Told> {
-    if let Some((store, archive)) = known(context, path) {
-        let mut told = verify_archives(context, &store, &[archive], threads, None)?;
-        if let Some(told) = told.pop() {
-            return Ok(told);
+/// Verifies a file: one of this home also against its catalog, any other by its own trailer.
+fn verify_path(context: &Context, path: &Path, threads: Option<usize>) -> Result<Verified> {
+    if let Some((store, archive)) = archive_of_file(context, path) {
+        let mut verified = verify_archives(context, &store, &[archive], threads, None)?;
+        if let Some(verified) = verified.pop() {
+            return Ok(verified);
         }
     }
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let result = verify::verify_file(path, threads, &CancelToken::new());
-    let told = Told { run: None, path: path.display().to_string(), result };
-    tell(context, &told)?;
-    Ok(told)
+    let verified = Verified { run: None, path: path.display().to_string(), result };
+    print_verified(context, &verified)?;
+    Ok(verified)
 }
 
-fn known(context: &Context, path: &Path) -> Option<(Store, Archive)> {
+/// Returns the archive of this home that the file holds; `None` if the file is not in this home.
+fn archive_of_file(context: &Context, path: &Path) -> Option<(Store, Archive)> {
     let whole = path.canonicalize().ok()?;
     let below = whole.strip_prefix(context.home.backups()).ok()?.to_str()?.to_owned();
     let store = context.open_store(Access::Existing).ok()?;
@@ -164,17 +166,17 @@ fn known(context: &Context, path: &Path) -> Option<(Store, Archive)> {
     Some((store, archive))
 }
 
-fn tell(context: &Context, told: &Told) -> Result<()> {
-    match &told.result {
+fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
+    match &verified.result {
         Ok(findings) if findings.is_good() => {
-            log::info!("{}: read back and found right", told.path);
+            log::info!("{}: verified", verified.path);
             if context.format != Format::Json && !context.quiet {
-                render::print_line(&format!("good: {} ({})", told.path, render::bytes(findings.bytes)))?;
+                render::print_line(&format!("good: {} ({})", verified.path, render::bytes(findings.bytes)))?;
             }
         }
         Ok(findings) => {
-            log::error!("{}: {}", told.path, findings.health.as_str());
-            let mut text = format!("{}: {}\n", findings.health.as_str(), told.path);
+            log::error!("{}: {}", verified.path, findings.health.as_str());
+            let mut text = format!("{}: {}\n", findings.health.as_str(), verified.path);
             findings.structure.iter().for_each(|line| text += &format!("  {}\n", render::escape_control(line)));
             for member in &findings.damaged_members {
                 text += &format!("  damaged member: {}\n", render::printable(member));
@@ -188,11 +190,11 @@ fn tell(context: &Context, told: &Told) -> Result<()> {
     Ok(())
 }
 
-fn document(told: &Told) -> Value {
+fn document(verified: &Verified) -> Value {
     let mut object = Map::new();
-    object.insert("run".into(), json!(told.run));
-    object.insert("path".into(), json!(told.path));
-    match &told.result {
+    object.insert("run".into(), json!(verified.run));
+    object.insert("path".into(), json!(verified.path));
+    match &verified.result {
         Ok(findings) => {
             object.insert("health".into(), json!(findings.health.as_str()));
             object.insert("bytes".into(), json!(findings.bytes));
@@ -213,11 +215,11 @@ fn document(told: &Told) -> Value {
     Value::Object(object)
 }
 
-fn exit_code(told: &[Told]) -> u8 {
-    let is_damaged = |told: &Told| told.result.as_ref().is_ok_and(|findings| !findings.is_good());
-    if told.iter().any(is_damaged) {
+fn exit_code(verified: &[Verified]) -> u8 {
+    let is_damaged = |one: &Verified| one.result.as_ref().is_ok_and(|findings| !findings.is_good());
+    if verified.iter().any(is_damaged) {
         return ErrorKind::Damage.exit_code();
     }
-    let first = told.iter().find_map(|told| told.result.as_ref().err());
+    let first = verified.iter().find_map(|one| one.result.as_ref().err());
     first.map_or(0, |error: &Error| error.kind().exit_code())
 }
