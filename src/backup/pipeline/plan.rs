@@ -1,14 +1,14 @@
-//! The walk's side of the pipeline: what is found becomes plans, one chunk each or nearly so, handed out in order.
+//! The walking side of the pipeline: turns entries into plans, in order, each of them about one chunk.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
-use super::flow::Flow;
-use super::large::{LargeFile, PIECE_BYTES};
-use super::links::{LinkTurn, Links};
+use super::hard_links::{HardLinks, LinkTurn};
+use super::large_file::{LargeFile, PIECE_BYTES};
 use super::read;
+use super::state::PipelineState;
 use crate::archive::cutter::{Cutter, LARGEST_CONTENT};
 use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
@@ -16,60 +16,61 @@ use crate::member::MemberKind;
 use crate::schedule::Compression;
 use crate::source::{OwnerNames, SourceEntry};
 
-/// Files up to this size are read by one thread and again if they change meanwhile, for none of it is written until
-/// they are whole. Larger ones are read in parallel.
-pub(super) const LARGEST_WHOLE: u64 = 4 * PIECE_BYTES;
+/// Files up to this size are read by one thread, and again if they change meanwhile, because nothing of them is written
+/// before they are complete. Larger ones are read in parallel.
+pub(super) const MAX_WHOLE_BYTES: u64 = 4 * PIECE_BYTES;
 
-/// A piece counts at least so much, which bounds how many sparse files are open at once.
-const SMALLEST_COST: u64 = 256 << 10;
+/// Minimum memory that a piece counts, which limits how many sparse files are open at once.
+const MIN_PIECE_MEMORY: u64 = 256 << 10;
 
-/// Work for one thread.
+/// Work for one worker.
 pub(super) struct Plan {
     /// Position among the plans, from 0.
     pub(super) sequence: u64,
-    /// Bytes that it counts in the budget of memory.
-    pub(super) cost: u64,
-    /// Wall-clock time before the first of its members was looked at.
+    /// Bytes that it counts in the memory budget.
+    pub(super) memory_bytes: u64,
+    /// Wall-clock time before the `stat` of its first member.
     pub(super) read_started: Timestamp,
     pub(super) work: Work,
 }
 
+/// What a plan consists of.
 pub(super) enum Work {
-    /// Members of one chunk; of several, if a file among them is cut into pieces.
-    Members(Vec<Planned>),
-    /// One piece of a large file that is read by several threads.
+    /// The members of one chunk; of several chunks if one of them is a file of several pieces.
+    Members(Vec<PlannedMember>),
+    /// One piece of a large file that several workers read.
     Piece(Arc<LargeFile>, u64),
 }
 
-/// Something found, to become a member.
-pub(super) struct Planned {
-    pub(super) found: SourceEntry,
-    /// Its place among the names of its file, if that has several.
+/// An entry that becomes a member.
+pub(super) struct PlannedMember {
+    pub(super) entry: SourceEntry,
+    /// Its turn among the names of its file, if that has several.
     pub(super) turn: Option<LinkTurn>,
 }
 
-/// Makes plans of what a walk finds.
+/// Turns the entries of a walk into plans.
 pub(super) struct Planner<'a> {
-    flow: &'a Flow<'a>,
+    state: &'a PipelineState<'a>,
     clock: &'a dyn Clock,
     names: &'a OwnerNames,
     plans: Sender<Plan>,
     cutter: Cutter,
-    links: Links,
-    /// Encoded chunks take memory beside the raw ones.
+    links: HardLinks,
+    /// Encoded chunks take memory in addition to the raw ones.
     is_encoded: bool,
     sequence: u64,
-    gathered: Vec<Planned>,
-    gathered_bytes: u64,
-    /// Before the first of those gathered was looked at.
+    members: Vec<PlannedMember>,
+    members_bytes: u64,
+    /// Time before the `stat` of the first of `members`.
     read_started: Timestamp,
-    /// Before what the walk finds next is looked at.
+    /// Time before the `stat` of the next entry.
     before_next: Timestamp,
 }
 
 impl<'a> Planner<'a> {
     pub(super) fn new(
-        flow: &'a Flow<'a>,
+        state: &'a PipelineState<'a>,
         clock: &'a dyn Clock,
         names: &'a OwnerNames,
         compression: Compression,
@@ -77,44 +78,44 @@ impl<'a> Planner<'a> {
     ) -> Self {
         let now = clock.now();
         Planner {
-            flow,
+            state,
             clock,
             names,
             plans,
             cutter: Cutter::new(compression),
-            links: Links::default(),
+            links: HardLinks::default(),
             is_encoded: compression != Compression::None,
             sequence: 0,
-            gathered: Vec::new(),
-            gathered_bytes: 0,
+            members: Vec::new(),
+            members_bytes: 0,
             read_started: now,
             before_next: now,
         }
     }
 
-    /// Takes what the walk found next. Breaks when the pipeline has stopped.
-    pub(super) fn visit(&mut self, found: SourceEntry) -> ControlFlow<()> {
-        if self.flow.is_stopped() {
+    /// Adds the next entry of the walk. Breaks if the pipeline was stopped.
+    pub(super) fn visit(&mut self, entry: SourceEntry) -> ControlFlow<()> {
+        if self.state.is_stopped() {
             return ControlFlow::Break(());
         }
-        let turn = self.links.turn(&found);
-        let has_data = found.kind == MemberKind::File && turn.as_ref().is_none_or(LinkTurn::is_first);
-        if has_data && found.stat.size > LARGEST_WHOLE {
-            self.large_file(found, turn)?;
+        let turn = self.links.turn(&entry);
+        let has_data = entry.kind == MemberKind::File && turn.as_ref().is_none_or(LinkTurn::is_first);
+        if has_data && entry.stat.size > MAX_WHOLE_BYTES {
+            self.send_large_file(entry, turn)?;
         } else {
-            let stands_alone = has_data && found.stat.size > LARGEST_CONTENT;
+            let is_alone = has_data && entry.stat.size > LARGEST_CONTENT;
             let kind = if has_data { MemberKind::File } else { MemberKind::HardLink };
-            let entry_bytes = header::entry_bytes(kind, found.stat.size);
-            if stands_alone || self.cutter.cuts_before(&found.path, entry_bytes) {
-                self.send_gathered()?;
+            let entry_bytes = header::entry_bytes(kind, entry.stat.size);
+            if is_alone || self.cutter.cuts_before(&entry.path, entry_bytes) {
+                self.send_members()?;
             }
-            if self.gathered.is_empty() {
+            if self.members.is_empty() {
                 self.read_started = self.before_next;
             }
-            self.gathered.push(Planned { found, turn });
-            self.gathered_bytes += entry_bytes;
-            if stands_alone {
-                self.send_gathered()?;
+            self.members.push(PlannedMember { entry, turn });
+            self.members_bytes += entry_bytes;
+            if is_alone {
+                self.send_members()?;
                 self.cutter.cut();
             }
         }
@@ -122,64 +123,65 @@ impl<'a> Planner<'a> {
         ControlFlow::Continue(())
     }
 
-    /// Hands out what is gathered still. To be called when the walk is over.
+    /// Sends the remaining members. To be called after the walk.
     pub(super) fn finish(mut self) {
-        let _stopped = self.send_gathered();
+        let _stopped = self.send_members();
     }
 
-    /// Opens a large file and hands out its pieces. Opened here, because the number of pieces is that of the open file.
-    fn large_file(&mut self, found: SourceEntry, turn: Option<LinkTurn>) -> ControlFlow<()> {
-        self.send_gathered()?;
+    /// Opens a large file and sends a plan for each piece. It is opened here because the size of the open file
+    /// determines the number of pieces.
+    fn send_large_file(&mut self, entry: SourceEntry, turn: Option<LinkTurn>) -> ControlFlow<()> {
+        self.send_members()?;
         self.cutter.cut();
         self.read_started = self.before_next;
-        let opened = match read::open(found) {
+        let opened = match read::open(entry) {
             Ok(opened) => opened,
             Err(problem) => {
-                self.flow.problem(problem);
+                self.state.problem(problem);
                 return ControlFlow::Continue(());
             }
         };
-        if opened.file.stat().size <= LARGEST_WHOLE {
-            // It shrank since it was listed: one thread does.
-            self.gathered_bytes = header::entry_bytes(MemberKind::File, opened.file.stat().size);
-            self.gathered.push(Planned { found: opened.found, turn });
-            return self.send_gathered();
+        if opened.file.stat().size <= MAX_WHOLE_BYTES {
+            // It shrank since it was listed: one worker is enough.
+            self.members_bytes = header::entry_bytes(MemberKind::File, opened.file.stat().size);
+            self.members.push(PlannedMember { entry: opened.entry, turn });
+            return self.send_members();
         }
         if let Some(turn) = turn.filter(|_| opened.is_same) {
-            turn.carried(&opened.found.path);
+            turn.set_carrier(&opened.entry.path);
         }
-        let large = Arc::new(read::large_file(self.flow, self.names, opened.found, opened.file));
+        let large = Arc::new(LargeFile::new(self.state, self.names, opened.entry, opened.file));
         for piece in 0..large.pieces() {
             let range = large.range(piece);
             let data_bytes =
                 large.spans.as_deref().map_or(range.end - range.start, |spans| read::data_bytes(spans, &range));
-            self.send(self.cost(data_bytes).max(SMALLEST_COST), Work::Piece(large.clone(), piece))?;
+            self.send(self.memory_for(data_bytes).max(MIN_PIECE_MEMORY), Work::Piece(large.clone(), piece))?;
         }
         ControlFlow::Continue(())
     }
 
-    fn send_gathered(&mut self) -> ControlFlow<()> {
-        if self.gathered.is_empty() {
+    fn send_members(&mut self) -> ControlFlow<()> {
+        if self.members.is_empty() {
             return ControlFlow::Continue(());
         }
-        let bytes = std::mem::take(&mut self.gathered_bytes);
-        let cost = self.cost(bytes);
-        let members = std::mem::take(&mut self.gathered);
-        self.send(cost, Work::Members(members))
+        let bytes = std::mem::take(&mut self.members_bytes);
+        let memory_bytes = self.memory_for(bytes);
+        let members = std::mem::take(&mut self.members);
+        self.send(memory_bytes, Work::Members(members))
     }
 
-    /// A file in several pieces is encoded piece by piece, so only one piece of it is there raw beside the encoded
-    /// ones.
-    fn cost(&self, bytes: u64) -> u64 {
+    /// Returns the memory that `bytes` of raw content need. A file in several pieces is encoded piece by piece, so that
+    /// only one piece is in memory raw in addition to the encoded ones.
+    fn memory_for(&self, bytes: u64) -> u64 {
         if self.is_encoded { bytes + bytes.min(PIECE_BYTES) } else { bytes }
     }
 
-    fn send(&mut self, cost: u64, work: Work) -> ControlFlow<()> {
-        self.flow.acquire(cost);
-        if self.flow.is_stopped() {
+    fn send(&mut self, memory_bytes: u64, work: Work) -> ControlFlow<()> {
+        self.state.acquire(memory_bytes);
+        if self.state.is_stopped() {
             return ControlFlow::Break(());
         }
-        let plan = Plan { sequence: self.sequence, cost, read_started: self.read_started, work };
+        let plan = Plan { sequence: self.sequence, memory_bytes, read_started: self.read_started, work };
         self.sequence += 1;
         match self.plans.send(plan) {
             Ok(()) => ControlFlow::Continue(()),

@@ -1,51 +1,49 @@
-//! Reading files of the source into chunks.
+//! ReadOutcome files of the source into chunks.
 
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
-use super::flow::Flow;
-use super::large::LargeFile;
+use super::state::PipelineState;
 use crate::archive::buffer::Buffer;
 use crate::member::{Member, MemberKind, Span, Xattrs};
 use crate::progress::{Problem, ProblemKind};
 use crate::source::{OpenFile, OwnerNames, SourceEntry, Stability, Stat};
 
-/// How often a file is read, or a replaced one looked at, before what there is has to do.
-pub(super) const ATTEMPTS: u32 = 3;
+/// Maximum number of times that a file that changes is read, or one that was replaced is opened.
+pub(super) const MAX_ATTEMPTS: u32 = 3;
 
-/// A file of the source, open.
-pub(super) struct Opened {
-    pub(super) found: SourceEntry,
+/// An open file of the source.
+pub(super) struct OpenedFile {
+    pub(super) entry: SourceEntry,
     pub(super) file: OpenFile,
-    /// It is the file that was listed, and not another that has taken its place since.
+    /// It is the file that was listed, not another one that replaced it since.
     pub(super) is_same: bool,
 }
 
-/// Opens a file. One that was replaced by another since it was listed, as programs do to save a file, is that other
-/// one.
-pub(super) fn open(mut found: SourceEntry) -> Result<Opened, Problem> {
+/// Opens a file. If another file has replaced it since it was listed, as programs do to save a file, opens that one.
+pub(super) fn open(mut entry: SourceEntry) -> Result<OpenedFile, Problem> {
     let mut is_same = true;
-    for _ in 1..ATTEMPTS {
-        match found.open() {
-            Ok(file) => return Ok(Opened { found, file, is_same }),
+    for _ in 1..MAX_ATTEMPTS {
+        match entry.open() {
+            Ok(file) => return Ok(OpenedFile { entry, file, is_same }),
             Err(problem) if problem.kind != ProblemKind::Replaced => return Err(problem),
             Err(problem) => {
-                found = found.stat_again()?;
+                entry = entry.stat_again()?;
                 is_same = false;
-                if found.kind != MemberKind::File {
+                if entry.kind != MemberKind::File {
                     return Err(problem);
                 }
             }
         }
     }
-    found.open().map(|file| Opened { found, file, is_same })
+    entry.open().map(|file| OpenedFile { entry, file, is_same })
 }
 
-/// Makes the member of something found, without what only some kinds have.
-pub(super) fn member(names: &OwnerNames, found: &SourceEntry, stat: &Stat, kind: MemberKind, xattrs: Xattrs) -> Member {
+/// Returns the member of an entry, without the fields that only some kinds have.
+pub(super) fn member(names: &OwnerNames, entry: &SourceEntry, stat: &Stat, kind: MemberKind, xattrs: Xattrs) -> Member {
     Member {
-        path: found.path.clone(),
+        path: entry.path.clone(),
         kind,
         size: if kind == MemberKind::File { stat.size } else { 0 },
         mode: stat.mode,
@@ -60,33 +58,26 @@ pub(super) fn member(names: &OwnerNames, found: &SourceEntry, stat: &Stat, kind:
     }
 }
 
-/// Reads the extended attributes of an open file; trouble with them is recorded and costs no more than them.
-pub(super) fn xattrs(flow: &Flow<'_>, file: &OpenFile) -> Xattrs {
+/// Reads the extended attributes of an open file. If that fails, records the problem and returns none.
+pub(super) fn xattrs(state: &PipelineState<'_>, file: &OpenFile) -> Xattrs {
     file.xattrs().unwrap_or_else(|problem| {
-        flow.problem(attributes_lost(problem));
+        state.problem(attributes_lost(problem));
         Xattrs::new()
     })
 }
 
-/// Says of a problem that only the extended attributes are lost.
+/// Converts a problem into one that says that only the extended attributes are lost.
 pub(super) fn attributes_lost(problem: Problem) -> Problem {
     Problem { reason: format!("its extended attributes could not be read: {}", problem.reason), ..problem }
 }
 
-/// Returns the spans of data of a sparse file; nothing for others.
+/// Returns the spans of data of a sparse file; `None` for other files.
 pub(super) fn spans(file: &OpenFile) -> Option<Vec<Span>> {
-    // Where holes cannot be told, their zeros are read and stored.
+    // If holes cannot be found, their zeros are read and stored.
     file.data_spans().unwrap_or_default()
 }
 
-/// Prepares an open file of more than one piece.
-pub(super) fn large_file(flow: &Flow<'_>, names: &OwnerNames, found: SourceEntry, file: OpenFile) -> LargeFile {
-    let member = member(names, &found, file.stat(), MemberKind::File, xattrs(flow, &file));
-    let spans = spans(&file);
-    LargeFile::new(found, file, member, spans)
-}
-
-/// Returns how many bytes of data lie in a span of the file.
+/// Returns the number of bytes of data in a range of the file.
 pub(super) fn data_bytes(spans: &[Span], range: &Range<u64>) -> u64 {
     clipped(spans, range).map(|part| part.end - part.start).sum()
 }
@@ -101,54 +92,54 @@ fn clipped<'s>(spans: &'s [Span], range: &Range<u64>) -> impl Iterator<Item = Ra
         .map(move |span| span.offset.max(range.start)..span.end().min(range.end))
 }
 
-/// What came of reading a span of a file. Where bytes are missing, zeros stand in the chunk.
+/// The outcome of reading a range of a file. Missing bytes are zeros in the chunk.
 #[derive(Default)]
-pub(super) struct Reading {
-    /// Bytes missing at the end of what was to be read, because the file ended.
+pub(super) struct ReadOutcome {
+    /// Bytes missing at the end of the range, because the file ended.
     pub(super) missing: u64,
-    /// The file goes on behind what was to be read.
-    pub(super) goes_on: bool,
-    /// Where the system refused to read, and why.
+    /// The file continues after the range.
+    pub(super) has_more: bool,
+    /// The offset at which reading failed, and the error.
     pub(super) error: Option<(u64, io::Error)>,
 }
 
-impl Reading {
-    /// Says that all was read and the file ends there.
+impl ReadOutcome {
+    /// Returns whether everything was read and the file ends there.
     pub(super) fn is_exact(&self) -> bool {
-        self.missing == 0 && !self.goes_on && self.error.is_none()
+        self.missing == 0 && !self.has_more && self.error.is_none()
     }
 
-    /// Returns what went wrong, if something did.
+    /// Returns why bytes are missing, if some are.
     pub(super) fn shortfall(&self) -> Option<Shortfall> {
         match &self.error {
-            Some((offset, error)) => Some(Shortfall::Refused { offset: *offset, reason: error.to_string() }),
+            Some((offset, error)) => Some(Shortfall::Failed { offset: *offset, reason: error.to_string() }),
             None => (self.missing > 0).then_some(Shortfall::Ended { bytes: self.missing }),
         }
     }
 }
 
-/// Why zeros stand in the archive instead of bytes of a file.
+/// Why the archive holds zeros instead of bytes of a file.
 pub(super) enum Shortfall {
-    /// The system refused to read from this offset on.
-    Refused { offset: u64, reason: String },
-    /// The file ended so many bytes before its size at the beginning.
+    /// ReadOutcome failed from this offset on.
+    Failed { offset: u64, reason: String },
+    /// The file ended this many bytes before its size at opening.
     Ended { bytes: u64 },
 }
 
-/// Appends the data that lies in `range` of a file to a chunk, hashing it with the holes between.
+/// Appends the data in `range` of a file to a chunk, and hashes it with the holes between.
 pub(super) fn data(
     file: &OpenFile,
     spans: Option<&[Span]>,
     range: &Range<u64>,
     content: &mut Buffer,
     hasher: &mut blake3::Hasher,
-) -> Reading {
-    let Some(spans) = spans else { return dense(file, range, content, hasher) };
-    let mut whole = Reading::default();
+) -> ReadOutcome {
+    let Some(spans) = spans else { return read_contiguous(file, range, content, hasher) };
+    let mut whole = ReadOutcome::default();
     let mut position = range.start;
     for part in clipped(spans, range) {
         hash_zeros(hasher, part.start - position);
-        let reading = dense(file, &part, content, hasher);
+        let reading = read_contiguous(file, &part, content, hasher);
         whole.missing += reading.missing;
         whole.error = whole.error.or(reading.error);
         position = part.end;
@@ -157,10 +148,15 @@ pub(super) fn data(
     whole
 }
 
-fn dense(file: &OpenFile, range: &Range<u64>, content: &mut Buffer, hasher: &mut blake3::Hasher) -> Reading {
+fn read_contiguous(
+    file: &OpenFile,
+    range: &Range<u64>,
+    content: &mut Buffer,
+    hasher: &mut blake3::Hasher,
+) -> ReadOutcome {
     let length = (range.end - range.start) as usize;
-    let mut reading = Reading::default();
-    // One byte more than there should be: a file that goes on is noticed without another call.
+    let mut reading = ReadOutcome::default();
+    // One byte more than the range: so a file that continues is detected without another call.
     let room = content.spare(length + 1);
     let mut filled = 0;
     while filled < length {
@@ -173,7 +169,7 @@ fn dense(file: &OpenFile, range: &Range<u64>, content: &mut Buffer, hasher: &mut
             }
         }
     }
-    reading.goes_on = filled > length || length == 0 && matches!(file.read_at(&mut room[..1], range.start), Ok(1));
+    reading.has_more = filled > length || length == 0 && matches!(file.read_at(&mut room[..1], range.start), Ok(1));
     if filled < length {
         room[filled..length].fill(0);
         reading.missing = (length - filled) as u64;
@@ -183,18 +179,18 @@ fn dense(file: &OpenFile, range: &Range<u64>, content: &mut Buffer, hasher: &mut
     reading
 }
 
-/// Reads from the beginning until the file ends, at most `most` bytes; also says whether it ended. In small steps: some
-/// files of the system refuse large ones.
-pub(super) fn to_its_end(file: &OpenFile, most: usize) -> io::Result<(Vec<u8>, bool)> {
+/// Reads a file from its beginning to its end, at most `max_bytes`, and returns whether it ended there. In small steps,
+/// because some files of the system refuse large reads.
+pub(super) fn read_to_end(file: &OpenFile, max_bytes: usize) -> io::Result<(Vec<u8>, bool)> {
     let mut bytes = Vec::new();
     let mut step = [0; 64 << 10];
-    while bytes.len() <= most {
+    while bytes.len() <= max_bytes {
         match file.read_at(&mut step, bytes.len() as u64)? {
             0 => return Ok((bytes, true)),
             count => bytes.extend_from_slice(&step[..count]),
         }
     }
-    bytes.truncate(most);
+    bytes.truncate(max_bytes);
     Ok((bytes, false))
 }
 
@@ -207,28 +203,28 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut count: u64) {
     }
 }
 
-/// Makes a problem of something found.
-pub(super) fn problem(found: &SourceEntry, kind: ProblemKind, reason: impl Into<String>) -> Problem {
-    Problem { path: found.fs_path().as_os_str().as_bytes().into(), kind, reason: reason.into() }
+/// Returns a problem of an entry.
+pub(super) fn problem(entry: &SourceEntry, kind: ProblemKind, reason: impl Into<String>) -> Problem {
+    Problem { path: entry.fs_path().as_os_str().as_bytes().into(), kind, reason: reason.into() }
 }
 
-/// Returns the problem of a file that did not hold still or could not be read whole, if there is one.
-pub(super) fn trouble(
-    found: &SourceEntry,
+/// Returns the problem of a file that changed while it was read or could not be read completely; `None` if neither.
+pub(super) fn file_problem(
+    entry: &SourceEntry,
     shortfall: Option<Shortfall>,
     stability: Result<Stability, Problem>,
 ) -> Option<Problem> {
     let (kind, reason) = match (shortfall, stability) {
-        (Some(Shortfall::Refused { offset, reason }), _) => {
-            let reason = format!("it cannot be read from byte {offset} on: {reason}; zeros stand in its place");
+        (Some(Shortfall::Failed { offset, reason }), _) => {
+            let reason = format!("it cannot be read from byte {offset} on: {reason}; the archive holds zeros instead");
             (ProblemKind::Unreadable, reason)
         }
         (Some(Shortfall::Ended { bytes }), Ok(Stability::Unchanged)) => {
-            let reason = format!("it ends {bytes} bytes before its size; zeros stand in their place");
+            let reason = format!("it ends {bytes} bytes before its size; the archive holds zeros instead");
             (ProblemKind::Unreadable, reason)
         }
         (Some(Shortfall::Ended { bytes }), Ok(_)) => {
-            let reason = format!("it lost its last {bytes} bytes while it was read; zeros stand in their place");
+            let reason = format!("it lost its last {bytes} bytes while it was read; the archive holds zeros instead");
             (ProblemKind::Changed, reason)
         }
         (None, Ok(Stability::Unchanged)) => return None,
@@ -242,5 +238,5 @@ pub(super) fn trouble(
         }
         (_, Err(problem)) => return Some(problem),
     };
-    Some(problem(found, kind, reason))
+    Some(problem(entry, kind, reason))
 }

@@ -1,37 +1,37 @@
-//! The writer's side of the pipeline: chunks go into the archive file in order, their records to the catalog.
+//! The writing side of the pipeline: writes chunks into the archive file in order and passes their records on.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::flow::Flow;
-use super::large::LargeFile;
-use super::work::{Done, Part};
+use super::chunk_builder::{BuiltChunk, PlanOutput};
+use super::large_file::LargeFile;
+use super::state::PipelineState;
 use crate::archive::writer::ArchiveWriter;
 use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::{CatalogMember, Extent, MemberKind};
-use std::sync::Arc;
 
-/// A batch of records goes to the catalog when it has so many rows.
+/// A batch of records is passed to the catalog when it has this many rows.
 const BATCH_ROWS: usize = 2_000;
 
-/// Counts over the members written.
+/// Counts of the members written.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) extent: Extent,
     pub(super) folders: u64,
 }
 
-/// Puts chunks in order and into the file.
+/// Writes chunks into the file in the order of plans.
 pub(super) struct Assembler<'a, 'f> {
-    flow: &'a Flow<'a>,
+    state: &'a PipelineState<'a>,
     writer: ArchiveWriter<'f>,
     records: Sender<Vec<CatalogChunk>>,
     batch: Vec<CatalogChunk>,
     batch_rows: usize,
-    /// The record of a chunk with the header of a large file that is not read to its end yet.
+    /// The record of a chunk with the header of a large file of which not all pieces have been read.
     held: Option<(CatalogChunk, Arc<LargeFile>)>,
     pub(super) counts: Counts,
 }
@@ -39,7 +39,7 @@ pub(super) struct Assembler<'a, 'f> {
 impl<'a, 'f> Assembler<'a, 'f> {
     /// Starts the archive with its global header.
     pub(super) fn start(
-        flow: &'a Flow<'a>,
+        state: &'a PipelineState<'a>,
         mut writer: ArchiveWriter<'f>,
         records: Sender<Vec<CatalogChunk>>,
         comment: &str,
@@ -47,7 +47,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
     ) -> Result<Self> {
         let header = writer.put_global_header(comment)?;
         let mut assembler = Assembler {
-            flow,
+            state,
             writer,
             records,
             batch: Vec::new(),
@@ -59,11 +59,11 @@ impl<'a, 'f> Assembler<'a, 'f> {
         Ok(assembler)
     }
 
-    /// Writes what the workers send until they are done, in the order of plans.
-    pub(super) fn assemble(&mut self, done: &Receiver<Done>) -> Result<()> {
+    /// Writes the output of the workers in the order of plans, until they have ended.
+    pub(super) fn assemble(&mut self, outputs: &Receiver<PlanOutput>) -> Result<()> {
         let mut next = 0;
-        let mut early: BTreeMap<u64, Vec<Done>> = BTreeMap::new();
-        for message in done {
+        let mut early: BTreeMap<u64, Vec<PlanOutput>> = BTreeMap::new();
+        for message in outputs {
             if message.sequence != next {
                 early.entry(message.sequence).or_default().push(message);
                 continue;
@@ -72,7 +72,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             while !messages.is_empty() {
                 let mut has_ended = false;
                 for message in messages.drain(..) {
-                    has_ended = message.ended.is_some();
+                    has_ended = message.ended_plan_bytes.is_some();
                     self.put(message)?;
                 }
                 next += u64::from(has_ended);
@@ -82,26 +82,26 @@ impl<'a, 'f> Assembler<'a, 'f> {
         Ok(())
     }
 
-    fn put(&mut self, message: Done) -> Result<()> {
-        for Part { chunk, members, read_started, awaits } in message.parts {
+    fn put(&mut self, message: PlanOutput) -> Result<()> {
+        for BuiltChunk { chunk, members, read_started, large_file } in message.chunks {
             self.release_held();
             let written = self.writer.put(&chunk)?;
-            self.keep_record(written, members, read_started, awaits);
-            self.flow.give_buffer(chunk.stored);
+            self.keep_record(written, members, read_started, large_file);
+            self.state.give_buffer(chunk.stored);
         }
-        if let Some(cost) = message.ended {
-            self.flow.next_turn(cost);
+        if let Some(bytes) = message.ended_plan_bytes {
+            self.state.next_turn(bytes);
         }
         Ok(())
     }
 
-    /// Keeps the record of the chunk written last for the catalog.
+    /// Counts the members of the chunk written last, and keeps its record for the catalog.
     fn keep_record(
         &mut self,
         chunk: Chunk,
         members: Vec<CatalogMember>,
         read_started: Timestamp,
-        awaits: Option<Arc<LargeFile>>,
+        large_file: Option<Arc<LargeFile>>,
     ) {
         let record = CatalogChunk { chunk, read_started, members };
         for CatalogMember { member, .. } in &record.members {
@@ -110,22 +110,22 @@ impl<'a, 'f> Assembler<'a, 'f> {
             self.counts.folders += u64::from(member.kind == MemberKind::Folder);
             self.counts.extent.content_bytes += member.size;
         }
-        match awaits {
-            Some(large) => self.held = Some((record, large)),
+        match large_file {
+            Some(file) => self.held = Some((record, file)),
             None => self.add_to_batch(record),
         }
         self.release_held();
     }
 
-    /// Lets the held record go once its file has been read to its end, which it has before anything behind its last
-    /// piece comes here.
+    /// Adds the held record to the batch once all pieces of its file have been read; that is the case before any chunk
+    /// after its last piece arrives here.
     fn release_held(&mut self) {
-        let Some((_, large)) = &self.held else { return };
-        let Some(outcome) = large.outcome() else { return };
+        let Some((_, file)) = &self.held else { return };
+        let Some(result) = file.result() else { return };
         if let Some((mut record, _)) = self.held.take() {
             if let Some(header) = record.members.last_mut() {
-                header.content_digest = Some(outcome.digest);
-                header.changed_while_read = outcome.is_doubtful;
+                header.content_digest = Some(result.digest);
+                header.changed_while_read = result.is_doubtful;
             }
             self.add_to_batch(record);
         }
@@ -141,11 +141,11 @@ impl<'a, 'f> Assembler<'a, 'f> {
 
     fn send_batch(&mut self) {
         self.batch_rows = 0;
-        // The catalog's side is gone only when the pipeline has stopped.
+        // The receiver is dropped only when the pipeline has stopped.
         let _ = self.records.send(std::mem::take(&mut self.batch));
     }
 
-    /// Ends the tar and hands over the last records. The trailer is still to be written.
+    /// Writes the end marks of the tar and passes the last records on. The trailer is still to be written.
     pub(super) fn finish(mut self, now: Timestamp) -> Result<(ArchiveWriter<'f>, Counts)> {
         self.release_held();
         let end_marks = self.writer.put_end_marks()?;

@@ -1,51 +1,55 @@
-//! Files over 4 MiB: cut into pieces that are read, hashed and encoded apart from each other.
+//! Files over 4 MiB: cut into pieces that are read, hashed and encoded independently.
 
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
-use super::read::Shortfall;
+use super::read::{self, Shortfall};
+use super::state::PipelineState;
 use crate::archive::cutter::LARGEST_CONTENT;
-use crate::member::{Member, Span};
-use crate::source::{OpenFile, SourceEntry};
+use crate::member::{Member, MemberKind, Span};
+use crate::source::{OpenFile, OwnerNames, SourceEntry};
 
 /// Bytes of a file in one piece, holes included. A power of two, so that a piece is a subtree of the file's hash.
 pub(super) const PIECE_BYTES: u64 = LARGEST_CONTENT;
 
-/// A file over 4 MiB while it is read.
+/// A file over 4 MiB during its reading.
 pub(super) struct LargeFile {
-    pub(super) found: SourceEntry,
+    pub(super) entry: SourceEntry,
     pub(super) file: OpenFile,
-    /// What its header says.
+    /// The fields of its header.
     pub(super) member: Member,
     /// Its spans of data, if it is sparse.
     pub(super) spans: Option<Vec<Span>>,
-    progress: Mutex<Progress>,
-    outcome: OnceLock<Outcome>,
+    progress: Mutex<PieceProgress>,
+    result: OnceLock<FileResult>,
 }
 
-struct Progress {
+struct PieceProgress {
     hash: PieceHash,
     pieces_left: u64,
     shortfall: Option<Shortfall>,
 }
 
-/// What is known of a file once all its pieces have been read.
+/// What is known of a file once all its pieces have been read and the file was checked for changes.
 #[derive(Clone, Copy)]
-pub(super) struct Outcome {
-    /// BLAKE3 of the content as it stands in the archive.
+pub(super) struct FileResult {
+    /// BLAKE3 of the content in the archive.
     pub(super) digest: [u8; 32],
-    /// The content may be a mixture, or zeros stand in it for what could not be read.
+    /// The content may be a mixture of states, or has zeros instead of bytes that could not be read.
     pub(super) is_doubtful: bool,
 }
 
 impl LargeFile {
-    /// Takes an open file of more than one piece.
-    pub(super) fn new(found: SourceEntry, file: OpenFile, member: Member, spans: Option<Vec<Span>>) -> Self {
+    /// Reads the attributes and the spans of an open file of more than one piece.
+    pub(super) fn new(state: &PipelineState<'_>, names: &OwnerNames, entry: SourceEntry, file: OpenFile) -> Self {
+        let xattrs = read::xattrs(state, &file);
+        let member = read::member(names, &entry, file.stat(), MemberKind::File, xattrs);
+        let spans = read::spans(&file);
         let pieces_left = member.size.div_ceil(PIECE_BYTES);
-        let progress = Progress { hash: PieceHash::default(), pieces_left, shortfall: None };
-        LargeFile { found, file, member, spans, progress: Mutex::new(progress), outcome: OnceLock::new() }
+        let progress = PieceProgress { hash: PieceHash::default(), pieces_left, shortfall: None };
+        LargeFile { entry, file, member, spans, progress: Mutex::new(progress), result: OnceLock::new() }
     }
 
     /// Returns the number of pieces.
@@ -53,26 +57,26 @@ impl LargeFile {
         self.member.size.div_ceil(PIECE_BYTES)
     }
 
-    /// Returns the span of the file that a piece covers.
+    /// Returns the range of the file that a piece covers, in bytes.
     pub(super) fn range(&self, piece: u64) -> Range<u64> {
         piece * PIECE_BYTES..((piece + 1) * PIECE_BYTES).min(self.member.size)
     }
 
-    /// Returns a hasher for a piece's logical content.
+    /// Returns a hasher for the logical content of a piece.
     pub(super) fn hasher(piece: u64) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset(piece * PIECE_BYTES);
         hasher
     }
 
-    /// Takes the hash of a piece that was read, and what went wrong with it. Pieces may come in any order. Returns
-    /// whether this was the last one, with the first shortfall there was.
-    pub(super) fn piece_done(
+    /// Adds the hash of a piece that was read, and its shortfall if it has one. Pieces may be added in any order. After
+    /// the last piece returns the digest of the file and the first shortfall.
+    pub(super) fn add_piece_hash(
         &self,
         piece: u64,
         hasher: &blake3::Hasher,
         shortfall: Option<Shortfall>,
-    ) -> Option<Finished> {
+    ) -> Option<HashedFile> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.hash.add(piece, hasher.finalize_non_root());
         progress.pieces_left -= 1;
@@ -80,36 +84,35 @@ impl LargeFile {
             progress.shortfall = shortfall;
         }
         (progress.pieces_left == 0)
-            .then(|| Finished { digest: progress.hash.root(), shortfall: progress.shortfall.take() })
+            .then(|| HashedFile { digest: progress.hash.root(), shortfall: progress.shortfall.take() })
     }
 
-    /// Sets what is known of the file.
-    pub(super) fn settle(&self, outcome: Outcome) {
-        // Only whoever read the last piece comes here, once.
-        let _ = self.outcome.set(outcome);
+    /// Sets the result. Only the worker that read the last piece calls this, once.
+    pub(super) fn set_result(&self, result: FileResult) {
+        let _ = self.result.set(result);
     }
 
-    /// Returns what is known of the file, once it is.
-    pub(super) fn outcome(&self) -> Option<Outcome> {
-        self.outcome.get().copied()
+    /// Returns the result, or `None` before all pieces have been read.
+    pub(super) fn result(&self) -> Option<FileResult> {
+        self.result.get().copied()
     }
 }
 
 /// A file whose pieces have all been read.
-pub(super) struct Finished {
-    /// BLAKE3 of the content as it stands in the archive.
+pub(super) struct HashedFile {
+    /// BLAKE3 of the content in the archive.
     pub(super) digest: [u8; 32],
-    /// The first thing that went wrong.
+    /// The first shortfall of a piece.
     pub(super) shortfall: Option<Shortfall>,
 }
 
 /// Assembles the standard BLAKE3 hash of a file from the hashes of its pieces, of which there are at least two.
 #[derive(Default)]
 struct PieceHash {
-    /// Hashes of complete subtrees, from the largest to the smallest, of all pieces up to `added`.
+    /// Hashes of complete subtrees, from the largest to the smallest, of the first `added` pieces.
     stack: Vec<ChainingValue>,
     added: u64,
-    /// Pieces whose turn has not come. Few, for only so many are read at once.
+    /// Pieces that came before one of their predecessors. Few, because only a few pieces are read at once.
     early: Vec<(u64, ChainingValue)>,
 }
 
@@ -118,7 +121,8 @@ impl PieceHash {
         self.early.push((piece, value));
         while let Some(at) = self.early.iter().position(|(piece, _)| *piece == self.added) {
             let (_, value) = self.early.swap_remove(at);
-            // Subtrees are joined only now that another piece follows: the last join of all is a different one.
+            // Subtrees are joined only when another piece follows, because the last join of all is the root and is
+            // computed differently.
             while self.stack.len() > self.added.count_ones() as usize {
                 self.join();
             }
