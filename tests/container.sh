@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests the container as users run it: from a fresh clone, as uid 1000, as another uid, and as root with few capabilities.
+# Tests the container as users run it: from a fresh clone, as uid 1000, as another uid, as root with few capabilities.
 #
 #   tests/container.sh [FORM...]       forms: owner other root damage lost; all of them by default
 #

@@ -169,73 +169,113 @@ fn number(home: &Path, query: &str) -> u64 {
 /// One test at a time: unmounting and shutting down one disk makes the kernel write others, too.
 static ALONE: Mutex<()> = Mutex::new(());
 
-#[test]
-fn acknowledged_backups_survive_a_power_cut_and_the_rest_is_recovered() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    // Archives and database on separate disks, so that a sync of one does not save the other.
-    let (Some(disk), Some(archives)) = (Disk::make(), Disk::make()) else { return };
-    let seed = stress::number("BACKUP_SEED").unwrap_or(1);
-    let cuts = if stress::full() { 100 } else { 5 };
-    let (mut random, started) = (Random::seeded(seed), Instant::now());
-    let home = disk.mount_point().join("home");
-    let names = [("a", "none"), ("b", "gzip"), ("c", "zstd")];
-    let mut acknowledged = 0;
-    let mut violations = Vec::new();
-    for at in 0..cuts {
-        if !home.join("backup.db").exists() {
-            fs::create_dir_all(home.join("docs")).unwrap();
-            fs::write(home.join("docs/first"), "first").unwrap();
-            let _ = std::os::unix::fs::symlink(archives.mount_point().join("all"), home.join("backups"));
-            fs::create_dir_all(archives.mount_point().join("all")).unwrap();
-            // The program does not sync the home itself.
-            disk.sync();
-            archives.sync();
+/// The schedules of the test, with their compression.
+const SCHEDULES: [(&str, &str); 3] = [("a", "none"), ("b", "gzip"), ("c", "zstd")];
+
+/// Backups whose disks lose power again and again.
+struct Course {
+    random: Random,
+    /// Database and source.
+    disk: Disk,
+    /// Archives, on a separate disk, so that a sync of one does not save the other.
+    archives: Disk,
+    home: PathBuf,
+    /// Complete archives that a command reported.
+    acknowledged: u64,
+    violations: Vec<String>,
+}
+
+impl Course {
+    fn prepare_home(&self) {
+        fs::create_dir_all(self.home.join("docs")).unwrap();
+        fs::write(self.home.join("docs/first"), "first").unwrap();
+        let _ = std::os::unix::fs::symlink(self.archives.mount_point().join("all"), self.home.join("backups"));
+        fs::create_dir_all(self.archives.mount_point().join("all")).unwrap();
+        // The program does not sync the home itself.
+        self.disk.sync();
+        self.archives.sync();
+    }
+
+    /// Makes some backups, then cuts the power during or right after one more.
+    fn back_up_and_cut(&mut self, at: usize) {
+        if !self.home.join("backup.db").exists() {
+            self.prepare_home();
         }
         // Cuts also hit the creation of the database and the schedules.
-        for (name, format) in names {
-            let _ = succeeds(&home, &["create", "docs", "--name", name, "--cron", "0 3 1 1 *", "--compress", format]);
+        for (name, format) in SCHEDULES {
+            let create = ["create", "docs", "--name", name, "--cron", "0 3 1 1 *", "--compress", format];
+            let _ = succeeds(&self.home, &create);
         }
-        fs::write(home.join("docs/changing"), vec![random.next() as u8; random.below(300_000)]).unwrap();
+        let content = vec![self.random.next() as u8; self.random.below(300_000)];
+        fs::write(self.home.join("docs/changing"), content).unwrap();
         let typical = Instant::now();
-        for _ in 0..random.below(3) {
-            acknowledged += u64::from(succeeds(&home, &["run", random.pick(&names).0]));
+        for _ in 0..self.random.below(3) {
+            self.acknowledged += u64::from(succeeds(&self.home, &["run", self.random.pick(&SCHEDULES).0]));
         }
         let longest = (typical.elapsed().as_millis() as u64 / 2).max(200);
         // Either right after a backup was acknowledged, or in the middle of several.
         if at % 2 == 0 {
-            // Verification and a new stable link each sync the archives' disk once more, and with one file ext4 writes
-            // its whole journal. Without verification there is neither: renaming the archive into place must have
-            // synced everything by itself.
-            let command = ["run", random.pick(&names).0, "--no-verify"];
-            let command = if at % 4 == 0 { &command[..] } else { &command[..2] };
-            cut(&[&disk, &archives], Duration::ZERO, || {
-                // Keep another connection open: the last one to close would sync the database once more.
-                let open = connect(&home).ok();
-                acknowledged += u64::from(succeeds(&home, command));
-                open
-            });
+            self.cut_after_a_backup(at % 4 == 0);
         } else {
-            let rest = Duration::from_millis(random.between(0, longest));
+            let rest = Duration::from_millis(self.random.between(0, longest));
             // The archives' disk may also fail alone, like one that is unplugged.
-            let failing = if at % 4 == 1 { &[&disk, &archives][..] } else { &[&archives][..] };
-            cut(failing, rest, || Working(program(&home, &["run", "--all"]).spawn().expect("the program")));
+            let both = [&self.disk, &self.archives];
+            let failing = if at % 4 == 1 { &both[..] } else { &both[1..] };
+            cut(failing, rest, || Working(program(&self.home, &["run", "--all"]).spawn().expect("the program")));
         }
-        let complete = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
-        if complete < acknowledged {
-            violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} exist"));
+    }
+
+    /// Cuts the power right after a backup was acknowledged, with or without verification.
+    ///
+    /// Verification and a new stable link each sync the archives' disk once more, and with one file ext4 writes its
+    /// whole journal. Without verification there is neither: renaming the archive into place must have synced
+    /// everything by itself.
+    fn cut_after_a_backup(&mut self, no_verify: bool) {
+        let command = ["run", self.random.pick(&SCHEDULES).0, "--no-verify"];
+        let command = if no_verify { &command[..] } else { &command[..2] };
+        let (home, acknowledged) = (&self.home, &mut self.acknowledged);
+        cut(&[&self.disk, &self.archives], Duration::ZERO, || {
+            // Keep another connection open: the last one to close would sync the database once more.
+            let open = connect(home).ok();
+            *acknowledged += u64::from(succeeds(home, command));
+            open
+        });
+    }
+
+    /// Checks the promises before and after the next command, which recovers.
+    fn check_and_recover(&mut self, at: usize) {
+        let complete = number(&self.home, "SELECT count(*) FROM archive WHERE state = 'complete'");
+        if complete < self.acknowledged {
+            let acknowledged = self.acknowledged;
+            self.violations.push(format!("cut {at}: {acknowledged} backups were acknowledged, {complete} exist"));
         }
-        let mut found = Promises::default().violations(&home, When::Always);
+        let mut found = Promises::default().violations(&self.home, When::Always);
         // The disks do not fail at the same instant: if the archives fail first, a run ends whose file cannot be
         // removed. The next run of its schedule removes it.
         found.retain(|why| !(why.starts_with("a file without a row") && why.ends_with(".part")));
-        violations.extend(found.into_iter().map(|why| format!("cut {at}: {why}")));
-        if !succeeds(&home, &["run", "--all"]) {
-            violations.push(format!("cut {at}: the next run fails"));
+        self.violations.extend(found.into_iter().map(|why| format!("cut {at}: {why}")));
+        if !succeeds(&self.home, &["run", "--all"]) {
+            self.violations.push(format!("cut {at}: the next run fails"));
         }
-        let found = Promises::default().violations(&home, When::Settled);
-        violations.extend(found.into_iter().map(|why| format!("cut {at}, recovered: {why}")));
-        acknowledged = number(&home, "SELECT count(*) FROM archive WHERE state = 'complete'");
+        let found = Promises::default().violations(&self.home, When::Settled);
+        self.violations.extend(found.into_iter().map(|why| format!("cut {at}, recovered: {why}")));
+        self.acknowledged = number(&self.home, "SELECT count(*) FROM archive WHERE state = 'complete'");
     }
+}
+
+#[test]
+fn acknowledged_backups_survive_a_power_cut_and_the_rest_is_recovered() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (Some(disk), Some(archives)) = (Disk::make(), Disk::make()) else { return };
+    let (seed, started) = (stress::number("BACKUP_SEED").unwrap_or(1), Instant::now());
+    let cuts = if stress::full() { 100 } else { 5 };
+    let (home, random) = (disk.mount_point().join("home"), Random::seeded(seed));
+    let mut course = Course { random, disk, archives, home, acknowledged: 0, violations: Vec::new() };
+    for at in 0..cuts {
+        course.back_up_and_cut(at);
+        course.check_and_recover(at);
+    }
+    let Course { acknowledged, violations, .. } = course;
     stress::print(&format!(
         "power cut: {cuts} cuts from seed {seed}, {acknowledged} archives, {} violations, {:.1} s",
         violations.len(),

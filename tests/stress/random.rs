@@ -1,11 +1,11 @@
-//! Chance from a seed: the same seed, the same course of events.
+//! Pseudo-random numbers: the same seed gives the same sequence.
 
-/// xorshift64*, well enough mixed for choosing.
+/// A xorshift64* generator.
 pub struct Random(u64);
 
 impl Random {
     pub fn seeded(seed: u64) -> Random {
-        // Neighbouring seeds must not begin alike, and zero would stay zero.
+        // Consecutive seeds must not begin with similar numbers, and zero would stay zero.
         let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
         for _ in 0..4 {
             random.next();
