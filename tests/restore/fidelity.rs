@@ -71,21 +71,7 @@ fn make_tree(root: &Path) {
         fs::set_permissions(root.join(path), fs::Permissions::from_mode(mode)).unwrap();
     }
     if is_root() {
-        fs::set_permissions(root.join("sub/005"), fs::Permissions::from_mode(0o000)).unwrap();
-        chown(root.join("sub/006"), Some(1234), Some(4321)).unwrap();
-        std::os::unix::fs::lchown(root.join("link"), Some(77), Some(78)).unwrap();
-        fs::set_permissions(root.join("sub/007"), fs::Permissions::from_mode(0o6755)).unwrap();
-        let set = Command::new("setfacl").args(["-m", "u:1234:rw,g:55:r"]).arg(root.join("sub/008")).status();
-        let default = Command::new("setfacl").args(["-d", "-m", "u:1234:rwx"]).arg(root.join("sub/deep")).status();
-        if !set.is_ok_and(|s| s.success()) || !default.is_ok_and(|s| s.success()) {
-            eprintln!("skipped: ACLs: setfacl is missing or the file system has none");
-        }
-        let device = rustix::fs::makedev(1, 3);
-        let kind = rustix::fs::FileType::CharacterDevice;
-        let mode = rustix::fs::Mode::from_raw_mode(0o666);
-        if rustix::fs::mknodat(rustix::fs::CWD, root.join("device"), kind, mode, device).is_err() {
-            eprintln!("skipped: devices: they cannot be created here");
-        }
+        add_root_only_members(root);
     } else {
         eprintln!("skipped: owners, ACLs, setuid and devices: need root");
     }
@@ -95,6 +81,25 @@ fn make_tree(root: &Path) {
         let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
         let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::utimensat(rustix::fs::CWD, root.join(path), &times, flags).unwrap();
+    }
+}
+
+/// Adds what only root may create: foreign owners, ACLs, setuid bits, a device.
+fn add_root_only_members(root: &Path) {
+    fs::set_permissions(root.join("sub/005"), fs::Permissions::from_mode(0o000)).unwrap();
+    chown(root.join("sub/006"), Some(1234), Some(4321)).unwrap();
+    std::os::unix::fs::lchown(root.join("link"), Some(77), Some(78)).unwrap();
+    fs::set_permissions(root.join("sub/007"), fs::Permissions::from_mode(0o6755)).unwrap();
+    let set = Command::new("setfacl").args(["-m", "u:1234:rw,g:55:r"]).arg(root.join("sub/008")).status();
+    let default = Command::new("setfacl").args(["-d", "-m", "u:1234:rwx"]).arg(root.join("sub/deep")).status();
+    if !set.is_ok_and(|s| s.success()) || !default.is_ok_and(|s| s.success()) {
+        eprintln!("skipped: ACLs: setfacl is missing or the file system has none");
+    }
+    let device = rustix::fs::makedev(1, 3);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    if rustix::fs::mknodat(rustix::fs::CWD, root.join("device"), kind, mode, device).is_err() {
+        eprintln!("skipped: devices: they cannot be created here");
     }
 }
 
