@@ -46,11 +46,6 @@ impl ConfinedFolder {
         self.root.clone()
     }
 
-    /// Returns the path by which it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Opens a folder beneath the confined folder.
     ///
     /// Errors: `ELOOP` or `ENOTDIR` if a component of the path is a symbolic link or a file.
