@@ -16,19 +16,19 @@ pub struct Chunk {
     pub stored_digest: [u8; 32],
     /// Number of bytes of tar in it.
     pub content_length: u64,
-    /// BLAKE3 of the bytes of tar in it. A trailer does not hold it: there it is `None`.
+    /// BLAKE3 of the bytes of tar in it. `None` if read from a trailer, which does not store it.
     pub content_digest: Option<[u8; 32]>,
 }
 
 impl Chunk {
-    /// Returns the offset of the first byte behind it in the archive file.
+    /// Returns the offset of the first byte after it in the archive file.
     pub fn end(&self) -> u64 {
         self.offset + self.stored_length
     }
 }
 
-/// A chunk with the members whose headers start in it, as it goes into the catalog. A file that spans several chunks
-/// is a member of the first; the others hold only its content.
+/// A chunk and the members whose headers start in it, as recorded in the catalog. A file that spans several chunks is a
+/// member of the first; the others hold only its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogChunk {
     /// Where it is stored and what it must be.

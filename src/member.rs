@@ -1,4 +1,4 @@
-//! Names and descriptions of what an archive holds. [`MemberPath`] is the only way to name something in an archive.
+//! Members of archives: their paths and attributes. [`MemberPath`] is the only type for a path in an archive.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub struct MemberPath(Box<[u8]>);
 
 impl MemberPath {
-    /// Checks `bytes` and makes a path of them; one trailing `/` is dropped.
+    /// Checks `bytes` and returns them as a path, without one trailing `/`.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let trimmed = bytes.strip_suffix(b"/").unwrap_or(bytes);
         let refuse = |why: &str| {
@@ -47,7 +47,7 @@ impl MemberPath {
         Ok(MemberPath(joined.into()))
     }
 
-    /// Returns the path of the folder that holds it; none for a single component.
+    /// Returns the path of the folder that it lies in; `None` for a single component.
     pub fn parent(&self) -> Option<Self> {
         let slash = self.0.iter().rposition(|&b| b == b'/')?;
         Some(MemberPath(self.0[..slash].into()))
@@ -87,7 +87,7 @@ impl Ord for MemberPath {
     }
 }
 
-/// A time of a file: whole seconds since 1970 (negative before) and nanoseconds from there on.
+/// A time of a file: whole seconds since 1970, rounded down and negative before, plus nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileTime {
     /// Seconds since 1970-01-01T00:00:00Z, rounded down.
@@ -105,7 +105,7 @@ pub enum MemberKind {
     Folder,
     /// A symbolic link.
     Symlink,
-    /// A further name of a file that stands earlier in the archive.
+    /// A further name of a file that comes earlier in the archive.
     HardLink,
     /// A named pipe.
     Fifo,
@@ -123,7 +123,7 @@ pub struct Xattrs(Vec<Xattr>);
 type Xattr = (Box<[u8]>, Box<[u8]>);
 
 impl Xattrs {
-    /// Returns no attributes.
+    /// Returns an empty set of attributes.
     pub const fn new() -> Self {
         Xattrs(Vec::new())
     }
@@ -133,7 +133,7 @@ impl Xattrs {
         self.0.iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value)
     }
 
-    /// Sets an attribute. An older value of the same name is replaced.
+    /// Sets an attribute. An existing value of the same name is replaced.
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
         match self.0.binary_search_by(|(other, _)| (**other).cmp(name)) {
             Ok(at) => self.0[at].1 = value.into(),
@@ -156,12 +156,12 @@ impl Xattrs {
         self.0.is_empty()
     }
 
-    /// Returns names and values in order of names.
+    /// Returns names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// Returns the digest that the catalog keeps, `None` without attributes: BLAKE3 over length (`u32`, little-endian)
+    /// Returns the digest that the catalog stores, `None` without attributes: BLAKE3 over length (`u32`, little-endian)
     /// and bytes of each name and value.
     pub fn digest(&self) -> Option<[u8; 32]> {
         if self.is_empty() {
@@ -176,7 +176,7 @@ impl Xattrs {
     }
 }
 
-/// A range of bytes: of the data in a sparse file, where what lies between ranges is a hole.
+/// A range of bytes. The spans of a sparse file hold its data, and holes lie between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Offset of the first byte.
@@ -186,7 +186,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// Returns the offset of the first byte behind it.
+    /// Returns the offset of the first byte after it.
     pub fn end(&self) -> u64 {
         self.offset + self.length
     }
@@ -197,13 +197,13 @@ impl Span {
 pub struct Extent {
     /// Number of members.
     pub members: u64,
-    /// Regular files among them, further names of one file counted.
+    /// Regular files among them, including further names of one file.
     pub files: u64,
     /// Bytes of content of the files, holes included.
     pub content_bytes: u64,
 }
 
-/// One tar entry: what its header says of it, and what the catalog keeps besides.
+/// One member of a tar archive, as its headers describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Its name in the archive.
@@ -224,7 +224,7 @@ pub struct Member {
     pub group_name: Box<[u8]>,
     /// When the content changed last.
     pub modified: FileTime,
-    /// Target of a symbolic link as it stands, or the member path that a hard link names.
+    /// Target of a symbolic link, unchanged, or the member path that a hard link names.
     pub link_target: Option<Box<[u8]>>,
     /// Major and minor number of a device.
     pub device_number: Option<(u32, u32)>,
@@ -232,10 +232,10 @@ pub struct Member {
     pub xattrs: Xattrs,
 }
 
-/// One member as the catalog keeps it: what its header says, where it lies, and what it was read from.
+/// One member as the catalog records it: its headers, its place in the archive, and the file it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogMember {
-    /// What the header says.
+    /// Its headers.
     pub member: Member,
     /// Offset of its first header block in the content of the chunk that holds it.
     pub offset: u64,
@@ -245,11 +245,11 @@ pub struct CatalogMember {
     pub inode: u64,
     /// When the inode of that file changed last.
     pub changed: FileTime,
-    /// BLAKE3 of the logical content, for files whose data stands here.
+    /// BLAKE3 of the logical content, for files whose data this member holds.
     pub content_digest: Option<[u8; 32]>,
     /// BLAKE3 over names and values of the extended attributes, if there are any.
     pub xattr_digest: Option<[u8; 32]>,
-    /// The file changed while it was read, each time.
+    /// The file changed while it was read, in every attempt.
     pub changed_while_read: bool,
 }
 
@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_that_could_leave_the_target_are_refused() {
+    fn paths_that_could_lead_out_of_the_target_are_refused() {
         for bad in [&b""[..], b"/", b"/etc", b"a//b", b"a/../b", b"..", b".", b"./a", b"a/.", b"a\0b"] {
             assert!(MemberPath::parse(bad).is_err(), "{bad:?}");
         }
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_comes_directly_before_what_it_holds() {
+    fn a_folder_comes_directly_before_its_content() {
         let mut paths: Vec<_> =
             ["a-b", "a/z", "a", "a.txt", "a/b/c"].iter().map(|p| MemberPath::parse(p.as_bytes()).unwrap()).collect();
         paths.sort();

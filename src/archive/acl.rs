@@ -1,16 +1,16 @@
-//! POSIX ACLs: from the form in which the kernel keeps them to the text that other tars read, and back.
+//! POSIX ACLs: converts the attributes in which the kernel stores them to the text that other tars read, and back.
 
 /// The attribute that holds the ACL of a file or folder.
 pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
-/// The attribute that holds what new entries of a folder inherit.
+/// The attribute that holds the ACL which new entries of a folder inherit.
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: u32 = 2;
-/// Owner or group of an entry that names none.
-const NOBODY: u32 = u32::MAX;
+/// The owner or group number of an entry that names none.
+const NO_ID: u32 = u32::MAX;
 
-/// Returns the text of an ACL attribute, as in `SCHILY.acl.access`, entries joined by commas. Owners and groups stand
-/// there by number: names of another machine would give rights to others. Nothing for a form this does not know.
+/// Returns the text of an ACL attribute, as in `SCHILY.acl.access`, entries joined by commas. Owners and groups are
+/// written as numbers: on another machine the same name may belong to someone else. Returns `None` for an unknown form.
 pub(super) fn to_text(attribute: &[u8]) -> Option<String> {
     let (version, entries) = attribute.split_first_chunk::<4>()?;
     let (entries, rest) = entries.as_chunks::<8>();
@@ -45,9 +45,9 @@ pub(super) fn to_text(attribute: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Returns the attribute that an ACL's text means, as star, GNU tar and bsdtar write it: entries apart by commas or
-/// newlines, `user:1001:r-x` or `user:name:r-x:1001`. Nothing where it names somebody without a number: the same name
-/// may be somebody else here.
+/// Returns the attribute for the text of an ACL, as star, GNU tar and bsdtar write it: entries separated by commas or
+/// newlines, `user:1001:r-x` or `user:name:r-x:1001`. Returns `None` if an entry has a name without a number: the same
+/// name may belong to someone else on this machine.
 pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
     let text = std::str::from_utf8(text).ok()?;
     let mut entries = Vec::new();
@@ -56,7 +56,7 @@ pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
         let mut fields = line.split(':');
         let (word, name, permissions) = (fields.next()?, fields.next()?, fields.next()?);
         let id = match (name, fields.next()) {
-            ("", None) => NOBODY,
+            ("", None) => NO_ID,
             (name, number) => number.unwrap_or(name).parse().ok()?,
         };
         let tag = match (word, name) {
@@ -80,7 +80,7 @@ pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
         }
         entries.push((tag, id, bits));
     }
-    // The kernel takes them in this order only.
+    // The kernel accepts them in this order only.
     entries.sort_unstable();
     let mut attribute = VERSION.to_le_bytes().to_vec();
     for (tag, id, bits) in entries {
@@ -92,7 +92,7 @@ pub(super) fn from_text(text: &[u8]) -> Option<Vec<u8>> {
     Some(attribute)
 }
 
-/// Returns the mask of an ACL attribute, which stands in the middle bits of the mode; none if it has no mask.
+/// Returns the mask of an ACL attribute, which are the group bits of the mode; `None` if it has no mask.
 pub(super) fn mask(attribute: &[u8]) -> Option<u32> {
     let (entries, _) = attribute.get(4..)?.as_chunks::<8>();
     entries.iter().find(|entry| entry[..2] == [0x10, 0]).map(|entry| u32::from(entry[2] & 7))
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_told_in_order_and_by_number() {
+    fn entries_are_written_in_order_and_by_number() {
         let mut attribute = VERSION.to_le_bytes().to_vec();
         for (tag, permissions, id) in
             [(1u16, 6u16, !0u32), (2, 5, 1001), (4, 4, !0), (8, 1, 70_000), (16, 7, !0), (32, 0, !0)]
@@ -122,8 +122,9 @@ mod tests {
         attribute[0] = 3;
         assert_eq!(to_text(&attribute), None);
     }
+
     #[test]
-    fn texts_of_other_tars_are_read_and_names_without_numbers_are_not() {
+    fn texts_of_other_tars_are_read_except_names_without_numbers() {
         let ours = from_text(b"user::rw-,user:7:r--,group::r--,group:9:r-x,mask::r-x,other::---").unwrap();
         let bsdtar = b"group:staff:r-x:9,user::rw-,group::r--,other::---,user:ann:r--:7,mask::r-x";
         assert_eq!(from_text(bsdtar), Some(ours.clone()));

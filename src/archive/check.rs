@@ -34,8 +34,8 @@ impl DamagedChunk {
 }
 
 /// Verifies that the file at `path` consists of exactly the chunks `expected`, in order and without a gap, and a
-/// trailer that agrees with them, of `size` bytes in all with the archive digest `digest`. Reads from disk, not from the
-/// page cache, and decodes with `threads` threads.
+/// trailer that agrees with them, of `size` bytes in all with the archive digest `digest`. Reads from disk, not from
+/// the page cache, and decodes with `threads` threads.
 ///
 /// Errors: [`ErrorKind::Damage`] names the first chunk that differs; `Interrupted` after `cancel`; any error of
 /// `expected`.
@@ -90,8 +90,8 @@ fn check_until_damage(
 }
 
 /// Reads all chunks `expected` from disk and compares them, then the trailer. Returns the archive digest that the file
-/// has if no chunk is damaged. `on_damage` is called for every damaged chunk, on the calling thread and in no particular
-/// order; if it returns `Break`, the check ends with `Interrupted`.
+/// has if no chunk is damaged. `on_damage` is called for every damaged chunk, on the calling thread and in no
+/// particular order; if it returns `Break`, the check ends with `Interrupted`.
 ///
 /// Errors: [`ErrorKind::Damage`] if the chunks are not contiguous or the trailer does not agree with them.
 pub fn check_chunks(

@@ -1,4 +1,4 @@
-//! Chunks encoded and decoded: a gzip member, a zstd frame with checksum, or the bytes as they are.
+//! Encodes and decodes chunks: as a gzip member, a zstd frame with checksum, or plain bytes.
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, DParameter};
@@ -8,13 +8,13 @@ use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Compression;
 
-/// No chunk that this program makes is longer, stored or decoded; what tells of a longer one lies.
-const LONGEST_CHUNK: u64 = 64 << 20;
+/// The largest chunk in bytes, stored or decoded. This program makes no larger one, so a larger length is damage.
+const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
-/// Fails for a length that no chunk has, before room is made for it.
+/// Fails for a length that no chunk has, before memory is allocated for it.
 pub(super) fn check_length(length: u64) -> Result<()> {
     match length {
-        0..=LONGEST_CHUNK => Ok(()),
+        0..=MAX_CHUNK_BYTES => Ok(()),
         _ => Err(Error::new(ErrorKind::Damage, format!("{length} bytes are more than any chunk has"))),
     }
 }
@@ -22,16 +22,16 @@ pub(super) fn check_length(length: u64) -> Result<()> {
 /// How the chunks of an archive file are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
-    /// As they are.
+    /// As plain bytes.
     Plain,
-    /// A gzip member each.
+    /// Each as a gzip member.
     Gzip,
-    /// A zstd frame each.
+    /// Each as a zstd frame.
     Zstd,
 }
 
 impl Codec {
-    /// Tells the codec from the first bytes of a file; whatever is neither gzip nor zstd counts as plain.
+    /// Returns the codec by the first bytes of a file. Anything but gzip and zstd counts as plain.
     pub fn of_first_bytes(bytes: &[u8]) -> Codec {
         match bytes {
             [0x1f, 0x8b, 8, ..] => Codec::Gzip,
@@ -69,7 +69,7 @@ impl EncodedChunk {
     }
 }
 
-/// Encodes chunks, one at a time. Keeps the codec's memory from one to the next.
+/// Encodes chunks, one at a time, and reuses the memory of the codec.
 pub struct Encoder(EncoderKind);
 
 enum EncoderKind {
@@ -79,7 +79,7 @@ enum EncoderKind {
 }
 
 impl Encoder {
-    /// Makes an encoder. Errors: a level that the codec does not have.
+    /// Returns an encoder. Errors: a level that the codec does not have.
     pub fn new(compression: Compression) -> Result<Self> {
         let refused = |why: String| Error::failed(format!("cannot compress with {compression}: {why}"));
         Ok(Encoder(match compression {
@@ -99,8 +99,8 @@ impl Encoder {
         }))
     }
 
-    /// Returns about how many bytes of memory one encoder takes beside the chunk it reads and the one it makes.
-    pub fn memory(compression: Compression) -> u64 {
+    /// Returns about how many bytes of memory one encoder takes, without the chunk it reads and the one it writes.
+    pub fn memory_bytes(compression: Compression) -> u64 {
         const MIB: u64 = 1 << 20;
         match compression {
             Compression::None => 0,
@@ -113,7 +113,8 @@ impl Encoder {
         }
     }
 
-    /// Encodes `content`. `spare` lends room; what room is left over is handed back for the next chunk.
+    /// Encodes `content` into the memory of `spare`. Also returns the buffer that is no longer needed, for the next
+    /// chunk.
     pub fn encode(&mut self, content: Buffer, mut spare: Buffer) -> Result<(EncodedChunk, Buffer)> {
         let content_digest = *blake3::hash(&content).as_bytes();
         let content_length = content.len() as u64;
@@ -151,7 +152,7 @@ enum DecoderKind {
 }
 
 impl Decoder {
-    /// Makes a decoder.
+    /// Returns a decoder.
     pub fn new(codec: Codec) -> Result<Self> {
         Ok(Decoder(match codec {
             Codec::Plain => DecoderKind::Plain,
@@ -168,8 +169,8 @@ impl Decoder {
         }))
     }
 
-    /// Appends to `out` what `stored` decodes to, which must be exactly `content_length` bytes and nothing behind.
-    /// Anything else is [`ErrorKind::Damage`].
+    /// Decodes `stored` and appends the result to `out`. Errors: [`ErrorKind::Damage`] if it does not decode to exactly
+    /// `content_length` bytes.
     pub fn decode(&mut self, stored: &[u8], content_length: u64, out: &mut Buffer) -> Result<()> {
         let damage = |why: String| Error::new(ErrorKind::Damage, format!("a chunk does not decode: {why}"));
         check_length(content_length)?;
@@ -200,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_room_is_made_for_what_no_chunk_has() {
+    fn no_memory_is_allocated_for_a_length_that_no_chunk_has() {
         for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
             let mut out = Buffer::new();
             let error = Decoder::new(codec).unwrap().decode(b"short", 1 << 40, &mut out).unwrap_err();
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_come_back_and_damage_is_seen() {
+    fn chunks_are_decoded_as_encoded_and_damage_is_detected() {
         for compression in [Compression::None, Compression::Gzip(6), Compression::Zstd(3), Compression::Zstd(19)] {
             let mut content = Buffer::new();
             (0..100_000u32).for_each(|i| content.extend(&(i / 7).to_le_bytes()));

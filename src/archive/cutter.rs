@@ -1,22 +1,24 @@
-//! Where an archive is cut into chunks: by the members' own paths and sizes, so that one new file moves one cut, not
-//! all.
+//! Cuts an archive into chunks by the paths and sizes of its members, so that one new file moves one cut, not all.
 
 use crate::member::MemberPath;
 use crate::schedule::Compression;
 
-/// No chunk grows beyond this by another member, and pieces of large files are cut at its multiples.
-pub const LARGEST_CONTENT: u64 = 4 << 20;
+/// The largest content of a chunk in bytes to which another member is added. Pieces of large files are cut at multiples
+/// of it.
+pub const MAX_CONTENT_BYTES: u64 = 4 << 20;
 
 /// Decides before which members a chunk ends.
 #[derive(Clone, Debug)]
 pub struct Cutter {
+    /// Half of the intended content of a chunk in bytes.
     half_target: u64,
+    /// Bytes in the current chunk.
     held: u64,
 }
 
 impl Cutter {
-    /// Makes a cutter for archives of this compression: smaller chunks re-encode less next time, larger ones pack
-    /// better.
+    /// Returns a cutter for archives of this compression. Small chunks mean less to encode again next time, large ones
+    /// compress better.
     pub fn new(compression: Compression) -> Self {
         let target: u64 = match compression {
             Compression::None => 128 << 10,
@@ -26,22 +28,23 @@ impl Cutter {
         Cutter { half_target: target / 2, held: 0 }
     }
 
-    /// Counts a member of `entry_bytes` and returns whether the chunk ends before it.
+    /// Adds a member of `entry_bytes`. Returns whether the chunk ends before it.
     pub fn cuts_before(&mut self, path: &MemberPath, entry_bytes: u64) -> bool {
         let cut = self.held > 0
-            && (self.held.saturating_add(entry_bytes) > LARGEST_CONTENT
-                || self.held >= self.half_target && self.path_is_chosen(path, entry_bytes));
+            && (self.held.saturating_add(entry_bytes) > MAX_CONTENT_BYTES
+                || self.held >= self.half_target && self.is_chosen(path, entry_bytes));
         self.held = if cut { entry_bytes } else { self.held.saturating_add(entry_bytes) };
         cut
     }
 
-    /// Starts a new chunk whatever comes.
+    /// Starts a new chunk before the next member.
     pub fn cut(&mut self) {
         self.held = 0;
     }
 
-    /// The larger a member, the likelier: on average one of the members that make up half a target is chosen.
-    fn path_is_chosen(&self, path: &MemberPath, entry_bytes: u64) -> bool {
+    /// Returns whether the chunk ends before a member by the hash of its path. The probability grows with its size: on
+    /// average one of the members that make up half a target is chosen.
+    fn is_chosen(&self, path: &MemberPath, entry_bytes: u64) -> bool {
         if entry_bytes >= self.half_target {
             return true;
         }
@@ -78,11 +81,11 @@ mod tests {
     fn a_chunk_never_grows_beyond_the_limit_by_another_member() {
         let mut cutter = Cutter { half_target: u64::MAX, held: 0 };
         let path = MemberPath::parse(b"p").unwrap();
-        assert!(!cutter.cuts_before(&path, LARGEST_CONTENT - 1));
+        assert!(!cutter.cuts_before(&path, MAX_CONTENT_BYTES - 1));
         assert!(!cutter.cuts_before(&path, 1));
         assert!(cutter.cuts_before(&path, 1));
         assert!(cutter.cuts_before(&path, u64::MAX));
         cutter.cut();
-        assert!(!cutter.cuts_before(&path, u64::MAX), "the first of a chunk never ends it");
+        assert!(!cutter.cuts_before(&path, u64::MAX), "the first member of a chunk never ends it");
     }
 }

@@ -1,4 +1,4 @@
-//! Archive files and the bytes in them: members, chunks, trailers, and the one way to put a file in place (I3).
+//! The format of archive files: tar members and their headers, chunks, and the trailer. Reads, writes and checks them.
 
 mod acl;
 pub mod block;

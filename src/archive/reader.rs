@@ -1,4 +1,4 @@
-//! An archive file opened for reading, chunk by chunk.
+//! Reads the stored bytes of an archive file.
 
 use std::fs::File;
 use std::io;
@@ -55,12 +55,12 @@ impl ArchiveReader {
         self.size
     }
 
-    /// Reads the trailer; nothing if the file does not end in one of ours. Errors: a trailer that is damaged.
+    /// Reads the trailer. Returns `None` if the file has no trailer of this program. Errors: a trailer that is damaged.
     pub fn trailer(&self) -> Result<Option<Trailer>> {
         Trailer::read(&self.file, &self.path, self.codec)
     }
 
-    /// Appends `length` stored bytes from `offset` on to `out`. Errors: [`ErrorKind::Damage`] if the file ends before.
+    /// Appends `length` stored bytes from `offset` on to `out`. Errors: [`ErrorKind::Damage`] if the file ends earlier.
     pub fn read_stored(&self, offset: u64, length: u64, out: &mut Buffer) -> Result<()> {
         let ends_early = || {
             let message = format!("{} has no {length} bytes at offset {offset}: it was cut off", self.path.display());
@@ -79,11 +79,11 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Forgets what the system keeps of the file in memory, so that the next reads come from the disk.
+    /// Drops the file from the page cache, so that the next reads come from the disk.
     pub fn drop_cached(&self) -> Result<()> {
         // Pages that are not on disk yet cannot be dropped.
         self.file.sync_all().map_err(Error::io("sync", &self.path))?;
-        // Only advice; a file system that keeps no pages need not take it.
+        // Only advice: a file system without a page cache need not follow it.
         let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         let _ = fadvise(&self.file, 0, None, Advice::Sequential);
         Ok(())

@@ -1,4 +1,4 @@
-//! Making the catalog anew from an archive file: chunk by chunk and member by member, proven by the trailer (I12).
+//! Rebuilds the catalog from an archive file, chunk by chunk and member by member, verified by the trailer (I12).
 
 use std::sync::Arc;
 
@@ -13,13 +13,14 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{CatalogMember, FileTime, MemberKind, Span};
 
-/// Longest sparse file whose holes are hashed: beyond it, the digest is left out.
-const HASHED_HOLES: u64 = 1 << 32;
+/// Largest sparse file whose content is hashed, in bytes: holes cost time although nothing is stored. The digest of a
+/// larger one is left out.
+const MAX_HASHED_SPARSE_BYTES: u64 = 1 << 32;
 
-/// Reads all chunks of an archive file whose trailer is whole and calls `put` with the records of each, in order.
+/// Reads all chunks of an archive file with a valid trailer and calls `put` with the records of each, in order.
 ///
-/// Errors: `Damage` where a chunk is not what the trailer says, or holds members that cannot be read; what `put`
-/// returns.
+/// Errors: `Damage` if a chunk does not agree with the trailer or holds members that cannot be read; any error of
+/// `put`.
 pub fn read_records(
     archive: Arc<ArchiveReader>,
     trailer: &Trailer,
@@ -48,7 +49,7 @@ pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option
     let mut decoder = Decoder::new(archive.codec())?;
     decode(archive, &mut decoder, &first, &mut stored, &mut content)?;
     let text = if archive.codec() == Codec::Plain { &stored } else { &content };
-    // One block of header, then the records of pax: "LENGTH comment=VALUE\n".
+    // One header block, then the pax records: "LENGTH comment=VALUE\n".
     let records = text.get(super::block::BLOCK_BYTES..).unwrap_or_default();
     let key = b" comment=";
     let Some(at) = records.windows(key.len()).position(|window| window == key) else { return Ok(None) };
@@ -59,7 +60,7 @@ pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option
 
 fn content_digests(archive: &ArchiveReader, chunks: &[Chunk]) -> Result<Vec<[u8; 32]>> {
     if archive.codec() == Codec::Plain {
-        // The bytes are proven with the stored digests, which are the same, when the members are read.
+        // The stored digests are the same, and the bytes are compared with them when the members are read.
         return Ok(chunks.iter().map(|chunk| chunk.stored_digest).collect());
     }
     let (mut stored, mut content) = (Buffer::new(), Buffer::new());
@@ -93,11 +94,11 @@ fn decode(
     decoder.decode(stored, chunk.content_length, content)
 }
 
-/// The members of an archive, handed out chunk by chunk.
+/// The members of an archive, grouped by chunk.
 struct MembersByChunk {
     members: Members,
-    /// Read already, and of a later chunk than was asked for.
-    ahead: Option<(u64, CatalogMember)>,
+    /// A member that was read already, with its chunk, which comes later.
+    next_chunk: Option<(u64, CatalogMember)>,
     buffer: Vec<u8>,
     name: String,
 }
@@ -107,21 +108,26 @@ impl MembersByChunk {
         let planned: Vec<_> = chunks.iter().map(|chunk| Ok(PlannedChunk { chunk: *chunk, is_jump: false })).collect();
         let plan: Plan = Box::new(planned.into_iter());
         let members = Members::new(Content::chunks(Arc::clone(archive), plan, threads));
-        MembersByChunk { members, ahead: None, buffer: vec![0; 1 << 17], name: archive.path().display().to_string() }
+        MembersByChunk {
+            members,
+            next_chunk: None,
+            buffer: vec![0; 1 << 17],
+            name: archive.path().display().to_string(),
+        }
     }
 
     fn in_chunk(&mut self, sequence: u64) -> Result<Vec<CatalogMember>> {
         let mut found = Vec::new();
         loop {
-            let (at, member) = match self.ahead.take() {
-                Some(ahead) => ahead,
+            let (at, member) = match self.next_chunk.take() {
+                Some(next) => next,
                 None => match self.next()? {
                     Some(next) => next,
                     None => return Ok(found),
                 },
             };
             if at > sequence {
-                self.ahead = Some((at, member));
+                self.next_chunk = Some((at, member));
                 return Ok(found);
             }
             found.push(member);
@@ -138,14 +144,14 @@ impl MembersByChunk {
             }
             Some(Event::Damaged { reason, .. }) => return Err(damage(reason)),
         };
-        // The global header fills the first chunk, and is met on the way to the first member.
+        // The global header fills chunk 0, and the reader takes it for a header of the first member.
         let (sequence, offset) = if entry.sequence == 0 { (1, 0) } else { (entry.sequence, entry.offset) };
         let content_digest = if entry.member.kind == MemberKind::File { self.digest(&entry)? } else { None };
         let member = CatalogMember {
             xattr_digest: entry.member.xattrs.digest(),
             member: entry.member,
             offset,
-            // What the file was read from is not known any more: no later run takes it for unchanged.
+            // The source file is unknown; with these values no later run considers the member unchanged.
             device: 0,
             inode: 0,
             changed: FileTime::default(),
@@ -155,13 +161,13 @@ impl MembersByChunk {
         Ok(Some((sequence, member)))
     }
 
-    /// Hashes the logical content: what stands in the archive, and zeros where the holes are.
+    /// Returns the digest of the logical content: the stored data, and zeros for the holes.
     fn digest(&mut self, entry: &Entry) -> Result<Option<[u8; 32]>> {
         let size = entry.member.size;
         let mut hasher = blake3::Hasher::new();
         let whole = [Span { offset: 0, length: size }];
         let spans = entry.spans.as_deref().unwrap_or(&whole);
-        if entry.spans.is_some() && size > HASHED_HOLES {
+        if entry.spans.is_some() && size > MAX_HASHED_SPARSE_BYTES {
             return Ok(None);
         }
         let mut at = 0;

@@ -47,7 +47,7 @@ pub struct Facts {
     pub outcome: String,
     /// Members in the archive.
     pub members: u64,
-    /// Regular files among them, further names of one file counted.
+    /// Regular files among them, including further names of one file.
     pub files: u64,
     /// Folders among them.
     pub folders: u64,
@@ -242,8 +242,8 @@ impl BodyPlace {
 }
 
 impl Trailer {
-    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Returns `None`
-    /// if the file does not end with one: another program made it, or it was cut off. Errors: a trailer that is
+    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Returns
+    /// `None` if the file does not end with one: another program made it, or it was cut off. Errors: a trailer that is
     /// damaged.
     pub fn read(file: &File, path: &Path, codec: Codec) -> Result<Option<Self>> {
         let reading = |e| Error::io("read the trailer of", path)(e);

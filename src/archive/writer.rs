@@ -1,4 +1,4 @@
-//! An archive file being written: its chunks in order, then the trailer.
+//! Writes an archive file: its chunks in order, then the trailer.
 
 use std::fs::File;
 use std::io::Write;
@@ -17,40 +17,41 @@ use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
 
-/// Write-back is started each time so many bytes have been written.
+/// Number of bytes after which write-back is started.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
 
-/// Writes chunks in order and keeps account of them for the trailer.
+/// Writes chunks in order and records them for the trailer.
 pub struct ArchiveWriter<'f> {
     file: &'f mut File,
     path: PathBuf,
     codec: Codec,
     encoder: Encoder,
     offset: u64,
-    handed_over: u64,
+    /// Offset up to which write-back was started.
+    write_back_end: u64,
     table: ChunkTable,
     digest: ArchiveDigest,
 }
 
-/// What became of an archive file.
+/// A finished archive file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Finished {
-    /// Bytes in the file.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// Chunks in it, the one with the global header and the one with the end marks counted.
+    /// Number of chunks, including those with the global header and the end marks.
     pub chunks: u64,
     /// See [`ArchiveDigest`].
     pub digest: [u8; 32],
 }
 
 /// The digest of an archive file: BLAKE3 over the BLAKE3 digests (32 bytes each) of the stored bytes of all chunks in
-/// order, and last of all bytes behind them, the trailer. So every byte of the file counts, and it can be computed
-/// without reading a chunk whose digest is known.
+/// order, followed by that of the trailer. Every byte of the file counts, and the digest can be computed without
+/// reading chunks whose digests are known.
 #[derive(Clone, Debug, Default)]
 pub struct ArchiveDigest(blake3::Hasher);
 
 impl ArchiveDigest {
-    /// Starts with no chunk.
+    /// Returns the digest of no chunks yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -60,7 +61,7 @@ impl ArchiveDigest {
         self.0.update(stored_digest);
     }
 
-    /// Adds the digest of the trailer and returns the whole.
+    /// Adds the digest of the trailer and returns the archive digest.
     pub fn finish(mut self, trailer_digest: &[u8; 32]) -> [u8; 32] {
         self.0.update(trailer_digest);
         *self.0.finalize().as_bytes()
@@ -76,13 +77,14 @@ impl<'f> ArchiveWriter<'f> {
             codec: compression.into(),
             encoder: Encoder::new(compression)?,
             offset: 0,
-            handed_over: 0,
+            write_back_end: 0,
             table: ChunkTable::new(path),
             digest: ArchiveDigest::new(),
         })
     }
 
-    /// Writes the first chunk: the pax global header with `comment`. It stands alone, for it differs from run to run.
+    /// Writes the first chunk: the pax global header with `comment`. It is a chunk of its own because it differs from
+    /// run to run.
     pub fn put_global_header(&mut self, comment: &str) -> Result<Chunk> {
         let mut content = Buffer::new();
         header::append_global(&mut content, comment);
@@ -108,13 +110,13 @@ impl<'f> ArchiveWriter<'f> {
         self.digest.add(&chunk.stored_digest);
         self.file.write_all(&encoded.stored).map_err(Error::io("write", &self.path))?;
         self.offset = chunk.end();
-        if self.offset - self.handed_over >= WRITE_BACK_BYTES {
+        if self.offset - self.write_back_end >= WRITE_BACK_BYTES {
             self.start_write_back();
         }
         Ok(chunk)
     }
 
-    /// Writes the trailer. The file is not synced yet.
+    /// Writes the trailer. Does not sync the file.
     pub fn finish(mut self, facts: &Facts) -> Result<Finished> {
         let (content_end, chunks) = (self.offset, self.table.count());
         let mut hasher = blake3::Hasher::new();
@@ -129,14 +131,14 @@ impl<'f> ArchiveWriter<'f> {
         Ok(Finished { size, chunks, digest: self.digest.finish(hasher.finalize().as_bytes()) })
     }
 
-    /// Lets the disk begin with what was written, so that the one fsync at the end has little left to wait for. The
-    /// advice that these pages are not needed starts their write-back and frees those that are on disk already.
+    /// Starts write-back of what was written, so that the one fsync at the end has little left to write. The advice
+    /// that these pages are not needed starts their write-back and frees those that are on disk already.
     fn start_write_back(&mut self) {
-        let start = self.handed_over.saturating_sub(2 * WRITE_BACK_BYTES);
+        let start = self.write_back_end.saturating_sub(2 * WRITE_BACK_BYTES);
         if let Some(length) = NonZeroU64::new(self.offset - start) {
-            // Only advice: where it is not taken, fsync does the work.
+            // Only advice: where it is not followed, fsync writes everything.
             let _ = fadvise(&*self.file, start, Some(length), Advice::DontNeed);
         }
-        self.handed_over = self.offset;
+        self.write_back_end = self.offset;
     }
 }

@@ -8,7 +8,7 @@ use super::large_file::{FileResult, HashedFile, LargeFile, PIECE_BYTES};
 use super::plan::MAX_WHOLE_BYTES;
 use super::read::{self, MAX_ATTEMPTS, OpenedFile, ReadOutcome};
 use crate::archive::block::BLOCK_BYTES;
-use crate::archive::cutter::LARGEST_CONTENT;
+use crate::archive::cutter::MAX_CONTENT_BYTES;
 use crate::archive::header;
 use crate::error::Result;
 use crate::member::{Member, MemberKind};
@@ -18,7 +18,7 @@ use crate::source::Stability;
 impl ChunkBuilder<'_, '_> {
     pub(super) fn add_file(&mut self, opened: OpenedFile, turn: Option<LinkTurn>) -> Result<()> {
         let expected_bytes = header::entry_bytes(MemberKind::File, opened.file.stat().size);
-        if self.content.len() as u64 + expected_bytes > 2 * LARGEST_CONTENT {
+        if self.content.len() as u64 + expected_bytes > 2 * MAX_CONTENT_BYTES {
             // Files that grew since they were listed.
             self.end_chunk(None)?;
         }

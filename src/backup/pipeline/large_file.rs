@@ -7,12 +7,12 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, me
 
 use super::read::{self, Shortfall};
 use super::state::PipelineState;
-use crate::archive::cutter::LARGEST_CONTENT;
+use crate::archive::cutter::MAX_CONTENT_BYTES;
 use crate::member::{Member, MemberKind, Span};
 use crate::source::{OpenFile, OwnerNames, SourceEntry};
 
 /// Bytes of a file in one piece, holes included. A power of two, so that a piece is a subtree of the file's hash.
-pub(super) const PIECE_BYTES: u64 = LARGEST_CONTENT;
+pub(super) const PIECE_BYTES: u64 = MAX_CONTENT_BYTES;
 
 /// A file over 4 MiB during its reading.
 pub(super) struct LargeFile {

@@ -142,7 +142,7 @@ pub fn write(
 }
 
 fn thread_count(options: &PipelineOptions<'_>) -> usize {
-    let affordable = MAX_ENCODER_BYTES.checked_div(Encoder::memory(options.compression)).unwrap_or(u64::MAX);
+    let affordable = MAX_ENCODER_BYTES.checked_div(Encoder::memory_bytes(options.compression)).unwrap_or(u64::MAX);
     options.threads.min(usize::try_from(affordable).unwrap_or(usize::MAX)).max(1)
 }
 

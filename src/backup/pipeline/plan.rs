@@ -9,7 +9,7 @@ use super::hard_links::{HardLinks, LinkTurn};
 use super::large_file::{LargeFile, PIECE_BYTES};
 use super::read;
 use super::state::PipelineState;
-use crate::archive::cutter::{Cutter, LARGEST_CONTENT};
+use crate::archive::cutter::{Cutter, MAX_CONTENT_BYTES};
 use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
 use crate::member::MemberKind;
@@ -103,7 +103,7 @@ impl<'a> Planner<'a> {
         if has_data && entry.stat.size > MAX_WHOLE_BYTES {
             self.send_large_file(entry, turn)?;
         } else {
-            let is_alone = has_data && entry.stat.size > LARGEST_CONTENT;
+            let is_alone = has_data && entry.stat.size > MAX_CONTENT_BYTES;
             let kind = if has_data { MemberKind::File } else { MemberKind::HardLink };
             let entry_bytes = header::entry_bytes(kind, entry.stat.size);
             if is_alone || self.cutter.cuts_before(&entry.path, entry_bytes) {
