@@ -1,4 +1,4 @@
-//! `backups`: the archives there are.
+//! `backups`: lists archives.
 
 use std::collections::HashMap;
 
@@ -38,7 +38,7 @@ pub fn cmd_backups(context: &Context, args: &BackupsArgs) -> Result<u8> {
     Ok(0)
 }
 
-/// Prints one line a schedule: its stable name and what that leads to.
+/// Prints a line for each schedule that has a good archive: its stable link and the archive that this points to.
 fn print_newest(context: &Context, store: &Store, rows: &[ScheduleRow], archives: &[Archive]) -> Result<()> {
     let mut counts: HashMap<i64, u64> = HashMap::new();
     for archive in archives {

@@ -1,4 +1,4 @@
-//! `cat`: members of an archive to standard output.
+//! `cat`: writes members of an archive to standard output.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -31,15 +31,15 @@ pub fn cmd_cat(context: &Context, args: &CatArgs) -> Result<u8> {
     let mut stdout = io::stdout().lock();
     for path in &args.path {
         let path = archive.member_path(path)?;
-        let mut gone = false;
+        let mut is_closed = false;
         let written = browse::read_file(&archive, &path, &mut |bytes| {
             stdout.write_all(bytes).map_err(|e| {
-                gone = e.kind() == io::ErrorKind::BrokenPipe;
+                is_closed = e.kind() == io::ErrorKind::BrokenPipe;
                 Error::failed("cannot write to standard output").because(e)
             })
         });
-        if gone {
-            // Who has read enough has gone away.
+        if is_closed {
+            // The reader closed the pipe: it has read enough.
             return Ok(0);
         }
         written?;

@@ -1,4 +1,4 @@
-//! `diff`: what changed between two archives, or an archive and its source.
+//! `diff`: compares two archives, or an archive with its source.
 
 use std::fs::File;
 
@@ -126,8 +126,8 @@ fn schedule_of(context: &Context, store: &Store, what: &str) -> Result<ScheduleR
     }
 }
 
-/// Returns what a run would archive now. Files of unchanged size whose time changed are read, so that only what really
-/// changed counts as content.
+/// Returns what a run would archive now. Files of equal size whose time differs are read, so that `content` is reported
+/// only if the content differs.
 fn source_now(context: &Context, row: &ScheduleRow, was: &MembersByPath) -> Result<MembersByPath> {
     let mut is = MembersByPath::new();
     let mut failed = None;

@@ -1,4 +1,4 @@
-//! `find`: where a path is, over all archives of all schedules.
+//! `find`: finds files and the versions of a path in all archives.
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,7 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
     Ok(0)
 }
 
-/// Returns the paths that a glob matches, of all archives together.
+/// Returns the paths in any archive that a glob matches.
 fn matching(store: &Store, glob: &str) -> Result<Vec<MemberPath>> {
     let globs = Globs::parse(&[glob.to_owned()])?;
     let mut paths = Vec::new();
@@ -137,13 +137,14 @@ fn versions(context: &Context, store: &Store, written: &Path, only: Option<i64>)
     if versions.is_empty() {
         let name = written.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         return Err(Error::not_found(format!("no archive holds {}", written.display()))
-            .hint(format!("look for it by name: backup-manager find '{name}'")));
+            .hint(format!("search by name: backup-manager find '{name}'")));
     }
     print_versions(context, &versions)?;
     Ok(0)
 }
 
-/// Returns the names that a path as a person writes it may have in archives.
+/// Returns the paths in archives that a path given on the command line may mean: an absolute one is looked up below each
+/// source that contains it, and below the root.
 fn member_paths(store: &Store, written: &Path) -> Result<Vec<MemberPath>> {
     use std::os::unix::ffi::OsStrExt;
     let mut paths = Vec::new();

@@ -1,4 +1,4 @@
-//! `history`: the runs there were, and one of them in full.
+//! `history`: lists runs, or shows one in full.
 
 use chrono_tz::Tz;
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::progress::Problem;
 use crate::schedule::parse_since;
 use crate::store::{Archive, Attempt, HistoryFilter, Run, RunState, Store};
 
-/// Problems of a run that are shown; the count is always whole.
+/// How many problems of a run are shown; the printed total counts all.
 const MAX_PROBLEMS_SHOWN: u32 = 10_000;
 
 #[derive(Args)]
@@ -183,7 +183,7 @@ fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String 
     let zone = &context.zone;
     let time = |at| render::short_time_or_dash(at, zone);
     let mut text = format!("run @{} of {}: {}\n", run.id, run.schedule_name, run.state.as_str());
-    text += &format!("  asked by   {}\n", run.trigger.as_str());
+    text += &format!("  trigger    {}\n", run.trigger.as_str());
     if let Some(at) = run.scheduled_for {
         let more = if run.coalesced > 0 { format!(" and {} before it", run.coalesced) } else { String::new() };
         text += &format!("  due        {}{more}\n", at.rfc3339(zone));
@@ -194,13 +194,13 @@ fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String 
     if let Some(archive) = archive {
         let path = context.home.backups().join(&archive.file_name);
         text += &format!("  archive    {} ({})\n", path.display(), render::bytes(archive.size));
-        text += &format!("  proved     {}\n", time(archive.verified_at));
+        text += &format!("  verified   {}\n", time(archive.verified_at));
     }
     if let Some(other) = run.superseded_by {
-        text += &format!("  stood for by @{other}\n");
+        text += &format!("  superseded by @{other}\n");
     }
     if let Some(error) = &run.error {
-        text += &format!("  why        {error}\n");
+        text += &format!("  error      {error}\n");
     }
     for note in &run.counts.notes {
         text += &format!("  note       {note}\n");

@@ -1,4 +1,4 @@
-//! `list` and `show`: the schedules.
+//! `list` and `show`: all schedules, or one in full.
 
 use chrono_tz::Tz;
 use clap::Args;
@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::schedule::Schedule;
 use crate::store::{Archive, Drill, Run, ScheduleRow, Store};
 
-/// Instants that `show` looks ahead.
-const LOOK_AHEAD: usize = 5;
+/// How many due times `show` prints.
+const DUE_TIMES_SHOWN: usize = 5;
 
 #[derive(Args)]
 pub struct ShowArgs {
@@ -59,14 +59,14 @@ fn print_table(context: &Context, store: &Store, rows: &[ScheduleRow], zone: Tz)
             } else {
                 "paused".to_owned()
             },
-            last.as_ref().map_or("never ran".to_owned(), |run| last_result(run, &zone)),
+            last.as_ref().map_or("never ran".to_owned(), |run| run_result(run, &zone)),
         ]);
     }
     let empty = "No schedules yet. Make one: backup-manager create \"PATH;HH:MM;NAME\"";
     render::print_table(&["#", "NAME", "SOURCE", "AT", "NEXT", "LAST"], lines, context.colour, empty)
 }
 
-/// Returns `path;hh:mm;name`, as bytes: a path need not be text.
+/// Returns `path;hh:mm;name`, as bytes: a path need not be UTF-8.
 pub fn plain_line(row: &ScheduleRow) -> Vec<u8> {
     let mut line = row.schedule.source.clone();
     let paused = if row.schedule.enabled { "" } else { " (paused)" };
@@ -78,13 +78,14 @@ fn when(row: &ScheduleRow) -> String {
     row.schedule.cadence.as_ref().map_or("no time".to_owned(), ToString::to_string)
 }
 
-/// Returns how a restore drill went, for people.
-pub fn last_drill(drill: &Drill, zone: &Tz) -> String {
+/// Returns the result and time of a restore test, for people.
+pub fn drill_result(drill: &Drill, zone: &Tz) -> String {
     let outcome = if drill.passed { "passed" } else { "failed" };
-    format!("drill {outcome} {}", render::short_time(drill.started_at, zone))
+    format!("{outcome} {}", render::short_time(drill.started_at, zone))
 }
 
-pub fn last_result(run: &Run, zone: &Tz) -> String {
+/// Returns the state of a run and when it ended, for people.
+pub fn run_result(run: &Run, zone: &Tz) -> String {
     let at = run.finished_at.or(run.scheduled_for);
     format!("{} {}", run.state.as_str(), render::short_time_or_dash(at, zone))
 }
@@ -154,7 +155,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
         ("next", if coming.is_empty() { "never".to_owned() } else { coming.join("\n              ") }),
         ("missed times", schedule.catch_up.describe().to_owned()),
         ("compression", schedule.compression.to_string()),
-        ("proof", if schedule.verify { "every archive is read back" } else { "archives are not read back" }.to_owned()),
+        ("verification", if schedule.verify { "after each run" } else { "off" }.to_owned()),
         ("kept", schedule.retention.to_string()),
     ];
     lines.extend(exclude_lines(row));
@@ -163,7 +164,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
         details
             .last_run
             .as_ref()
-            .map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, last_result(run, &zone))),
+            .map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, run_result(run, &zone))),
     ));
     lines.push((
         "newest good",
@@ -173,8 +174,8 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
             format!("{} ({}, last verified {verified})", path.display(), render::bytes(archive.size))
         }),
     ));
-    let last_drill = details.last_drill.as_ref().map_or("none yet".to_owned(), |drill| last_drill(drill, &zone));
-    lines.push(("last drill", last_drill));
+    let last_drill = details.last_drill.as_ref().map_or("none yet".to_owned(), |drill| drill_result(drill, &zone));
+    lines.push(("restore test", last_drill));
     lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect()
 }
 
@@ -190,7 +191,7 @@ fn exclude_lines(row: &ScheduleRow) -> Vec<(&'static str, String)> {
     list("exclude file", &excludes.files);
     list("if present", &excludes.if_present);
     if excludes.caches {
-        lines.push(("caches", "left out".to_owned()));
+        lines.push(("caches", "excluded".to_owned()));
     }
     if excludes.one_file_system {
         lines.push(("file systems", "only that of the source".to_owned()));
@@ -202,5 +203,5 @@ fn coming(row: &ScheduleRow, zone: Tz, context: &Context) -> Vec<String> {
     let own_zone = row.schedule.zone.unwrap_or(zone);
     let first = row.watermark.next_due.filter(|_| row.schedule.enabled);
     let next = |at: &_| row.schedule.next_after(zone, context.now().max(*at));
-    std::iter::successors(first, next).take(LOOK_AHEAD).map(|at| at.rfc3339(&own_zone)).collect()
+    std::iter::successors(first, next).take(DUE_TIMES_SHOWN).map(|at| at.rfc3339(&own_zone)).collect()
 }

@@ -1,4 +1,4 @@
-//! `ls`: what is in an archive.
+//! `ls`: lists the members of an archive.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
     let selection = Selection::new(paths, Globs::parse(&[])?, Globs::parse(&[])?);
     let mut members = Vec::new();
     let mut lines = Lines::new();
-    let trouble = visit(context, &archive, &selection, |member, digest| {
+    let is_damaged = visit(context, &archive, &selection, |member, digest| {
         if context.format == Format::Json {
             members.push(MemberDocument::new(member, digest, &context.zone));
             return Ok(());
@@ -56,11 +56,11 @@ pub fn cmd_ls(context: &Context, args: &LsArgs) -> Result<u8> {
     if context.format == Format::Json {
         render::print_json(&members)?;
     }
-    Ok(if trouble { ErrorKind::Damage.exit_code() } else { 0 })
+    Ok(if is_damaged { ErrorKind::Damage.exit_code() } else { 0 })
 }
 
-/// Passes the members that are meant to `list`, from the catalog where it knows them, with their digests. Returns
-/// whether the archive is damaged or has members that cannot be trusted.
+/// Passes the selected members to `list`: from the catalog with their digests if it holds this archive, otherwise from
+/// the file. Returns whether the archive is damaged or has members that were refused.
 fn visit(
     context: &Context,
     archive: &OpenArchive,
@@ -73,27 +73,27 @@ fn visit(
     if known {
         return Ok(false);
     }
-    let mut trouble = false;
+    let mut is_damaged = false;
     let mut members = archive.members(selection, 2)?;
     while let Some(event) = members.next()? {
         match event {
             Event::Member(entry) if selection.selects(&entry.member.path) => list(&entry.member, None)?,
             Event::Member(_) => {}
             Event::Refused { name, reason } => {
-                trouble = true;
+                is_damaged = true;
                 context.warn(&format!("{}: refused: {reason}", render::printable(&name)));
             }
             Event::Damaged { after, reason, .. } => {
-                trouble = true;
-                let place = after.map_or_else(String::new, |path| format!(" behind {path}"));
+                is_damaged = true;
+                let place = after.map_or_else(String::new, |path| format!(" after {path}"));
                 context.warn(&format!("{} is damaged{place}: {reason}", archive.path().display()));
             }
         }
     }
-    Ok(trouble)
+    Ok(is_damaged)
 }
 
-/// Lines to standard output, many at a time.
+/// Lines to standard output, written about 64 KiB at a time.
 struct Lines(Vec<u8>);
 
 impl Lines {
@@ -106,7 +106,7 @@ impl Lines {
         self.0.push(b'\n');
         if self.0.len() > 1 << 16 {
             match io::stdout().lock().write_all(&self.0) {
-                // Who has read enough has gone away.
+                // The reader closed the pipe: it has read enough.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
                 result => result.map_err(|e| Error::failed("cannot write to standard output").because(e))?,
             }

@@ -1,4 +1,4 @@
-//! `next`: the next instants of a schedule, of all, or of a cadence on the line.
+//! `next`: the next times of a schedule, or of a cadence given on the command line.
 
 use std::time::Duration;
 
@@ -42,10 +42,10 @@ struct NextDocument {
 }
 
 pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
-    let asked = args.timezone.as_deref().map(parse_zone).transpose()?;
+    let given_zone = args.timezone.as_deref().map(parse_zone).transpose()?;
     let (cadence, zone, first) = match (&args.at, &args.cron, &args.schedule) {
-        (Some(at), _, _) => (Cadence::parse_daily(at)?, asked.unwrap_or(context.zone), None),
-        (_, Some(cron), _) => (Cadence::parse_cron(cron)?, asked.unwrap_or(context.zone), None),
+        (Some(at), _, _) => (Cadence::parse_daily(at)?, given_zone.unwrap_or(context.zone), None),
+        (_, Some(cron), _) => (Cadence::parse_cron(cron)?, given_zone.unwrap_or(context.zone), None),
         (_, _, Some(word)) => {
             let store = context.open()?;
             let row = select::schedule(&store, word)?;
@@ -53,25 +53,25 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
                 return Err(Error::not_found(format!("{} has no times", row.schedule.name))
                     .hint(format!("set them: backup-manager edit {} --at HH:MM", row.schedule.name)));
             };
-            let zone = asked.or(row.schedule.zone).unwrap_or(context.default_zone(&store)?);
+            let zone = given_zone.or(row.schedule.zone).unwrap_or(context.default_zone(&store)?);
             (cadence, zone, row.schedule.enabled.then_some(row.watermark.handled_until))
         }
         _ => return Err(Error::usage("name a schedule, or a cadence with --at or --cron")),
     };
     let from = match &args.from {
-        // What falls on that very instant counts.
+        // A time equal to --from counts.
         Some(text) => parse_since(text, zone, context.now())?.minus(Duration::from_millis(1)),
         None => first.map_or(context.now(), |handled| handled.max(context.now())),
     };
-    let instants: Vec<String> =
+    let times: Vec<String> =
         std::iter::successors(cadence.next_after(zone, from), |at: &Timestamp| cadence.next_after(zone, *at))
             .take(args.count as usize)
             .map(|at| at.rfc3339(&zone))
             .collect();
     if context.format == Format::Json {
-        render::print_json(&NextDocument { timezone: zone.name(), next: instants })?;
+        render::print_json(&NextDocument { timezone: zone.name(), next: times })?;
     } else {
-        render::print(&instants.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+        render::print(&times.iter().map(|line| format!("{line}\n")).collect::<String>())?;
     }
     Ok(0)
 }

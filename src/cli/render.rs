@@ -1,4 +1,5 @@
-//! What commands print: aligned tables on a terminal, stable lines in a pipe, one JSON document on request.
+//! Standard output and standard error: aligned tables on a terminal, stable lines in a pipe, one JSON document on
+//! request.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -12,8 +13,8 @@ use serde_json::{Map, Value};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
-/// Columns below which a table is not fitted to the terminal.
-const NARROWEST: u16 = 40;
+/// A terminal with fewer columns gets tables of full width: fitted ones would be unreadable.
+const MIN_FITTED_COLUMNS: u16 = 40;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub enum Format {
     Json,
 }
 
-/// Decides how results are printed: as asked, else by whether stdout is a terminal.
+/// Returns the format that the flags ask for; without one, a table on a terminal and lines otherwise.
 pub fn format(json: bool, plain: bool) -> Format {
     match (json, plain || !io::stdout().is_terminal()) {
         (true, _) => Format::Json,
@@ -35,12 +36,12 @@ pub fn format(json: bool, plain: bool) -> Format {
     }
 }
 
-/// Prints to stdout. A reader that has gone away is no error.
+/// Prints to stdout. A reader that has closed the pipe is no error.
 pub fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
 }
 
-/// Prints bytes to stdout. A reader that has gone away is no error.
+/// Prints bytes to stdout. A reader that has closed the pipe is no error.
 pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -51,7 +52,7 @@ pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Prints a line of a command that goes on working.
+/// Prints a line to stdout and flushes it.
 pub fn print_line(text: &str) -> Result<()> {
     print(&format!("{text}\n"))
 }
@@ -63,15 +64,15 @@ pub fn print_json(document: &impl Serialize) -> Result<()> {
     print_line(&serde_json::to_string_pretty(&sorted).map_err(failed)?)
 }
 
-/// Prints a table with headings, or nothing but `empty` where there are no rows.
+/// Prints a table with headings, or only the line `empty` if there are no rows. `colour` makes the headings bold.
 pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empty: &str) -> Result<()> {
     if rows.is_empty() {
         return print_line(empty);
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    // A terminal that does not know its width says 0.
-    if table.width().is_some_and(|width| width >= NARROWEST) {
+    // A terminal that does not know its width reports 0.
+    if table.width().is_some_and(|width| width >= MIN_FITTED_COLUMNS) {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
     table.set_header(headings.iter().map(|heading| {
@@ -83,7 +84,8 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
     print_line(&lines.join("\n"))
 }
 
-/// Returns bytes of a name with what a terminal might obey, and backslashes, written out as `tar -t` does.
+/// Returns the bytes of a name with control characters and backslashes escaped as `tar -t` escapes them, so that a
+/// terminal obeys none of them.
 pub fn printable_bytes(name: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(name.len());
     for &byte in name {
@@ -104,16 +106,16 @@ pub fn printable(name: &[u8]) -> String {
     String::from_utf8_lossy(&printable_bytes(name)).into_owned()
 }
 
-/// Returns text with what a terminal might obey written out; ends of lines stay.
+/// Returns text with control characters escaped, so that a terminal obeys none of them; newlines stay.
 pub fn escape_control(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && c != '\n';
-    if !text.contains(obeyed) {
+    let is_control = |c: char| c.is_control() && c != '\n';
+    if !text.contains(is_control) {
         return Cow::Borrowed(text);
     }
-    text.chars().map(|c| if obeyed(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+    text.chars().map(|c| if is_control(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
-/// Writes lines to stderr, harmless ones. There is nobody to tell if that fails.
+/// Writes a line to stderr with control characters escaped. A failure is ignored, for there is nowhere to report it.
 pub fn print_stderr(text: &str) {
     let _ = io::stderr().write_all(format!("{}\n", escape_control(text)).as_bytes());
 }
@@ -127,12 +129,12 @@ pub fn put_path(object: &mut Map<String, Value>, key: &str, path: &[u8]) {
     }
 }
 
-/// Returns an instant for people: `2026-11-23 02:30`.
+/// Returns a time for people: `2026-11-23 02:30`.
 pub fn short_time(at: Timestamp, zone: &Tz) -> String {
     at.utc().with_timezone(zone).format("%Y-%m-%d %H:%M").to_string()
 }
 
-/// Returns an instant for people, or a dash.
+/// Returns a time for people, or a dash.
 pub fn short_time_or_dash(at: Option<Timestamp>, zone: &Tz) -> String {
     at.map_or_else(|| "-".to_owned(), |at| short_time(at, zone))
 }
@@ -142,7 +144,7 @@ pub fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
 }
 
-/// Returns a duration for people: its largest unit.
+/// Returns a duration for people, in its largest unit that is at least 2.
 pub fn age(duration: std::time::Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -153,7 +155,7 @@ pub fn age(duration: std::time::Duration) -> String {
     }
 }
 
-/// Writes `count thing`, with an s where there are not one.
+/// Returns `1 thing` or `N things`.
 pub fn count(number: u64, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
@@ -163,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_terminals_obey_is_written_out_and_lines_stay_lines() {
+    fn control_characters_are_escaped_and_newlines_stay() {
         assert_eq!(escape_control("a\u{1b}[2Jb\u{9b}\tc\n d\u{fffd}é"), "a\\u{1b}[2Jb\\u{9b}\\tc\n d\u{fffd}é");
     }
 }

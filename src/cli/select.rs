@@ -1,4 +1,4 @@
-//! How schedules, runs and times are named on the command line.
+//! Finds the schedules and archives that words on the command line name.
 
 use std::path::Path;
 
@@ -17,12 +17,12 @@ pub fn schedule(store: &Store, word: &str) -> Result<ScheduleRow> {
         let count = rows.len();
         let found = word.parse::<usize>().ok().and_then(|index| rows.into_iter().nth(index));
         return found.ok_or_else(|| {
-            let there_are = match count {
+            let known = match count {
                 0 => "there are no schedules".to_owned(),
                 1 => "the only index is 0".to_owned(),
                 _ => format!("indexes go from 0 to {}", count - 1),
             };
-            Error::not_found(format!("there is no schedule with index {word}: {there_are}"))
+            Error::not_found(format!("there is no schedule with index {word}: {known}"))
                 .hint("see `backup-manager list`")
         });
     }
@@ -31,7 +31,7 @@ pub fn schedule(store: &Store, word: &str) -> Result<ScheduleRow> {
     rows.into_iter().find(|row| row.schedule.name.as_str() == word).ok_or(unknown)
 }
 
-/// Returns the schedules that `words` name, in that order, each once.
+/// Returns the schedules that `words` name, in that order, without duplicates.
 pub fn schedules(store: &Store, words: &[String]) -> Result<Vec<ScheduleRow>> {
     let mut found: Vec<ScheduleRow> = Vec::new();
     for word in words {
@@ -43,7 +43,7 @@ pub fn schedules(store: &Store, words: &[String]) -> Result<Vec<ScheduleRow>> {
     Ok(found)
 }
 
-/// Returns a schedule that may be deleted, for history and archives.
+/// Returns the schedule that `word` names, even a deleted one, which still has history and archives.
 pub fn schedule_or_history(store: &Store, word: &str) -> Result<ScheduleRow> {
     match store.schedule_named(word)? {
         Some(row) => Ok(row),
@@ -56,17 +56,15 @@ pub fn run_number(word: &str) -> Option<i64> {
     word.strip_prefix('@')?.parse().ok()
 }
 
-/// Opens the archive that `what` names: `@17`, the path of a file, or a schedule, of which it is the newest good one,
-/// or the newest made by `at`, or the one that `archive` names.
+/// Opens the archive that `what` names: a run (`@17`), the path of a file, or a schedule. Of a schedule it is the one that
+/// `archive` names, else the newest made by `at`, else the newest good one.
 ///
 /// Errors: `NotFound`, with the nearest names or times.
 pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {
     let chosen = archive.is_some() || at.is_some();
     if names_a_file(context, what) {
         if chosen {
-            return Err(Error::usage(
-                "--archive and --at choose among the archives of a schedule, and a file was named",
-            ));
+            return Err(Error::usage("--archive and --at choose among the archives of a schedule; a file was named"));
         }
         let opened = OpenArchive::from_file(Path::new(what))?;
         if let Some(note) = opened.note() {
@@ -77,7 +75,7 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
     let store = context.open()?;
     let found = match run_number(what) {
         Some(_) if chosen => {
-            return Err(Error::usage(format!("{what} names one archive, so --archive and --at choose nothing")));
+            return Err(Error::usage(format!("{what} names one archive; --archive and --at do not apply")));
         }
         Some(run) => archive_of_run(&store, run)?,
         None => {
@@ -92,7 +90,8 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
     OpenArchive::from_catalog(&context.home, &store, found)
 }
 
-/// Says whether a word means a file rather than a schedule.
+/// Returns whether a word means a file rather than a schedule: it looks like the path of an archive, or it is a file and
+/// no schedule has that name.
 pub fn names_a_file(context: &Context, what: &str) -> bool {
     let looks_like_one = what.contains('/') || [".tar", ".gz", ".zst", ".tgz"].iter().any(|end| what.ends_with(end));
     if run_number(what).is_some() || !(looks_like_one || Path::new(what).is_file()) {
@@ -112,18 +111,19 @@ fn archive_of_run(store: &Store, run: i64) -> Result<Archive> {
     let mut runs: Vec<i64> = store.archives(None)?.iter().map(|archive| archive.run).collect();
     runs.sort_by_key(|other| other.abs_diff(run));
     let near: Vec<String> = runs.iter().take(3).map(|run| format!("@{run}")).collect();
-    let error = Error::not_found(format!("there is no archive @{run}"));
+    let error = Error::not_found(format!("archive @{run} does not exist"));
     Err(if near.is_empty() {
-        error.hint("there are no archives yet: make one with `backup-manager run NAME`")
+        error.hint("no archives exist yet: make one with `backup-manager run NAME`")
     } else {
-        error.hint(format!("the nearest are {}; `backup-manager backups --all` lists all", near.join(", ")))
+        error.hint(format!("the nearest are {}; see `backup-manager backups --all`", near.join(", ")))
     })
 }
 
 fn archive_named(store: &Store, row: &ScheduleRow, word: &str) -> Result<Archive> {
     let number = run_number(word).or_else(|| word.parse().ok());
     let run = number.ok_or_else(|| {
-        Error::usage(format!("\"{word}\" names no archive")).hint("write @ and the number in its file name: @17")
+        Error::usage(format!("\"{word}\" is not the number of an archive"))
+            .hint("write @ and the number in its file name: @17")
     })?;
     let archive = archive_of_run(store, run)?;
     if archive.schedule_id != row.id {
@@ -147,17 +147,17 @@ fn archive_by(context: &Context, store: &Store, row: &ScheduleRow, at: Timestamp
     }
     let name = &row.schedule.name;
     if let Some(archive) = by_then(false) {
-        context.warn(&format!("@{} is the newest archive of {name} by then, and it is not good", archive.run));
+        context.warn(&format!("@{} is the newest archive of {name} made by then, but it is not good", archive.run));
         return Ok(archive);
     }
     let error = Error::not_found(format!("{name} has no archive made by {}", at.rfc3339(zone)));
     Err(match oldest {
         Some(oldest) => error.hint(format!("its oldest was made at {}", oldest.rfc3339(zone))),
-        None => error.hint(format!("it has none at all: make one with `backup-manager run {name}`")),
+        None => error.hint(format!("it has no archives: make one with `backup-manager run {name}`")),
     })
 }
 
-/// Returns the newest good archive of a schedule; where none is good the newest, with a warning.
+/// Returns the newest good archive of a schedule; if none is good, the newest, with a warning.
 pub fn newest_archive(context: &Context, store: &Store, row: &ScheduleRow) -> Result<Archive> {
     if let Some(archive) = store.newest_good(row.id)? {
         return Ok(archive);
@@ -165,7 +165,7 @@ pub fn newest_archive(context: &Context, store: &Store, row: &ScheduleRow) -> Re
     let name = &row.schedule.name;
     match store.archives(Some(row.id))?.pop() {
         Some(archive) => {
-            context.warn(&format!("{name} has no good archive; this is @{}, the newest", archive.run));
+            context.warn(&format!("{name} has no good archive; using the newest, @{}", archive.run));
             Ok(archive)
         }
         None => Err(Error::new(ErrorKind::NotFound, format!("{name} has no archives"))

@@ -1,4 +1,6 @@
-//! `status`: is it working?
+//! `status`: the service, running and next runs, and the state of each schedule.
+//!
+//! What counts as a problem is decided by `health`; here it becomes text, JSON and the exit code.
 
 use chrono_tz::Tz;
 use clap::Args;
@@ -18,43 +20,43 @@ use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Trigger};
 
 #[derive(Args)]
 pub struct StatusArgs {
-    /// Only whether the service lives, ticks and can write where it must: for health checks
+    /// Check only that the service is alive, responds, and can write to its database and archives
     #[arg(long)]
     service: bool,
 }
 
-/// How the service stands.
+/// The live services, and what is wrong with them, the database or the archive folder.
 struct ServiceState {
     workers: Vec<LiveService>,
     trouble: Vec<String>,
 }
 
-/// A run that is under way, or seems to be.
-struct Underway {
+/// A run in the state `running`. Its process may have died.
+struct RunningRun {
     run: Run,
-    /// What its worker, a service or a command, says of it.
-    line: Option<RunHeartbeat>,
+    /// The heartbeat of its process, a service or a command, if it wrote one.
+    heartbeat: Option<RunHeartbeat>,
     is_cut_off: bool,
 }
 
-/// How one schedule stands.
+/// The state of one schedule.
 struct ScheduleState {
     row: ScheduleRow,
     zone: Tz,
     last: Option<Run>,
     newest: Option<Archive>,
     drill: Option<Drill>,
-    running: Option<Underway>,
+    running: Option<RunningRun>,
     new_problems: u64,
     trouble: Vec<String>,
 }
 
 pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
-    // Health checks ask every few seconds and leave no line in the log.
+    // Health checks run every few seconds and must not fill the log.
     let store = if args.service { context.open_store(Access::Existing)? } else { context.open()? };
     let service = service_state(context, &store)?;
     if args.service {
-        return tell_service(context, &service);
+        return print_service_health(context, &service);
     }
     let zone = context.default_zone(&store)?;
     let running = store.running()?;
@@ -69,7 +71,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     if context.format == Format::Json {
         render::print_json(&document(context, &service, &schedules, import_error.as_deref(), healthy, zone))?;
     } else {
-        render::print(&page(context, &service, &schedules, import_error.as_deref(), zone))?;
+        render::print(&status_text(context, &service, &schedules, import_error.as_deref(), zone))?;
     }
     Ok(u8::from(!healthy))
 }
@@ -93,8 +95,8 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     }
     if !store.has_archives()? && rescan::has_unknown_archives(&context.home, store)? {
         trouble.push(format!(
-            "the database {} knows no archives, and {} is not empty: put back the newest copy of the database with \
-             `backup-manager rescan --from-copy`, or make the catalog anew with `backup-manager rescan`",
+            "the database {} holds no archives, but {} is not empty: restore the newest copy of the database with \
+             `backup-manager rescan --from-copy`, or rebuild the catalog with `backup-manager rescan`",
             context.home.db().display(),
             context.home.backups().display()
         ));
@@ -105,7 +107,9 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
 fn service_problem_text(problem: &ServiceProblem) -> String {
     match problem {
         ServiceProblem::NotRunning => "the service is not running: start it with `backup-manager start`".to_owned(),
-        ServiceProblem::NotResponding { pid, .. } => format!("the service (process {pid}) no longer ticks"),
+        ServiceProblem::NotResponding { pid, silent_for } => {
+            format!("the service (process {pid}) has not responded for {}", render::age(*silent_for))
+        }
         ServiceProblem::Reported { pid, reason } => format!("the service (process {pid}): {reason}"),
     }
 }
@@ -120,13 +124,13 @@ struct ServiceHealthDocument<'a> {
     trouble: &'a [String],
 }
 
-fn tell_service(context: &Context, service: &ServiceState) -> Result<u8> {
+fn print_service_health(context: &Context, service: &ServiceState) -> Result<u8> {
     let healthy = service.trouble.is_empty();
     if context.format == Format::Json {
         let pids: Vec<u32> = service.workers.iter().map(|(row, _)| row.pid).collect();
         render::print_json(&ServiceHealthDocument { healthy, pids, trouble: &service.trouble })?;
     } else if healthy {
-        render::print_line("the service is alive, ticks, and can write its store and its archive folder")?;
+        render::print_line("the service is alive, responds, and can write to its database and its archive folder")?;
     } else {
         render::print_line(&service.trouble.join("\n"))?;
     }
@@ -144,7 +148,7 @@ fn schedule_state(
     let last = store.last_ended(row.id)?;
     let last_archive = last.as_ref().map(|run| store.archive(run.id)).transpose()?.flatten();
     let newest = store.newest_good(row.id)?;
-    let running = running.iter().find(|run| run.schedule_id == row.id).map(|run| underway(context, run));
+    let running = running.iter().find(|run| run.schedule_id == row.id).map(|run| running_run(context, run));
     let new_problems = match last.as_ref().filter(|run| !run.acknowledged) {
         Some(run) => store.new_problems(run)?,
         None => 0,
@@ -160,7 +164,7 @@ fn schedule_state(
         unhealthy_archives: store.unhealthy_archives(row.id)?,
         last_drill: drill.as_ref(),
         is_running: running.is_some(),
-        run_heartbeat: running.as_ref().and_then(|running| running.line.as_ref()),
+        run_heartbeat: running.as_ref().and_then(|running| running.heartbeat.as_ref()),
     };
     let problems = health::schedule_problems(&facts, context.now());
     let trouble = problems.iter().map(|problem| schedule_problem_text(problem, row.schedule.name.as_str())).collect();
@@ -176,45 +180,46 @@ fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
             format!("{} could not be read whole: see `history @{run}`", render::count(*count, "new path"))
         }
         ScheduleProblem::SuspectArchive { run } => format!(
-            "@{run} holds less than half of what the archive before it held, and does not count as good: look, then \
-             `backup-manager accept {name}`"
+            "@{run} holds less than half of what the archive before it held, and does not count as good: inspect it, then \
+             run `backup-manager accept {name}`"
         ),
         ScheduleProblem::UnhealthyArchives { count } => {
             let what = render::count(*count, "archive");
             format!("{what} damaged or missing: see `backups {name} --all`, then `forget`")
         }
-        ScheduleProblem::DrillFailed { error } => format!("the last restore drill failed: {error}"),
+        ScheduleProblem::DrillFailed { error } => format!("the last restore test failed: {error}"),
         ScheduleProblem::Overdue { newest_good_age } => {
             format!("overdue: its newest good archive is {} old", render::age(*newest_good_age))
         }
         ScheduleProblem::OverdueWithoutArchive { waiting_for } => {
-            format!("overdue: no good archive since it was made {} ago", render::age(*waiting_for))
+            format!("overdue: no good archive since it was created or edited {} ago", render::age(*waiting_for))
         }
         ScheduleProblem::Stalled { run, stalled_for } => {
-            format!("run @{run} has not moved for {}", render::age(*stalled_for))
+            format!("run @{run} has made no progress for {}", render::age(*stalled_for))
         }
     }
 }
 
-fn underway(context: &Context, run: &Run) -> Underway {
+/// Returns the running run with the heartbeat of its process.
+fn running_run(context: &Context, run: &Run) -> RunningRun {
     let folder = context.home.workers();
     let is_cut_off = run.worker.is_some_and(|worker| !liveness::is_alive(&folder, &worker));
     let heartbeat = run.worker.and_then(|worker| liveness::read_heartbeat(&folder, &worker));
-    let line = heartbeat.and_then(|heartbeat| heartbeat.runs.into_iter().find(|line| line.run == run.id));
-    Underway { run: run.clone(), line, is_cut_off }
+    let heartbeat = heartbeat.and_then(|of_worker| of_worker.runs.into_iter().find(|of_run| of_run.run == run.id));
+    RunningRun { run: run.clone(), heartbeat, is_cut_off }
 }
 
-fn progress(context: &Context, line: &RunHeartbeat) -> Progress {
+fn progress(context: &Context, heartbeat: &RunHeartbeat) -> Progress {
     Progress {
-        members: line.members,
-        bytes: line.bytes,
-        members_total: line.members_total,
-        bytes_total: line.bytes_total,
-        elapsed: context.now().since(Timestamp::from_millis(line.started_at_ms)),
+        members: heartbeat.members,
+        bytes: heartbeat.bytes,
+        members_total: heartbeat.members_total,
+        bytes_total: heartbeat.bytes_total,
+        elapsed: context.now().since(Timestamp::from_millis(heartbeat.started_at_ms)),
     }
 }
 
-fn page(
+fn status_text(
     context: &Context,
     service: &ServiceState,
     schedules: &[ScheduleState],
@@ -226,33 +231,21 @@ fn page(
         let since = render::short_time(row.started_at, &zone);
         text += &format!("service: process {} since {since}, time zone {}\n", row.pid, zone.name());
     }
-    for line in &service.trouble {
-        text += &format!("! {line}\n");
-    }
-    if let Some(error) = import_error {
-        text += &format!("! {error}\n");
+    for problem in service.trouble.iter().map(String::as_str).chain(import_error) {
+        text += &format!("! {problem}\n");
     }
     for state in schedules {
-        if let Some(Underway { run, line, is_cut_off }) = &state.running {
-            let name = &state.row.schedule.name;
-            let how = match line {
-                _ if *is_cut_off => {
-                    "cut off, its process is gone: the service or the next `run` puts it right".to_owned()
-                }
-                Some(line) => format!("{}, {}", line.phase, terminal::describe(&progress(context, line))),
-                None => "under way".to_owned(),
-            };
-            text += &format!("running: {name} @{}: {how}\n", run.id);
+        if let Some(running) = &state.running {
+            text += &running_line(context, state.row.schedule.name.as_str(), running);
         }
     }
     let upcoming = schedules.iter().filter(|state| state.row.schedule.enabled);
-    if let Some((at, state)) =
-        upcoming.filter_map(|state| Some((state.row.watermark.next_due?, state))).min_by_key(|n| n.0)
-    {
+    let upcoming = upcoming.filter_map(|state| Some((state.row.watermark.next_due?, state)));
+    if let Some((at, state)) = upcoming.min_by_key(|(at, _)| *at) {
         text += &format!("next: {} at {}\n", state.row.schedule.name, at.rfc3339(&state.zone));
     }
     if schedules.is_empty() {
-        text += "nothing is scheduled: add schedules with `backup-manager create`\n";
+        text += "no schedules: add them with `backup-manager create`\n";
     }
     for state in schedules {
         text += &schedule_lines(context, state);
@@ -260,21 +253,34 @@ fn page(
     text
 }
 
+fn running_line(context: &Context, name: &str, running: &RunningRun) -> String {
+    let phase = match &running.heartbeat {
+        _ if running.is_cut_off => {
+            "interrupted, its process died: the service or the next `run` recovers it".to_owned()
+        }
+        Some(heartbeat) => format!("{}, {}", heartbeat.phase, terminal::describe(&progress(context, heartbeat))),
+        None => "in progress".to_owned(),
+    };
+    format!("running: {name} @{}: {phase}\n", running.run.id)
+}
+
 fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
     let schedule = &state.row.schedule;
     let last = state.last.as_ref().map_or("no run has ended yet".to_owned(), |run| {
-        format!("last run {}", super::list::last_result(run, &state.zone))
+        format!("last run {}", super::list::run_result(run, &state.zone))
     });
     let newest = state.newest.as_ref().map_or("no good archive".to_owned(), |archive| {
         let age = render::age(context.now().since(archive.created_at));
         match archive.verified_at {
-            Some(at) => format!("newest good archive {age} old, proved {}", render::short_time(at, &state.zone)),
-            None => format!("newest good archive {age} old, not proved"),
+            Some(at) => format!("newest good archive {age} old, verified {}", render::short_time(at, &state.zone)),
+            None => format!("newest good archive {age} old, not verified"),
         }
     });
     let paused = if schedule.enabled { "" } else { " (paused)" };
-    let drill =
-        state.drill.as_ref().map_or(String::new(), |d| format!("; {}", super::list::last_drill(d, &state.zone)));
+    let drill = state
+        .drill
+        .as_ref()
+        .map_or(String::new(), |d| format!("; restore test {}", super::list::drill_result(d, &state.zone)));
     let mut text = format!("{}{paused}: {last}; {newest}{drill}\n", schedule.name);
     for line in &state.trouble {
         text += &format!("  ! {line}\n");
@@ -369,14 +375,19 @@ fn schedule_document<'a>(context: &Context, index: usize, state: &'a ScheduleSta
         last_drill: state.drill.as_ref().map(|drill| DrillDocument::new(drill, &state.zone)),
         new_problems: state.new_problems,
         trouble: &state.trouble,
-        running: state.running.as_ref().map(|Underway { run, line, is_cut_off }| RunningDocument {
-            run: run.id,
-            by_hand: run.trigger == Trigger::Manual,
-            cut_off: *is_cut_off,
-            phase: line.as_ref().map_or("", |line| line.phase.as_str()),
-            members: line.as_ref().map_or(0, |line| line.members),
-            bytes: line.as_ref().map_or(0, |line| line.bytes),
-            bytes_total: line.as_ref().and_then(|line| line.bytes_total),
-        }),
+        running: state.running.as_ref().map(running_document),
+    }
+}
+
+fn running_document(running: &RunningRun) -> RunningDocument<'_> {
+    let heartbeat = running.heartbeat.as_ref();
+    RunningDocument {
+        run: running.run.id,
+        by_hand: running.run.trigger == Trigger::Manual,
+        cut_off: running.is_cut_off,
+        phase: heartbeat.map_or("", |heartbeat| heartbeat.phase.as_str()),
+        members: heartbeat.map_or(0, |heartbeat| heartbeat.members),
+        bytes: heartbeat.map_or(0, |heartbeat| heartbeat.bytes),
+        bytes_total: heartbeat.and_then(|heartbeat| heartbeat.bytes_total),
     }
 }

@@ -1,4 +1,4 @@
-//! Progress and trouble of a run, told to the person who waits for it.
+//! Progress, problems and notes of a run on the terminal.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::render;
 use crate::progress::{Observer, Problem, Progress};
 
-/// A progress bar on stderr where that is a terminal; problems and notes as lines in any case.
+/// Shows a progress bar if stderr is a terminal, and prints problems and notes to stderr as lines.
 pub struct TerminalObserver {
     bar: ProgressBar,
     quiet: bool,
 }
 
 impl TerminalObserver {
-    /// Makes an observer for work on `name`.
+    /// Makes an observer for work on `name`. A quiet one prints problems only.
     pub fn new(name: &str, quiet: bool) -> Self {
         let target = if quiet || !io::stderr().is_terminal() {
             ProgressDrawTarget::hidden()
@@ -29,13 +29,13 @@ impl TerminalObserver {
         TerminalObserver { bar, quiet }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 
     fn line(&self, text: &str) {
-        // The bar, if there is one, is drawn again below the line.
+        // The bar, if any, is drawn again below the line.
         self.bar.suspend(|| render::print_stderr(text));
     }
 }
@@ -56,7 +56,7 @@ impl Observer for TerminalObserver {
     }
 }
 
-/// Returns bytes, files, rate and, where a total is known, the share done and the time left.
+/// Returns the bytes and members done, the rate and, if a total is known, the percentage and the time left.
 pub fn describe(progress: &Progress) -> String {
     let seconds = progress.elapsed.as_secs_f64();
     let mut text = format!("{}, {} members", render::bytes(progress.bytes), progress.members);

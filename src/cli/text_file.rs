@@ -1,4 +1,4 @@
-//! `import` and `export`: the text file, and JSON.
+//! `import` and `export`: schedules in the text file or in JSON.
 
 use std::fs;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use crate::durable::{self, FolderLock, PersistMethod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::import_export::{self, Imported};
 
-/// Form of a file of schedules.
+/// The form of a file of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FileFormat {
     /// path;hh:mm;name a line
@@ -38,7 +38,7 @@ pub struct ImportArgs {
 pub struct ExportArgs {
     /// File [default: standard output]
     file: Option<PathBuf>,
-    /// Replace a file that is there
+    /// Replace an existing file
     #[arg(long)]
     force: bool,
     /// Form of the file
@@ -61,8 +61,8 @@ struct ImportDocument<'a> {
 
 pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
     let path = args.file.clone().unwrap_or_else(|| context.home.text_file());
-    let (name, bytes) = read(&path)?;
-    // A file that cannot be used leaves no new database behind.
+    let (name, bytes) = read_input(&path)?;
+    // Parsed first, so that a bad file does not create a database.
     let entries = match args.format {
         FileFormat::Text => Some(import_export::parse_text(&bytes, &name)?),
         FileFormat::Json => None,
@@ -73,27 +73,27 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
         Some(entries) => import_export::import_text(&store, entries, args.replace, zone, now)?,
         None => import_export::import_json(&store, &bytes, &name, args.replace, zone, now)?,
     };
-    tell(context, &name, &imported)?;
+    report(context, &name, &imported)?;
     Ok(0)
 }
 
-fn read(path: &Path) -> Result<(String, Vec<u8>)> {
+fn read_input(path: &Path) -> Result<(String, Vec<u8>)> {
     if path == Path::new("-") {
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).map_err(Error::io("read", "standard input"))?;
         return Ok(("standard input".to_owned(), bytes));
     }
     let bytes = fs::read(path).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => Error::not_found(format!("there is no text file {}", path.display()))
-            .hint("name it: backup-manager import FILE"),
+        io::ErrorKind::NotFound => Error::not_found(format!("the text file {} does not exist", path.display()))
+            .hint("give its path: backup-manager import FILE"),
         io::ErrorKind::IsADirectory => Error::usage(format!("{} is a folder", path.display()))
-            .hint("name the text file: backup-manager import FILE"),
+            .hint("give the path of the text file: backup-manager import FILE"),
         _ => Error::io("read", path)(e),
     })?;
     Ok((path.display().to_string(), bytes))
 }
 
-fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
+fn report(context: &Context, name: &str, imported: &Imported) -> Result<()> {
     if context.format == Format::Json {
         return render::print_json(&ImportDocument {
             created: &imported.created,
@@ -109,7 +109,7 @@ fn tell(context: &Context, name: &str, imported: &Imported) -> Result<()> {
     }
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
     context.print_info(&format!(
-        "{name}: {}, {} new, {} changed, {} deleted, {} as they were",
+        "{name}: {}, {} new, {} changed, {} deleted, {} unchanged",
         render::count(total as u64, "schedule"),
         imported.created.len(),
         imported.changed.len(),
@@ -129,15 +129,15 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
     match &args.file {
         None => render::print_bytes(&bytes)?,
         Some(file) if !args.force && file.symlink_metadata().is_ok() => {
-            return Err(Error::usage(format!("{} is there already", file.display()))
+            return Err(Error::usage(format!("{} already exists", file.display()))
                 .hint("replace it with --force, or name another file"));
         }
         Some(file) => {
             let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
-            let _held = absolute.parent().and_then(FolderLock::try_acquire);
+            let _lock = absolute.parent().and_then(FolderLock::try_acquire);
             let how = match durable::write_file(&absolute, &bytes, context.home.file_mode(), args.force)? {
                 PersistMethod::Renamed => "",
-                PersistMethod::WrittenInPlace => ", in place, since it is a mount point",
+                PersistMethod::WrittenInPlace => " in place, since it is a mount point",
             };
             context.print_info(&format!("wrote {}{how}", file.display()));
         }

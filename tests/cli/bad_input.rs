@@ -1,4 +1,4 @@
-//! What bad input gets: the thing, the reason, the next step, the right exit code, and nothing half done.
+//! Bad input: the error names the thing, the reason and the next step, the exit code fits, and nothing is half done.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::environment::TestHome;
 
 #[test]
-fn a_malformed_spec_names_what_is_wrong_and_makes_nothing() {
+fn a_malformed_spec_is_explained_and_creates_nothing() {
     for (spec, words) in [
         ("documents", vec!["documents", "PATH;HH:MM;NAME"]),
         ("documents;09:00", vec!["PATH;HH:MM;NAME"]),
@@ -23,12 +23,12 @@ fn a_malformed_spec_names_what_is_wrong_and_makes_nothing() {
         let home = TestHome::with_sources(&["documents"]);
         let refused = home.run(&["create", spec]).fails(2, &words);
         assert!(refused.stderr.contains("next:"), "{spec}: {refused:?}");
-        assert!(!home.path("backup.db").exists(), "{spec}: a database was made");
+        assert!(!home.path("backup.db").exists(), "{spec}: a database was created");
     }
 }
 
 #[test]
-fn a_name_in_use_is_refused_with_all_specs_of_the_line() {
+fn a_name_in_use_refuses_all_specs_of_the_command() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;docs"]).ok();
     let _ = home.run(&["create", "b;10:00;other", "b;11:00;docs"]).fails(2, &["docs", "already used", "next:"]);
@@ -52,17 +52,17 @@ fn unknown_zones_and_bad_cron_expressions_are_never_guessed() {
 }
 
 #[test]
-fn a_missing_source_is_a_warning_when_made_and_a_failure_when_run() {
+fn a_missing_source_is_a_warning_in_create_and_a_failure_in_run() {
     let home = TestHome::new();
-    let made = home.run(&["create", "nowhere;09:00;docs"]).ok();
-    assert!(made.stderr.contains("warning") && made.stderr.contains("nowhere"), "{made:?}");
+    let created = home.run(&["create", "nowhere;09:00;docs"]).ok();
+    assert!(created.stderr.contains("warning") && created.stderr.contains("nowhere"), "{created:?}");
     let _ = home.run(&["run", "docs"]).fails(1, &["nowhere", "next:"]);
     assert_eq!(home.run(&["--json", "history"]).ok().json()[0]["state"], "failed");
     assert!(home.archive_files().is_empty());
 }
 
 #[test]
-fn indexes_and_names_that_are_not_there() {
+fn unknown_indexes_names_and_settings_are_errors() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;docs_morning", "b;09:00;photos"]).ok();
     let _ = home.run(&["delete", "2"]).fails(10, &["index 2", "0 to 1"]);
@@ -75,7 +75,7 @@ fn indexes_and_names_that_are_not_there() {
 }
 
 #[test]
-fn a_verb_in_a_folder_without_a_database_makes_nothing() {
+fn a_verb_in_a_folder_without_a_database_creates_nothing() {
     let home = TestHome::new();
     let folder = home.dir.path().to_str().unwrap().to_owned();
     for verb in [
@@ -96,7 +96,7 @@ fn a_verb_in_a_folder_without_a_database_makes_nothing() {
 }
 
 #[test]
-fn a_database_that_is_not_ours_newer_or_damaged_is_refused_and_left_alone() {
+fn a_foreign_or_newer_database_is_refused_and_not_changed() {
     let home = TestHome::with_sources(&["a"]);
     fs::write(
         home.path("backup.db"),
@@ -150,7 +150,7 @@ fn wrong_arguments_are_usage_errors() {
 }
 
 #[test]
-fn what_is_no_tar_file_is_named_with_the_way_out_and_nothing_obeys_what_it_holds() {
+fn a_file_that_is_no_archive_is_explained_and_control_characters_are_escaped() {
     let home = TestHome::with_sources(&["docs"]);
     let evil = "evil\u{1b}[2J\nname";
     fs::write(home.path("docs").join(evil), "x").unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::environment::TestHome;
 
-fn three() -> TestHome {
+fn home_with_three() -> TestHome {
     let home = TestHome::with_sources(&["documents", "photos", "code"]);
     for spec in ["documents;09:00;docs_morning", "photos;18:30;photos_evening", "code;23:59;code_nightly"] {
         let _ = home.run(&["create", spec]).ok();
@@ -14,8 +14,8 @@ fn three() -> TestHome {
 }
 
 #[test]
-fn the_old_systems_example_lists_as_it_did() {
-    let home = three();
+fn the_example_of_the_old_system_is_listed_unchanged() {
+    let home = home_with_three();
     let listed = home.run(&["list"]).ok();
     assert_eq!(
         listed.stdout,
@@ -26,8 +26,8 @@ fn the_old_systems_example_lists_as_it_did() {
 }
 
 #[test]
-fn what_is_made_is_private() {
-    let home = three();
+fn created_files_are_private() {
+    let home = home_with_three();
     for (path, mode) in [("backup.db", 0o600), ("logs/backup_manager.log", 0o600), ("logs", 0o700)] {
         let metadata = fs::metadata(home.path(path)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{path}");
@@ -35,13 +35,13 @@ fn what_is_made_is_private() {
 }
 
 #[test]
-fn create_says_index_zone_next_run_and_size() {
+fn create_prints_index_zone_next_run_and_size() {
     let home = TestHome::with_sources(&["documents"]);
-    let made = home.run(&["create", "documents;09:00;docs"]).ok();
+    let created = home.run(&["create", "documents;09:00;docs"]).ok();
     for word in ["0: documents;09:00;docs", "next run: ", "T09:00:00", "UTC", "free"] {
-        assert!(made.stdout.contains(word), "{word}: {made:?}");
+        assert!(created.stdout.contains(word), "{word}: {created:?}");
     }
-    assert!(made.stderr.contains("created the database"), "{made:?}");
+    assert!(created.stderr.contains("created the database"), "{created:?}");
 }
 
 #[test]
@@ -57,8 +57,8 @@ fn create_takes_several_times_cron_and_a_zone() {
 }
 
 #[test]
-fn pause_shows_in_the_list_and_resume_takes_it_back() {
-    let home = three();
+fn pause_is_listed_and_resume_reverts_it() {
+    let home = home_with_three();
     let _ = home.run(&["pause", "0", "code_nightly"]).ok();
     assert_eq!(
         home.run(&["list"]).ok().stdout,
@@ -71,7 +71,7 @@ fn pause_shows_in_the_list_and_resume_takes_it_back() {
 
 #[test]
 fn edit_changes_what_is_given_and_nothing_else() {
-    let home = three();
+    let home = home_with_three();
     let _ = home.run(&["edit", "docs_morning", "--at", "10:15", "--exclude", "*.tmp", "--compress", "zstd:5"]).ok();
     let shown = home.run(&["--json", "show", "docs_morning"]).ok().json();
     assert_eq!(shown["at"], serde_json::json!(["10:15"]));
@@ -85,7 +85,7 @@ fn edit_changes_what_is_given_and_nothing_else() {
 
 #[test]
 fn delete_by_index_moves_the_others_up_and_the_name_can_be_used_again() {
-    let home = three();
+    let home = home_with_three();
     let _ = home.run(&["delete", "0"]).ok();
     assert_eq!(home.run(&["list"]).ok().stdout, "0: photos;18:30;photos_evening\n1: code;23:59;code_nightly\n");
     let again = home.run(&["create", "documents;08:00;docs_morning"]).ok();
@@ -93,17 +93,17 @@ fn delete_by_index_moves_the_others_up_and_the_name_can_be_used_again() {
 }
 
 #[test]
-fn next_needs_no_database_for_a_cadence_on_the_line() {
+fn next_needs_no_database_for_a_cadence_on_the_command_line() {
     let home = TestHome::new();
     let said = home
         .run(&["next", "--at", "02:30", "--timezone", "Europe/Paris", "--from", "2026-03-28T00:00:00Z", "--count", "3"])
         .ok();
     assert_eq!(said.stdout, "2026-03-28T02:30:00+01:00\n2026-03-29T03:00:00+02:00\n2026-03-30T02:30:00+02:00\n");
-    assert_eq!(fs::read_dir(home.dir.path()).unwrap().count(), 0, "nothing was made");
+    assert_eq!(fs::read_dir(home.dir.path()).unwrap().count(), 0, "nothing was created");
 }
 
 #[test]
-fn next_in_the_autumn_overlap_tells_daily_once_and_wildcards_twice() {
+fn next_in_the_autumn_overlap_lists_daily_times_once_and_wildcards_twice() {
     let home = TestHome::new();
     let from = ["--timezone", "Europe/Paris", "--from", "2026-10-24T23:50:00Z"];
     let daily = home.run(&[&["next", "--at", "02:30", "--count", "2"][..], &from].concat()).ok();
@@ -114,7 +114,7 @@ fn next_in_the_autumn_overlap_tells_daily_once_and_wildcards_twice() {
 
 #[test]
 fn settings_come_from_the_environment_then_the_database_then_the_default() {
-    let home = three();
+    let home = home_with_three();
     let value = |said: crate::environment::Said| said.ok().stdout;
     assert_eq!(value(home.run(&["config", "compress"])), "compress=none\n");
     let _ = home.run(&["config", "compress", "gzip:9"]).ok();
@@ -127,7 +127,7 @@ fn settings_come_from_the_environment_then_the_database_then_the_default() {
 }
 
 #[test]
-fn help_and_version_and_a_reader_that_goes_away_are_success() {
+fn help_version_and_a_closed_pipe_are_success() {
     let home = TestHome::new();
     let help = home.run(&["--help"]).ok();
     assert!(help.stdout.contains("Exit codes:"), "{help:?}");
@@ -135,5 +135,5 @@ fn help_and_version_and_a_reader_that_goes_away_are_success() {
     let mut child = home.command(&["next", "--cron", "* * * * * *", "--count", "100000"]);
     let mut child = child.stdout(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
-    assert!(child.wait().unwrap().success(), "a broken pipe is quiet");
+    assert!(child.wait().unwrap().success(), "a broken pipe is no error");
 }

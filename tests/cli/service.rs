@@ -124,7 +124,7 @@ fn a_run_whose_process_is_gone_is_told_of_and_keeps_nobody_waiting() {
         run.0.wait().unwrap();
     };
     die();
-    assert!(home.run(&["status"]).stdout.contains("cut off, its process is gone"));
+    assert!(home.run(&["status"]).stdout.contains("interrupted, its process died"));
     assert_eq!(home.run(&["--json", "status"]).json()["schedules"][0]["running"]["cut_off"], true);
     let said = home.run(&["cancel", "large"]).ok();
     assert!(said.stderr.contains("nothing of large runs or waits"), "{said:?}");

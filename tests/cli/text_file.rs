@@ -7,7 +7,7 @@ use std::process::Stdio;
 use crate::environment::{Running, TestHome};
 
 #[test]
-fn import_and_export_give_the_file_back_and_importing_that_changes_nothing() {
+fn export_after_import_gives_an_equal_file_and_importing_that_changes_nothing() {
     let home = TestHome::with_sources(&["documents"]);
     let text = "\u{feff}# the old file\r\ndocuments;9:00;docs\r\n\r\ndocuments;18:30;docs\r\n/srv/a;b;23:59;semi\r\n";
     fs::write(home.path("backup_schedules.txt"), text).unwrap();
@@ -18,7 +18,7 @@ fn import_and_export_give_the_file_back_and_importing_that_changes_nothing() {
     assert_eq!(exported, "documents;09:00;docs\ndocuments;18:30;docs\n/srv/a;b;23:59;semi\n");
     fs::write(home.path("again.txt"), &exported).unwrap();
     let said = home.run(&["import", "again.txt"]).ok();
-    assert!(said.stderr.contains("0 new, 0 changed, 0 deleted, 2 as they were"), "{said:?}");
+    assert!(said.stderr.contains("0 new, 0 changed, 0 deleted, 2 unchanged"), "{said:?}");
     assert_eq!(home.run(&["export"]).ok().stdout, exported);
 }
 
@@ -31,7 +31,7 @@ fn windows_1252_accents_become_utf_8() {
 }
 
 #[test]
-fn all_bad_lines_are_told_and_nothing_is_imported() {
+fn all_bad_lines_are_reported_and_nothing_is_imported() {
     let home = TestHome::new();
     fs::write(
         home.path("backup_schedules.txt"),
@@ -47,7 +47,7 @@ fn all_bad_lines_are_told_and_nothing_is_imported() {
 }
 
 #[test]
-fn standard_input_replace_force_and_json() {
+fn import_from_standard_input_with_replace_and_export_with_force_and_json() {
     let home = TestHome::new();
     let import = |args: &[&str], text: &str| {
         let mut child = home.command(&[&["import", "-"], args].concat());
@@ -63,10 +63,10 @@ fn standard_input_replace_force_and_json() {
     let said = home.run(&["export", "out.txt"]).fails(3, &["often", "cron"]);
     assert!(said.stdout.is_empty());
     let _ = home.run(&["export", "out.txt"]).fails(2, &["out.txt", "--force"]);
-    let left_by_a_kill = home.path(".backup-manager-0123456789abcdef.part");
-    fs::write(&left_by_a_kill, "half").unwrap();
+    let orphaned_temporary_file = home.path(".backup-manager-0123456789abcdef.part");
+    fs::write(&orphaned_temporary_file, "half").unwrap();
     let _ = home.run(&["export", "out.json", "--format", "json"]).ok();
-    assert!(!left_by_a_kill.exists());
+    assert!(!orphaned_temporary_file.exists());
     let other = TestHome::new();
     fs::copy(home.path("out.json"), other.path("in.json")).unwrap();
     let _ = other.run(&["import", "in.json", "--format", "json"]).ok();
@@ -77,7 +77,7 @@ fn standard_input_replace_force_and_json() {
 }
 
 #[test]
-fn a_service_follows_the_file_and_an_unchanged_line_undoes_nothing() {
+fn a_service_follows_the_file_and_an_unchanged_line_reverts_no_edit() {
     let home = TestHome::with_sources(&["a", "b"]);
     fs::write(home.path("backup_schedules.txt"), "a;03:00;one\nb;04:00;two\n").unwrap();
     let serve = || {
@@ -100,5 +100,5 @@ fn a_service_follows_the_file_and_an_unchanged_line_undoes_nothing() {
     home.wait_until("new line", 40, || list() == "0: a;05:00;one\n1: b;06:00;three\n");
     fs::write(home.path("backup_schedules.txt"), "a;03:00;one\nb;04:99;two\n").unwrap();
     home.wait_until("bad line in status", 40, || home.run(&["status"]).stdout.contains("line 2"));
-    assert_eq!(list(), "0: a;05:00;one\n1: b;06:00;three\n", "it goes on with what it knows");
+    assert_eq!(list(), "0: a;05:00;one\n1: b;06:00;three\n", "the schedules stay as they were");
 }

@@ -189,7 +189,7 @@ fn a_lost_database_is_made_anew_from_the_archives() {
     let _ = home.run(&["create", "docs;09:00;other"]).ok();
     let status = home.run(&["status"]);
     assert_eq!(status.code, 1);
-    assert!(status.stdout.contains("rescan --from-copy") && status.stdout.contains("knows no archives"), "{status:?}");
+    assert!(status.stdout.contains("rescan --from-copy") && status.stdout.contains("holds no archives"), "{status:?}");
     let _ = home.run(&["run", "other"]).fails(1, &["belongs to another database", "rescan"]);
     lose_database(&home);
 
@@ -327,7 +327,7 @@ fn a_drill_restores_compares_and_leaves_nothing() {
     assert!(said.as_array().unwrap().iter().all(|drill| drill["passed"] == true), "{said}");
     assert_eq!(fs::read_dir(home.path("backups/.scratch")).unwrap().count(), 0);
     let shown = home.run(&["show", "docs"]).ok();
-    assert!(shown.stdout.contains("drill passed"), "{shown:?}");
+    assert!(shown.stdout.contains("restore test  passed"), "{shown:?}");
     let status: Said = home.run(&["--json", "status"]);
     assert_eq!(status.json()["schedules"][0]["last_drill"]["passed"], true, "{status:?}");
     let newest = path_of(&archives(&home).into_iter().find(|a| a["name"] == "docs").unwrap());
@@ -339,5 +339,5 @@ fn a_drill_restores_compares_and_leaves_nothing() {
     assert_eq!(archives(&home).iter().filter(|archive| archive["health"] == "damaged").count(), 1);
     let _ = home.run(&["drill", "docs"]).ok();
     let shown = home.run(&["show", "docs"]).ok();
-    assert!(shown.stdout.contains("drill passed"), "the one before is whole: {shown:?}");
+    assert!(shown.stdout.contains("restore test  passed"), "the one before is whole: {shown:?}");
 }
