@@ -1,8 +1,8 @@
-//! What the engine costs: claims beside the disk's own rate of syncs, the time from due to claimed, a round with
-//! nothing due, and a service that waits.
+//! Costs of the engine: claims compared with the rate of syncs of the disk, the time from due to claimed, a tick with
+//! nothing due, and an idle service.
 //!
-//! `cargo bench --bench engine [claims|due|tick|idle]...` measures these, or else all; it takes four minutes. The
-//! database lies in `target`, or in the folder that `BENCH_SCRATCH` names: on the disk that is to be judged.
+//! `cargo bench --bench engine [claims|due|tick|idle]...` measures these, or all by default, in four minutes. The
+//! database lies in `target`, or in the folder that `BENCH_SCRATCH` names, on the disk to be measured.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -25,9 +25,9 @@ use rusqlite::Connection;
 /// Pairs of claim and end in each measurement.
 const PAIRS: usize = 2_000;
 /// Every claim commits once, and every end.
-const COMMITS_OF_A_PAIR: f64 = 2.0;
-/// What such a commit writes: the rows of run, attempt and archive, and their indexes.
-const PAGES_OF_A_COMMIT: usize = 10;
+const COMMITS_PER_PAIR: f64 = 2.0;
+/// Pages that such a commit writes: rows of run, attempt and archive, and their indexes.
+const PAGES_PER_COMMIT: usize = 10;
 const ROUNDS: usize = 3;
 
 fn main() {
@@ -70,7 +70,7 @@ fn runner(folder: &Path, role: Role) -> Runner {
     Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 }
 }
 
-/// Makes schedules of which none is due for hours.
+/// Creates schedules of which none is due for hours.
 fn add_schedules(store: &Store, count: usize) {
     let now = SystemClock::new().now();
     let next_due = Some(now.plus(Duration::from_secs(40_000)));
@@ -84,24 +84,22 @@ fn add_schedules(store: &Store, count: usize) {
     store.create_schedules(&schedules, now).expect("schedules");
 }
 
-/// Claims and ends as fast as it goes, in 1, 2 and 4 processes.
+/// Claims and ends runs as fast as possible, in 1, 2 and 4 processes.
 fn claims() {
-    println!(
-        "claim and end of a run, {PAIRS} pairs, median of {ROUNDS}, beside syncs of one page and of as many pages"
-    );
+    println!("claim and end of a run, {PAIRS} pairs, median of {ROUNDS}, and syncs of one page and of as many pages");
     println!("{:>10} {:>10} {:>12} {:>10} {:>13} {:>10}", "processes", "pairs/s", "syncs/s", "of limit", "syncs/s", "");
     for processes in [1, 2, 4] {
         let mut rounds: Vec<[f64; 3]> = (0..ROUNDS)
-            .map(|_| [pairs_a_second(processes), syncs_a_second(1), syncs_a_second(PAGES_OF_A_COMMIT)])
+            .map(|_| [pairs_per_second(processes), syncs_per_second(1), syncs_per_second(PAGES_PER_COMMIT)])
             .collect();
         rounds.sort_by(|a, b| (a[0] / a[1]).total_cmp(&(b[0] / b[1])));
         let [pairs, bare, whole] = rounds[ROUNDS / 2];
-        let of = |syncs: f64| pairs * COMMITS_OF_A_PAIR / syncs;
+        let of = |syncs: f64| pairs * COMMITS_PER_PAIR / syncs;
         println!("{processes:>10} {pairs:>10.0} {bare:>12.0} {:>10.2} {whole:>13.0} {:>10.2}", of(bare), of(whole));
     }
 }
 
-fn pairs_a_second(processes: usize) -> f64 {
+fn pairs_per_second(processes: usize) -> f64 {
     let scratch = scratch();
     let (_, store) = open(scratch.path());
     add_schedules(&store, PAIRS);
@@ -140,7 +138,7 @@ fn pairs_a_second(processes: usize) -> f64 {
     PAIRS as f64 / took.as_secs_f64()
 }
 
-/// One of the processes: waits for the start, then claims until nothing is left.
+/// One of the processes: waits for the start, then claims until no run is queued.
 fn claim_all(home: &Path) {
     let runner = runner(home, Role::Command);
     println!("ready");
@@ -149,22 +147,22 @@ fn claim_all(home: &Path) {
         runner
             .store
             .end_without_archive(claim, RunState::Failed, "measured", runner.clock.now())
-            .unwrap_or_else(|unended| panic!("{}", unended.error));
+            .unwrap_or_else(|failure| panic!("{}", failure.error));
     }
 }
 
-/// Writes pages in place and syncs, as a commit does that is nothing but that: SQLite writes the head of a frame of
-/// its log, and then the page.
-fn syncs_a_second(pages: usize) -> f64 {
+/// Returns the rate of a minimal commit: as SQLite does for each page, writes the header of a frame of the log and the
+/// page, then syncs.
+fn syncs_per_second(pages: usize) -> f64 {
     const FILE_PAGES: usize = 1_000;
-    const HEAD: [u8; 24] = [7; 24];
+    const HEADER: [u8; 24] = [7; 24];
     const PAGE: [u8; 4096] = [7; 4096];
     let scratch = scratch();
     let file = File::create(scratch.path().join("file")).expect("a file");
     let write = |at: usize| {
-        let frame = (at % FILE_PAGES * (HEAD.len() + PAGE.len())) as u64;
-        file.write_all_at(&HEAD, frame).expect("room");
-        file.write_all_at(&PAGE, frame + HEAD.len() as u64).expect("room");
+        let frame = (at % FILE_PAGES * (HEADER.len() + PAGE.len())) as u64;
+        file.write_all_at(&HEADER, frame).expect("room");
+        file.write_all_at(&PAGE, frame + HEADER.len() as u64).expect("room");
     };
     (0..FILE_PAGES).for_each(write);
     file.sync_all().expect("a sync");
@@ -182,7 +180,8 @@ fn program(home: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Serves `home` for a while; returns the hundredths of a second of processor time it took once it had settled.
+/// Runs a service for `home`; returns the processor time in hundredths of a second that it used in `seconds` seconds
+/// after the first `settle` seconds.
 fn serve_for(home: &Path, settle: u64, seconds: u64) -> u64 {
     let mut service = program(home, &["serve"]).stderr(Stdio::null()).spawn().expect("a service");
     std::thread::sleep(Duration::from_secs(settle));
@@ -201,7 +200,7 @@ fn create(home: &Path, cron: &str) {
     assert!(program(home, &create).stderr(Stdio::null()).status().expect("the program").success());
 }
 
-/// Milliseconds from due to claimed, of a service that has nothing else to do.
+/// Measures the milliseconds from due to claimed in a service that is otherwise idle.
 fn due() {
     let scratch = scratch();
     create(scratch.path(), "* * * * * *");
@@ -217,7 +216,7 @@ fn due() {
     println!("due to claimed, {} runs: median {} ms, p99 {} ms, longest {} ms", late.len(), at(0.5), at(0.99), at(1.0));
 }
 
-/// A round of the service with none due, beside one with few schedules.
+/// Measures a tick of the service with nothing due, with few and with many schedules.
 fn tick() {
     let mut median = Vec::new();
     for count in [10, 100_000] {
@@ -232,11 +231,11 @@ fn tick() {
             scratch: None,
         };
         let mut service = Service::register(runner(scratch.path(), Role::Service), options, false).expect("a service");
-        service.tick().expect("the first round");
+        service.tick().expect("the first tick");
         let mut micros: Vec<f64> = (0..2_000)
             .map(|_| {
                 let clock = SystemClock::new();
-                assert_eq!(service.tick().expect("a round").enqueued, 0);
+                assert_eq!(service.tick().expect("a tick").enqueued, 0);
                 clock.monotonic().as_secs_f64() * 1e6
             })
             .collect();
@@ -244,7 +243,7 @@ fn tick() {
         median.push(micros[micros.len() / 2]);
     }
     println!(
-        "a round with none due: {:.0} us with 10 schedules, {:.0} us with 100,000, ratio {:.2}",
+        "a tick with nothing due: {:.0} us with 10 schedules, {:.0} us with 100,000, ratio {:.2}",
         median[0],
         median[1],
         median[1] / median[0]
@@ -255,7 +254,7 @@ fn idle() {
     let scratch = scratch();
     create(scratch.path(), "0 3 1 1 *");
     let ticks = serve_for(scratch.path(), 3, 60);
-    println!("a service that waits: {} ms of processor time in a minute", ticks * 10);
+    println!("an idle service: {} ms of processor time in a minute", ticks * 10);
 }
 
 fn cpu_ticks(process: u32) -> u64 {

@@ -1,7 +1,7 @@
 //! Opening a database for the first time in a process: checks, creation, migration, all under a lock file.
 //!
-//! One connection does this before the pool opens, since switching to WAL and migrating want the database alone. The
-//! lock file is held shared by everyone who has the database open and exclusively by who migrates.
+//! One connection does this before the pool opens, since switching to WAL and migrating need the database exclusively.
+//! Every process that has the database open holds the lock file shared, and one that migrates holds it exclusively.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,43 +21,43 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
-/// "BKMG": what `PRAGMA application_id` of our databases says.
+/// "BKMG": the `PRAGMA application_id` of our databases.
 const APPLICATION_ID: i32 = 0x424B_4D47;
-/// Where refinery keeps which migrations were applied.
+/// The table in which refinery records the applied migrations.
 const HISTORY: &str = "refinery_schema_history";
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
-const SQLITE_OLDEST: i32 = 3_051_003;
+const MIN_SQLITE: i32 = 3_051_003;
 
-/// What may be done to a database that is not there.
+/// Whether a database may be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It must be there.
+    /// It must exist.
     Existing,
-    /// It is made, with its folder.
+    /// It is created, with its folder, if it does not exist.
     Create,
 }
 
 /// How a database is opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Bootstrap {
-    /// What may be done where there is none.
+    /// Whether it may be created.
     pub access: Access,
-    /// Mode of the database.
+    /// Mode of a created database.
     pub file_mode: u32,
-    /// Mode of the folder, where one is made.
+    /// Mode of a created folder.
     pub folder_mode: u32,
 }
 
 impl Bootstrap {
-    /// Checks, makes and migrates the database; returns the shared lock and the database's identity.
+    /// Checks, creates and migrates the database as needed; returns the shared lock and the database's identity.
     pub(super) fn run(&self, path: &Path) -> Result<(File, Uuid)> {
         refuse_old_sqlite(rusqlite::version_number())?;
         let missing = !path.exists();
         if missing && self.access == Access::Existing {
             let folder = path.parent().unwrap_or(path).display();
             return Err(Error::not_found(format!("there is no database in {folder}")).hint(
-                "make one with `backup-manager create`, go to the folder that has it, or name that folder with --home \
-                 or BACKUP_HOME",
+                "create one with `backup-manager create`, change to the folder that has it, or name that folder with \
+                 --home or BACKUP_HOME",
             ));
         }
         if missing {
@@ -69,11 +69,11 @@ impl Bootstrap {
         if let Some(identity) = self.current(path)? {
             return Ok((lock, identity));
         }
-        self.migrate_alone(path, &lock)?;
+        self.migrate_exclusively(path, &lock)?;
         share(&lock, path)?;
         match self.current(path)? {
             Some(identity) => Ok((lock, identity)),
-            None => Err(Error::failed(format!("the database {} is not at schema {}", path.display(), newest()))),
+            None => Err(Error::failed(format!("the database {} is not at schema {}", path.display(), newest_schema()))),
         }
     }
 
@@ -88,7 +88,7 @@ impl Bootstrap {
 
     fn open_lock(&self, path: &Path) -> Result<File> {
         let lock = with_suffix(path, ".lock");
-        // A lock needs no write permission, and a home may be read by others than its owner.
+        // A lock needs no write permission, and users other than its owner may read a home.
         OpenOptions::new()
             .read(true)
             .write(true)
@@ -100,8 +100,8 @@ impl Bootstrap {
             .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
 
-    /// Returns the identity if the database is ours, at the newest schema and in WAL, `None` if it has to be brought
-    /// there.
+    /// Returns the identity if the database is ours, at the newest schema and in WAL; `None` if it is to be created or
+    /// migrated.
     fn current(&self, path: &Path) -> Result<Option<Uuid>> {
         if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {
             return Ok(None);
@@ -117,22 +117,22 @@ impl Bootstrap {
             let tables: i64 = connection
                 .query_row("SELECT count(*) FROM sqlite_schema WHERE tbl_name <> ?1", [HISTORY], |row| row.get(0))
                 .map_err(|e| opening_fault(path, e))?;
-            // An empty one is left behind by a process that died while it made it; refinery commits its own table
-            // before the migrations.
+            // A process that died while it created the database leaves it without tables of ours; refinery commits its
+            // own table before the migrations.
             return if tables == 0 { Ok(None) } else { Err(foreign(path)) };
         }
-        if version > newest() {
+        if version > newest_schema() {
             return Err(Error::failed(format!(
-                "the database {} was written by a newer backup-manager (schema {version}, this one knows {})",
+                "the database {} was written by a newer backup-manager (schema {version}, this one supports {})",
                 path.display(),
-                newest()
+                newest_schema()
             ))
             .hint("use that newer program; nothing was changed"));
         }
         let mode: String =
             connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(|e| opening_fault(path, e))?;
-        // A copy that was put back is not in WAL: that is no part of what VACUUM INTO copies.
-        if version < newest() || mode != "wal" {
+        // A restored copy is not in WAL: VACUUM INTO does not copy the journal mode.
+        if version < newest_schema() || mode != "wal" {
             return Ok(None);
         }
         let uuid: Option<String> = connection
@@ -142,7 +142,7 @@ impl Bootstrap {
         uuid.and_then(|text| Uuid::from_str(&text).ok()).map(Some).ok_or_else(|| foreign(path))
     }
 
-    /// SQLite tells of a database that belongs to somebody else only that it cannot open it.
+    /// Reports missing permissions for the database as such; SQLite reports only that it cannot open it.
     fn refuse_foreign_owner(&self, path: &Path) -> Result<()> {
         let wanted = match self.access {
             Access::Existing => rustix::fs::Access::READ_OK,
@@ -156,17 +156,19 @@ impl Bootstrap {
         }
     }
 
-    /// Makes or migrates the database with nobody else at it.
-    fn migrate_alone(&self, path: &Path, lock: &File) -> Result<()> {
-        // An upgrade of a shared lock is not atomic; whoever comes first migrates, the others find it done.
+    /// Creates or migrates the database under the exclusive lock.
+    fn migrate_exclusively(&self, path: &Path, lock: &File) -> Result<()> {
+        // Upgrading a shared lock is not atomic: the process that locks first migrates, the others find it done.
         flock(lock, FlockOperation::Unlock).map_err(io::Error::from).map_err(Error::io("unlock", path))?;
         if !lock_exclusively(lock) {
             let name = path.display();
             return Err(match path.exists() {
-                true => Error::busy(format!("the database {name} needs migrating, and others have it open"))
+                true => Error::busy(format!("the database {name} needs a migration, and other processes have it open"))
                     .hint("stop the service first: `backup-manager stop`"),
-                false => Error::busy(format!("the database {name} is gone, and others still have it open"))
-                    .hint("they end by themselves within a minute: try again then"),
+                false => {
+                    Error::busy(format!("the database {name} was removed, and other processes still have it open"))
+                        .hint("they end by themselves within a minute; try again then")
+                }
             });
         }
         if self.current(path)?.is_some() {
@@ -179,11 +181,14 @@ impl Bootstrap {
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
             .map_err(|e| database_error(path, e))?;
         if mode != "wal" {
-            return Err(Error::failed(format!("the database {} cannot use WAL (it says {mode})", path.display()))
-                .hint("put it on a local file system: --db or BACKUP_DB"));
+            return Err(Error::failed(format!(
+                "the database {} cannot use WAL (its journal mode is {mode})",
+                path.display()
+            ))
+            .hint("put it on a local file system: --db or BACKUP_DB"));
         }
         self.copy_before_migration(path, &connection)?;
-        // Grouped: all migrations and their history rows in one transaction, so that a kill leaves none half applied.
+        // Grouped: all migrations and their history rows in one transaction, so that a kill leaves none partly applied.
         embedded::migrations::runner()
             .set_grouped(true)
             .run(&mut connection)
@@ -193,7 +198,7 @@ impl Bootstrap {
 
     fn create_private(&self, path: &Path) -> Result<()> {
         match OpenOptions::new().write(true).create_new(true).mode(self.file_mode).open(path) {
-            // The umask may have taken bits away.
+            // The umask may have cleared bits.
             Ok(file) => file
                 .set_permissions(fs::Permissions::from_mode(self.file_mode))
                 .map_err(Error::io("set the mode of", path)),
@@ -202,15 +207,15 @@ impl Bootstrap {
         }
     }
 
-    /// Copies a database that holds something and will be changed, named by the schema that it gets.
+    /// Copies a database that is not empty before its migration; the copy is named after the new schema.
     fn copy_before_migration(&self, path: &Path, connection: &Connection) -> Result<()> {
         let version: i32 =
             connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
-        if version == 0 || version == newest() {
+        if version == 0 || version == newest_schema() {
             return Ok(());
         }
-        let copy = with_suffix(path, &format!(".before-schema-{}", newest()));
-        // A copy left by a migration that was cut off may be half written.
+        let copy = with_suffix(path, &format!(".before-schema-{}", newest_schema()));
+        // The copy of an interrupted migration may be partly written.
         match fs::remove_file(&copy) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("replace the old copy", &copy)(error));
@@ -232,8 +237,8 @@ fn unwritable(path: &Path, cause: Error) -> Error {
     home::unwritable("the folder of the database", folder, "--home, BACKUP_HOME, --db or BACKUP_DB", cause)
 }
 
-/// Returns the newest schema version that the embedded migrations make.
-fn newest() -> i32 {
+/// Returns the newest schema version of the embedded migrations.
+fn newest_schema() -> i32 {
     let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version()).max();
     versions.unwrap_or(0)
 }
@@ -244,7 +249,7 @@ fn share(lock: &File, path: &Path) -> Result<()> {
         .map_err(Error::io("lock", with_suffix(path, ".lock")))
 }
 
-/// Tries for a few seconds: commands come and go, a service stays.
+/// Locks exclusively; retries for five seconds, as commands end soon but a service does not.
 fn lock_exclusively(lock: &File) -> bool {
     for _ in 0..50 {
         if flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
@@ -257,16 +262,16 @@ fn lock_exclusively(lock: &File) -> bool {
 
 fn foreign(path: &Path) -> Error {
     Error::failed(format!("{} is not a database of backup-manager", path.display()))
-        .hint("nothing was changed; name ours with --db or BACKUP_DB, or another folder with --home")
+        .hint("nothing was changed; name the right database with --db or BACKUP_DB, or another folder with --home")
 }
 
-/// A file that is no database at all is foreign, unless workers of ours were at it.
+/// Converts an error on opening. A file that is not a database is foreign, unless workers of ours have used it.
 fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
-        // Where its first page is gone, only what lies beside it still says that it was ours.
+        // If its first page is overwritten, only the folder of workers beside it shows that it was ours.
         Some(rusqlite::ErrorCode::NotADatabase) if with_suffix(path, ".workers").exists() => Error::new(
             ErrorKind::Damage,
-            format!("{} is not a database of backup-manager any more: it is damaged", path.display()),
+            format!("{} is no longer a database of backup-manager: it is damaged", path.display()),
         )
         .hint(RECOVERY_OPTIONS),
         Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
@@ -275,7 +280,7 @@ fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
 }
 
 fn refuse_old_sqlite(version: i32) -> Result<()> {
-    if version >= SQLITE_OLDEST {
+    if version >= MIN_SQLITE {
         return Ok(());
     }
     Err(Error::failed(format!(
@@ -287,21 +292,22 @@ fn refuse_old_sqlite(version: i32) -> Result<()> {
     .hint("build it with the bundled SQLite (3.51.3 or newer)"))
 }
 
-/// WAL needs shared memory and locks that network and FUSE file systems do not keep.
+/// Refuses network and FUSE file systems, which do not support the shared memory and the locks that WAL needs.
 fn refuse_network(path: &Path) -> Result<()> {
     let folder = path.parent().unwrap_or(path);
-    let kind = statfs(folder).map_err(io::Error::from).map_err(Error::io("look at the file system of", folder))?;
+    let kind = statfs(folder).map_err(io::Error::from).map_err(Error::io("determine the file system of", folder))?;
     match network_name(kind.f_type as u64 & 0xFFFF_FFFF) {
         None => Ok(()),
         Some(name) => Err(Error::failed(format!(
-            "the database {} would lie on {name}, where SQLite cannot keep it whole",
+            "the database {} would be stored on {name}, where SQLite cannot protect it from damage",
             path.display()
         ))
-        .hint("put it on a local disk or a named volume with --db or BACKUP_DB; archives may stay where they are")),
+        .hint("put it on a local disk or a named volume with --db or BACKUP_DB; the archives need not be moved")),
     }
 }
 
-/// Magic numbers of `statfs` (linux/magic.h and the file systems' own sources).
+/// Returns the name of a network or FUSE file system by its magic number (linux/magic.h and the file systems' own
+/// sources).
 fn network_name(magic: u64) -> Option<&'static str> {
     Some(match magic {
         0x6969 => "NFS",
@@ -326,7 +332,7 @@ mod tests {
     const EXISTING: Bootstrap = Bootstrap { access: Access::Existing, ..CREATE };
 
     #[test]
-    fn a_creation_that_was_cut_off_at_any_step_is_finished_by_the_next() {
+    fn the_next_open_completes_a_creation_interrupted_at_any_step() {
         let dir = tempfile::tempdir().unwrap();
         let history = "CREATE TABLE refinery_schema_history (version INT4 PRIMARY KEY, name VARCHAR(255), \
                        applied_on VARCHAR(255), checksum VARCHAR(255))";
@@ -348,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_was_put_back_works_in_wal_like_any_other() {
+    fn a_restored_copy_is_switched_to_wal() {
         let dir = tempfile::tempdir().unwrap();
         let (path, copy) = (dir.path().join("backup.db"), dir.path().join("copy.db"));
         let store = Store::open(&path, &CREATE).unwrap();
@@ -358,11 +364,11 @@ mod tests {
         let connection = Connection::open(&copy).unwrap();
         let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
         assert_eq!(mode, "wal");
-        assert!(!with_suffix(&copy, &format!(".before-schema-{}", newest())).exists());
+        assert!(!with_suffix(&copy, &format!(".before-schema-{}", newest_schema())).exists());
     }
 
     #[test]
-    fn a_missing_database_is_not_made_by_who_only_reads() {
+    fn a_missing_database_is_not_created_for_reading() {
         let dir = tempfile::tempdir().unwrap();
         let error = Store::open(&dir.path().join("backup.db"), &EXISTING).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -370,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn newer_foreign_and_damaged_databases_are_refused_and_left_alone() {
+    fn newer_foreign_and_damaged_databases_are_refused_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let newer = dir.path().join("newer.db");
         drop(Store::open(&newer, &CREATE).unwrap());
@@ -409,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn who_migrates_wants_to_be_alone() {
+    fn a_migration_needs_the_exclusive_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("backup.db");
         let open = Store::open(&path, &CREATE).unwrap();

@@ -1,4 +1,4 @@
-//! What is in the archives: chunks and members. Written in batches behind the fence, read page by page (I5).
+//! The catalog of chunks and members: written in batches under the fence, read page by page (I5).
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -10,14 +10,13 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::CatalogMember;
 
-/// Rows a transaction may write at most.
-const BATCH_ROWS: usize = 10_000;
-/// Chunks a transaction deletes at most; each brings its members along.
-const DELETE_CHUNKS: u32 = 64;
+/// Maximum number of rows that one transaction writes.
+const MAX_BATCH_ROWS: usize = 10_000;
+/// Maximum number of chunks that one transaction deletes, each with its members.
+const MAX_DELETED_CHUNKS: u32 = 64;
 
 impl Store {
-    /// Adds chunks and their members to the archive that the claim is making; they are not visible before it is
-    /// complete.
+    /// Adds chunks with their members to the archive of a claimed run. They are not visible before it is complete.
     pub fn add_chunks(&self, claim: &Claim, chunks: &[CatalogChunk]) -> Result<()> {
         let mut rest = chunks;
         while !rest.is_empty() {
@@ -26,7 +25,7 @@ impl Store {
                 .iter()
                 .take_while(|chunk| {
                     rows += 2 + chunk.members.len();
-                    rows <= BATCH_ROWS
+                    rows <= MAX_BATCH_ROWS
                 })
                 .count();
             let (batch, later) = rest.split_at(fitting.max(1));
@@ -39,24 +38,24 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what [`Store::add_chunks`] added for a run that ends without an archive, a batch at a time.
+    /// Removes the rows that [`Store::add_chunks`] added for a run that ends without an archive, a batch at a time.
     pub fn discard_chunks(&self, claim: &Claim) -> Result<()> {
         loop {
-            let gone = self.write_fenced(claim, |transaction| {
+            let removed = self.write_fenced(claim, |transaction| {
                 let Some(file) = unfinished_file_of(transaction, claim.run())? else { return Ok(0) };
                 remove_references(transaction, file)
             })?;
-            if gone == 0 {
+            if removed == 0 {
                 return Ok(());
             }
         }
     }
 
-    /// Records that the chunks of the archive that the claim is making were read back and are what was written.
+    /// Records that the chunks of the archive of a claimed run were read back and are identical to what was written.
     pub fn mark_verified(&self, claim: &Claim, now: Timestamp) -> Result<()> {
         let mut from = 0_i64;
         loop {
-            let to = from + BATCH_ROWS as i64;
+            let to = from + MAX_BATCH_ROWS as i64;
             let marked = self.write_fenced(claim, |transaction| {
                 let file = archive_file_of(transaction, claim.run())?;
                 transaction.execute(
@@ -72,12 +71,12 @@ impl Store {
         }
     }
 
-    /// Returns the chunks of the archive file that a run made, in order, read from the catalog page by page.
+    /// Returns the chunks of the archive file that a run made in order, reading the catalog page by page.
     pub fn archive_chunks(&self, run: i64) -> ArchiveChunks {
         ArchiveChunks { store: self.clone(), run, page: Vec::new().into_iter(), next: 0 }
     }
 
-    /// Returns whether the catalog knows chunks of the archive that a run made. It knows none of the old system's.
+    /// Returns whether the catalog holds chunks of the archive that a run made. It holds none of the old system's.
     pub fn has_chunks(&self, run: i64) -> Result<bool> {
         Ok(!self.chunks(run, 0, 1)?.is_empty())
     }
@@ -96,8 +95,8 @@ impl Store {
     }
 }
 
-/// Chunks that are read from the catalog at a time.
-const PAGE: u32 = 1_000;
+/// Chunks that one query reads.
+const PAGE_CHUNKS: u32 = 1_000;
 
 /// The chunks of one archive file in order, see [`Store::archive_chunks`].
 #[derive(Debug)]
@@ -113,7 +112,7 @@ impl Iterator for ArchiveChunks {
 
     fn next(&mut self) -> Option<Result<Chunk>> {
         if self.page.len() == 0 {
-            match self.store.chunks(self.run, self.next, PAGE) {
+            match self.store.chunks(self.run, self.next, PAGE_CHUNKS) {
                 Ok(chunks) => self.page = chunks.into_iter(),
                 Err(error) => return Some(Err(error)),
             }
@@ -140,22 +139,23 @@ fn unfinished_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Resu
         .optional()
 }
 
-/// Takes references to chunks away, and the chunks nobody else refers to; returns how many references went.
+/// Removes up to a batch of a file's references to chunks, and the chunks that no other file refers to; returns how
+/// many references were removed.
 pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rusqlite::Result<usize> {
     let chunks: Vec<(i64, i64)> = transaction
         .prepare_cached("SELECT sequence, chunk_id FROM archive_chunk WHERE archive_file_id = ?1 LIMIT ?2")?
-        .query_map(params![file, DELETE_CHUNKS], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map(params![file, MAX_DELETED_CHUNKS], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    let (mut gone, mut rows) = (0, 0);
+    let (mut removed, mut rows) = (0, 0);
     for (sequence, chunk) in &chunks {
         let members: usize = transaction
             .prepare_cached("SELECT count(*) FROM member WHERE chunk_id = ?1")?
             .query_row([chunk], |row| row.get(0))?;
         rows += 2 + members;
-        if gone > 0 && rows > BATCH_ROWS {
+        if removed > 0 && rows > MAX_BATCH_ROWS {
             break;
         }
-        gone += 1;
+        removed += 1;
         transaction
             .prepare_cached("DELETE FROM archive_chunk WHERE archive_file_id = ?1 AND sequence = ?2")?
             .execute([file, *sequence])?;
@@ -165,7 +165,7 @@ pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rus
             )?
             .execute([chunk])?;
     }
-    Ok(gone)
+    Ok(removed)
 }
 
 pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, entry: &CatalogChunk) -> rusqlite::Result<()> {

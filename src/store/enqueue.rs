@@ -1,4 +1,4 @@
-//! From due occurrences to queued runs: each exactly once, with any number of processes (I2).
+//! Turning due occurrences into queued runs: each exactly once, with any number of processes (I2).
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -9,33 +9,34 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 
 impl Store {
-    /// Turns due occurrences into one queued run, or counts them in the one already queued, and moves the watermark.
+    /// Turns due occurrences into one queued run, or coalesces them into the one already queued, and moves the
+    /// watermark.
     pub fn enqueue_due(&self, due: &Due, now: Timestamp) -> Result<EnqueueOutcome> {
         self.write(|transaction| {
             if !compare_and_set_watermark(transaction, due.schedule, due.from, due.to)? {
                 return Ok(EnqueueOutcome::Overtaken);
             }
-            let known: bool = transaction
+            let is_run: bool = transaction
                 .prepare_cached(
                     "SELECT EXISTS (SELECT 1 FROM run WHERE trigger = 'schedule' AND schedule_id = ?1 \
                  AND scheduled_for_ms = ?2)",
                 )?
                 .query_row(params![due.schedule, due.occurrence.millis()], |row| row.get(0))?;
-            if known {
+            if is_run {
                 return Ok(EnqueueOutcome::AlreadyRun);
             }
             if due.missed {
                 return insert(transaction, due, "missed", Some(now), now).map(EnqueueOutcome::Missed);
             }
             match queued_run(transaction, due.schedule)? {
-                Some(run) => count_in(transaction, run, due, now).map(|()| EnqueueOutcome::Coalesced(run)),
+                Some(run) => coalesce(transaction, run, due, now).map(|()| EnqueueOutcome::Coalesced(run)),
                 None => insert(transaction, due, "queued", None, now).map(EnqueueOutcome::Queued),
             }
         })
     }
 }
 
-/// Moves the watermark of an enabled schedule if it still is `from`.
+/// Moves the watermark of an enabled schedule if it still is `from`; returns whether it was.
 pub(super) fn compare_and_set_watermark(
     transaction: &Transaction<'_>,
     schedule: i64,
@@ -90,8 +91,8 @@ fn insert(
     Ok(transaction.last_insert_rowid())
 }
 
-/// A new occurrence is a fresh start for the queued run: at once, with the whole budget of tries.
-fn count_in(transaction: &Transaction<'_>, run: i64, due: &Due, now: Timestamp) -> rusqlite::Result<()> {
+/// Coalesces due occurrences into the queued run, which starts over: at once, with all its tries.
+fn coalesce(transaction: &Transaction<'_>, run: i64, due: &Due, now: Timestamp) -> rusqlite::Result<()> {
     let changed = transaction
         .prepare_cached(
             "UPDATE run SET scheduled_for_ms = ?2, coalesced = coalesced + ?3, not_before_ms = ?4, tries = 0 \

@@ -1,4 +1,4 @@
-//! What keeps the database itself in order: copies, checks, and a history that does not grow for ever.
+//! Maintenance of the database: copies, checks, removal of old history, and records of restore tests.
 
 use std::path::Path;
 
@@ -11,25 +11,25 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// "BKMG": what `PRAGMA application_id` of our databases says.
 const APPLICATION_ID: i32 = 0x424B_4D47;
-/// Runs that one transaction takes out of the history.
-const HISTORY_BATCH: u32 = 500;
+/// Maximum number of runs that one transaction removes from the history.
+const MAX_HISTORY_BATCH: u32 = 500;
 
-/// What a service does now and then.
+/// A maintenance task of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
-    /// Old archives are read back.
+    /// Old archives are verified again.
     Reverify,
-    /// The newest archives are restored and compared.
+    /// The newest archives are restored and compared (restore test).
     Drill,
     /// The database is copied.
     Copy,
-    /// Old runs are taken out of the history.
+    /// Old runs are removed from the history.
     History,
 }
 
 text_enum!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history");
 
-/// How a restore drill went.
+/// The result of a restore test.
 #[derive(Clone, Debug)]
 pub struct Drill {
     /// Number of the run whose archive was restored.
@@ -38,27 +38,27 @@ pub struct Drill {
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
-    /// Everything came back as it was.
+    /// Everything was restored as it was archived.
     pub passed: bool,
     /// Files restored.
     pub files: u64,
     /// Bytes of their content.
     pub content_bytes: u64,
-    /// What went wrong.
+    /// What failed.
     pub error: Option<String>,
 }
 
 impl Store {
-    /// Writes a whole copy of the database into the file at `path`, which must be empty or not there.
+    /// Writes a copy of the database into the file at `path`, which must be empty or not exist.
     pub fn copy_into(&self, path: &Path) -> Result<()> {
         let target = path
             .to_str()
-            .ok_or_else(|| Error::failed(format!("the path {} is not UTF-8, as SQLite wants it", path.display())))?;
+            .ok_or_else(|| Error::failed(format!("the path {} is not UTF-8, which SQLite requires", path.display())))?;
         self.read(|connection| connection.execute("VACUUM INTO ?1", [target]).map(drop))
     }
 
-    /// Starts a task if its last start is `every` or longer ago, or lies in a future that cannot be. Of several
-    /// services one does.
+    /// Starts a task if its last start is at least `every` ago, or in the future, as after a clock that was wrong;
+    /// returns whether it did. Of several services one starts it.
     pub fn begin_task(&self, task: Task, every: std::time::Duration, now: Timestamp) -> Result<bool> {
         self.write(|transaction| {
             let changed = transaction.execute(
@@ -70,8 +70,8 @@ impl Store {
         })
     }
 
-    /// Takes up to a batch of runs out of the history that ended before `limit`; those with archives stay, and the
-    /// newest of each schedule. Returns how many went.
+    /// Removes up to a batch of the runs that ended before `limit` from the history, and the restore tests that started
+    /// before; keeps runs with archives and the newest of each schedule. Returns how many runs were removed.
     pub fn prune_history(&self, limit: Timestamp) -> Result<usize> {
         self.write(|transaction| {
             transaction.execute(
@@ -84,12 +84,12 @@ impl Store {
                  AND NOT EXISTS (SELECT 1 FROM archive WHERE archive.run_id = old.id) \
                  AND id <> (SELECT max(id) FROM run AS newest WHERE newest.schedule_id = old.schedule_id) \
                  AND NOT EXISTS (SELECT 1 FROM run AS older WHERE older.superseded_by = old.id) LIMIT ?2)",
-                params![limit.millis(), HISTORY_BATCH],
+                params![limit.millis(), MAX_HISTORY_BATCH],
             )
         })
     }
 
-    /// Records a drill of a schedule that came to an end.
+    /// Records a finished restore test of a schedule.
     pub fn record_drill(&self, schedule: i64, drill: &Drill) -> Result<()> {
         self.write(|transaction| {
             transaction
@@ -111,13 +111,13 @@ impl Store {
         })
     }
 
-    /// Returns the last drill of a schedule that came to an end.
+    /// Returns the last restore test of a schedule.
     pub fn last_drill(&self, schedule: i64) -> Result<Option<Drill>> {
         self.read(|connection| {
             connection
                 .prepare_cached(
                     "SELECT run_id, started_at_ms, finished_at_ms, outcome, files, content_bytes, error FROM drill \
-                     WHERE schedule_id = ?1 AND outcome <> 'running' ORDER BY id DESC LIMIT 1",
+                     WHERE schedule_id = ?1 ORDER BY id DESC LIMIT 1",
                 )?
                 .query_row([schedule], |row| {
                     Ok(Drill {
@@ -137,14 +137,14 @@ impl Store {
 
 /// Checks a copy of a database from end to end, without changing it.
 ///
-/// Errors: `Damage` where it is not whole, or none of ours.
+/// Errors: `Damage` if it is damaged, or not a database of ours.
 pub fn check_copy(path: &Path) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|e| database_error(path, e))?;
     let application: i32 =
         connection.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
     if application != APPLICATION_ID {
-        return Err(damaged(path, "it is no database of backup-manager"));
+        return Err(damaged(path, "it is not a database of backup-manager"));
     }
     let found: String =
         connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;

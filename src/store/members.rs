@@ -1,4 +1,4 @@
-//! What the catalog knows of members: those of one archive, and where a path is found over all archives.
+//! Members in the catalog: those of one archive, and the archives that hold a path.
 
 use rusqlite::{OptionalExtension, Row, params};
 
@@ -15,8 +15,8 @@ const MEMBER: &str = "member.path, kind, size, mode, uid, gid, user_name, group_
      content_digest, content_offset, changed_while_read";
 
 impl Store {
-    /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the first chunk
-    /// behind them, if there are more.
+    /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the chunk that
+    /// follows them if there are more.
     pub fn members(&self, run: i64, sequence: u64, limit: u32) -> Result<(Vec<CatalogEntry>, Option<u64>)> {
         let chunks = self.chunks(run, sequence, limit.saturating_add(1))?;
         let next = chunks.get(limit as usize).map(|chunk| chunk.sequence);
@@ -42,7 +42,7 @@ impl Store {
     }
 
     /// Returns the path of the last member whose header starts before a chunk of an archive: the file whose content
-    /// goes on in it.
+    /// continues in it.
     pub fn member_before(&self, run: i64, sequence: u64) -> Result<Option<Vec<u8>>> {
         self.read(|connection| {
             connection
@@ -55,11 +55,12 @@ impl Store {
         })
     }
 
-    /// Returns the chunks of an archive that hold headers of members at `path`, and if asked below it, in order.
+    /// Returns the chunks of an archive that hold headers of members at `path`, and with `below` also below it, in
+    /// order.
     pub fn chunks_with_path(&self, run: i64, path: &MemberPath, below: bool) -> Result<Vec<u64>> {
         self.read(|connection| {
-            // A path is found by the index over all archives, what lies below it among the members of this one: a
-            // folder may hold most of every archive there is.
+            // A path is found by the index over all archives, but the members below it among those of this archive: a
+            // folder may hold most members of every archive.
             let at: Vec<(u64, String)> = connection
                 .prepare_cached(&format!(
                     "SELECT sequence, kind FROM member INDEXED BY member_of_path CROSS JOIN archive_chunk \
@@ -83,7 +84,7 @@ impl Store {
         })
     }
 
-    /// Returns a chunk of an archive and those behind it in which no member begins: what its last file needs.
+    /// Returns a chunk of an archive and those after it in which no member begins: its last file needs them.
     pub fn chunks_of_unit(&self, run: i64, sequence: u64) -> Result<Vec<Chunk>> {
         self.read(|connection| {
             let end: Option<u64> = connection
@@ -102,7 +103,7 @@ impl Store {
         })
     }
 
-    /// Passes every path that any complete archive may hold to `visit`, in byte order.
+    /// Passes every path of the catalog to `visit`, in byte order. Some of them may be in no complete archive.
     pub fn paths(&self, visit: &mut dyn FnMut(&[u8])) -> Result<()> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT path FROM path")?;
@@ -114,7 +115,7 @@ impl Store {
         })
     }
 
-    /// Returns where a path is found in complete archives, of one schedule or of all, newest first.
+    /// Returns the occurrences of a path in complete archives of one schedule or of all, newest first.
     pub fn path_occurrences(&self, path: &MemberPath, schedule: Option<i64>) -> Result<Vec<PathOccurrence>> {
         self.read(|connection| {
             connection
@@ -138,7 +139,7 @@ impl Store {
         })
     }
 
-    /// Returns the sources that archives were made of, each once.
+    /// Returns the resolved sources of all archives, each once.
     pub fn source_roots(&self) -> Result<Vec<Vec<u8>>> {
         self.read(|connection| {
             connection
@@ -148,7 +149,7 @@ impl Store {
         })
     }
 
-    /// Returns the source of an archive as it was resolved when it was made.
+    /// Returns the source of an archive, resolved when it was made.
     pub fn source_root(&self, run: i64) -> Result<Vec<u8>> {
         self.read(|connection| {
             connection.query_row("SELECT source_root FROM archive WHERE run_id = ?1", [run], |row| row.get(0))

@@ -1,8 +1,8 @@
 //! The SQLite database. Only this module contains SQL.
 //!
-//! Write transactions are IMMEDIATE and short and never span file I/O (I5). What belongs to a claim is only ever written
-//! under its fence: the run is `running` with this worker and this attempt, exactly one row (I4). Every function that
-//! needs the time takes it as a parameter (I7).
+//! Write transactions are IMMEDIATE and short and never span file I/O (I5). What belongs to a claim is written
+//! only under its fence: the run is `running` with this worker and this attempt, exactly one row (I4). Time is a
+//! parameter (I7).
 
 /// Implements the text of an enum, in the database and in output.
 macro_rules! text_enum {
@@ -81,8 +81,9 @@ type PooledConnection = r2d2::PooledConnection<SqliteConnectionManager>;
 impl Store {
     /// Opens the database, creates it first if `access` allows that, and migrates it to this program's schema.
     ///
-    /// Errors: `NotFound` if it does not exist, `Busy` if it needs a migration and other processes have it open, `Failed`
-    /// with a way out for a newer, foreign or damaged database and for one on a network or FUSE file system.
+    /// Errors: `NotFound` if it does not exist; `Busy` if it needs a migration and other processes have it open;
+    /// `Failed` for a newer or foreign database and for one on a network or FUSE file system; `Damage` for a damaged
+    /// one.
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
         let file_id = file_id_of(path).map_err(Error::io("find the database", path))?;

@@ -1,4 +1,4 @@
-//! Archives taken into the catalog from their files: outside any claim, and not visible before they are whole.
+//! Adding archives to the catalog from their files: without a claim, and not visible before they are complete.
 
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
@@ -12,8 +12,10 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 
 impl Store {
-    /// Takes the place of the database whose archives lie in the folder; only where the catalog holds none yet.
-    /// The database has to be opened anew to go by the new identity.
+    /// Adopts the identity of the database whose archives lie in the archive folder. The database must be opened again
+    /// to use it.
+    ///
+    /// Errors: `Failed` if the catalog already holds archives.
     pub fn adopt_identity(&self, identity: Uuid) -> Result<()> {
         self.write(|transaction| {
             let changed = transaction.execute(
@@ -24,7 +26,7 @@ impl Store {
         })
     }
 
-    /// Says whether the catalog has an archive with this file name, in whatever state but half taken in.
+    /// Returns whether the catalog has an archive with this file name in any state, except those partly added.
     pub fn has_archive_file(&self, file_name: &str) -> Result<bool> {
         self.read(|connection| {
             connection
@@ -36,7 +38,8 @@ impl Store {
         })
     }
 
-    /// Returns the physical file that is already in the catalog, whole and of the same bytes.
+    /// Returns the row of the physical file that `found` is a hard link of; `None` if no complete archive of the
+    /// catalog has that file.
     pub fn shared_file(&self, found: &FoundArchive) -> Result<Option<i64>> {
         self.read(|connection| {
             connection
@@ -51,8 +54,8 @@ impl Store {
         })
     }
 
-    /// Begins to take an archive in, under the number in its name where that is free; returns its number. What an
-    /// earlier attempt at the same file left is to be discarded before.
+    /// Begins to add an archive, under the run number in its name if that is free, else under a new one; returns that
+    /// number. The rows of an earlier attempt at the same file must be discarded before.
     pub fn begin_adding_archive(&self, found: &FoundArchive, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
@@ -66,7 +69,7 @@ impl Store {
         })
     }
 
-    /// Adds chunks with their members to an archive that is being taken in.
+    /// Adds chunks with their members to an archive that is being added.
     pub fn add_chunks_of_archive(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
         self.write(|transaction| {
             let file: i64 = transaction.query_row(
@@ -78,7 +81,7 @@ impl Store {
         })
     }
 
-    /// Makes an archive visible that was taken in whole and proven.
+    /// Makes an archive visible whose chunks are all added and verified.
     pub fn finish_adding_archive(&self, run: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             let changed = transaction
@@ -93,7 +96,7 @@ impl Store {
         })
     }
 
-    /// Takes in an archive that is a further name of a file in the catalog; returns its number.
+    /// Adds an archive that is a hard link of a file in the catalog; returns its run number.
     pub fn add_archive_link(&self, found: &FoundArchive, archive_file: i64, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
@@ -102,11 +105,11 @@ impl Store {
         })
     }
 
-    /// Removes what earlier rescans began to take in and did not finish.
+    /// Removes the archives that earlier rescans began to add and did not finish.
     pub fn discard_partly_added_archives(&self) -> Result<()> {
         loop {
-            let left = self.write(|transaction| {
-                let half: Option<(i64, i64)> = transaction
+            let is_more = self.write(|transaction| {
+                let partly: Option<(i64, i64)> = transaction
                     .query_row(
                         &format!(
                             "SELECT run_id, archive_file_id FROM archive JOIN run ON run.id = run_id \
@@ -116,7 +119,7 @@ impl Store {
                         |row| Ok((row.get(0)?, row.get(1)?)),
                     )
                     .optional()?;
-                let Some((run, file)) = half else { return Ok(false) };
+                let Some((run, file)) = partly else { return Ok(false) };
                 if remove_references(transaction, file)? == 0 {
                     transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
                     transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
@@ -124,7 +127,7 @@ impl Store {
                 }
                 Ok(true)
             })?;
-            if !left {
+            if !is_more {
                 return Ok(());
             }
         }
@@ -132,9 +135,9 @@ impl Store {
 }
 
 fn insert_run(transaction: &rusqlite::Transaction<'_>, found: &FoundArchive, now: Timestamp) -> rusqlite::Result<i64> {
-    let taken: bool =
+    let is_taken: bool =
         transaction.query_row("SELECT EXISTS (SELECT 1 FROM run WHERE id = ?1)", [found.run], |row| row.get(0))?;
-    let number = (!taken && found.run > 0).then_some(found.run);
+    let number = (!is_taken && found.run > 0).then_some(found.run);
     transaction.execute(
         "INSERT INTO run (id, schedule_id, trigger, state, not_before_ms, queued_at_ms, started_at_ms, \
              finished_at_ms, members, files, content_bytes, archive_bytes, problems, losses, notes) \

@@ -1,4 +1,4 @@
-//! What retention and verification write about archives: pins, health, confirmations, and which of them may go.
+//! What retention and verification record about archives: pins, health, confirmations, marks for deletion.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -9,9 +9,10 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
 impl Store {
-    /// Marks archives as on their way out, if every one of `anchors` is good still: those make it safe.
+    /// Marks archives for deletion if every one of `anchors`, the good archives that make it safe, is still good.
+    /// Pinned archives are not marked.
     ///
-    /// Errors: `Busy` if the archives have changed since the choice was made; then nothing is marked.
+    /// Errors: `Busy` if one is not; then nothing is marked.
     pub fn mark_deleting(&self, runs: &[i64], anchors: &[i64]) -> Result<()> {
         self.write_or(|transaction| {
             for anchor in anchors {
@@ -23,8 +24,11 @@ impl Store {
                     )
                     .map_err(|e| self.database_error(e))?;
                 if !is_good {
-                    return Err(Error::new(ErrorKind::Busy, "the archives changed while retention chose among them")
-                        .hint("try again"));
+                    return Err(Error::new(
+                        ErrorKind::Busy,
+                        "the archives changed while the retention policy was applied",
+                    )
+                    .hint("try again"));
                 }
             }
             let mut mark = transaction
@@ -36,8 +40,8 @@ impl Store {
         })
     }
 
-    /// Says whether a prune of over half may go on after `run`: one that was held after an earlier good run may. Else
-    /// remembers that it is held from this run on.
+    /// Returns whether a prune of over half of the archives may proceed after the good run `run`: it may if it was held
+    /// after an earlier one. Otherwise records that it is held from this run on.
     pub fn may_prune_over_half(&self, schedule: i64, run: i64) -> Result<bool> {
         self.write(|transaction| {
             let held: Option<i64> =
@@ -51,7 +55,7 @@ impl Store {
         })
     }
 
-    /// Forgets that a prune was held.
+    /// Clears the record of a held prune.
     pub fn clear_held_prune(&self, schedule: i64) -> Result<()> {
         self.write(|transaction| {
             transaction
@@ -63,7 +67,7 @@ impl Store {
         })
     }
 
-    /// Pins an archive, or lets go of it. Returns whether there is such an archive.
+    /// Pins or unpins an archive; returns whether it exists.
     pub fn set_pinned(&self, run: i64, pinned: bool) -> Result<bool> {
         self.write(|transaction| {
             let changed = transaction.execute(
@@ -74,8 +78,8 @@ impl Store {
         })
     }
 
-    /// Records what a look at a physical file found; one that was let go meanwhile needs no record. `verified_at` moves
-    /// only where its bytes were read.
+    /// Records the health of a physical file; does nothing if it was deleted meanwhile. `verified_at` is `None` if its
+    /// bytes were not read, and the recorded time is kept.
     pub fn record_health(&self, archive_file: i64, health: Health, verified_at: Option<Timestamp>) -> Result<()> {
         self.write(|transaction| {
             transaction
@@ -87,7 +91,7 @@ impl Store {
         })
     }
 
-    /// Returns the newest complete archive of a schedule before a run whose bytes are not known to be damaged or gone.
+    /// Returns the newest complete archive of a schedule before a run that is not known to be damaged or missing.
     pub fn archive_before(&self, schedule: i64, run: i64) -> Result<Option<Archive>> {
         let condition = "archive.schedule_id = ?1 AND archive.run_id < ?2 AND health IN ('good', 'unproven') \
                          ORDER BY digest IS NULL, archive.run_id DESC LIMIT 1";
@@ -106,7 +110,7 @@ impl Store {
         })
     }
 
-    /// Takes back the suspicion of an archive: a later one is like it.
+    /// Confirms a suspect archive: a later one is like it.
     pub fn confirm_archive(&self, run: i64) -> Result<()> {
         self.write(|transaction| {
             transaction.execute("UPDATE archive SET acknowledged = 1 WHERE run_id = ?1", [run]).map(drop)

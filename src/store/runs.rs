@@ -1,4 +1,4 @@
-//! The history: runs as rows, with their attempts and problems.
+//! The history: runs with their attempts and problems.
 
 use rusqlite::{OptionalExtension, Row, ToSql, params};
 
@@ -16,13 +16,13 @@ const SELECT: &str =
 impl Store {
     /// Returns a run.
     ///
-    /// Errors: `NotFound` if there is none of that number.
+    /// Errors: `NotFound` if it does not exist.
     pub fn run(&self, id: i64) -> Result<Run> {
         let found = self.read(|connection| {
             connection.prepare_cached(&format!("{SELECT} WHERE run.id = ?1"))?.query_row([id], run_row).optional()
         })?;
         found.ok_or_else(|| {
-            Error::not_found(format!("there is no run @{id}")).hint("see `backup-manager history` for those there are")
+            Error::not_found(format!("there is no run @{id}")).hint("see `backup-manager history` for all runs")
         })
     }
 
@@ -45,7 +45,7 @@ impl Store {
             conditions.push("instr(',' || :states || ',', ',' || run.state || ',') > 0");
             parameters.push((":states", &states));
         }
-        // The plus sign rules out reading all runs in the order of their numbers, which SQLite would prefer to an index.
+        // The plus sign rules out reading all runs in the order of their numbers, which SQLite prefers to an index.
         let order = if since.is_some() && filter.schedule.is_none() { "+run.id" } else { "run.id" };
         let filters = if conditions.is_empty() { "TRUE".to_owned() } else { conditions.join(" AND ") };
         self.read(|connection| {
@@ -68,7 +68,7 @@ impl Store {
         })
     }
 
-    /// Returns when the next queued run may be claimed.
+    /// Returns the earliest time at which a queued run may be claimed.
     pub fn next_not_before(&self) -> Result<Option<Timestamp>> {
         self.read(|connection| {
             connection
@@ -78,7 +78,7 @@ impl Store {
         })
     }
 
-    /// Returns the last run of a schedule that ended and was not merely cancelled or stood for by another.
+    /// Returns the last run of a schedule that ended, except those that were cancelled or superseded by another.
     pub fn last_ended(&self, schedule: i64) -> Result<Option<Run>> {
         self.read(|connection| {
             connection
@@ -113,7 +113,7 @@ impl Store {
         })
     }
 
-    /// Returns up to `limit` problems of a run, in the order they were met.
+    /// Returns up to `limit` problems of a run, in the order they were reported.
     pub fn problems(&self, run: i64, limit: u32) -> Result<Vec<Problem>> {
         self.read(|connection| {
             connection
@@ -128,7 +128,7 @@ impl Store {
         })
     }
 
-    /// Counts the losses of a run that the run before it with an archive did not have.
+    /// Returns the number of losses of a run that the run before it with an archive did not have.
     pub fn new_problems(&self, run: &Run) -> Result<u64> {
         self.read(|connection| {
             connection
@@ -151,7 +151,8 @@ impl Store {
         })
     }
 
-    /// Asks the running run of a schedule to stop and ends its queued one; returns how many runs that were.
+    /// Requests the cancellation of the running run of a schedule and ends its queued one; returns how many runs that
+    /// were.
     pub fn cancel(&self, schedule: i64, now: Timestamp) -> Result<usize> {
         self.write(|transaction| {
             let running = transaction.execute(

@@ -1,4 +1,4 @@
-//! Schedules as rows: made, edited, paused, deleted, and found when due.
+//! Schedules: creating, editing, pausing, deleting, and finding those that are due.
 
 use chrono_tz::Tz;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
@@ -33,7 +33,7 @@ impl Store {
             .ok_or_else(|| Error::not_found(format!("there is no schedule with row {id}")))
     }
 
-    /// Returns up to `limit` schedules whose next occurrence has come, the most overdue first.
+    /// Returns up to `limit` schedules that are due, the most overdue first.
     pub fn due_schedules(&self, now: Timestamp, limit: u32) -> Result<Vec<ScheduleRow>> {
         self.select_schedules(
             "enabled = 1 AND deleted_at_ms IS NULL AND next_due_at_ms IS NOT NULL AND next_due_at_ms <= ?1 \
@@ -42,12 +42,12 @@ impl Store {
         )
     }
 
-    /// Returns the schedules whose handled instant lies after `limit`, as after a clock that was wrong.
+    /// Returns the schedules that are handled beyond `limit`, as after a clock that was wrong.
     pub fn schedules_handled_after(&self, limit: Timestamp) -> Result<Vec<ScheduleRow>> {
         self.select_schedules("enabled = 1 AND deleted_at_ms IS NULL AND handled_until_ms > ?1", [limit.millis()])
     }
 
-    /// Returns when the next occurrence of all comes.
+    /// Returns the next occurrence of any schedule.
     pub fn next_due(&self) -> Result<Option<Timestamp>> {
         self.read(|connection| {
             connection
@@ -60,7 +60,7 @@ impl Store {
         })
     }
 
-    /// Makes schedules, all or none; a deleted name is made anew with its history.
+    /// Creates schedules, all or none. A deleted name is created again with its history.
     ///
     /// Errors: `Usage` naming the first name already in use.
     pub fn create_schedules(&self, new: &[(Schedule, Watermark)], now: Timestamp) -> Result<Vec<(i64, Revived)>> {
@@ -98,7 +98,8 @@ impl Store {
             .map_err(|e| self.database_error(e))
     }
 
-    /// Puts what the user changed in place of what was; earlier occurrences are not run after the fact.
+    /// Replaces schedules by their edited form and watermark: with one that starts at the edit, earlier occurrences are
+    /// not run.
     pub fn edit_schedules(&self, edited: &[(i64, Schedule, Watermark)], now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             for (id, schedule, watermark) in edited {
@@ -108,7 +109,7 @@ impl Store {
         })
     }
 
-    /// Makes, edits and deletes in one transaction, as an import does.
+    /// Creates, edits and deletes schedules in one transaction, as an import does.
     pub fn apply_schedules(
         &self,
         created: &[(Schedule, Watermark)],
@@ -130,12 +131,12 @@ impl Store {
         })
     }
 
-    /// Deletes a schedule; history and archives stay, a queued run is cancelled.
+    /// Deletes a schedule and cancels its queued run. History and archives are kept.
     pub fn delete_schedule(&self, id: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| delete_schedule(transaction, id, now))
     }
 
-    /// Deletes a schedule and marks its archives as on their way out, in one; returns how many those are.
+    /// Deletes a schedule and marks its archives for deletion in one transaction; returns how many archives that are.
     ///
     /// Errors: `Busy` while it is being backed up; `Failed` if one of its archives is pinned.
     pub fn delete_schedule_with_archives(&self, row: &ScheduleRow, now: Timestamp) -> Result<usize> {
@@ -147,13 +148,13 @@ impl Store {
             };
             if first("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'")?.is_some() {
                 return Err(Error::busy(format!("{name} is being backed up"))
-                    .hint(format!("wait, or stop that first: backup-manager cancel {name}")));
+                    .hint(format!("wait, or cancel the run first: backup-manager cancel {name}")));
             }
             if let Some(run) =
                 first("SELECT run_id FROM archive WHERE schedule_id = ?1 AND pinned = 1 ORDER BY run_id")?
             {
                 return Err(Error::failed(format!("the archive @{run} of {name} is pinned"))
-                    .hint(format!("let go of it first: `backup-manager pin @{run} --off`")));
+                    .hint(format!("unpin it first: `backup-manager pin @{run} --off`")));
             }
             delete_schedule(transaction, row.id, now).map_err(|e| self.database_error(e))?;
             transaction
@@ -165,12 +166,12 @@ impl Store {
         })
     }
 
-    /// Moves the watermark if it still is what it was; says whether it was.
+    /// Moves the watermark of an enabled schedule if it still is `from`; returns whether it was.
     pub fn move_watermark(&self, id: i64, from: Watermark, to: Watermark) -> Result<bool> {
         self.write(|transaction| compare_and_set_watermark(transaction, id, from, to))
     }
 
-    /// Lets the next run find its source emptied or shrunken, once.
+    /// Accepts that the next run finds its source emptied or shrunken; applies once.
     pub fn accept_source(&self, id: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             transaction
@@ -189,7 +190,7 @@ impl Store {
     }
 }
 
-/// Inserts a schedule, or overwrites the deleted row `id` of the same name; either way it comes last in the list.
+/// Inserts a schedule, or overwrites the deleted row `id` of the same name; either way it is listed last.
 fn write_schedule(
     transaction: &Transaction<'_>,
     id: Option<i64>,
@@ -300,6 +301,6 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
     Ok(parse().map_err(|cause| {
         Error::new(ErrorKind::Failed, format!("the schedule \"{name}\" in the database cannot be read"))
             .because(cause)
-            .hint(format!("mend it with `backup-manager edit {name}` of the version that wrote it, or delete it"))
+            .hint(format!("correct it with `backup-manager edit {name}` of the version that wrote it, or delete it"))
     }))
 }

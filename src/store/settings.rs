@@ -1,4 +1,4 @@
-//! Service settings, and what `serve --import` applied last.
+//! Settings of the service, and the state of `serve --import`.
 
 use rusqlite::params;
 
@@ -6,14 +6,14 @@ use super::Store;
 use crate::clock::Timestamp;
 use crate::error::Result;
 
-/// What `serve --import` applied last, and what keeps it from applying more.
+/// The text that `serve --import` applied last, and why the present text is not applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// The text as it was.
+    /// The text applied last.
     pub text: Option<Vec<u8>>,
     /// When it was applied.
     pub at: Option<Timestamp>,
-    /// Why the text as it stands now is not applied.
+    /// Why the present text is not applied.
     pub error: Option<String>,
 }
 
@@ -28,7 +28,7 @@ impl Store {
         })
     }
 
-    /// Sets a setting, or takes it back to its default.
+    /// Sets a setting, or with `None` resets it to its default.
     pub fn set_setting(&self, name: &str, value: Option<&str>) -> Result<()> {
         self.write(|transaction| match value {
             Some(value) => transaction
@@ -42,7 +42,7 @@ impl Store {
         })
     }
 
-    /// Returns what `serve --import` knows.
+    /// Returns the state of `serve --import`.
     pub fn imported(&self) -> Result<Imported> {
         self.read(|connection| {
             connection.query_row("SELECT imported_text, imported_at_ms, import_error FROM instance", [], |row| {
@@ -55,7 +55,7 @@ impl Store {
         })
     }
 
-    /// Remembers the text that `serve --import` has applied.
+    /// Records the text that `serve --import` has applied.
     pub fn set_imported(&self, text: &[u8], now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             transaction
@@ -67,17 +67,17 @@ impl Store {
         })
     }
 
-    /// Remembers why the text file is not applied, or that nothing is wrong with it any more.
+    /// Records why the text file is not applied, or with `None` that it is.
     pub fn set_import_error(&self, error: Option<&str>) -> Result<()> {
         self.write(|transaction| transaction.execute("UPDATE instance SET import_error = ?1", [error]).map(drop))
     }
 
-    /// Returns the zone that the last service used for schedules without one of their own.
+    /// Returns the time zone that the last service used for schedules without their own.
     pub fn service_zone(&self) -> Result<Option<String>> {
         self.read(|connection| connection.query_row("SELECT service_zone FROM instance", [], |row| row.get(0)))
     }
 
-    /// Remembers the zone that a service uses.
+    /// Records the time zone that a service uses.
     pub fn set_service_zone(&self, zone: &str) -> Result<()> {
         self.write(|transaction| transaction.execute("UPDATE instance SET service_zone = ?1", [zone]).map(drop))
     }

@@ -1,4 +1,4 @@
-//! Rows of the processes that claim runs, and the requests that reach them through the database.
+//! Processes that claim runs, and requests to stop them.
 
 use rusqlite::{Row, params};
 use uuid::Uuid;
@@ -13,7 +13,7 @@ use crate::error::Result;
 pub enum Role {
     /// `serve` or `start`.
     Service,
-    /// A command that carries a run out itself.
+    /// A command that carries out a run itself.
     Command,
 }
 
@@ -29,31 +29,31 @@ impl Role {
 /// How a worker is asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopRequest {
-    /// Claim nothing more, let running work finish within the grace.
+    /// Claim no further run; running ones may end within the grace period.
     Drain,
-    /// Cancel running work.
+    /// Cancel running runs.
     Now,
 }
 
-/// A worker that registered and has not signed off; whether it lives, its lock tells.
+/// A worker that is registered. Its liveness lock shows whether it is alive, not this row.
 #[derive(Clone, Debug)]
 pub struct WorkerRow {
-    /// Name of its worker file.
+    /// Name of its liveness file.
     pub uuid: Uuid,
     /// What kind of process it is.
     pub role: Role,
-    /// Its process number in its own container or machine.
+    /// Its process number within its container or machine.
     pub pid: u32,
     /// Name of its container or machine.
     pub host: String,
     /// When it registered.
     pub started_at: Timestamp,
-    /// What it was asked.
+    /// How it was requested to stop.
     pub stop_requested: Option<StopRequest>,
 }
 
 impl Store {
-    /// Signs a worker on.
+    /// Registers a worker.
     pub fn add_worker(&self, uuid: Uuid, role: Role, pid: u32, host: &str, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             transaction
@@ -65,14 +65,14 @@ impl Store {
         })
     }
 
-    /// Signs a worker off, or takes the row of a dead one away.
+    /// Unregisters a worker that ends or is dead.
     pub fn remove_worker(&self, uuid: Uuid) -> Result<()> {
         self.write(|transaction| {
             transaction.execute("DELETE FROM worker WHERE uuid = ?1", [uuid.to_string()]).map(drop)
         })
     }
 
-    /// Returns all workers that have a row, oldest first.
+    /// Returns all registered workers, alive or dead, oldest first.
     pub fn workers(&self) -> Result<Vec<WorkerRow>> {
         self.read(|connection| {
             connection
@@ -85,7 +85,7 @@ impl Store {
         })
     }
 
-    /// Asks a worker to stop; a request to cancel is never weakened.
+    /// Requests a worker to stop. [`StopRequest::Now`] is never replaced by [`StopRequest::Drain`].
     pub fn request_stop(&self, uuid: Uuid, request: StopRequest) -> Result<()> {
         let word = match request {
             StopRequest::Drain => "drain",
@@ -101,7 +101,7 @@ impl Store {
         })
     }
 
-    /// Returns what a worker was asked.
+    /// Returns how a worker was requested to stop.
     pub fn stop_request(&self, uuid: Uuid) -> Result<Option<StopRequest>> {
         Ok(self.workers()?.into_iter().find(|row| row.uuid == uuid).and_then(|row| row.stop_requested))
     }

@@ -1,4 +1,4 @@
-//! Claims, fences, retries and counting: promises I2 and I4 on the store alone.
+//! Claims, fences, retries and coalescing: promises I2 and I4 on the store alone.
 
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
@@ -9,7 +9,7 @@ use crate::world::{DAY, HOUR, MIDNIGHT, MINUTE, World};
 const WANTED: RunRequest = RunRequest { verify: true, reread: false };
 
 #[test]
-fn an_occurrence_becomes_one_run_however_many_services_look() {
+fn an_occurrence_becomes_one_run_with_any_number_of_services() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let (mut one, mut two) = (world.service(false), world.service(true));
@@ -23,7 +23,7 @@ fn an_occurrence_becomes_one_run_however_many_services_look() {
 }
 
 #[test]
-fn only_one_service_gets_the_run() {
+fn only_one_service_claims_the_run() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let (mut one, two) = (world.service(false), world.service(true));
@@ -34,7 +34,7 @@ fn only_one_service_gets_the_run() {
 }
 
 #[test]
-fn a_second_service_is_refused_with_the_process_of_the_first() {
+fn a_second_service_is_refused_and_the_error_names_the_first() {
     let world = World::new();
     let _one = world.service(false);
     let options = backup_manager::service::Options {
@@ -52,7 +52,7 @@ fn a_second_service_is_refused_with_the_process_of_the_first() {
 }
 
 #[test]
-fn a_worker_whose_run_was_taken_over_can_write_nothing_more() {
+fn a_worker_whose_run_was_taken_over_cannot_write() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let mut service = world.service(false);
@@ -65,14 +65,14 @@ fn a_worker_whose_run_was_taken_over_can_write_nothing_more() {
     assert_eq!(world.store.check_claim(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     assert_eq!(world.store.discard_chunks(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     let completed = Completed { incomplete: false, verified_at: None, suspect: false, damaged: None };
-    let unended = world.store.complete(claim, &completed, world.clock.now()).unwrap_err();
-    assert_eq!(unended.error.kind(), ErrorKind::Fenced);
-    let claim = unended.claim;
-    // Nor can anybody take it from the one who is no longer its worker.
+    let failure = world.store.complete(claim, &completed, world.clock.now()).unwrap_err();
+    assert_eq!(failure.error.kind(), ErrorKind::Fenced);
+    let claim = failure.claim;
+    // The old worker and attempt do not serve for a second take-over.
     let again = world.store.take_over(claim.run(), slow.row.uuid, claim.attempt(), &slow.row, world.clock.now());
     assert!(again.unwrap().is_none());
-    let unended = world.store.requeue(claim, Requeue::Retry, "late", world.clock.now()).unwrap_err();
-    assert_eq!(unended.error.kind(), ErrorKind::Fenced);
+    let failure = world.store.requeue(claim, Requeue::Retry, "late", world.clock.now()).unwrap_err();
+    assert_eq!(failure.error.kind(), ErrorKind::Fenced);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_stop_does_not_use_up_a_try() {
 }
 
 #[test]
-fn a_run_that_goes_back_while_a_newer_one_waits_is_counted_in_it() {
+fn a_requeued_run_is_coalesced_into_a_newer_queued_one() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let mut service = world.service(false);
@@ -140,7 +140,7 @@ fn a_run_that_goes_back_while_a_newer_one_waits_is_counted_in_it() {
 }
 
 #[test]
-fn occurrences_that_come_while_one_waits_are_counted_in_it() {
+fn occurrences_due_while_a_run_is_queued_are_coalesced_into_it() {
     let world = World::new();
     world.schedule("docs", "*/10 * * * *");
     let mut service = world.service(false);
@@ -155,7 +155,7 @@ fn occurrences_that_come_while_one_waits_are_counted_in_it() {
 }
 
 #[test]
-fn a_run_by_hand_adopts_the_one_that_waits_and_joins_the_one_under_way() {
+fn a_run_by_hand_claims_the_queued_run_and_joins_a_running_one() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let mut service = world.service(false);
@@ -171,13 +171,13 @@ fn a_run_by_hand_adopts_the_one_that_waits_and_joins_the_one_under_way() {
     let (fresh, _) = world.store.claim_now(row.id, WANTED, &two.row, world.clock.now()).unwrap();
     let ClaimNow::Claimed(fresh) = fresh else { panic!("{fresh:?}") };
     assert_eq!(world.store.run(fresh.run()).unwrap().trigger, Trigger::Manual);
-    // Nobody waits for it any more: a run by hand is not tried again.
+    // A run by hand is not tried again.
     let requeued = world.store.requeue(fresh, Requeue::Retry, "its process ended", world.clock.now()).unwrap();
     assert_eq!(requeued, Requeued::Ended);
 }
 
 #[test]
-fn a_pause_written_under_a_wrong_clock_counts_as_now() {
+fn a_not_before_written_under_a_wrong_clock_counts_as_now() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let mut service = world.service(false);
@@ -191,7 +191,7 @@ fn a_pause_written_under_a_wrong_clock_counts_as_now() {
 }
 
 #[test]
-fn pausing_and_deleting_end_what_waits() {
+fn pausing_and_deleting_a_schedule_cancel_its_queued_run() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     world.schedule("code", "01:00");
@@ -208,7 +208,7 @@ fn pausing_and_deleting_end_what_waits() {
 }
 
 #[test]
-fn a_deleted_name_is_revived_with_its_history_and_comes_last() {
+fn a_deleted_name_is_created_again_with_its_history_and_listed_last() {
     let world = World::new();
     let docs = world.schedule("docs", "01:00");
     world.schedule("code", "01:00");
