@@ -1,4 +1,4 @@
-//! Runs from claim to end, and what recovery makes of those that were cut off.
+//! Runs from claim to end, and recovery of interrupted ones.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -18,7 +18,7 @@ use backup_manager::store::{ClaimNow, Health, Role, RunRequest, RunState, Schedu
 
 use crate::world::{DAY, HOUR, MINUTE, World};
 
-/// Keeps the notes.
+/// Records the notes.
 #[derive(Default)]
 struct Recording {
     notes: Mutex<Vec<String>>,
@@ -51,7 +51,7 @@ fn run_with(
     runner.execute(claim, &intent.unwrap(), &RunContext { cancel, observer, is_foreground: true }).unwrap()
 }
 
-fn recovered(runner: &Runner) -> RecoveryReport {
+fn recover_all(runner: &Runner) -> RecoveryReport {
     let (cancel, observer) = (CancelToken::default(), Recording::default());
     let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
     recover(runner, &context).unwrap()
@@ -64,7 +64,7 @@ fn tar_lists(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_run_makes_a_proved_archive_that_tar_opens_and_a_stable_name_for_it() {
+fn a_run_makes_a_verified_archive_that_tar_opens_and_a_stable_link_to_it() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -83,7 +83,7 @@ fn a_run_makes_a_proved_archive_that_tar_opens_and_a_stable_name_for_it() {
 }
 
 #[test]
-fn each_format_has_its_name_and_an_old_stable_name_goes() {
+fn each_format_has_its_stable_link_and_the_link_of_another_format_is_removed() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -105,7 +105,7 @@ fn each_format_has_its_name_and_an_old_stable_name_goes() {
 }
 
 #[test]
-fn a_missing_source_fails_the_run_and_leaves_nothing() {
+fn a_missing_source_fails_the_run_and_leaves_no_file() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     fs::remove_dir_all(world.path("docs")).unwrap();
@@ -128,7 +128,7 @@ fn a_source_emptied_since_fails_until_it_is_accepted_once() {
     let ended = run_now(&world, &runner, &row);
     assert_eq!(ended.state, RunState::Failed);
     assert!(ended.error.unwrap().next_step().unwrap().contains("accept docs"));
-    assert_eq!(world.archive_files().len(), 1, "nothing of the failed run stays");
+    assert_eq!(world.archive_files().len(), 1, "no file of the failed run is left");
     world.store.accept_source(row.id, world.clock.now()).unwrap();
     assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
     assert!(!world.store.schedule(row.id).unwrap().accepted, "once");
@@ -158,7 +158,7 @@ fn a_folder_of_another_database_or_one_not_mounted_fails_runs_before_anything_is
 }
 
 #[test]
-fn a_cancelled_run_leaves_nothing_and_a_drained_one_waits_again() {
+fn a_cancelled_run_leaves_no_file_and_a_drained_one_is_queued_again() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -223,22 +223,22 @@ fn a_killed_attempt_is_recorded_cleaned_up_and_tried_again() {
     let run = claim.run();
     drop((claim, dead));
 
-    let living = world.process(Role::Command);
-    assert_eq!(recovered(&living).requeued, 1);
+    let live = world.process(Role::Command);
+    assert_eq!(recover_all(&live).requeued, 1);
     assert!(!temporary.exists());
     assert!(world.store.pending_archive(run).unwrap().is_none());
     assert_eq!(world.store.attempts(run).unwrap()[0].outcome, "interrupted");
-    assert_eq!(recovered(&living), RecoveryReport::default(), "a second recovery changes nothing");
-    assert!(world.store.claim_next(&living.row, world.clock.now()).unwrap().is_none(), "a pause first");
+    assert_eq!(recover_all(&live), RecoveryReport::default(), "a second recovery changes nothing");
+    assert!(world.store.claim_next(&live.row, world.clock.now()).unwrap().is_none(), "a pause first");
     world.clock.advance(MINUTE);
-    let (claim, intent) = world.claim(&living);
+    let (claim, intent) = world.claim(&live);
     let (cancel, observer) = (CancelToken::default(), Recording::default());
     let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
-    assert_eq!(living.execute(claim, &intent, &context).unwrap().state, RunState::Succeeded);
+    assert_eq!(live.execute(claim, &intent, &context).unwrap().state, RunState::Succeeded);
 }
 
 #[test]
-fn what_cannot_be_put_right_yet_waits_and_is_put_right_later() {
+fn a_run_that_cannot_be_recovered_yet_waits_and_is_recovered_later() {
     let world = World::new();
     let run = die_sealed(&world, (true, false));
     let identity = world.path("backups/.backup-manager");
@@ -258,7 +258,7 @@ fn what_cannot_be_put_right_yet_waits_and_is_put_right_later() {
 }
 
 #[test]
-fn a_stable_name_that_a_dead_process_did_not_renew_is_renewed_at_the_next_start() {
+fn a_stable_link_that_a_dead_process_did_not_refresh_is_refreshed_at_the_next_start() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let ended = run_now(&world, &world.process(Role::Command), &row);
@@ -269,7 +269,7 @@ fn a_stable_name_that_a_dead_process_did_not_renew_is_renewed_at_the_next_start(
 }
 
 #[test]
-fn the_run_of_a_living_worker_is_left_alone() {
+fn the_run_of_a_live_worker_is_not_taken_over() {
     let world = World::new();
     world.schedule("docs", "01:00");
     let mut service = world.service(false);
@@ -278,12 +278,12 @@ fn the_run_of_a_living_worker_is_left_alone() {
     let slow = world.process(Role::Command);
     let (claim, _) = world.claim(&slow);
     world.clock.advance(DAY * 30);
-    assert_eq!(recovered(&world.process(Role::Command)), RecoveryReport::default());
+    assert_eq!(recover_all(&world.process(Role::Command)), RecoveryReport::default());
     world.store.check_claim(&claim).unwrap();
     world.store.end_without_archive(claim, RunState::Failed, "over", world.clock.now()).unwrap();
 }
 
-/// A run whose process died right after `sealed`, with the file under `names` (temporary, final).
+/// Creates a run whose process died right after `sealed`. `names` selects the names of its file: temporary, final.
 fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     let row = world.schedule("docs", "01:00");
     let good = run_now(world, &world.process(Role::Command), &row);
@@ -324,27 +324,27 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
 }
 
 #[test]
-fn a_sealed_archive_is_finished_under_whichever_name_it_lies() {
+fn a_sealed_archive_is_finished_under_either_name() {
     for names in [(true, false), (false, true), (true, true)] {
         let world = World::new();
         let run = die_sealed(&world, names);
-        let living = world.process(Role::Command);
-        assert_eq!(recovered(&living).finished, 1, "{names:?}");
+        let live = world.process(Role::Command);
+        assert_eq!(recover_all(&live).finished, 1, "{names:?}");
         let archive = world.store.archive(run).unwrap().expect("a complete archive");
         assert_eq!(archive.health, Health::Good);
         assert_eq!(tar_lists(&world.home.backups().join(&archive.file_name)), ["docs/", "docs/file.txt"]);
-        assert_eq!(world.archive_files().len(), 2, "{names:?}: no temporary stays");
+        assert_eq!(world.archive_files().len(), 2, "{names:?}: no temporary file is left");
         assert_eq!(world.store.attempts(run).unwrap().last().unwrap().outcome, "recovered");
-        assert_eq!(recovered(&living), RecoveryReport::default());
+        assert_eq!(recover_all(&live), RecoveryReport::default());
     }
 }
 
 #[test]
-fn a_sealed_archive_under_neither_name_is_lost_and_made_again() {
+fn a_sealed_archive_under_neither_name_is_lost_and_the_run_queued_again() {
     let world = World::new();
     let run = die_sealed(&world, (false, false));
-    let living = world.process(Role::Command);
-    assert_eq!(recovered(&living).requeued, 1);
+    let live = world.process(Role::Command);
+    assert_eq!(recover_all(&live).requeued, 1);
     let run = world.store.run(run).unwrap();
     assert_eq!(run.state, RunState::Queued);
     assert!(run.error.unwrap().contains("lost"));
@@ -360,7 +360,7 @@ fn a_sealed_archive_that_does_not_read_back_is_damaged_and_the_run_failed() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
-    recovered(&world.process(Role::Command));
+    recover_all(&world.process(Role::Command));
     let archive = world.store.archive(run).unwrap().unwrap();
     assert_eq!((archive.health, archive.good), (Health::Damaged, false));
     let run = world.store.run(run).unwrap();
@@ -369,7 +369,7 @@ fn a_sealed_archive_that_does_not_read_back_is_damaged_and_the_run_failed() {
 }
 
 #[test]
-fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next() {
+fn deleting_archives_removes_files_and_rows_and_recovery_finishes_it() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -384,39 +384,39 @@ fn deleting_archives_takes_file_and_rows_and_is_finished_by_whoever_comes_next()
     // Killed between the mark and the unlink.
     world.store.mark_deleting(&[second], &[]).unwrap();
     assert!(world.store.archive(second).unwrap().is_none(), "invisible at once");
-    recovered(&runner);
+    recover_all(&runner);
     assert!(world.archive_files().is_empty());
     assert!(world.store.archives_being_deleted().unwrap().is_empty());
 }
 
 #[test]
-fn a_sealed_archive_that_cannot_be_looked_at_is_not_taken_for_lost() {
+fn a_sealed_archive_that_cannot_be_inspected_is_not_taken_for_lost() {
     let world = World::new();
     let run = die_sealed(&world, (false, true));
     let (folder, away) = (world.home.backups().join("docs"), world.home.backups().join("away"));
     fs::rename(&folder, &away).unwrap();
-    // A link to itself: whatever is asked of what lies behind it fails, and not because it is not there.
+    // A link to itself: every access below it fails, and not because a file does not exist.
     std::os::unix::fs::symlink("docs", &folder).unwrap();
-    recovered(&world.process(Role::Command));
+    recover_all(&world.process(Role::Command));
     assert_eq!(world.store.run(run).unwrap().state, RunState::Running);
     fs::remove_file(&folder).unwrap();
     fs::rename(&away, &folder).unwrap();
-    recovered(&world.process(Role::Command));
+    recover_all(&world.process(Role::Command));
     assert_eq!(world.store.run(run).unwrap().state, RunState::Succeeded);
 }
 
 #[test]
-fn a_run_that_was_to_be_cancelled_does_not_come_back_from_the_dead() {
+fn a_run_whose_cancellation_was_requested_is_not_queued_again_by_recovery() {
     let world = World::new();
     let run = die_sealed(&world, (false, false));
     let row = world.store.schedule(world.store.run(run).unwrap().schedule_id).unwrap();
     assert_eq!(world.store.cancel(row.id, world.clock.now()).unwrap(), 1);
-    recovered(&world.process(Role::Command));
+    recover_all(&world.process(Role::Command));
     assert_eq!(world.store.run(run).unwrap().state, RunState::Cancelled);
 }
 
 #[test]
-fn an_archive_that_cannot_be_deleted_keeps_no_other_from_it() {
+fn an_archive_that_cannot_be_deleted_does_not_keep_another_from_deletion() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -428,18 +428,18 @@ fn an_archive_that_cannot_be_deleted_keeps_no_other_from_it() {
     let error = archive_folder::finish_deletions(&world.home, &world.store).unwrap_err();
     assert!(error.to_string().contains(&*stuck.to_string_lossy()), "{error}");
     let left = world.store.archives_being_deleted().unwrap();
-    assert_eq!(left.iter().map(|archive| archive.run).collect::<Vec<_>>(), [runs[0]], "told of until it is gone");
-    assert!(world.archive_files().is_empty(), "the other is gone");
+    assert_eq!(left.iter().map(|archive| archive.run).collect::<Vec<_>>(), [runs[0]], "listed until it is deleted");
+    assert!(world.archive_files().is_empty(), "the other is deleted");
 }
 
 #[test]
-fn a_target_that_is_there_already_is_never_overwritten() {
+fn an_existing_file_of_the_final_name_is_never_overwritten() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
     let first = run_now(&world, &runner, &row);
     assert_eq!(first.state, RunState::Succeeded);
-    // What the next run would be called, made by somebody else.
+    // The name of the archive of the next run, created by another program.
     let foreign = world.home.backups().join(format!("docs/docs-20261123T000000Z-{}.tar", first.run + 1));
     fs::write(&foreign, "not ours").unwrap();
     let ended = run_now(&world, &runner, &row);
@@ -449,19 +449,19 @@ fn a_target_that_is_there_already_is_never_overwritten() {
     assert_eq!(world.archive_files().len(), 2);
 }
 
-/// A disk that fails keeps its file from being removed, and the run ends all the same.
+/// A failing disk may prevent the removal of a temporary file, and the run ends all the same.
 #[test]
-fn what_an_attempt_left_behind_goes_with_the_next_run_and_what_is_under_way_stays() {
+fn temporary_files_of_ended_attempts_are_removed_by_the_next_run_and_those_in_use_are_kept() {
     let world = World::new();
     let (docs, mail) = (world.schedule("docs", "01:00"), world.schedule("mail", "01:00"));
     let runner = world.process(Role::Command);
     run_now(&world, &runner, &docs);
     let request = RunRequest { verify: true, reread: false };
     let (claimed, intent) = world.store.claim_now(mail.id, request, &runner.row, world.clock.now()).unwrap();
-    let under_way = intent.unwrap().temporary_name;
+    let in_use = intent.unwrap().temporary_name;
     let backups = world.home.backups();
     fs::create_dir(backups.join("mail")).unwrap();
-    let files = ["docs/.docs-20261123T000000Z-1.tar.gz.1-0123abcd.part", "docs/.mine.part", &under_way];
+    let files = ["docs/.docs-20261123T000000Z-1.tar.gz.1-0123abcd.part", "docs/.mine.part", &in_use];
     files.iter().for_each(|file| fs::write(backups.join(file), "half").unwrap());
     run_now(&world, &runner, &docs);
     archive_folder::remove_orphaned_files(&world.home, &world.store, "mail").unwrap();
@@ -469,5 +469,5 @@ fn what_an_attempt_left_behind_goes_with_the_next_run_and_what_is_under_way_stay
     let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
     world.store.end_without_archive(claim, RunState::Failed, "no more", world.clock.now()).unwrap();
     archive_folder::remove_orphaned_files(&world.home, &world.store, "mail").unwrap();
-    assert!(!backups.join(&under_way).exists());
+    assert!(!backups.join(&in_use).exists());
 }

@@ -1,5 +1,5 @@
-//! One database, a clock that stands still, and as many processes as a test wants: each is a worker with a lock of
-//! its own.
+//! One database, a clock that only tests advance, and as many processes as a test needs: each is a worker with a
+//! liveness lock of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ impl World {
         self.dir.path().join(below)
     }
 
-    /// Makes a source with one file and a daily schedule for it.
+    /// Creates a source with one file, and a schedule for it: daily, or by a cron expression.
     pub fn schedule(&self, name: &str, at: &str) -> ScheduleRow {
         let source = self.path(name);
         fs::create_dir_all(&source).unwrap();
@@ -62,11 +62,11 @@ impl World {
     pub fn add(&self, schedule: Schedule) -> ScheduleRow {
         let now = self.clock.now();
         let watermark = Watermark::starting(&schedule, Tz::UTC, now);
-        let made = self.store.create_schedules(&[(schedule, watermark)], now).unwrap();
-        self.store.schedule(made[0].0).unwrap()
+        let created = self.store.create_schedules(&[(schedule, watermark)], now).unwrap();
+        self.store.schedule(created[0].0).unwrap()
     }
 
-    /// Starts a process; dropping it is a kill.
+    /// Starts a process; dropping it has the effect of a kill.
     pub fn process(&self, role: Role) -> Runner {
         let now = self.clock.now();
         let worker = Worker::register(&self.home.workers(), 0o700, now).unwrap();
@@ -109,17 +109,17 @@ impl World {
     }
 
     pub fn claim(&self, runner: &Runner) -> (Claim, Intent) {
-        self.store.claim_next(&runner.row, self.clock.now()).unwrap().expect("a run that waits")
+        self.store.claim_next(&runner.row, self.clock.now()).unwrap().expect("a queued run")
     }
 
-    /// All runs, oldest first.
+    /// Returns all runs, oldest first.
     pub fn runs(&self) -> Vec<Run> {
         let mut runs = self.store.history(&HistoryFilter::default()).unwrap();
         runs.reverse();
         runs
     }
 
-    /// Names of the files below the archive folder that are no links, sorted; copies of the database left out.
+    /// Returns the sorted names of the regular files below the archive folder, without copies of the database.
     pub fn archive_files(&self) -> Vec<String> {
         let mut names = Vec::new();
         let mut folders = vec![self.home.backups().to_owned()];

@@ -1,4 +1,4 @@
-//! What the schedule says is left out, and nothing else.
+//! What a schedule excludes, and nothing else.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -10,15 +10,15 @@ use crate::support::*;
 
 const SIGNATURE: &str = "Signature: 8a477f597d28d172789f06886806bc55\n# more\n";
 
-/// Walks with these globs and returns what is left below the root.
-fn left(source: &Source) -> Vec<String> {
+/// Returns the paths below the root that a walk visits.
+fn visited(source: &Source) -> Vec<String> {
     let walked = source.walk();
     assert!(walked.problems.is_empty(), "{:?}", walked.problems);
     walked.paths()[1..].iter().map(|path| path["src/".len()..].to_owned()).collect()
 }
 
 #[test]
-fn globs_mean_what_they_mean_in_a_gitignore_file() {
+fn globs_match_as_in_a_gitignore_file() {
     let dir =
         tree(&["a.tmp", "b.txt", "deep/a.tmp", "deep/x/b.txt", "build/out", "src/build/out", "src/build.rs", "[x]"]);
     let cases: &[(&[&str], &[&str])] = &[
@@ -39,43 +39,46 @@ fn globs_mean_what_they_mean_in_a_gitignore_file() {
         (&["?.t*"], &["[x]", "build/out", "src/build/out", "src/build.rs"]),
     ];
     for (globs, expected) in cases {
-        let all = left(&Source::at(dir.path()).globs(globs));
+        let all = visited(&Source::at(dir.path()).globs(globs));
         let files: Vec<_> = all.iter().filter(|path| dir.path().join(path).is_file()).collect();
         assert_eq!(files, expected.iter().collect::<Vec<_>>(), "{globs:?}");
     }
 }
 
 #[test]
-fn a_folder_left_out_is_not_entered_and_counts_once() {
+fn an_excluded_folder_is_not_entered_and_counts_once() {
     let dir = tree(&["keep", "out/a/b/c", "out/d"]);
     let walked = Source::at(dir.path()).globs(&["out/"]).walk();
     assert_eq!(walked.paths(), ["src", "src/keep"]);
     assert_eq!(walked.summary.excluded, 1);
-    // What stands in a folder left out cannot be taken back in.
-    assert_eq!(left(&Source::at(dir.path()).globs(&["out", "!out/d"])), ["keep"]);
-    assert_eq!(left(&Source::at(dir.path()).globs(&["out/*", "!out/d"])), ["keep", "out", "out/d"]);
+    // The content of an excluded folder cannot be included again.
+    assert_eq!(visited(&Source::at(dir.path()).globs(&["out", "!out/d"])), ["keep"]);
+    assert_eq!(visited(&Source::at(dir.path()).globs(&["out/*", "!out/d"])), ["keep", "out", "out/d"]);
 }
 
 #[test]
-fn a_pattern_with_the_sources_own_path_counts_from_the_source() {
+fn a_pattern_with_the_path_of_the_source_is_relative_to_the_source() {
     let dir = tree(&["photos/tmp/x", "photos/sub/tmp/y", "photos/z", "photos-old/tmp"]);
     let root = dir.path().canonicalize().unwrap().join("photos");
     symlink(&root, dir.path().join("link")).unwrap();
     let link = dir.path().join("link");
     for spelled in [&root, &link] {
         let glob = format!("{}/tmp", spelled.display());
-        assert_eq!(left(&Source::at(&link).globs(&[&glob])), ["sub", "sub/tmp", "sub/tmp/y", "z"], "{glob}");
+        assert_eq!(visited(&Source::at(&link).globs(&[&glob])), ["sub", "sub/tmp", "sub/tmp/y", "z"], "{glob}");
         let not = format!("!{}/sub/tmp/y", spelled.display());
-        assert_eq!(left(&Source::at(&link).globs(&["y", "tmp/x", "z", &not])), ["sub", "sub/tmp", "sub/tmp/y", "tmp"]);
+        assert_eq!(
+            visited(&Source::at(&link).globs(&["y", "tmp/x", "z", &not])),
+            ["sub", "sub/tmp", "sub/tmp/y", "tmp"]
+        );
         for whole in [format!("{}", spelled.display()), format!("{}/", spelled.display())] {
             let error = Source::at(&link).globs(&[&whole]).try_walk().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage);
             assert!(error.to_string().contains(&whole), "{error}");
         }
     }
-    // The same beginning is not the same path.
+    // A path with the same prefix is a different path.
     let other = format!("{}-old/tmp", root.display());
-    assert_eq!(left(&Source::at(&root).globs(&[&other])).len(), 6);
+    assert_eq!(visited(&Source::at(&root).globs(&[&other])).len(), 6);
 }
 
 #[test]
@@ -83,12 +86,12 @@ fn lines_of_an_exclude_file_may_be_comments_and_command_line_globs_may_not() {
     let dir = tree(&["#save#", "a", "b", "c "]);
     let mut source = Source::at(dir.path());
     source.patterns = ["\u{feff}a", "# b", "", "   ", "b\r", "!b", "#save#"].map(String::from).to_vec();
-    assert_eq!(left(&source), ["#save#", "b", "c "]);
-    assert_eq!(left(&Source::at(dir.path()).globs(&["#save#", "c\\ "])), ["a", "b"]);
+    assert_eq!(visited(&source), ["#save#", "b", "c "]);
+    assert_eq!(visited(&Source::at(dir.path()).globs(&["#save#", "c\\ "])), ["a", "b"]);
 }
 
 #[test]
-fn an_invalid_glob_is_named() {
+fn an_error_names_the_invalid_glob() {
     for bad in ["a{b", "x[z-a]"] {
         for good in ["ok", "*.tmp"] {
             let globs = [good.to_owned(), bad.to_owned()];
@@ -107,16 +110,16 @@ fn an_invalid_glob_is_named() {
 }
 
 #[test]
-fn globs_match_names_that_are_no_text() {
+fn globs_match_names_that_are_not_utf8() {
     use std::os::unix::ffi::OsStrExt;
     let dir = tree(&["keep"]);
     fs::write(dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.tmp")), "x").unwrap();
     fs::write(dir.path().join("line\nbreak.tmp"), "x").unwrap();
-    assert_eq!(left(&Source::at(dir.path()).globs(&["*.tmp"])), ["keep"]);
+    assert_eq!(visited(&Source::at(dir.path()).globs(&["*.tmp"])), ["keep"]);
 }
 
 #[test]
-fn of_a_cache_the_folder_and_its_tag_stay() {
+fn of_a_cache_folder_only_the_folder_and_its_tag_are_archived() {
     let dir = tree(&["cache/junk", "cache/sub/junk", "plain/f", "wrong/f", "short/f", "linked/f", "piped/f", "aged/f"]);
     let tag = |folder: &str| dir.path().join(folder).join("CACHEDIR.TAG");
     fs::write(tag("cache"), SIGNATURE).unwrap();
@@ -126,7 +129,7 @@ fn of_a_cache_the_folder_and_its_tag_stay() {
     symlink("../cache/CACHEDIR.TAG", tag("linked")).unwrap();
     mkfifo(&tag("piped"));
     let mut source = Source::at(dir.path());
-    assert_eq!(left(&source).len(), 8 + 8 + 1 + 6 - 1);
+    assert_eq!(visited(&source).len(), 8 + 8 + 1 + 6 - 1);
     source.excludes.caches = true;
     let expected = [
         "aged",
@@ -148,19 +151,19 @@ fn of_a_cache_the_folder_and_its_tag_stay() {
         "wrong/CACHEDIR.TAG",
         "wrong/f",
     ];
-    assert_eq!(left(&source), expected);
+    assert_eq!(visited(&source), expected);
     // One file in `aged`, a file and a folder in `cache`.
     assert_eq!(source.walk().summary.excluded, 3);
     source.root = dir.path().join("cache");
-    assert_eq!(left(&source), ["CACHEDIR.TAG"]);
+    assert_eq!(visited(&source), ["CACHEDIR.TAG"]);
 }
 
 #[test]
-fn of_a_marked_folder_only_the_folder_stays() {
+fn of_a_marked_folder_only_the_folder_is_archived() {
     let dir = tree(&["a/.nobackup", "a/f", "b/f", "c/skip me", "c/sub/f", "d/.nobackup/f", "e/x.nobackup"]);
     let mut source = Source::at(dir.path());
     source.excludes.if_present = vec![".nobackup".to_owned(), "skip me".to_owned()];
-    assert_eq!(left(&source), ["a", "b", "b/f", "c", "d", "e", "e/x.nobackup"]);
+    assert_eq!(visited(&source), ["a", "b", "b/f", "c", "d", "e", "e/x.nobackup"]);
     assert_eq!(source.walk().summary.excluded, 2 + 2 + 1);
     for bad in ["", "a/b", ".."] {
         source.excludes.if_present = vec![bad.to_owned()];
@@ -169,15 +172,15 @@ fn of_a_marked_folder_only_the_folder_stays() {
 }
 
 #[test]
-fn on_one_file_system_the_mount_point_stays_and_its_content_does_not() {
+fn with_one_file_system_a_mount_point_is_archived_without_its_content() {
     let dir = tree(&["a", "mnt/", "z/f"]);
     let Some(_mount) = Mount::new(&["-t", "tmpfs", "none"], &dir.path().join("mnt")) else { return };
     plant(dir.path(), &["mnt/inside/f"]);
     let mut source = Source::at(dir.path());
-    assert_eq!(left(&source), ["a", "mnt", "mnt/inside", "mnt/inside/f", "z", "z/f"]);
+    assert_eq!(visited(&source), ["a", "mnt", "mnt/inside", "mnt/inside/f", "z", "z/f"]);
     source.excludes.one_file_system = true;
-    assert_eq!(left(&source), ["a", "mnt", "z", "z/f"]);
+    assert_eq!(visited(&source), ["a", "mnt", "z", "z/f"]);
     // A root that is a mount point itself is on its own file system.
     source.root = dir.path().join("mnt");
-    assert_eq!(left(&source), ["inside", "inside/f"]);
+    assert_eq!(visited(&source), ["inside", "inside/f"]);
 }

@@ -1,4 +1,4 @@
-//! What `source` promises, on real files: order and kinds, exclusions, reading, races, size.
+//! Tests of `source` on real files: order and kinds, exclusions, reading, races, size.
 
 mod exclusions;
 mod order;

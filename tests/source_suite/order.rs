@@ -1,4 +1,4 @@
-//! What is visited, as what, and in which order.
+//! Which entries a walk visits, with which kinds, and in which order.
 
 use std::cmp::Ordering;
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ use backup_manager::source::scan;
 use crate::support::*;
 
 #[test]
-fn a_folder_comes_directly_before_what_it_holds() {
+fn a_folder_comes_directly_before_its_content() {
     let dir = tree(&["a-b", "a/z", "a.txt", "a/b/c", "B", "é"]);
     let walked = Source::at(dir.path()).walk();
     assert_eq!(
@@ -33,7 +33,7 @@ fn a_folder_comes_directly_before_what_it_holds() {
 }
 
 #[test]
-fn every_kind_is_told_and_sockets_are_counted() {
+fn every_kind_is_visited_and_sockets_are_counted() {
     let dir = tree(&["file", "folder/"]);
     let at = |name: &str| dir.path().join(name);
     symlink("nowhere\nat all", at("link")).unwrap();
@@ -68,7 +68,7 @@ fn every_kind_is_told_and_sockets_are_counted() {
 }
 
 #[test]
-fn what_is_told_of_a_file_is_what_the_system_says() {
+fn the_facts_of_a_file_are_those_of_the_system() {
     let dir = tree(&["f"]);
     let path = dir.path().join("f");
     fs::hard_link(&path, dir.path().join("g")).unwrap();
@@ -163,7 +163,7 @@ fn a_root_that_is_missing_or_cannot_be_read_is_an_error() {
 
 #[test]
 fn the_root_of_the_system_is_a_source() {
-    // Only /etc itself is wanted; what sorts before it is little.
+    // The walk ends at /etc; few files sort before it.
     let walked = Source::at("/").walk_with(|found| match found.path.as_bytes().cmp(b"src/etc") {
         Ordering::Less => ControlFlow::Continue(()),
         _ => ControlFlow::Break(()),
@@ -185,7 +185,7 @@ fn a_visitor_may_end_the_walk() {
 }
 
 #[test]
-fn folders_that_may_not_be_read_are_told_and_the_walk_goes_on() {
+fn unreadable_folders_are_reported_and_the_walk_continues() {
     if !is_root() || !succeeds("setpriv", &["--version"]) {
         return skip("becoming another user needs root and setpriv");
     }
@@ -197,23 +197,23 @@ fn folders_that_may_not_be_read_are_told_and_the_walk_goes_on() {
         chmod(name, mode);
     }
     let wrapper = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    in_own_process(&wrapper, "order::as_somebody_else", dir.path());
+    in_own_process(&wrapper, "order::as_another_user", dir.path());
 }
 
 #[test]
-#[ignore = "run by folders_that_may_not_be_read_are_told_and_the_walk_goes_on as another user"]
-fn as_somebody_else() {
+#[ignore = "run by unreadable_folders_are_reported_and_the_walk_continues as another user"]
+fn as_another_user() {
     let Some(root) = passed_folder() else { return };
     let walked = Source::at(&root).walk();
     assert_eq!(walked.paths(), ["src", "src/closed", "src/listed", "src/readable", "src/unreadable"]);
-    let told: Vec<_> =
+    let problems: Vec<_> =
         walked.problems.iter().map(|p| (String::from_utf8_lossy(&p.path).into_owned(), p.kind)).collect();
     let at = |name: &str| root.join(name).to_str().unwrap().to_owned();
-    // What lies in a folder that may be listed but not searched is known by name only.
+    // The content of a folder that may be listed but not searched is known by name only.
     let expected = [at("closed"), at("listed/hidden")].map(|path| (path, ProblemKind::Unreadable));
-    assert_eq!(told, expected);
+    assert_eq!(problems, expected);
     assert!(walked.problems[0].reason.contains("Permission denied"), "{:?}", walked.problems);
-    // Not the owner: the call that would leave the access time alone is refused, and the file is opened all the same.
+    // For a user who is not the owner O_NOATIME is refused; the file is opened without it.
     assert!(walked.found[3].open().is_ok());
     assert_eq!(walked.found[4].open().unwrap_err().kind, ProblemKind::Unreadable);
     let closed = Source::at(root.join("closed")).try_walk().unwrap_err();
@@ -228,8 +228,8 @@ fn a_walk_finds_what_find_finds() {
         let mut rng = Seeded(seed);
         let dir = tree(&[]);
         grow(dir.path(), &mut rng, 4);
-        let told = ["-mindepth", "1", "-printf", "%P\\0%y\\0%s\\0%i\\0"];
-        let output = Command::new("find").arg(dir.path()).args(told).output().unwrap().stdout;
+        let arguments = ["-mindepth", "1", "-printf", "%P\\0%y\\0%s\\0%i\\0"];
+        let output = Command::new("find").arg(dir.path()).args(arguments).output().unwrap().stdout;
         let fields: Vec<&[u8]> = output.split(|&b| b == 0).collect();
         let mut expected: Vec<_> = fields
             .chunks_exact(4)
@@ -237,7 +237,7 @@ fn a_walk_finds_what_find_finds() {
             .collect();
         expected.sort_by(|a, b| a.0.cmp(&b.0));
         let found = Source::at(dir.path()).walk().found;
-        let told: Vec<_> = found[1..]
+        let visited: Vec<_> = found[1..]
             .iter()
             .map(|found| {
                 let letter = match found.kind {
@@ -248,7 +248,7 @@ fn a_walk_finds_what_find_finds() {
                 (found.path.clone(), format!("{letter}{}{}", found.stat.size, found.stat.inode).into_bytes())
             })
             .collect();
-        assert_eq!(told, expected, "seed {seed}");
+        assert_eq!(visited, expected, "seed {seed}");
     }
 }
 

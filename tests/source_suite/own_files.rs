@@ -1,4 +1,4 @@
-//! The program's own files never get in, and nobody else's stay out because of them.
+//! The program's own files are never archived, and no other files are excluded because of them.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -17,7 +17,7 @@ fn own_paths(home: &std::path::Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn own_files_are_left_out_and_told() {
+fn own_files_are_skipped_and_reported() {
     let dir = tree(HOME);
     let mut source = Source::at(dir.path());
     source.own_paths = own_paths(dir.path());
@@ -32,12 +32,12 @@ fn own_files_are_left_out_and_told() {
 }
 
 #[test]
-fn a_second_way_to_them_is_no_way_in() {
+fn another_path_to_them_is_skipped_too() {
     let dir = tree(&["real/"]);
     let home = dir.path().join("real");
     plant(&home, HOME);
     symlink("real", dir.path().join("way")).unwrap();
-    // Database and archives moved to a bigger disk and linked from the home, as people do.
+    // The archives were moved to a larger disk and linked from the home, as users do.
     fs::rename(home.join("backups"), dir.path().join("disk")).unwrap();
     symlink("../disk", home.join("backups")).unwrap();
     // The home as the caller knows it, and the source as the user wrote it.
@@ -56,7 +56,7 @@ fn a_second_way_to_them_is_no_way_in() {
 }
 
 #[test]
-fn a_bind_mount_or_another_name_is_no_way_in() {
+fn a_bind_mount_or_a_hard_link_of_them_is_skipped_too() {
     let dir = tree(&["source/other/", "source/f"]);
     let home = tree(HOME);
     fs::hard_link(home.path().join("backup.db"), dir.path().join("source/link.db")).unwrap();
@@ -73,7 +73,7 @@ fn a_bind_mount_or_another_name_is_no_way_in() {
 }
 
 #[test]
-fn one_that_appears_during_the_walk_is_left_out_too() {
+fn one_that_is_created_during_the_walk_is_skipped_too() {
     let dir = tree(&["home/a", "home/backup.db"]);
     let home = dir.path().join("home");
     let mut source = Source::at(dir.path());
@@ -90,8 +90,8 @@ fn one_that_appears_during_the_walk_is_left_out_too() {
 }
 
 #[test]
-fn the_number_of_one_that_has_gone_may_be_a_users_file() {
-    // The log's inode lives on under another name: only what still is the program's own may be left out.
+fn a_user_file_with_the_inode_of_a_removed_one_is_archived() {
+    // The inode of the log has another name now: only what is still the program's own may be skipped.
     let dir = tree(&["home/backup.db-wal", "users/"]);
     let mut source = Source::at(dir.path());
     source.own_paths = vec![dir.path().join("home/backup.db-wal")];

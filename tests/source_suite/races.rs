@@ -1,4 +1,4 @@
-//! What changes between listing and opening: told as what it is, and never followed.
+//! Files that change between listing and opening: reported as what they are, and never followed.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -11,12 +11,12 @@ use backup_manager::progress::{Problem, ProblemKind};
 
 use crate::support::*;
 
-fn told(problem: &Problem) -> (String, ProblemKind) {
+fn summary(problem: &Problem) -> (String, ProblemKind) {
     (String::from_utf8_lossy(&problem.path).into_owned(), problem.kind)
 }
 
 #[test]
-fn a_file_that_became_something_else_is_told_as_that() {
+fn a_file_that_became_something_else_is_reported_as_that() {
     type Act = fn(&Path);
     let cases: [(&str, Act, ProblemKind, Option<MemberKind>); 7] = [
         ("gone", |_| {}, ProblemKind::Vanished, None),
@@ -31,7 +31,7 @@ fn a_file_that_became_something_else_is_told_as_that() {
         let dir = tree(&["sub/f"]);
         let path = dir.path().join("sub/f");
         let found = Source::at(dir.path()).find("sub/f");
-        // Kept aside, so that the new file cannot get the old one's number.
+        // Moved aside, so that the new file cannot get the inode number of the old one.
         fs::rename(&path, path.with_file_name("aside")).unwrap();
         act(&path);
         let opened = found.open();
@@ -40,7 +40,7 @@ fn a_file_that_became_something_else_is_told_as_that() {
             continue;
         }
         let problem = opened.unwrap_err();
-        assert_eq!(told(&problem), (path.to_str().unwrap().to_owned(), expected), "{what}: {}", problem.reason);
+        assert_eq!(summary(&problem), (path.to_str().unwrap().to_owned(), expected), "{what}: {}", problem.reason);
         assert!(!problem.reason.is_empty());
         match (found.stat_again(), now) {
             (Ok(again), Some(kind)) => {
@@ -54,7 +54,7 @@ fn a_file_that_became_something_else_is_told_as_that() {
 }
 
 #[test]
-fn a_root_that_was_replaced_is_told() {
+fn a_replaced_root_is_reported() {
     let dir = tree(&["f"]);
     let path = dir.path().join("f");
     let found = Source::at(&path).walk().found.remove(0);
@@ -68,7 +68,7 @@ fn a_root_that_was_replaced_is_told() {
 }
 
 #[test]
-fn a_link_that_became_something_else_is_told() {
+fn a_link_that_became_something_else_is_reported() {
     let dir = tree(&[]);
     let path = dir.path().join("link");
     symlink("target", &path).unwrap();
@@ -105,12 +105,12 @@ fn a_folder_that_became_something_else_is_not_entered() {
         let walked = walked.unwrap();
         assert_eq!(walked.paths(), ["src", "src/a", "src/z"], "{what}");
         let expected = vec![(root.join("a").to_str().unwrap().to_owned(), expected)];
-        assert_eq!(walked.problems.iter().map(told).collect::<Vec<_>>(), expected, "{what}");
+        assert_eq!(walked.problems.iter().map(summary).collect::<Vec<_>>(), expected, "{what}");
     }
 }
 
 #[test]
-fn names_that_vanish_during_the_walk_are_told_one_by_one() {
+fn names_that_vanish_during_the_walk_are_reported_one_by_one() {
     let dir = tree(&["a", "b", "c/d", "e"]);
     let walked = Source::at(dir.path()).walk_with(|found| {
         if found.path.to_string() == "src/a" {
@@ -123,11 +123,11 @@ fn names_that_vanish_during_the_walk_are_told_one_by_one() {
     assert_eq!(walked.paths(), ["src", "src/a", "src/e"]);
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let expected = [(at("b"), ProblemKind::Vanished), (at("c"), ProblemKind::Vanished)];
-    assert_eq!(walked.problems.iter().map(told).collect::<Vec<_>>(), expected);
+    assert_eq!(walked.problems.iter().map(summary).collect::<Vec<_>>(), expected);
 }
 
 #[test]
-fn what_opening_mounts_is_entered() {
+fn a_file_system_mounted_by_opening_is_entered() {
     // An automounter mounts at the first open: between listing a folder and opening it, its device changes.
     let dir = tree(&["a/", "z"]);
     let mut mount = None;
@@ -144,8 +144,8 @@ fn what_opening_mounts_is_entered() {
 }
 
 #[test]
-fn not_even_a_link_back_to_the_same_thing_is_followed() {
-    // Moved to a bigger disk and linked back: the same file or folder by number, but what was listed is now a link.
+fn not_even_a_link_to_the_same_file_is_followed() {
+    // Moved to a larger disk and linked back: the same file or folder by inode, but the listed name is now a link.
     let dir = tree(&["src/a/f", "src/b", "src/z"]);
     let root = dir.path().join("src");
     let file = Source::at(&root).find("b");
@@ -165,8 +165,8 @@ fn not_even_a_link_back_to_the_same_thing_is_followed() {
 }
 
 #[test]
-fn the_number_of_a_file_that_has_gone_does_not_make_a_fifo_that_file() {
-    // Many file systems give the number of what was just removed to what is made next, unless another test is faster.
+fn a_fifo_with_the_inode_of_a_removed_file_is_not_that_file() {
+    // Many file systems reuse the inode number of a removed file for the next new one, unless another test is faster.
     let dir = tree(&[]);
     for _ in 0..100 {
         plant(dir.path(), &["f"]);
@@ -180,17 +180,17 @@ fn the_number_of_a_file_that_has_gone_does_not_make_a_fifo_that_file() {
             return;
         }
     }
-    skip("the file system does not give numbers again");
+    skip("the file system does not reuse inode numbers");
 }
 
-/// Makes more folders than are kept open, each with one file.
+/// Creates more folders than are kept open, each with one file.
 fn many_folders() -> (tempfile::TempDir, Vec<String>) {
     let names: Vec<String> = (0..400).map(|number| format!("d{number:03}/sub/f")).collect();
     (big_tree(&names.iter().map(String::as_str).collect::<Vec<_>>()), names)
 }
 
 #[test]
-fn what_was_found_opens_later_from_other_threads() {
+fn entries_can_be_opened_later_from_other_threads() {
     let (dir, names) = many_folders();
     let found: Vec<_> = Source::at(dir.path()).walk().found;
     let files: Vec<_> = found.iter().filter(|found| found.kind == MemberKind::File).collect();
@@ -211,12 +211,12 @@ fn what_was_found_opens_later_from_other_threads() {
 }
 
 #[test]
-fn a_folder_swapped_after_the_walk_is_not_followed() {
+fn a_folder_replaced_after_the_walk_is_not_followed() {
     let (dir, names) = many_folders();
     let outside = tree(&["sub/f", "f"]);
     let found: Vec<_> = Source::at(dir.path()).walk().found;
     let files: Vec<_> = found.iter().filter(|found| found.kind == MemberKind::File).collect();
-    // All but the last have been closed; each first folder is now a link to elsewhere, or another folder.
+    // All but the last have been closed; each top folder is now a link to elsewhere, or another folder.
     for (number, name) in names.iter().enumerate() {
         let folder = dir.path().join(&name[..4]);
         fs::rename(&folder, folder.with_extension("aside")).unwrap();
@@ -229,7 +229,7 @@ fn a_folder_swapped_after_the_walk_is_not_followed() {
     let (mut replaced, mut still_open) = (0, 0);
     for (file, name) in files.iter().zip(&names) {
         match file.open() {
-            // Through a handle that was still open: the file that was found.
+            // Through a handle that was still open: the file that was listed.
             Ok(opened) => {
                 let mut content = [0; 32];
                 let length = opened.read_at(&mut content, 0).unwrap();
@@ -246,7 +246,7 @@ fn a_folder_swapped_after_the_walk_is_not_followed() {
 }
 
 #[test]
-fn a_link_is_not_read_in_a_folder_that_took_the_place_of_its_own() {
+fn a_link_is_not_read_in_a_folder_that_replaced_its_own() {
     let (dir, names) = many_folders();
     let folders: Vec<_> = names.iter().map(|name| dir.path().join(name).parent().unwrap().to_owned()).collect();
     for folder in &folders {

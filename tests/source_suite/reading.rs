@@ -1,4 +1,4 @@
-//! What is read from a file: content, holes, attributes; and noticing that it changes.
+//! Reading of a file: content, holes, attributes; and detection of changes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -39,7 +39,7 @@ fn content_is_read_from_any_offset() {
 }
 
 #[test]
-fn every_change_of_an_open_file_is_noticed() {
+fn every_change_of_an_open_file_is_detected() {
     type Act = fn(&Path);
     let append: Act = |path| OpenOptions::new().append(true).open(path).unwrap().write_all(b"more").unwrap();
     let rewrite: Act = |path| OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"X", 0).unwrap();
@@ -72,7 +72,7 @@ fn every_change_of_an_open_file_is_noticed() {
         ("rewrite", rewrite, Stability::Changed),
         ("rewrite, time set back", rewrite_unseen, Stability::Changed),
         ("cut", cut, Stability::Changed),
-        ("same size anew", cut_and_fill, Stability::Changed),
+        ("rewritten with the same size", cut_and_fill, Stability::Changed),
         ("mode", chmod, Stability::Changed),
         ("older and longer", age_and_grow, Stability::Changed),
         ("longer with another mode", grow_and_chmod, Stability::Changed),
@@ -86,7 +86,7 @@ fn every_change_of_an_open_file_is_noticed() {
         let mut file = Source::at(dir.path()).find("f").open().unwrap();
         act(&path);
         assert_eq!(file.check().unwrap(), expected, "{what}");
-        // The file that was opened is still the one that is read, and it can be read anew.
+        // The file that was opened is still the one that is read, and it can be read again.
         file.refresh().unwrap();
         assert_eq!(file.check().unwrap(), Stability::Unchanged, "{what}");
         assert_eq!(read_all(&file).len() as u64, file.stat().size, "{what}");
@@ -107,7 +107,7 @@ fn read_sparse(file: &OpenFile, spans: &[Span]) -> Vec<u8> {
 }
 
 #[test]
-fn holes_are_told_and_nothing_is_lost_between_them() {
+fn holes_are_found_and_no_data_is_lost_between_them() {
     let dir = tree(&[]);
     let mebibyte = 1 << 20;
     let cases: [(&str, u64, &[u64]); 5] = [
@@ -150,8 +150,8 @@ fn spans_stay_within_the_size_at_opening() {
 }
 
 #[test]
-fn files_of_proc_neither_hang_nor_lie_about_holes() {
-    // A size of nothing with content behind it, and a file that waits for the kernel to say something.
+fn files_of_proc_neither_block_nor_report_holes() {
+    // A file of size 0 that has content, and a file whose reads block until the kernel has a message.
     for path in ["/proc/self/status", "/proc/kmsg"] {
         let walked = match Source::at(path).try_walk() {
             Ok(walked) => walked,
@@ -164,7 +164,7 @@ fn files_of_proc_neither_hang_nor_lie_about_holes() {
         assert_eq!((file.stat().size, file.data_spans().unwrap()), (0, None));
         let mut content = [0; 4096];
         for _ in 0..200 {
-            // What matters is that each call comes back.
+            // Each call must return.
             match file.read_at(&mut content, 0) {
                 Ok(length) => assert!(length > 0 || path == "/proc/kmsg"),
                 Err(error) => {
@@ -194,7 +194,7 @@ fn reading_leaves_the_access_time_alone() {
 }
 
 #[test]
-fn a_lease_of_another_program_delays_and_does_not_refuse() {
+fn a_lease_of_another_program_delays_the_open_and_does_not_fail_it() {
     let dir = tree(&["f"]);
     let script = "import fcntl, os, signal, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -222,17 +222,17 @@ sys.stdin.read()";
     assert_eq!(read_all(&file.unwrap()), b"f");
 }
 
-/// Sets attributes and reads them back both ways; `handle` says whether the kind can be opened.
-fn expect_xattrs(found: &SourceEntry, expected: &BTreeMap<Vec<u8>, Vec<u8>>) {
-    let told = |xattrs: &Xattrs| {
-        // What the machine's security modules put on every file is none of this test's.
+/// Compares the attributes, read by path and, if the entry can be opened, by handle.
+fn expect_xattrs(entry: &SourceEntry, expected: &BTreeMap<Vec<u8>, Vec<u8>>) {
+    let own = |xattrs: &Xattrs| {
+        // The security modules of the machine set this one on every file.
         let ours = xattrs.iter().filter(|(name, _)| !name.starts_with(b"security.selinux"));
         ours.map(|(name, value)| (name.to_vec(), value.to_vec())).collect::<Vec<_>>()
     };
     let expected: Vec<_> = expected.clone().into_iter().collect();
-    assert_eq!(told(&found.xattrs().unwrap()), expected, "{}", found.path);
-    if let Ok(file) = found.open() {
-        assert_eq!(told(&file.xattrs().unwrap()), expected, "{}", found.path);
+    assert_eq!(own(&entry.xattrs().unwrap()), expected, "{}", entry.path);
+    if let Ok(file) = entry.open() {
+        assert_eq!(own(&file.xattrs().unwrap()), expected, "{}", entry.path);
     }
 }
 
@@ -247,7 +247,7 @@ fn attributes_of_every_kind_are_read() {
     }
     let mut many = BTreeMap::from([(b"user.probe".to_vec(), Vec::new())]);
     for number in 0..40 {
-        // More names and a longer value than the first answer has room for.
+        // More names and a longer value than fit into the first buffer.
         let name = format!("user.{}.{number}", "n".repeat(30));
         let value = vec![number; if number == 7 { 1500 } else { 3 }];
         xattr::set(at("f"), &name, &value).unwrap();
@@ -288,7 +288,7 @@ fn access_control_lists_are_attributes() {
 }
 
 #[test]
-fn names_of_owners_are_what_the_system_says() {
+fn names_of_owners_are_those_of_the_system() {
     let names = OwnerNames::new();
     for (database, ask) in [("passwd", true), ("group", false)] {
         let output = Command::new("getent").arg(database).output().unwrap().stdout;
@@ -300,12 +300,12 @@ fn names_of_owners_are_what_the_system_says() {
         }
         assert_eq!(first.get(&0).map(Vec::as_slice), Some(&b"root"[..]));
         for (id, name) in first {
-            let told = std::thread::scope(|scope| {
+            let both = std::thread::scope(|scope| {
                 let ask = || if ask { names.user(id) } else { names.group(id) };
                 let other = scope.spawn(ask);
                 (ask(), other.join().unwrap())
             });
-            assert_eq!((&*told.0, &*told.1), (&*name, &*name), "{database} {id}");
+            assert_eq!((&*both.0, &*both.1), (&*name, &*name), "{database} {id}");
         }
     }
     assert_eq!((&*names.user(4_000_000_123), &*names.group(4_000_000_123)), (&b""[..], &b""[..]));

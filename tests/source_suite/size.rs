@@ -12,7 +12,7 @@ use rustix::io::write;
 
 use crate::support::*;
 
-/// A folder whose content only `rm` can remove: its paths are longer than the system takes.
+/// A folder whose content only `rm` can remove: its paths are longer than the system accepts.
 struct Deep(tempfile::TempDir);
 
 impl Drop for Deep {
@@ -23,7 +23,7 @@ impl Drop for Deep {
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Makes folders in folders; in each a file before and one behind the next folder, holding its depth.
+/// Creates nested folders. Each has a file before and a file after the next folder in the order, which hold its depth.
 fn deep(levels: usize, name: &str) -> Deep {
     let dir = Deep(big_tree(&["deep/"]));
     let mut folder = open(dir.0.path().join("deep"), FOLDER, Mode::empty()).unwrap();
@@ -53,7 +53,7 @@ fn four_thousand_levels_of_long_names() {
     let root = dir.0.path().join("deep");
     let source = Source::at(&root);
     let mut visit = |found: backup_manager::source::SourceEntry| {
-        // Each folder adds as many bytes; counting slashes in a megabyte each time would take longer than the walk.
+        // Each folder adds 201 bytes; counting slashes in a megabyte each time would take longer than the walk.
         let level = found.path.as_bytes().len() / 201;
         if found.kind == MemberKind::File {
             files += 1;
@@ -71,7 +71,7 @@ fn four_thousand_levels_of_long_names() {
     assert!(problems.is_empty(), "{problems:?}");
     assert_eq!(files, 2 * levels);
     assert!(descriptors < 700, "{descriptors}");
-    // The way down is found again from the root, for the deepest first and last.
+    // The folders are opened again from the root, for the deepest first and last.
     assert_eq!(kept.len(), 16);
     for (found, level) in kept.iter().rev().chain(&kept) {
         let mut content = [0; 8];
@@ -83,14 +83,14 @@ fn four_thousand_levels_of_long_names() {
 }
 
 #[test]
-fn a_deep_folder_that_is_moved_away_is_told_and_not_looked_for_elsewhere() {
+fn a_deep_folder_that_was_moved_is_reported_and_not_searched_elsewhere() {
     let dir = deep(300, "d");
     let root = dir.0.path().join("deep");
     let found = Source::at(&root).walk().found;
     let files: Vec<_> = found.iter().filter(|found| found.kind == MemberKind::File).collect();
     assert_eq!(files.len(), 600);
     renameat(CWD, root.join("d/d"), CWD, root.join("d/moved")).unwrap();
-    // What lies in folders still open is read; the others are gone as far as the way there is concerned.
+    // Files in folders that are still open are read; the others cannot be reached any more.
     let gone = files.iter().filter_map(|file| file.open().err()).inspect(|problem| {
         assert_eq!(problem.kind, ProblemKind::Vanished, "{}", problem.reason);
     });
@@ -107,7 +107,7 @@ fn fill(folder: &Path, files: usize) {
     }
 }
 
-/// Walks one folder of `files` files without keeping what it finds.
+/// Walks one folder of `files` files without keeping the entries.
 fn walk_wide(folder: &Path, files: usize) {
     let mut next = 0;
     let mut last = None;
@@ -135,7 +135,7 @@ fn descriptors_do_not_grow_with_what_is_found() {
     let dir = big_tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let before = open_descriptors();
     let walked = Source::at(dir.path()).walk();
-    // Other tests of this process open some meanwhile.
+    // Other tests of this process open some at the same time.
     let after = open_descriptors();
     assert_eq!(walked.found.len(), 3001);
     assert!(after < before + 600, "{before} {after}");
@@ -153,6 +153,6 @@ fn a_million_names_in_one_folder() {
     };
     let before = peak();
     walk_wide(dir.path(), 1_000_000);
-    eprintln!("peak memory: {before} MiB before, {} MiB behind", peak());
+    eprintln!("peak memory: {before} MiB before, {} MiB after", peak());
     assert!(peak() < before + 64, "{before} {}", peak());
 }

@@ -13,7 +13,7 @@ use backup_manager::schedule::Excludes;
 use backup_manager::source::{SourceEntry, WalkOptions, WalkSummary, walk};
 use tempfile::TempDir;
 
-/// Everything a walk needs, with nothing left out to begin with.
+/// The options of a walk; nothing is excluded by default.
 pub struct Source {
     pub root: PathBuf,
     pub name: MemberPath,
@@ -22,7 +22,7 @@ pub struct Source {
     pub own_paths: Vec<PathBuf>,
 }
 
-/// What a walk told.
+/// What a walk visited and reported.
 #[derive(Debug)]
 pub struct Walked {
     pub found: Vec<SourceEntry>,
@@ -79,7 +79,7 @@ impl Source {
         Ok(Walked { found, problems, summary })
     }
 
-    /// Returns the one thing of this path below the root.
+    /// Returns the entry of this path below the root.
     pub fn find(&self, relative: &str) -> SourceEntry {
         let wanted = format!("{}/{relative}", self.name);
         let found = self.walk().found;
@@ -93,14 +93,14 @@ impl Walked {
     }
 }
 
-/// Makes a temporary folder with these files in it; a trailing `/` makes a folder. Each file holds its own path.
+/// Creates a temporary folder with these files in it; a trailing `/` creates a folder. Each file holds its own path.
 pub fn tree(files: &[&str]) -> TempDir {
     let dir = TempDir::new().unwrap();
     plant(dir.path(), files);
     dir
 }
 
-/// Makes one in memory where the machine offers that: for thousands of files, which a disk is slow to make.
+/// Creates such a folder in memory if the machine offers that: thousands of files take long to create on a disk.
 pub fn big_tree(files: &[&str]) -> TempDir {
     let dir = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
     plant(dir.path(), files);
@@ -119,7 +119,7 @@ pub fn plant(root: &Path, files: &[&str]) {
     }
 }
 
-/// Runs a program and says whether it succeeded; false too where there is no such program.
+/// Runs a program and returns whether it succeeded; false also if the program does not exist.
 pub fn succeeds(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
 }
@@ -132,12 +132,12 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Says visibly that a test did not run: past the test runner, which keeps what the print macros write.
+/// Reports that a test did not run. Writes to stderr directly, because the test runner captures the print macros.
 pub fn skip(reason: &str) {
     io::stderr().write_all(format!("skipped: {reason}\n").as_bytes()).unwrap();
 }
 
-/// Runs one ignored test of this file in a process of its own, behind `wrapper`; it finds `folder` in `TREE`.
+/// Runs one ignored test of this binary in a process of its own, started by `wrapper`; `TREE` is set to `folder`.
 pub fn in_own_process(wrapper: &[&str], test: &str, folder: &Path) {
     let output = Command::new(wrapper[0])
         .args(&wrapper[1..])
@@ -146,20 +146,20 @@ pub fn in_own_process(wrapper: &[&str], test: &str, folder: &Path) {
         .env("TREE", folder)
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// Returns the folder that `in_own_process` passed on; none when the test is run by hand.
+/// Returns the folder that `in_own_process` passed; `None` if the test was started directly.
 pub fn passed_folder() -> Option<PathBuf> {
     env::var_os("TREE").map(PathBuf::from)
 }
 
-/// A mounted file system that goes when this does.
+/// A mounted file system, unmounted on drop.
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// Mounts, or says visibly that it cannot.
+    /// Mounts, or reports that it cannot.
     pub fn new(args: &[&str], at: &Path) -> Option<Self> {
         let at_text = at.to_str().unwrap();
         let mounted = is_root() && succeeds("mount", &[args, &[at_text]].concat());
@@ -176,7 +176,7 @@ impl Drop for Mount {
     }
 }
 
-/// Numbers that are the same for the same seed.
+/// A random number generator with a seed.
 pub struct Seeded(pub u64);
 
 impl Seeded {

@@ -132,7 +132,7 @@ pub fn write(
         pass_records(options, state, records, catalog);
         (walker.and_then(join), assembler.and_then(join))
     });
-    if let Some(error) = state.failure() {
+    if let Some(error) = state.take_failure() {
         return Err(error);
     }
     match results {

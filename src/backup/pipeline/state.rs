@@ -94,8 +94,8 @@ impl<'a> PipelineState<'a> {
         self.is_stopped.load(Ordering::Relaxed)
     }
 
-    /// Returns the error that stopped the pipeline.
-    pub(super) fn failure(&self) -> Option<Error> {
+    /// Takes the error that stopped the pipeline.
+    pub(super) fn take_failure(&self) -> Option<Error> {
         self.lock().failure.take()
     }
 
