@@ -1,5 +1,6 @@
-//! Deleting archives (I8): row `deleting`, unlink, fsync the folder, then the row goes. Finishing it twice changes
-//! nothing. Unknown files stay; attempts that no row tells of any more are ours, and go.
+//! Deletion of archives (I8): the row is marked `deleting`, the file unlinked, its folder synced, the row deleted. Each
+//! step can be repeated. Unknown files are left alone; temporary files of attempts that have no row are ours, and are
+//! removed.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -10,38 +11,41 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::Store;
 
-/// Finishes what was marked `deleting`, by this process or one that died, and returns how many archives that were.
+/// Finishes the deletions that are marked `deleting`, by this process or by one that died, and returns the number of
+/// archives.
 ///
-/// Errors: that of the first file that could not be removed. The others go all the same.
+/// Errors: that of the first file that could not be removed; the others are removed all the same.
 pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let deleting = store.archives_being_deleted()?;
     if deleting.is_empty() {
         return Ok(0);
     }
     super::ensure_ours(home, store)?;
-    // No stable name may lead to what goes, not even for those who come after a kill.
+    // No stable link may point to a file that is removed, even if this process is killed in between.
     let schedules: BTreeSet<i64> = deleting.iter().map(|archive| archive.schedule).collect();
     let rows = schedules.into_iter().map(|id| store.schedule(id)).collect::<Result<Vec<_>>>()?;
-    let unmade = super::refresh_links_only(home, store, &rows)?;
-    let mut stuck = None;
+    let warnings = super::refresh_links_only(home, store, &rows)?;
+    let mut first_error = None;
     for archive in &deleting {
         match durable::remove(&home.backups().join(&archive.file_name)) {
             Ok(()) => store.remove_deleted(archive.run)?,
-            Err(error) => drop(stuck.get_or_insert(error)),
+            Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
-    if !unmade.is_empty() {
+    if !warnings.is_empty() {
+        // The removal has made room, which a link may need.
         super::refresh_links_only(home, store, &rows)?;
-        unmade.iter().for_each(|note| log::warn!("{note}"));
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
     }
-    stuck.map_or(Ok(deleting.len()), Err)
+    first_error.map_or(Ok(deleting.len()), Err)
 }
 
-/// Removes unfinished files in the folder `schedule` that belong to no attempt: the disk failed before they could be
-/// removed, or the power before that was synced. The folder must be known to be this database's.
+/// Removes temporary files in the folder of `schedule` that belong to no attempt. They remain when the disk failed
+/// before they could be removed, or the power before their removal was synced. The caller has checked that the archive
+/// folder belongs to this database.
 pub fn remove_orphaned_files(home: &Home, store: &Store, schedule: &str) -> Result<()> {
     let folder = home.backups().join(schedule);
-    // Listed before asked: who makes such a file has written its row before.
+    // The folder is listed before the rows are read: an attempt writes its row before it creates its file.
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -52,10 +56,10 @@ pub fn remove_orphaned_files(home: &Home, store: &Store, schedule: &str) -> Resu
     if found.is_empty() {
         return Ok(());
     }
-    let under_way: HashSet<String> = store.temporary_names()?.into_iter().collect();
-    for name in found.iter().filter(|name| !under_way.contains(&format!("{schedule}/{name}"))) {
+    let in_use: HashSet<String> = store.temporary_names()?.into_iter().collect();
+    for name in found.iter().filter(|name| !in_use.contains(&format!("{schedule}/{name}"))) {
         durable::remove(&folder.join(name))?;
-        log::info!("{schedule}: removed {name}, which an attempt left behind");
+        log::info!("{schedule}: removed {name}, an orphaned temporary file");
     }
     Ok(())
 }
