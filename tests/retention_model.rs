@@ -1,10 +1,10 @@
-//! Retention against a model written apart from it: the model asks of each archive by itself whether a rule keeps it.
+//! Compares retention with an independent model, which decides for each archive by itself whether a rule keeps it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backup_manager::clock::Timestamp;
-use backup_manager::maintenance::prune::{ArchiveFacts, Decision, KeepRule, decide};
+use backup_manager::maintenance::retention::{ArchiveFacts, Decision, KeepRule, decide};
 use backup_manager::schedule::Retention;
 use chrono_tz::Tz;
 use proptest::prelude::*;
@@ -15,14 +15,14 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 const START: i64 = 1_704_067_200_000;
 
 fn newer(a: &ArchiveFacts, b: &ArchiveFacts) -> bool {
-    (!a.legacy, a.run) > (!b.legacy, b.run)
+    (!a.is_legacy, a.run) > (!b.is_legacy, b.run)
 }
 
-/// The name of the period an archive falls into, such that later periods have greater names.
+/// Returns the name of the period that an instant falls into. The names of later periods are greater.
 fn period(rule: KeepRule, at: Timestamp, zone: Tz) -> String {
     let local = at.utc().with_timezone(&zone);
     match rule {
-        // The instant at which the local clock showed the full hour: in autumn the same hour comes twice.
+        // Named by the instant at which the local clock showed the full hour, since in autumn one hour occurs twice.
         KeepRule::Hourly => {
             let shown = local.format("%M:%S").to_string();
             let (minutes, seconds) = shown.split_once(':').unwrap();
@@ -36,10 +36,10 @@ fn period(rule: KeepRule, at: Timestamp, zone: Tz) -> String {
     }
 }
 
-fn strange(archives: &[ArchiveFacts], this: &ArchiveFacts) -> bool {
-    let ours: Vec<&ArchiveFacts> = archives.iter().filter(|a| !a.legacy).collect();
+fn is_misdated(archives: &[ArchiveFacts], this: &ArchiveFacts) -> bool {
+    let ours: Vec<&ArchiveFacts> = archives.iter().filter(|a| !a.is_legacy).collect();
     let ahead = |of: &ArchiveFacts| this.created_at.millis() - of.created_at.millis() > DAY_MS;
-    if this.legacy {
+    if this.is_legacy {
         return false;
     }
     let before = ours.iter().filter(|a| a.run < this.run).max_by_key(|a| a.run);
@@ -48,7 +48,7 @@ fn strange(archives: &[ArchiveFacts], this: &ArchiveFacts) -> bool {
     ahead(last) || before.is_some_and(|a| ahead(a)) && after.is_some_and(|a| ahead(a))
 }
 
-/// Says whether the policy keeps `this` when the archives `among` (itself included) share the places.
+/// Returns whether the policy keeps `this` when the archives `among`, which include it, take the places of the rules.
 fn kept_among(
     among: &[ArchiveFacts],
     this: &ArchiveFacts,
@@ -61,7 +61,7 @@ fn kept_among(
         limit.is_some_and(|limit| !limit.is_zero() && age_ms <= i64::try_from(limit.as_millis()).unwrap())
     };
     let rank = among.iter().filter(|a| newer(a, this)).count();
-    let mut kept = policy.all || within(policy.within) || this.manual && within(policy.manual);
+    let mut kept = policy.all || within(policy.within) || this.is_manual && within(policy.manual);
     kept |= (rank as u64) < u64::from(policy.last.unwrap_or(0));
     for (count, rule) in [
         (policy.hourly, KeepRule::Hourly),
@@ -80,23 +80,23 @@ fn kept_among(
 }
 
 fn model(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> BTreeSet<i64> {
-    let good: Vec<ArchiveFacts> = archives.iter().filter(|a| a.good).copied().collect();
+    let good: Vec<ArchiveFacts> = archives.iter().filter(|a| a.is_good).copied().collect();
     let Some(newest) = good.iter().find(|a| good.iter().all(|b| !newer(b, a))) else {
         return archives.iter().map(|a| a.run).collect();
     };
-    let whole = good.iter().filter(|a| a.whole).find(|a| good.iter().all(|b| !b.whole || !newer(b, a)));
+    let whole = good.iter().filter(|a| a.is_whole).find(|a| good.iter().all(|b| !b.is_whole || !newer(b, a)));
     let in_time = |list: &[ArchiveFacts]| -> Vec<ArchiveFacts> {
-        list.iter().filter(|a| !strange(archives, a)).copied().collect()
+        list.iter().filter(|a| !is_misdated(archives, a)).copied().collect()
     };
     let (good, all) = (in_time(&good), in_time(archives));
-    let stays = |this: &&ArchiveFacts| {
-        this.pinned
+    let is_kept = |this: &&ArchiveFacts| {
+        this.is_pinned
             || this.run == newest.run
             || whole.is_some_and(|whole| whole.run == this.run)
-            || strange(archives, this)
-            || kept_among(if this.good { &good } else { &all }, this, newest, policy, zone)
+            || is_misdated(archives, this)
+            || kept_among(if this.is_good { &good } else { &all }, this, newest, policy, zone)
     };
-    archives.iter().filter(stays).map(|a| a.run).collect()
+    archives.iter().filter(is_kept).map(|a| a.run).collect()
 }
 
 fn kept(decisions: &[Decision]) -> BTreeSet<i64> {
@@ -118,7 +118,7 @@ fn policies() -> impl Strategy<Value = Retention> {
 }
 
 prop_compose! {
-    /// Archives with gaps from minutes to months, a clock that now and then lies, and every kind of trouble.
+    /// Archives with gaps from minutes to months, a clock that is sometimes wrong, and every combination of flags.
     fn histories()(
         start in 0_i64..700,
         steps in prop::collection::vec(
@@ -132,16 +132,16 @@ prop_compose! {
         all_bad in prop::bool::weighted(0.05),
     ) -> Vec<ArchiveFacts> {
         let mut at = START + start * DAY_MS;
-        steps.into_iter().enumerate().map(|(index, (step, lie, good, whole, pinned, manual, legacy))| {
+        steps.into_iter().enumerate().map(|(index, (step, clock_error, good, whole, pinned, manual, legacy))| {
             at += step;
             ArchiveFacts {
                 run: index as i64 * 3 + 1,
-                legacy,
-                created_at: Timestamp::from_millis(at + lie),
-                good: good && !all_bad,
-                whole,
-                pinned,
-                manual,
+                is_legacy: legacy,
+                created_at: Timestamp::from_millis(at + clock_error),
+                is_good: good && !all_bad,
+                is_whole: whole,
+                is_pinned: pinned,
+                is_manual: manual,
             }
         }).collect()
     }
@@ -173,38 +173,38 @@ proptest! {
     }
 
     #[test]
-    fn the_newest_good_and_the_pinned_always_stay(archives in histories(), policy in policies(), zone in zones()) {
-        let stays = kept(&decide(&archives, &policy, zone));
-        for archive in archives.iter().filter(|a| a.pinned) {
-            prop_assert!(stays.contains(&archive.run));
+    fn the_newest_good_and_the_pinned_are_always_kept(archives in histories(), policy in policies(), zone in zones()) {
+        let kept_runs = kept(&decide(&archives, &policy, zone));
+        for archive in archives.iter().filter(|a| a.is_pinned) {
+            prop_assert!(kept_runs.contains(&archive.run));
         }
-        let newest = archives.iter().filter(|a| a.good).max_by_key(|a| (!a.legacy, a.run));
-        let whole = archives.iter().filter(|a| a.good && a.whole).max_by_key(|a| (!a.legacy, a.run));
+        let newest = archives.iter().filter(|a| a.is_good).max_by_key(|a| (!a.is_legacy, a.run));
+        let whole = archives.iter().filter(|a| a.is_good && a.is_whole).max_by_key(|a| (!a.is_legacy, a.run));
         for archive in newest.into_iter().chain(whole) {
-            prop_assert!(stays.contains(&archive.run));
+            prop_assert!(kept_runs.contains(&archive.run));
         }
         if newest.is_none() {
-            prop_assert_eq!(stays.len(), archives.len());
+            prop_assert_eq!(kept_runs.len(), archives.len());
         }
     }
 
     #[test]
-    fn what_is_kept_is_kept_again(archives in histories(), policy in policies(), zone in zones()) {
-        let stays = kept(&decide(&archives, &policy, zone));
-        let rest: Vec<ArchiveFacts> = archives.iter().filter(|a| stays.contains(&a.run)).copied().collect();
-        let newest = archives.iter().filter(|a| !a.legacy).map(|a| a.run).max();
-        // Where archives with times that cannot be right go, their neighbours' times may look different.
-        if archives.iter().any(|a| strange(&archives, a)) || rest.iter().any(|a| strange(&rest, a)) {
+    fn retention_of_the_kept_archives_keeps_them_all(archives in histories(), policy in policies(), zone in zones()) {
+        let kept_runs = kept(&decide(&archives, &policy, zone));
+        let rest: Vec<ArchiveFacts> = archives.iter().filter(|a| kept_runs.contains(&a.run)).copied().collect();
+        let newest = archives.iter().filter(|a| !a.is_legacy).map(|a| a.run).max();
+        // Once misdated archives are removed, the times of their neighbours may be judged differently.
+        if archives.iter().any(|a| is_misdated(&archives, a)) || rest.iter().any(|a| is_misdated(&rest, a)) {
             return Ok(());
         }
         if rest.iter().all(|a| Some(a.run) != newest) {
             return Ok(());
         }
-        prop_assert_eq!(kept(&decide(&rest, &policy, zone)), stays);
+        prop_assert_eq!(kept(&decide(&rest, &policy, zone)), kept_runs);
     }
 }
 
-/// One good archive a day at noon UTC, run numbers rising from 1.
+/// Returns one good archive a day, at noon UTC, with run numbers from 1 upwards.
 fn daily(days: i64) -> Vec<ArchiveFacts> {
     (0..days).map(|day| fact(day + 1, START + day * DAY_MS + 12 * HOUR_MS)).collect()
 }
@@ -212,20 +212,20 @@ fn daily(days: i64) -> Vec<ArchiveFacts> {
 fn fact(run: i64, at: i64) -> ArchiveFacts {
     ArchiveFacts {
         run,
-        legacy: false,
+        is_legacy: false,
         created_at: Timestamp::from_millis(at),
-        good: true,
-        whole: true,
-        pinned: false,
-        manual: false,
+        is_good: true,
+        is_whole: true,
+        is_pinned: false,
+        is_manual: false,
     }
 }
 
 #[test]
 fn the_default_keeps_days_weeks_and_months() {
     // 2024-01-01 was a Monday; the last day is 2024-12-30, a Monday too.
-    let stays = kept(&decide(&daily(365), &Retention::default(), Tz::UTC));
-    let days: Vec<String> = stays
+    let kept_runs = kept(&decide(&daily(365), &Retention::default(), Tz::UTC));
+    let days: Vec<String> = kept_runs
         .iter()
         .map(|run| Timestamp::from_millis(START + (run - 1) * DAY_MS).utc().format("%m-%d").to_string())
         .collect();
@@ -239,7 +239,7 @@ fn the_default_keeps_days_weeks_and_months() {
 }
 
 #[test]
-fn a_clock_a_year_ahead_for_a_while_costs_nothing_old() {
+fn a_clock_a_year_ahead_for_a_while_removes_no_old_archive() {
     let mut archives = daily(60);
     let before = kept(&decide(&archives, &Retention::default(), Tz::UTC));
     let year_ahead = START + (60 + 365) * DAY_MS;
@@ -248,16 +248,16 @@ fn a_clock_a_year_ahead_for_a_while_costs_nothing_old() {
     let after = kept(&decide(&archives, &Retention::default(), Tz::UTC));
     assert!((61..=65).all(|run| after.contains(&run)), "times that cannot be right: kept, {after:?}");
     let daily_kept = (59..=67).filter(|run| !(61..=65).contains(run)).all(|run| after.contains(&run));
-    assert!(daily_kept, "they take nobody's place: {before:?} {after:?}");
+    assert!(daily_kept, "they take no place in a rule: {before:?} {after:?}");
 }
 
 #[test]
-fn a_damaged_archive_fills_no_place_and_goes_in_its_time() {
+fn a_damaged_archive_takes_no_place_and_is_removed_in_its_time() {
     let mut archives = daily(30);
-    archives[28].good = false;
+    archives[28].is_good = false;
     let policy = Retention { daily: Some(3), ..Retention::EMPTY };
     assert_eq!(kept(&decide(&archives, &policy, Tz::UTC)), BTreeSet::from([27, 28, 29, 30]));
-    archives[28].good = true;
-    archives[10].good = false;
+    archives[28].is_good = true;
+    archives[10].is_good = false;
     assert_eq!(kept(&decide(&archives, &policy, Tz::UTC)), BTreeSet::from([28, 29, 30]));
 }

@@ -8,7 +8,8 @@ use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
-use crate::maintenance::prune::{self, Decision, PrunePlan};
+use crate::maintenance::prune::{self, PrunePlan};
+use crate::maintenance::retention::Decision;
 use crate::store::{Archive, ScheduleRow, Store};
 
 #[derive(Args)]

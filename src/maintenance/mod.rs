@@ -5,6 +5,7 @@ mod database_copies;
 pub mod drill;
 pub mod prune;
 pub mod rescan;
+pub mod retention;
 pub mod verify;
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! Retention, sudden changes and verification, on real archives.
+//! Retention, sources that shrink, verification, deletion and daily maintenance, on real archives.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -61,7 +61,7 @@ fn retention_is_applied_after_good_runs_and_never_after_failed_ones() {
     let runner = world.process(Role::Command);
     run_daily(&world, &runner, &row, 4);
     assert_eq!(runs_of(&world, &row), [3, 4]);
-    assert_eq!(world.archive_files().len(), 2, "the files went too");
+    assert_eq!(world.archive_files().len(), 2, "the files are removed as well");
     fs::rename(world.path("docs"), world.path("away")).unwrap();
     keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
     world.clock.advance(DAY);
@@ -84,7 +84,7 @@ fn a_prune_of_over_half_waits_for_the_next_good_run() {
 }
 
 #[test]
-fn pinned_archives_stay_and_forget_refuses_what_matters() {
+fn pinned_archives_are_kept_and_forget_refuses_pinned_and_newest_good_ones() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
@@ -102,7 +102,7 @@ fn pinned_archives_stay_and_forget_refuses_what_matters() {
 }
 
 #[test]
-fn nothing_goes_while_the_newest_good_archive_is_not_there() {
+fn nothing_is_pruned_while_the_file_of_the_newest_good_archive_is_missing() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
@@ -113,15 +113,15 @@ fn nothing_goes_while_the_newest_good_archive_is_not_there() {
     keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
     let plan = PrunePlan::compute(&world.store, &world.store.schedule(row.id).unwrap()).unwrap();
     let error = plan.apply(&world.home, &world.store).unwrap_err();
-    assert!(error.to_string().contains("is not there as it was"), "{error}");
+    assert!(error.to_string().contains("is missing or has changed"), "{error}");
     assert_eq!(runs_of(&world, &row).len(), 3);
-    // Marked since the plan was made: the choice does not hold any more.
+    // Marked as missing since the plan was computed, so the plan is no longer valid.
     assert_eq!(verify(&world, &newest).health, Health::Missing);
     assert_eq!(world.store.mark_deleting(&[1], &[newest.run]).unwrap_err().kind(), ErrorKind::Busy);
 }
 
 #[test]
-fn a_source_that_fell_by_more_than_half_is_kept_and_not_good_until_confirmed() {
+fn an_archive_of_a_source_that_shrank_by_more_than_half_is_not_good_until_confirmed() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     for n in 0..9 {
@@ -139,7 +139,7 @@ fn a_source_that_fell_by_more_than_half_is_kept_and_not_good_until_confirmed() {
     let archives = world.store.archives(Some(row.id)).unwrap();
     assert!(archives.iter().all(|archive| archive.good), "a later one like it confirms it");
 
-    // Once more, and this time the source comes back.
+    // The source shrinks once more, and this time it grows again.
     (0..30).for_each(|n| fs::write(world.path("docs").join(format!("x{n}")), "some content").unwrap());
     run_daily(&world, &runner, &row, 1);
     (0..30).for_each(|n| fs::remove_file(world.path("docs").join(format!("x{n}"))).unwrap());
@@ -153,7 +153,7 @@ fn a_source_that_fell_by_more_than_half_is_kept_and_not_good_until_confirmed() {
 }
 
 #[test]
-fn an_accepted_fall_is_not_suspicious() {
+fn a_source_accepted_beforehand_may_shrink() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     (0..9).for_each(|n| fs::write(world.path("docs").join(format!("{n}")), "some content").unwrap());
@@ -166,7 +166,7 @@ fn an_accepted_fall_is_not_suspicious() {
 }
 
 #[test]
-fn verification_names_the_damaged_member_and_marks_the_archive_and_can_mend_the_mark() {
+fn verification_names_the_damaged_member_and_marks_the_archive_until_it_is_good_again() {
     for compression in ["none", "gzip", "zstd"] {
         let world = World::new();
         let row = world.schedule("docs", "01:00");
@@ -198,7 +198,7 @@ fn verification_names_the_damaged_member_and_marks_the_archive_and_can_mend_the_
 }
 
 #[test]
-fn a_swapped_truncated_or_removed_file_is_found_and_a_folder_not_mounted_says_nothing() {
+fn a_swapped_truncated_or_removed_file_is_found_and_an_unmounted_folder_changes_nothing() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -213,7 +213,7 @@ fn a_swapped_truncated_or_removed_file_is_found_and_a_folder_not_mounted_says_no
     assert_eq!(verify(&world, &archives[1]).health, Health::Damaged, "swapped with another whole archive");
     fs::remove_file(&one).unwrap();
     fs::write(&one, &bytes[..bytes.len() - 700]).unwrap();
-    assert_eq!(verify(&world, &archives[0]).health, Health::Damaged, "cut off");
+    assert_eq!(verify(&world, &archives[0]).health, Health::Damaged, "truncated");
     fs::remove_file(&one).unwrap();
     assert_eq!(verify(&world, &archives[0]).health, Health::Missing);
     fs::remove_file(world.path("backups/.backup-manager")).unwrap();
@@ -224,14 +224,14 @@ fn a_swapped_truncated_or_removed_file_is_found_and_a_folder_not_mounted_says_no
 }
 
 #[test]
-fn a_deletion_cut_off_at_any_step_is_finished() {
+fn a_deletion_interrupted_at_any_step_is_finished() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
     let runner = world.process(Role::Command);
     run_daily(&world, &runner, &row, 3);
     let archives = world.store.archives(Some(row.id)).unwrap();
-    // Cut off behind the mark, and behind the unlink.
+    // Interrupted after the mark, and after the unlink.
     world.store.mark_deleting(&[1, 2], &[3]).unwrap();
     fs::remove_file(path_of(&world, &archives[1])).unwrap();
     for _ in 0..2 {
@@ -242,13 +242,13 @@ fn a_deletion_cut_off_at_any_step_is_finished() {
 }
 
 #[test]
-fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
+fn maintenance_verifies_every_archive_each_month_and_drills_each_week() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
     let mut service = world.service(false);
     let cancel = CancelToken::new();
-    let (mut drills, mut copies, mut most) = (0, 0, 0);
+    let (mut drills, mut copies, mut max_verified) = (0, 0, 0);
     for day in 0..75 {
         for _ in 0..24 {
             world.clock.advance(HOUR);
@@ -260,7 +260,7 @@ fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
             assert!(report.bad.is_empty());
             drills += report.drilled.len();
             copies += usize::from(report.copied);
-            most = most.max(report.verified.len());
+            max_verified = max_verified.max(report.verified.len());
         }
         for archive in world.store.archives(Some(row.id)).unwrap() {
             let age = world.clock.now().since(archive.verified_at.unwrap());
@@ -269,14 +269,14 @@ fn weeks_of_service_read_every_archive_every_month_and_drills_every_week() {
     }
     assert!((10..=12).contains(&drills), "{drills} drills in 75 days");
     assert!((74..=79).contains(&copies), "{copies} copies in 75 days");
-    assert!(most <= 6, "a little each day, not {most} archives at once");
+    assert!(max_verified <= 6, "a share each day, not {max_verified} archives at once");
     assert_eq!(fs::read_dir(world.path("backups/.database")).unwrap().count(), 7);
     let drill = world.store.last_drill(row.id).unwrap().unwrap();
     assert!(drill.passed && drill.files == 1);
 }
 
 #[test]
-fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
+fn maintenance_finds_a_damaged_archive_and_updates_the_stable_link() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -293,7 +293,7 @@ fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
             break;
         }
     }
-    // The drill of the first day found it already, if reading back did not.
+    // The restore test of the first day has found it already if verification did not.
     let good = world.store.newest_good(row.id).unwrap().unwrap();
     assert!(found.is_some() || good.run != newest.run);
     assert_eq!(good.run, 1);
@@ -301,7 +301,7 @@ fn a_week_with_a_damaged_archive_finds_it_and_the_stable_name_moves() {
 }
 
 #[test]
-fn old_runs_leave_the_history_and_those_with_archives_stay() {
+fn old_runs_are_removed_from_the_history_unless_they_have_an_archive() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
@@ -314,7 +314,7 @@ fn old_runs_leave_the_history_and_those_with_archives_stay() {
     world.clock.advance(DAY * 401);
     let service = world.service(false);
     let report = service.run_maintenance(&CancelToken::new()).unwrap();
-    assert_eq!(report.forgotten, 2, "the newest stays");
+    assert_eq!(report.forgotten, 2, "the newest is kept");
     let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
     assert_eq!(left, [1, 4]);
 }
