@@ -1,5 +1,5 @@
-//! The stable names: `docs.tar` leads to the newest good archive of `docs`, and what the old system left under such a
-//! name is moved aside.
+//! Stable links: `docs.tar` points to the newest good archive of `docs`. A file of the old system under such a name is
+//! renamed and added to the catalog.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::store::{LegacyArchive, ScheduleRow, Store};
 
-/// Makes the stable names of `schedules` (`docs.tar`) point to their newest good archives.
+/// Makes the stable links of `schedules` (`docs.tar`) point to their newest good archives.
 ///
-/// A regular file found under such a name is the old system's: it is moved aside without clobbering and taken into the
-/// catalog, pinned. Returns what is worth saying; where links cannot be made that is said, and never a failure.
+/// A regular file under such a name was created by the old system: it is renamed without replacing anything and added to
+/// the catalog, pinned. Returns notes for the user. A link that cannot be created is a note, never an error.
 pub fn refresh_stable_links(
     home: &Home,
     store: &Store,
@@ -33,33 +33,33 @@ pub fn refresh_stable_links(
     let _lock = FolderLock::acquire(home.backups())?;
     let mut notes = Vec::new();
     for row in schedules {
-        notes.extend(take_legacy_in(home, store, row, now)?);
-        notes.extend(refresh(home.backups(), store, row).err().and_then(|error| unmade(row, &error)));
+        notes.extend(adopt_legacy_files(home, store, row, now)?);
+        notes.extend(update_link(home.backups(), store, row).err().and_then(|error| link_note(row, &error)));
     }
     Ok(notes)
 }
 
-/// Like [`refresh_stable_links`], but leaves what the old system left where it is: reading that through takes long.
+/// Does what [`refresh_stable_links`] does, but leaves files of the old system alone: reading them in full takes long.
 pub fn refresh_links_only(home: &Home, store: &Store, schedules: &[ScheduleRow]) -> Result<Vec<String>> {
     if !home.backups().exists() {
         return Ok(Vec::new());
     }
     super::ensure_ours(home, store)?;
     let _lock = FolderLock::acquire(home.backups())?;
-    let notes =
-        schedules.iter().filter_map(|row| refresh(home.backups(), store, row).err().and_then(|e| unmade(row, &e)));
-    Ok(notes.collect())
+    let note = |row| update_link(home.backups(), store, row).err().and_then(|error| link_note(row, &error));
+    Ok(schedules.iter().filter_map(note).collect())
 }
 
-/// A file system that knows no links is worth one word, not one with every run.
-fn unmade(row: &ScheduleRow, error: &Error) -> Option<String> {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let note = format!("no stable name for {}: {error}", row.schedule.name);
-    let mut said = SAID.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    said.insert(note.clone()).then_some(note)
+/// Returns the note on a link that could not be created, and `None` if this process has returned it before: a file
+/// system without links is reported once, not with every run.
+fn link_note(row: &ScheduleRow, error: &Error) -> Option<String> {
+    static REPORTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let note = format!("no stable link for {}: {error}", row.schedule.name);
+    let mut reported = REPORTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    reported.insert(note.clone()).then_some(note)
 }
 
-fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
+fn update_link(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     let name = row.schedule.name.as_str();
     let newest = store.newest_good(row.id)?;
     for (extension, _) in EXTENSIONS {
@@ -77,9 +77,9 @@ fn refresh(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     Ok(())
 }
 
-/// Moves the old system's files aside, and takes those that lie aside into the catalog: a crash between the two heals
-/// itself.
-fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<Vec<String>> {
+/// Renames files of the old system, and adds renamed ones to the catalog. A crash between the two is repaired by the next
+/// call.
+fn adopt_legacy_files(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let name = row.schedule.name.as_str();
     let own_folder = home.backups().join(name);
@@ -89,9 +89,9 @@ fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp)
         if metadata.is_file() {
             durable::make_folder(&own_folder, home.folder_mode())?;
             let modified = Timestamp::from_millis(metadata.mtime().saturating_mul(1000));
-            let aside = own_folder.join(legacy_name(name, modified, extension));
-            durable::rename_no_replace(&found, &aside)?;
-            notes.push(format!("{} was there before: it is now {}, pinned", found.display(), aside.display()));
+            let renamed = own_folder.join(legacy_name(name, modified, extension));
+            durable::rename_new(&found, &renamed)?;
+            notes.push(format!("{} existed before: it is now {}, pinned", found.display(), renamed.display()));
         }
     }
     let Ok(entries) = fs::read_dir(&own_folder) else { return Ok(notes) };
@@ -101,13 +101,13 @@ fn take_legacy_in(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp)
         let Some(codec) = file.to_str().and_then(|text| legacy_codec(text, name)) else { continue };
         let file_name = format!("{name}/{}", file.to_string_lossy());
         if known.iter().all(|archive| archive.file_name != file_name) {
-            take_in(store, home, row, &entry.path(), file_name, codec, now)?;
+            add_to_catalog(store, home, row, &entry.path(), file_name, codec, now)?;
         }
     }
     Ok(notes)
 }
 
-fn take_in(
+fn add_to_catalog(
     store: &Store,
     home: &Home,
     row: &ScheduleRow,
@@ -116,7 +116,7 @@ fn take_in(
     codec: &'static str,
     now: Timestamp,
 ) -> Result<()> {
-    let metadata = fs::metadata(path).map_err(Error::io("look at", path))?;
+    let metadata = fs::metadata(path).map_err(Error::io("inspect", path))?;
     let facts = foreign::check_tar(path);
     let legacy = LegacyArchive {
         file_name,

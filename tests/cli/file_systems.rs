@@ -57,7 +57,7 @@ fn archives_work_on(kind: &str) {
     let _ = home.run(&["create", "a;09:00;docs"]).ok();
     for _ in 0..2 {
         let run = home.run(&["run", "docs"]).ok();
-        assert!(run.stderr.contains("no stable name for docs"), "what cannot be made is said: {run:?}");
+        assert!(run.stderr.contains("no stable link for docs"), "the link that cannot be created is reported: {run:?}");
     }
     let files = home.archive_files();
     assert_eq!(files.len(), 2, "each run has its own, and nothing half written stays: {files:?}");
