@@ -29,8 +29,8 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Some(copy) = &args.from_copy {
         let restored = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
         context.print_info(&format!("restored the copy {}", restored.copy.display()));
-        if let Some(aside) = restored.aside {
-            context.print_info(&format!("the previous database is now {}", aside.display()));
+        if let Some(previous) = restored.previous {
+            context.print_info(&format!("the previous database is now {}", previous.display()));
         }
     }
     let store = context.open_or_create()?;

@@ -1,4 +1,4 @@
-//! Copies of the database beside the archives, one a day, and putting one back.
+//! Copies of the database in the archive folder, one a day, and restoring the database from one.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,61 +14,60 @@ use crate::error::{Error, Result};
 use crate::home::{Home, with_suffix};
 use crate::store::{self, Store};
 
-/// Folder of the copies, in the archive folder.
-const FOLDER: &str = ".database";
-/// Copies that stay.
-const KEPT: usize = 7;
+/// Name of the folder of the copies, in the archive folder.
+const COPIES_FOLDER: &str = ".database";
+/// Number of copies that are kept.
+const KEPT_COPIES: usize = 7;
 
-/// A copy that was put back.
+/// A database that was restored from a copy.
 #[derive(Clone, Debug)]
 pub struct RestoredDatabase {
-    /// The copy, which stays.
+    /// The copy, which is kept.
     pub copy: PathBuf,
-    /// The database that was there, under its new name.
-    pub aside: Option<PathBuf>,
+    /// The new name of the previous database, if there was one.
+    pub previous: Option<PathBuf>,
 }
 
-/// Copies the database beside the archives, checks the copy from end to end before it gets its name, and lets the
-/// oldest copies go. Returns its path.
+/// Copies the database into the archive folder, checks the whole copy before it gets its name, and removes the oldest
+/// copies. Returns the path of the copy.
 pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathBuf> {
     archive_folder::ensure_ours(home, store)?;
-    let folder = home.backups().join(FOLDER);
+    let folder = home.backups().join(COPIES_FOLDER);
     durable::make_folder(&folder, home.folder_mode())?;
-    // What a killed process left half written: of several services one makes the copy, so nobody is using it.
+    // Temporary files of killed processes: only one of several services makes the copy, so no process uses them.
     durable::remove_abandoned(&folder)?;
-    let path = copy_of(home, now);
+    let path = copy_path(home, now);
     let pending = PendingFile::create(&path, home.file_mode())?;
     store.copy_into(pending.temp_path())?;
     store::check_copy(pending.temp_path())?;
-    let placed = pending.seal()?.persist(&path, false);
-    match placed {
-        Err(error) if path.exists() => log::debug!("a copy of this second exists: {error}"),
+    match pending.seal()?.persist(&path, false) {
+        Err(error) if path.exists() => log::debug!("a copy with this time exists: {error}"),
         other => drop(other?),
     }
-    // Those made under a clock that was ahead must not keep the true ones from staying; which of the two clocks is
-    // wrong, nobody knows.
-    for group in ahead_and_old(home, &path)? {
-        for path in group.iter().rev().skip(KEPT) {
+    // Copies made under a clock that was ahead must not displace those with the right time. Which of the two clocks is
+    // wrong is unknown, so both groups are kept.
+    for group in later_and_earlier(home, &path)? {
+        for path in group.iter().rev().skip(KEPT_COPIES) {
             durable::remove(path)?;
         }
     }
     Ok(path)
 }
 
-/// Returns what a copy made now is called.
-fn copy_of(home: &Home, now: Timestamp) -> PathBuf {
-    home.backups().join(FOLDER).join(format!("backup-{}.db", now.compact_utc()))
+/// Returns the path of a copy made at `now`.
+fn copy_path(home: &Home, now: Timestamp) -> PathBuf {
+    home.backups().join(COPIES_FOLDER).join(format!("backup-{}.db", now.compact_utc()))
 }
 
-/// Returns the copies that are called as later than `path`, and the others, oldest first.
-fn ahead_and_old(home: &Home, path: &Path) -> Result<[Vec<PathBuf>; 2]> {
-    let (ahead, old) = copies(home)?.into_iter().partition(|other| other.as_path() > path);
-    Ok([ahead, old])
+/// Returns the copies whose names have a later time than `path`, and the others, each oldest first.
+fn later_and_earlier(home: &Home, path: &Path) -> Result<[Vec<PathBuf>; 2]> {
+    let (later, earlier) = copies(home)?.into_iter().partition(|other| other.as_path() > path);
+    Ok([later, earlier])
 }
 
-/// Returns the copies beside the archives, oldest first.
-pub fn copies(home: &Home) -> Result<Vec<PathBuf>> {
-    let folder = home.backups().join(FOLDER);
+/// Returns the copies in the archive folder, oldest first.
+fn copies(home: &Home) -> Result<Vec<PathBuf>> {
+    let folder = home.backups().join(COPIES_FOLDER);
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -83,10 +82,10 @@ pub fn copies(home: &Home) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Puts a copy of the database in its place: `copy`, or the newest that is whole. What was there is moved aside.
+/// Restores the database from `copy`, or from the newest copy that is intact. The previous database is renamed.
 ///
-/// Errors: `NotFound` where there is no copy; `Busy` while anybody has the database open; `Damage` for a copy that is
-/// not whole, and then nothing is changed.
+/// Errors: `NotFound` if there is no copy; `Busy` while another process has the database open; `Damage` if the copy is
+/// damaged. In these cases nothing is changed.
 pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<RestoredDatabase> {
     let copy = match copy {
         Some(path) => {
@@ -95,62 +94,69 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
             store::check_copy(path)?;
             path.to_owned()
         }
-        None => newest_whole(home, now)?,
+        None => newest_intact_copy(home, now)?,
     };
-    let lock_path = with_suffix(home.db(), ".lock");
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(Error::io("open", &lock_path))?;
-    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Err(Error::busy(format!("others have the database {} open", home.db().display()))
-            .hint("stop the service first: `backup-manager stop`"));
-    }
-    // With the lock, nobody is using what a killed process left of this name.
+    let _lock = lock_database(home)?;
+    // With the lock no process uses a file of this name; one may remain of a killed process.
     let temporary = with_suffix(home.db(), ".put-back");
     durable::remove(&temporary)?;
     let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
     let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
     io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
     let sealed = pending.seal()?;
-    let aside = move_aside(home, now)?;
+    let previous = rename_previous(home, now)?;
     sealed.persist(home.db(), false)?;
-    Ok(RestoredDatabase { copy, aside })
+    Ok(RestoredDatabase { copy, previous })
 }
 
-/// Those that a clock made that was ahead come last.
-fn newest_whole(home: &Home, now: Timestamp) -> Result<PathBuf> {
-    let mut why = None;
-    for path in ahead_and_old(home, &copy_of(home, now))?.concat().into_iter().rev() {
+/// Locks the database against every other process. The lock lasts until the result is dropped.
+fn lock_database(home: &Home) -> Result<File> {
+    let path = with_suffix(home.db(), ".lock");
+    let lock =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(Error::busy(format!("other processes have the database {} open", home.db().display()))
+            .hint("stop the service first: `backup-manager stop`"));
+    }
+    Ok(lock)
+}
+
+/// Returns the newest copy that is intact. Copies with a time in the future, made under a clock that was ahead, are tried
+/// last.
+fn newest_intact_copy(home: &Home, now: Timestamp) -> Result<PathBuf> {
+    let mut newest_error = None;
+    for path in later_and_earlier(home, &copy_path(home, now))?.concat().into_iter().rev() {
         match store::check_copy(&path) {
             Ok(()) => return Ok(path),
-            Err(error) => why = why.or(Some(error)),
+            Err(error) => newest_error = newest_error.or(Some(error)),
         }
     }
-    Err(why.unwrap_or_else(|| {
-        Error::not_found(format!("there is no copy of the database in {}", home.backups().join(FOLDER).display()))
-            .hint("make the catalog anew from the archives: `backup-manager rescan`")
+    Err(newest_error.unwrap_or_else(|| {
+        Error::not_found(format!(
+            "there is no copy of the database in {}",
+            home.backups().join(COPIES_FOLDER).display()
+        ))
+        .hint("rebuild the catalog from the archives: `backup-manager rescan`")
     }))
 }
 
-/// Moves the database with what stands beside it: a journal must never meet another database.
-fn move_aside(home: &Home, now: Timestamp) -> Result<Option<PathBuf>> {
-    let there = fs::symlink_metadata(home.db()).is_ok_and(|found| found.size() > 0);
+/// Renames the database together with its journals, since a journal must never be applied to another database. Returns
+/// the new name; `None` if there was no database.
+fn rename_previous(home: &Home, now: Timestamp) -> Result<Option<PathBuf>> {
     const PARTS: [&str; 4] = ["-wal", "-shm", "-journal", ""];
-    let mut aside = with_suffix(home.db(), &format!(".aside-{}", now.compact_utc()));
-    // One that was put back and cut off in this very second has taken the name.
-    while PARTS.iter().any(|suffix| fs::symlink_metadata(with_suffix(&aside, suffix)).is_ok()) {
-        aside = with_suffix(&aside, "-again");
+    let exists = fs::symlink_metadata(home.db()).is_ok_and(|found| found.size() > 0);
+    let mut previous = with_suffix(home.db(), &format!(".aside-{}", now.compact_utc()));
+    // A restore that was interrupted in this same second may have taken the name.
+    while PARTS.iter().any(|suffix| fs::symlink_metadata(with_suffix(&previous, suffix)).is_ok()) {
+        previous = with_suffix(&previous, "-again");
     }
     for suffix in PARTS {
         let from = with_suffix(home.db(), suffix);
         match fs::symlink_metadata(&from) {
-            Ok(_) => durable::rename_no_replace(&from, &with_suffix(&aside, suffix))?,
+            Ok(_) => durable::rename_no_replace(&from, &with_suffix(&previous, suffix))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::io("inspect", &from)(error)),
         }
     }
-    Ok(there.then_some(aside))
+    Ok(exists.then_some(previous))
 }

@@ -1,5 +1,5 @@
-//! Restore drills: the newest good archive of a schedule is restored into scratch, compared with the catalog from the
-//! disk, and removed. What was not restored once is not known to be restorable.
+//! Restore tests (verb `drill`): the newest good archive of a schedule is restored into a scratch folder, compared with
+//! the catalog, and removed. Only an archive that was restored once is known to be restorable.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,34 +22,34 @@ use crate::progress::Observer;
 use crate::restore::{self, Options};
 use crate::store::{Archive, Drill, ScheduleRow, Store};
 
-/// Folder of drills in the archive folder, unless another is named.
-const FOLDER: &str = ".scratch";
-/// Bytes of content that one drill restores at most, by default.
+/// Name of the scratch folder in the archive folder, which is used unless another one is given.
+const SCRATCH_FOLDER: &str = ".scratch";
+/// Bytes of content that one drill restores at most by default.
 pub const SAMPLE_BYTES: u64 = 1 << 30;
-/// Files that are picked at most from an archive that is larger.
-const MOST_FILES: u64 = 1_000;
-/// Space that stays free beside what is restored.
+/// Number of files picked at most from an archive whose content is larger than that.
+const MAX_FILES: u64 = 1_000;
+/// Bytes that must stay free besides those restored.
 const SPARE_BYTES: u64 = 64 << 20;
-/// Differences that are told.
-const MOST_TOLD: usize = 20;
+/// Number of differences reported at most.
+const MAX_DIFFERENCES: usize = 20;
 
-/// What drills need besides home and store.
+/// What drills need besides the home and the database.
 pub struct DrillContext<'a> {
     /// The time.
     pub clock: &'a dyn Clock,
-    /// Who is told.
+    /// Receives progress and notes.
     pub observer: &'a dyn Observer,
-    /// Ends the work when it becomes true.
+    /// Ends the work early.
     pub cancel: &'a CancelToken,
-    /// Threads that decode.
+    /// Number of threads that decode.
     pub threads: usize,
-    /// Bytes of content restored at most.
+    /// Bytes of content restored at most; of a larger archive a sample is restored.
     pub sample_bytes: u64,
-    /// Where to restore; without it, below the archive folder.
+    /// Folder to restore into; `None` for one in the archive folder.
     pub scratch: Option<&'a Path>,
 }
 
-/// How a drill went.
+/// The result of a drill.
 #[derive(Clone, Debug)]
 pub struct DrillOutcome {
     /// Number of the run whose archive was restored.
@@ -58,15 +58,15 @@ pub struct DrillOutcome {
     pub files: u64,
     /// Bytes of their content.
     pub content_bytes: u64,
-    /// What was not as the catalog has it; empty if the drill passed.
+    /// Differences between the restored files and the catalog, in words; empty if the drill passed.
     pub differences: Vec<String>,
 }
 
-/// Restores the newest good archive of a schedule, or a sample of it, compares and removes it, and records how that
-/// went. An archive that does not come back as it was is verified too, which marks it.
+/// Restores the newest good archive of a schedule, or a sample of it, compares the restored files with the catalog,
+/// removes them, and records the result. An archive with differences is also verified, which marks it if it is damaged.
 ///
-/// Errors: `NotFound` where there is no good archive; `Busy` while another drill goes on; `DiskFull` where the scratch
-/// has no room; `Interrupted` after `cancel`. Nothing is recorded then.
+/// Errors: `NotFound` if there is no good archive; `Busy` while another drill is running; `DiskFull` if the scratch
+/// folder has too little space; `Interrupted` after `cancel`. In these cases nothing is recorded.
 pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillContext<'_>) -> Result<DrillOutcome> {
     archive_folder::ensure_ours(home, store)?;
     let archive = store.newest_good(row.id)?.ok_or_else(|| {
@@ -75,7 +75,7 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillConte
     })?;
     let scratch = Scratch::open(home, context.scratch)?;
     let sample = Sample::choose(store, &archive, context)?;
-    scratch.check_room(sample.content_bytes)?;
+    scratch.check_free_space(sample.content_bytes)?;
     let started = context.clock.now();
     let found = restore_and_compare(home, store, &archive, &sample, &scratch, context);
     let outcome = match found {
@@ -116,7 +116,7 @@ fn restore_and_compare(
     context: &DrillContext<'_>,
 ) -> Result<Vec<String>> {
     let opened = OpenArchive::from_catalog(home, store, archive.clone())?;
-    let target = scratch.fresh()?;
+    let target = scratch.create_target()?;
     let selection = match &sample.paths {
         Some(paths) => Selection::exactly(paths.clone())?,
         None => Selection::everything()?,
@@ -135,7 +135,7 @@ fn restore_and_compare(
     }
     let is_root = rustix::process::geteuid().is_root();
     opened.catalog_members(&mut |_, entry| {
-        if differences.len() < MOST_TOLD
+        if differences.len() < MAX_DIFFERENCES
             && selection.selects(&entry.member.path)
             && let Some(why) = difference(&target, &entry, is_root)?
         {
@@ -143,11 +143,11 @@ fn restore_and_compare(
         }
         Ok(())
     })?;
-    differences.truncate(MOST_TOLD);
+    differences.truncate(MAX_DIFFERENCES);
     Ok(differences)
 }
 
-/// Compares what was restored with what the catalog says; returns what differs.
+/// Compares a restored file with its member in the catalog; returns the first difference, in words.
 fn difference(target: &Path, entry: &CatalogMember, is_root: bool) -> Result<Option<String>> {
     let member = &entry.member;
     if matches!(member.kind, MemberKind::CharDevice | MemberKind::BlockDevice) {
@@ -196,16 +196,16 @@ fn difference(target: &Path, entry: &CatalogMember, is_root: bool) -> Result<Opt
     Ok((*hasher.finalize().as_bytes() != digest).then(|| "its content is another".to_owned()))
 }
 
-/// What of an archive is restored.
+/// The part of an archive that a drill restores.
 struct Sample {
-    /// Paths of files spread over the archive; without them, all of it.
+    /// Paths of files spread over the archive; `None` for all of it.
     paths: Option<Vec<MemberPath>>,
     files: u64,
     content_bytes: u64,
 }
 
 impl Sample {
-    /// All of an archive that is small enough, else files spread over it, others each time.
+    /// Chooses all of an archive that is small enough, else files spread over it, different ones each day.
     fn choose(store: &Store, archive: &Archive, context: &DrillContext<'_>) -> Result<Sample> {
         if archive.extent.content_bytes <= context.sample_bytes {
             return Ok(Sample {
@@ -214,12 +214,12 @@ impl Sample {
                 content_bytes: archive.extent.content_bytes,
             });
         }
-        let step = archive.extent.files.div_ceil(MOST_FILES).max(1);
+        let step = archive.extent.files.div_ceil(MAX_FILES).max(1);
         let days = context.clock.now().millis().div_euclid(86_400_000).unsigned_abs();
         let mut sample = Sample { paths: None, files: 0, content_bytes: 0 };
         let (mut paths, mut next, mut position) = (Vec::new(), Some(0), days % step);
         while let Some(from) = next {
-            let (members, behind) = store.members(archive.run, from, 256)?;
+            let (members, following) = store.members(archive.run, from, 256)?;
             for member in members.into_iter().map(|listed| listed.entry.member) {
                 if member.kind != MemberKind::File {
                     continue;
@@ -231,18 +231,18 @@ impl Sample {
                     paths.push(member.path);
                 }
             }
-            next = behind;
+            next = following;
         }
         if paths.is_empty() {
             return Err(Error::failed(format!("no file of @{} is small enough for a drill", archive.run))
-                .hint("let the drill restore more: --size"));
+                .hint("restore more with --size"));
         }
         sample.paths = Some(paths);
         Ok(sample)
     }
 }
 
-/// The folder that drills restore into, locked; what a killed drill left in it is removed first.
+/// The folder that drills restore into, locked. Files left in it by a killed drill are removed first.
 struct Scratch {
     folder: PathBuf,
     _locked: File,
@@ -250,23 +250,24 @@ struct Scratch {
 
 impl Scratch {
     fn open(home: &Home, named: Option<&Path>) -> Result<Scratch> {
-        let folder = named.map_or_else(|| home.backups().join(FOLDER), Path::to_owned);
+        let folder = named.map_or_else(|| home.backups().join(SCRATCH_FOLDER), Path::to_owned);
         durable::make_folder(&folder, home.folder_mode())?;
         let handle = File::open(&folder).map_err(Error::io("open", &folder))?;
         flock(&handle, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Error::busy(format!("another drill goes on in {}", folder.display())).hint("wait until it is over")
+            Error::busy(format!("another drill is running in {}", folder.display())).hint("wait until it has ended")
         })?;
         let scratch = Scratch { folder, _locked: handle };
         scratch.clear()?;
         Ok(scratch)
     }
 
-    /// The one name below the folder that drills use: whatever else lies there is not theirs.
+    /// Returns the only path in the folder that drills use. Whatever else is in the folder belongs to the user.
     fn target(&self) -> PathBuf {
         self.folder.join("backup-manager-drill")
     }
 
-    fn fresh(&self) -> Result<PathBuf> {
+    /// Creates the target, which [`clear`](Self::clear) has removed.
+    fn create_target(&self) -> Result<PathBuf> {
         let target = self.target();
         durable::make_folder(&target, 0o700)?;
         Ok(target)
@@ -278,35 +279,35 @@ impl Scratch {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(_) => {
-                // Folders without write permission keep what is in them from who is not root.
-                open_up(&target)?;
+                // Without root rights nothing can be removed from folders without write permission.
+                make_folders_writable(&target)?;
                 fs::remove_dir_all(&target).map_err(Error::io("remove", &target))
             }
         }
     }
 
-    fn check_room(&self, content_bytes: u64) -> Result<()> {
+    fn check_free_space(&self, content_bytes: u64) -> Result<()> {
         let facts = rustix::fs::statvfs(&self.folder)
             .map_err(io::Error::from)
-            .map_err(Error::io("look at the file system of", &self.folder))?;
-        let free = facts.f_bavail.saturating_mul(facts.f_frsize);
-        let wanted = content_bytes.saturating_add(content_bytes / 10).saturating_add(SPARE_BYTES);
-        if free >= wanted {
+            .map_err(Error::io("inspect the file system of", &self.folder))?;
+        let free_bytes = facts.f_bavail.saturating_mul(facts.f_frsize);
+        let needed_bytes = content_bytes.saturating_add(content_bytes / 10).saturating_add(SPARE_BYTES);
+        if free_bytes >= needed_bytes {
             return Ok(());
         }
         Err(Error::new(
             ErrorKind::DiskFull,
-            format!("a drill wants {wanted} bytes in {}, and {free} are free", self.folder.display()),
+            format!("a drill needs {needed_bytes} bytes in {}, and {free_bytes} are free", self.folder.display()),
         )
         .hint("name another folder with --scratch or BACKUP_SCRATCH, or restore less with --size"))
     }
 }
 
-fn open_up(folder: &Path) -> Result<()> {
+fn make_folders_writable(folder: &Path) -> Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(Error::io("set the mode of", folder))?;
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))?.flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            open_up(&entry.path())?;
+            make_folders_writable(&entry.path())?;
         }
     }
     Ok(())

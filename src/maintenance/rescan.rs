@@ -1,8 +1,8 @@
-//! The catalog made anew from the archive files (I12): schedules, runs, archives, chunks and members.
+//! Rebuilds the catalog from the archive files (I12): schedules, runs, archives, chunks and members.
 //!
-//! A file is ours if its name, its folder and the schedule in its header agree, and its trailer proves it. Its time and
-//! its run are those of its name: a file under several names is an archive of several runs. Everything else is listed
-//! and left alone. What the catalog knows already is not touched, so that a second rescan changes nothing.
+//! A file is ours if its name, its folder and the schedule in its header agree, and its trailer confirms its content. Its
+//! time and its run are those of its name: a file under several names is an archive of several runs. Everything else is
+//! listed and left alone. Archives that the catalog already has are not changed, so that a second rescan changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,27 +28,27 @@ use crate::progress::Observer;
 use crate::schedule::Schedule;
 use crate::store::{FoundArchive, Health, Store, Watermark};
 
-/// Rows that are written in one transaction, roughly.
+/// Approximate number of rows written in one transaction.
 const BATCH_ROWS: usize = 5_000;
 
-/// What a rescan found and did.
+/// The result of a rescan.
 #[derive(Clone, Debug, Default)]
 pub struct RescanReport {
-    /// Names of schedules that were made anew, paused.
+    /// Names of schedules that were created again, paused.
     pub schedules: Vec<String>,
-    /// Archives taken in, below the archive folder.
+    /// Archives added to the catalog: paths relative to the archive folder.
     pub added: Vec<String>,
-    /// Archives that the catalog knew.
+    /// Number of archives that the catalog already had.
     pub known: u64,
-    /// Archives of the catalog whose files are gone: marked.
+    /// Archives of the catalog whose files do not exist, now marked as missing.
     pub missing: Vec<String>,
-    /// Files that are not ours, or not where ours lie: left alone.
+    /// Files that are not ours, or not in the place of one of ours: left alone.
     pub foreign: Vec<PathBuf>,
-    /// Files that look like ours and are damaged, and why: left alone.
+    /// Damaged files with names of ours, and the damage: left alone.
     pub damaged: Vec<(PathBuf, String)>,
 }
 
-/// What the comment of a pax global header says.
+/// The comment in the pax global header of an archive.
 #[derive(Deserialize)]
 struct Comment {
     schedule: Schedule,
@@ -68,10 +68,11 @@ struct Candidate {
     trailer: Trailer,
 }
 
-/// Makes the catalog anew from the archive folder, which must be this database's by now: see
+/// Rebuilds the catalog from the archive folder, which must already belong to this database: see
 /// [`archive_folder::adopt`].
 ///
-/// Errors: `Interrupted` after `cancel`; what keeps the folder from being read or the database from being written.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the folder is not ours or cannot be read, or if the database cannot
+/// be written.
 pub fn rescan(
     home: &Home,
     store: &Store,
@@ -85,10 +86,10 @@ pub fn rescan(
     let mut report = RescanReport::default();
     let mut candidates = find_candidates(home, store, &mut report)?;
     candidates.sort_by_key(|candidate| (candidate.run, candidate.created_at));
-    make_schedules(store, &candidates, &mut report, now)?;
+    create_missing_schedules(store, &candidates, &mut report, now)?;
     for candidate in &candidates {
         if cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Interrupted, "the rescan was ended early").hint("run it again"));
+            return Err(Error::new(ErrorKind::Interrupted, "the rescan was interrupted").hint("run it again"));
         }
         observer.note(&format!("reading {}", candidate.file_name));
         match add_to_catalog(store, candidate, threads, cancel, now) {
@@ -106,8 +107,8 @@ pub fn rescan(
     Ok(report)
 }
 
-/// Says whether a rescan would have something to find for a database that knows no archives: the folder carries another
-/// database's identity, or holds files with names of ours.
+/// Returns whether a rescan would find something for a database without archives: the folder has the identity of another
+/// database, or holds files with names of ours.
 pub fn has_unknown_archives(home: &Home, store: &Store) -> Result<bool> {
     if !home.backups().is_dir() {
         return Ok(false);
@@ -127,13 +128,13 @@ pub fn has_unknown_archives(home: &Home, store: &Store) -> Result<bool> {
     Ok(false)
 }
 
-/// Looks at every file in the folders of schedules.
+/// Inspects every file in the folders of schedules.
 fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for folder in entries_of(home.backups())? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind = fs::symlink_metadata(&folder).map_err(Error::io("inspect", &folder))?.file_type();
-        // Our own: the identity, copies of the database, scratch. And stable names, which are links.
+        // Our own files: the identity, copies of the database, the scratch folder; and the stable links.
         if name.starts_with('.') || kind.is_symlink() {
             continue;
         }
@@ -148,7 +149,7 @@ fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Res
                 report.known += 1;
                 continue;
             }
-            match candidate(&path, &name, file_name) {
+            match inspect_file(&path, &name, file_name) {
                 Ok(Some(candidate)) => candidates.push(candidate),
                 Ok(None) => report.foreign.push(path),
                 Err(error) => report.damaged.push((path, error.to_string())),
@@ -168,10 +169,10 @@ fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Returns the file as ours, or nothing where it is not: by its name, its kind, its trailer or its comment.
+/// Returns the file as a candidate; `None` if it is not ours by its name, its kind or its comment.
 ///
-/// Errors: it is ours by name, and damaged or unreadable.
-fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Candidate>> {
+/// Errors: `Damage` if it is ours by name and damaged; the I/O error if it cannot be read.
+fn inspect_file(path: &Path, folder: &str, file_name: String) -> Result<Option<Candidate>> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(ArchiveName { created_at, run, .. }) = ArchiveName::parse(&file, folder) else { return Ok(None) };
     if !fs::symlink_metadata(path).map_err(Error::io("inspect", path))?.is_file() {
@@ -189,9 +190,13 @@ fn candidate(path: &Path, folder: &str, file_name: String) -> Result<Option<Cand
     Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source, reader, trailer }))
 }
 
-/// Makes the schedules that are missing as the newest archive of each has them, paused: what became of them since is
-/// not known.
-fn make_schedules(store: &Store, candidates: &[Candidate], report: &mut RescanReport, now: Timestamp) -> Result<()> {
+/// Creates the missing schedules, each as in its newest archive, and paused: it may have been changed or deleted since.
+fn create_missing_schedules(
+    store: &Store,
+    candidates: &[Candidate],
+    report: &mut RescanReport,
+    now: Timestamp,
+) -> Result<()> {
     let mut newest: BTreeMap<&str, &Schedule> = BTreeMap::new();
     for candidate in candidates {
         newest.insert(candidate.schedule.name.as_str(), &candidate.schedule);
@@ -260,7 +265,7 @@ fn add_to_catalog(
     store.finish_adding_archive(run, now)
 }
 
-/// An older database may know archives that retention has removed since.
+/// Marks archives whose files do not exist: an older database may have archives that retention has removed since.
 fn mark_missing(home: &Home, store: &Store, report: &mut RescanReport) -> Result<()> {
     for archive in store.archives(None)? {
         let path = home.backups().join(&archive.file_name);

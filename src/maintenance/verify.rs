@@ -1,6 +1,6 @@
-//! Verification: archive files are read back from disk, whole, and what differs is named and marked.
+//! Verification: reads archive files in full from disk, reports what differs, and marks damaged archives.
 //!
-//! Nothing is ever answered from the catalog alone: it says what the bytes have to be, and the disk says what they are.
+//! The catalog only supplies the expected digests; every verification reads the bytes on disk.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -16,14 +16,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::store::{Archive, Health, Store};
 
-/// What verification found of one archive file.
+/// The result of verifying one archive file.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// What is known of its bytes now.
+    /// The health of the file now.
     pub health: Health,
-    /// Paths of members that are not what was written, as bytes, each once.
+    /// Paths of members that differ from what was written, as bytes, each once.
     pub damaged_members: Vec<Vec<u8>>,
-    /// What is wrong with the file besides, in words.
+    /// Other damage to the file, in words.
     pub structure: Vec<String>,
     /// Bytes read.
     pub bytes: u64,
@@ -42,6 +42,7 @@ impl Findings {
         self.damaged_members.push(path);
     }
 
+    /// Removes repeated paths and sets the health according to the findings.
     fn with_health(mut self) -> Self {
         let mut seen = HashSet::new();
         self.damaged_members.retain(|path| seen.insert(path.clone()));
@@ -50,17 +51,17 @@ impl Findings {
         self
     }
 
-    /// Says whether every byte is what was written.
+    /// Returns whether every byte is what was written.
     pub fn is_good(&self) -> bool {
         self.health == Health::Good
     }
 }
 
-/// Reads the file of a complete archive back from disk, compares it with the catalog and its own trailer, and records
-/// what was found for it and for every archive that shares the file.
+/// Reads the file of a complete archive from disk, compares it with the catalog and its own trailer, and records its
+/// health, for this archive and for every other that shares the file.
 ///
-/// Errors: `Interrupted` after `cancel`; where the archive folder is not ours, or the file cannot be opened, nothing is
-/// recorded.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours or the file cannot be opened. In
+/// these cases nothing is recorded.
 pub fn verify_archive(
     home: &Home,
     store: &Store,
@@ -69,11 +70,11 @@ pub fn verify_archive(
     cancel: &CancelToken,
     now: Timestamp,
 ) -> Result<Findings> {
-    // A disk that is not mounted holds no archives, and that says nothing of them (I9).
+    // If the disk is not mounted, no file is found, which must not mark the archives as missing (I9).
     archive_folder::ensure_ours(home, store)?;
     let path = home.backups().join(&archive.file_name);
     let findings = match read_and_compare(store, archive, &path, threads, cancel) {
-        // Retention may have let it go while it waited for its turn.
+        // Retention may have removed the archive since it was selected.
         Err(error) if error.kind() == ErrorKind::NotFound && store.archive(archive.run)?.is_none() => {
             return Err(error);
         }
@@ -119,14 +120,14 @@ fn read_and_compare(
     }
     damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
     for damaged in &damaged {
-        name_damage(store, archive.run, &reader, damaged, last, &mut findings)?;
+        add_damaged_members(store, archive.run, &reader, damaged, last, &mut findings)?;
     }
     Ok(findings.with_health())
 }
 
-/// Names the members that a damaged chunk holds: those whose bytes differ where that can be told, else all of them,
-/// else the one whose content goes through it.
-fn name_damage(
+/// Adds the members in a damaged chunk to the findings: those whose bytes differ if that can be determined, else all
+/// that begin in it. If none begins in it, adds the member whose content passes through it.
+fn add_damaged_members(
     store: &Store,
     run: i64,
     reader: &ArchiveReader,
@@ -154,9 +155,9 @@ fn name_damage(
     Ok(())
 }
 
-/// Verifies a file with no database: by its own trailer, or, where another program made it, by reading it to its end.
+/// Verifies a file without a database: by its own trailer, or, if another program created it, by reading it to its end.
 ///
-/// Errors: `NotFound`; `Interrupted` after `cancel`; what keeps the file from being read at all.
+/// Errors: `NotFound`; `Interrupted` after `cancel`; the I/O error if the file cannot be read at all.
 pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<Findings> {
     let reader = ArchiveReader::open(path)?;
     let trailer = match reader.trailer() {
