@@ -1,17 +1,18 @@
-//! The names of archive files: how they are made and how they are recognised.
+//! The format of archive file names: formatting and parsing.
 //!
 //! An archive is `docs-20261123T023000Z-17.tar` in the folder of its schedule: schedule, time in UTC, run, extension.
-//! Until it is complete it has a temporary name, `.docs-20261123T023000Z-17.tar.1-3f9a0c2e.part`: attempt and a random
-//! part. A file of the old system that was moved aside is `docs-20261123T023000Z-legacy.tar`.
+//! Until it is complete it has a temporary name with the attempt and a random number:
+//! `.docs-20261123T023000Z-17.tar.1-3f9a0c2e.part`. A renamed file of the old system is
+//! `docs-20261123T023000Z-legacy.tar`.
 
 use chrono::{NaiveDateTime, TimeZone, Utc};
 
 use crate::clock::Timestamp;
 
-/// The extensions of archive files, each with the word for its codec.
+/// The extensions of archive files, each with the name of its codec.
 pub const EXTENSIONS: [(&str, &str); 3] = [("tar", "none"), ("tar.gz", "gzip"), ("tar.zst", "zstd")];
 
-/// No run has such a number; an archive that claims one would use up the numbers of later runs.
+/// Run numbers are below this. An archive with a higher number in its name would use up the numbers of later runs.
 const RUN_LIMIT: i64 = 1 << 40;
 
 /// The parts of an archive's file name.
@@ -19,7 +20,7 @@ const RUN_LIMIT: i64 = 1 << 40;
 pub struct ArchiveName<'a> {
     /// Name of the schedule.
     pub schedule: &'a str,
-    /// When the archive was made, to the second.
+    /// When the archive was created, to the second.
     pub created_at: Timestamp,
     /// Number of the run, at least 1.
     pub run: i64,
@@ -50,8 +51,7 @@ impl<'a> ArchiveName<'a> {
     }
 }
 
-/// Returns whether `file_name`, in the folder of `schedule`, is a temporary name as [`ArchiveName::temporary_name`]
-/// makes it.
+/// Returns whether `file_name`, in the folder of `schedule`, has the form of [`ArchiveName::temporary_name`].
 pub fn is_temporary_name(file_name: &str, schedule: &str) -> bool {
     let parse = || {
         let rest = file_name.strip_prefix('.')?.strip_suffix(".part")?;
@@ -68,12 +68,12 @@ pub fn is_temporary_name(file_name: &str, schedule: &str) -> bool {
     })
 }
 
-/// Returns the name for a file of the old system that is moved aside; `modified` is when the file changed last.
+/// Returns the new name of a file of the old system; `modified` is its modification time.
 pub fn legacy_name(schedule: &str, modified: Timestamp, extension: &str) -> String {
     format!("{schedule}-{}-legacy.{extension}", modified.compact_utc())
 }
 
-/// Returns the word for the codec of a file that has a name as [`legacy_name`] makes it; `None` for any other name.
+/// Returns the codec of a file whose name has the form of [`legacy_name`]; `None` for any other name.
 pub fn legacy_codec(file_name: &str, schedule: &str) -> Option<&'static str> {
     let rest = file_name.strip_prefix(schedule)?.strip_prefix('-')?;
     let (_, extension) = rest.split_once("-legacy.")?;
@@ -97,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_name_that_is_made_is_recognised(
+        fn a_formatted_name_is_parsed_back(
             schedule in "[a-z0-9._ é-]{1,20}",
             seconds in 0_i64..253_402_300_800,
             run in 1_i64..RUN_LIMIT,
@@ -111,7 +111,7 @@ mod tests {
             prop_assert!(is_temporary_name(&temporary, &schedule));
             let legacy = legacy_name(&schedule, created_at, extension);
             prop_assert!(legacy_codec(&legacy, &schedule).is_some());
-            // No name is taken for one of another kind, or of a schedule whose name is longer.
+            // No name is parsed as one of another kind, or of a schedule with a longer name.
             prop_assert!(!is_temporary_name(&file_name, &schedule) && !is_temporary_name(&legacy, &schedule));
             prop_assert_eq!(ArchiveName::parse(&temporary, &schedule), None);
             prop_assert_eq!(ArchiveName::parse(&legacy, &schedule), None);

@@ -1,4 +1,4 @@
-//! The one error type of the program, and the class of each error, which alone decides the exit code.
+//! The error type of the program. The kind of an error alone determines the exit code.
 
 use std::fmt;
 use std::io;
@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 /// The result of everything that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// The class of an error. It decides the exit code and nothing else does.
+/// The kind of an error, which alone determines the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The work could not be done.
     Failed,
-    /// The command line, a specification or a text file is wrong.
+    /// The command line, a specification or a text file is invalid.
     Usage,
-    /// The work was done, but not all of it.
+    /// The work was done only in part.
     Incomplete,
     /// Verification found damage or a difference.
     Damage,
-    /// No such database, schedule, run, archive or member.
+    /// The database, schedule, run, archive or member does not exist.
     NotFound,
-    /// Somebody else holds what is needed.
+    /// Another process has locked or claimed what is needed.
     Busy,
     /// Cancelled by SIGINT or on request.
     Interrupted,
     /// Cancelled by SIGTERM.
     Terminated,
-    /// The claim this write belonged to has passed to another worker (I4).
+    /// The claim of this write has passed to another worker (I4).
     Fenced,
     /// The file system or a quota is full.
     DiskFull,
@@ -58,34 +58,34 @@ pub struct Error {
 }
 
 impl Error {
-    /// Makes an error of a class with a message that names the thing.
+    /// Creates an error with a message that names what failed and on what.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error { kind, message: message.into(), hint: None, source: None }
     }
 
-    /// Makes an error of the class [`ErrorKind::Failed`].
+    /// Creates an error of the kind [`ErrorKind::Failed`].
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Failed, message)
     }
 
-    /// Makes an error of the class [`ErrorKind::Usage`].
+    /// Creates an error of the kind [`ErrorKind::Usage`].
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Usage, message)
     }
 
-    /// Makes an error of the class [`ErrorKind::NotFound`].
+    /// Creates an error of the kind [`ErrorKind::NotFound`].
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NotFound, message)
     }
 
-    /// Makes an error of the class [`ErrorKind::Busy`].
+    /// Creates an error of the kind [`ErrorKind::Busy`].
     pub fn busy(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Busy, message)
     }
 
-    /// Turns an I/O error on `path` into an error, for `map_err`: `act` says what was attempted ("read").
-    /// ENOSPC, EDQUOT and EFBIG become [`ErrorKind::DiskFull`].
-    pub fn io(act: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
+    /// Returns a conversion of I/O errors on `path`, for `map_err`. `action` is what was attempted ("read"). ENOSPC, EDQUOT
+    /// and EFBIG become [`ErrorKind::DiskFull`], every other error [`ErrorKind::Failed`].
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path: PathBuf = path.as_ref().to_owned();
         move |source| {
             let kind = match source.kind() {
@@ -94,7 +94,7 @@ impl Error {
                 }
                 _ => ErrorKind::Failed,
             };
-            Error::new(kind, format!("cannot {act} {}", path.display())).because(source)
+            Error::new(kind, format!("cannot {action} {}", path.display())).because(source)
         }
     }
 
@@ -112,12 +112,12 @@ impl Error {
         self
     }
 
-    /// Returns the class of the error.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Returns what to do next, where the error knows it.
+    /// Returns what to do next; `None` if no hint was added.
     pub fn next_step(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_a_class_of_its_own() {
+    fn a_full_disk_is_a_kind_of_its_own() {
         let error = Error::io("write", "/x")(io::Error::from_raw_os_error(28));
         assert_eq!(error.kind(), ErrorKind::DiskFull);
         assert_eq!(error.kind().exit_code(), 1);

@@ -1,6 +1,7 @@
-//! Scheduled backups into plain tar archives, with a catalog, history and proof in SQLite.
+//! Scheduled backups into plain tar archives, with a catalog, a history and verification results in SQLite.
 //!
-//! The modules stand on four floors, and a module imports from lower floors only; `docs/design.md` draws them.
+//! The modules form layers, and a module imports only from lower ones; `docs/design.md` shows them and
+//! `tests/tidy.rs` checks them.
 
 pub mod archive;
 pub mod archive_folder;

@@ -1,9 +1,9 @@
-//! Worker files: liveness is a lock, not a clock (I6).
+//! Heartbeat files and their liveness locks: whether a process is alive is decided by a lock, not by a clock (I6).
 //!
-//! A process that claims runs holds `flock` on a file of its own for as long as it lives; the kernel lets go of it
-//! however the process ends. The file is made under a temporary name, locked, and only then linked to its UUID, so
-//! that nobody ever finds it unlocked while its owner lives. What the owner is doing stands in the file, for `status`
-//! and for who waits.
+//! A process that claims runs has `flock` on a file of its own for as long as it lives; the kernel releases the lock
+//! however the process ends. The file is created under a temporary name, locked, and only then linked to its UUID, so
+//! that no process ever finds it unlocked while its owner is alive. The file holds the heartbeat of the process, which
+//! `status` and waiting commands read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,25 +18,25 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
-/// What a live worker says of itself.
+/// The heartbeat of a live worker. The names of the fields are part of the file format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Its process.
+    /// Its process ID.
     pub pid: u32,
-    /// When its loop last came round, in milliseconds since 1970; zero for a worker without one.
+    /// Its last scheduler tick, in milliseconds since 1970; for a command, when it registered.
     pub ticked_at_ms: i64,
-    /// Why it does nothing although it lives, if so.
+    /// Why it does no work although it is alive; `None` if it works.
     pub trouble: Option<String>,
-    /// The runs under way in it.
+    /// The runs it is working on.
     pub runs: Vec<RunHeartbeat>,
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunHeartbeat {
     /// Number of the run.
     pub run: i64,
-    /// What it is doing: `scanning`, `writing`, `proving`.
+    /// Phase of the run: `scanning`, `writing` or `proving` (post-write verification).
     pub phase: String,
     /// Members done.
     pub members: u64,
@@ -46,13 +46,13 @@ pub struct RunHeartbeat {
     pub members_total: Option<u64>,
     /// Bytes in all, if known or estimated.
     pub bytes_total: Option<u64>,
-    /// When it began, in milliseconds since 1970.
+    /// When it started, in milliseconds since 1970.
     pub started_at_ms: i64,
-    /// When the numbers last moved, in milliseconds since 1970.
+    /// When the numbers last changed, in milliseconds since 1970.
     pub moved_at_ms: i64,
 }
 
-/// This process as a worker. Its file is locked until this is dropped.
+/// This process as a worker. Its heartbeat file is locked until this is dropped.
 #[derive(Debug)]
 pub struct Worker {
     uuid: Uuid,
@@ -62,9 +62,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Makes and locks a worker file in `folder`, which is made if need be with `folder_mode`.
+    /// Creates and locks a heartbeat file in `folder`, which is created with `folder_mode` if it does not exist.
     pub fn register(folder: &Path, folder_mode: u32, now: Timestamp) -> Result<Worker> {
-        // Not while somebody sweeps: until it is locked, the new file looks like that of a dead worker.
+        // Until it is locked, the new file looks like that of a dead worker, so no other process may sweep meanwhile.
         let _registration = Registration::lock(folder, folder_mode)?;
         sweep(folder)?;
         let uuid = Uuid::new_v4();
@@ -76,25 +76,25 @@ impl Worker {
             .create_new(true)
             .mode(0o644)
             .open(&temporary)
-            .map_err(Error::io("create the worker file", &temporary))?;
+            .map_err(Error::io("create the heartbeat file", &temporary))?;
         let locked = flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
             .and_then(|()| fs::hard_link(&temporary, &path).or_else(|_| fs::rename(&temporary, &path)));
-        // Gone already where it was renamed: file systems without hard links.
+        // On file systems without hard links it was renamed and no longer exists.
         let _ = fs::remove_file(&temporary);
-        locked.map_err(Error::io("lock the worker file", &path))?;
+        locked.map_err(Error::io("lock the heartbeat file", &path))?;
         let heartbeat = Heartbeat { pid: std::process::id(), ticked_at_ms: now.millis(), ..Heartbeat::default() };
         let worker = Worker { uuid, path, file, heartbeat: Mutex::new(heartbeat) };
         worker.update(|_| {})?;
         Ok(worker)
     }
 
-    /// Returns the name of this worker in claims.
+    /// Returns the UUID that claims of this worker carry.
     pub fn uuid(&self) -> Uuid {
         self.uuid
     }
 
-    /// Changes what the worker says of itself, and writes it.
+    /// Changes the heartbeat and writes it.
     pub fn update(&self, change: impl FnOnce(&mut Heartbeat)) -> Result<()> {
         let mut heartbeat = self.heartbeat.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         change(&mut heartbeat);
@@ -103,42 +103,42 @@ impl Worker {
         self.file
             .write_all_at(&text, 0)
             .and_then(|()| self.file.set_len(text.len() as u64))
-            .map_err(Error::io("write the worker file", &self.path))
+            .map_err(Error::io("write the heartbeat file", &self.path))
     }
 
-    /// Changes the line of one run, which is added if it is not there.
+    /// Changes the heartbeat of one run, which is added if the worker has none for it.
     pub fn update_run(&self, run: i64, change: impl FnOnce(&mut RunHeartbeat)) -> Result<()> {
-        self.update(|heartbeat| match heartbeat.runs.iter_mut().find(|line| line.run == run) {
-            Some(line) => change(line),
+        self.update(|heartbeat| match heartbeat.runs.iter_mut().find(|entry| entry.run == run) {
+            Some(entry) => change(entry),
             None => {
-                let mut line = RunHeartbeat { run, ..RunHeartbeat::default() };
-                change(&mut line);
-                heartbeat.runs.push(line);
+                let mut entry = RunHeartbeat { run, ..RunHeartbeat::default() };
+                change(&mut entry);
+                heartbeat.runs.push(entry);
             }
         })
     }
 
-    /// Takes the line of a run that has ended away.
+    /// Removes the heartbeat of a run that has ended.
     pub fn forget_run(&self, run: i64) -> Result<()> {
-        self.update(|heartbeat| heartbeat.runs.retain(|line| line.run != run))
+        self.update(|heartbeat| heartbeat.runs.retain(|entry| entry.run != run))
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Unlinked while still locked: who finds the name gone knows the worker is.
+        // Unlinked while still locked: a missing file always means a dead worker.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Says whether the worker lives. Only a lock taken or a file gone means dead; any other answer means alive.
-/// A dead worker's file is removed.
+/// Returns whether the worker is alive. It is dead only if its file does not exist or could be locked; any other error
+/// means alive. The file of a dead worker is removed.
 pub fn is_alive(folder: &Path, uuid: &Uuid) -> bool {
     let path = folder.join(uuid.to_string());
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return false,
-        // Another user's file may be readable only; a lock needs no more.
+        // The file of another user may be readable only, which is enough for a lock.
         Err(_) => match File::open(&path) {
             Ok(file) => file,
             Err(error) => return error.kind() != io::ErrorKind::NotFound,
@@ -153,8 +153,8 @@ pub fn is_alive(folder: &Path, uuid: &Uuid) -> bool {
     }
 }
 
-/// Removes the files of dead workers, also of those that died before anything but the file told of them. The caller
-/// holds the registration.
+/// Removes the files of dead workers, including those of workers that died before they had a row in the database. The
+/// caller has the registration lock.
 fn sweep(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))?.flatten() {
         let name = entry.file_name();
@@ -170,23 +170,24 @@ fn sweep(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads what a worker says of itself; `None` if it is gone or was just writing.
+/// Reads the heartbeat of a worker; `None` if its file does not exist or was just being written.
 pub fn read_heartbeat(folder: &Path, uuid: &Uuid) -> Option<Heartbeat> {
     let text = fs::read(folder.join(uuid.to_string())).ok()?;
     let line = text.split(|&b| b == b'\n').next()?;
     serde_json::from_slice(line).ok()
 }
 
-/// Held while workers come and go, so that "is anybody serving?" and "I serve" are one act.
+/// The registration lock, held while workers register, so that checking for another service and registering this one is
+/// one atomic step.
 #[derive(Debug)]
 pub struct Registration {
     _locked: File,
 }
 
 impl Registration {
-    /// Waits for the lock on the folder of worker files, which is made if need be.
+    /// Waits for the lock on the folder of heartbeat files, which is created if it does not exist.
     pub fn lock(folder: &Path, folder_mode: u32) -> Result<Registration> {
-        make_private_folder(folder, folder_mode)?;
+        create_private_folder(folder, folder_mode)?;
         let handle = File::open(folder).map_err(Error::io("open the folder", folder))?;
         flock(&handle, FlockOperation::LockExclusive)
             .map_err(io::Error::from)
@@ -195,9 +196,9 @@ impl Registration {
     }
 }
 
-fn make_private_folder(folder: &Path, mode: u32) -> Result<()> {
+fn create_private_folder(folder: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(Error::io("make the folder", folder))
+    fs::DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(Error::io("create the folder", folder))
 }
 
 #[cfg(test)]
@@ -207,7 +208,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_000);
 
     #[test]
-    fn a_worker_is_alive_until_it_is_dropped_and_its_file_goes() {
+    fn a_worker_is_alive_until_it_is_dropped_and_its_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("workers");
         let worker = Worker::register(&folder, 0o700, NOW).unwrap();
@@ -221,17 +222,17 @@ mod tests {
     }
 
     #[test]
-    fn an_unlocked_file_is_dead_and_a_missing_one_too() {
+    fn a_worker_with_an_unlocked_or_missing_file_is_dead() {
         let dir = tempfile::tempdir().unwrap();
         let uuid = Uuid::new_v4();
         assert!(!is_alive(dir.path(), &uuid));
         fs::write(dir.path().join(uuid.to_string()), "").unwrap();
         assert!(!is_alive(dir.path(), &uuid));
-        assert!(!dir.path().join(uuid.to_string()).exists(), "a dead worker's file is removed");
+        assert!(!dir.path().join(uuid.to_string()).exists(), "the file of a dead worker is removed");
     }
 
     #[test]
-    fn who_registers_sweeps_away_what_dead_workers_left_and_nothing_else() {
+    fn registering_removes_the_files_of_dead_workers_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let living = Worker::register(dir.path(), 0o700, NOW).unwrap();
         let (whole, half) = (Uuid::new_v4().to_string(), format!(".{}", Uuid::new_v4()));
@@ -248,11 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn shorter_activity_leaves_nothing_of_the_longer_behind() {
+    fn a_shorter_heartbeat_replaces_a_longer_one_completely() {
         let dir = tempfile::tempdir().unwrap();
         let worker = Worker::register(dir.path(), 0o700, NOW).unwrap();
-        worker.update(|a| a.trouble = Some("x".repeat(500))).unwrap();
-        worker.update(|a| a.trouble = None).unwrap();
+        worker.update(|heartbeat| heartbeat.trouble = Some("x".repeat(500))).unwrap();
+        worker.update(|heartbeat| heartbeat.trouble = None).unwrap();
         assert_eq!(read_heartbeat(dir.path(), &worker.uuid()).unwrap().trouble, None);
     }
 }
