@@ -1,4 +1,4 @@
-//! Where everything lies: the database, the archives, the logs, and what stands beside the database.
+//! The paths of an installation: the database, the archives, the logs, and the files next to the database.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -10,12 +10,12 @@ use rustix::fs::StatVfsMountFlags;
 
 use crate::error::{Error, Result};
 
-/// The file that names the home for everyone on this machine.
+/// The file that holds the path of the home for all users of this machine.
 const MACHINE_WIDE: &str = "/etc/backup-manager/home";
 /// Name of the database in the home.
 const DATABASE: &str = "backup.db";
 
-/// HomeOptions given by flags or by the environment; flags are put in by the caller before the environment's.
+/// Paths given by options or environment variables. The caller gives options precedence over variables.
 #[derive(Clone, Debug, Default)]
 pub struct HomeOptions {
     /// `--home`, `BACKUP_HOME`.
@@ -41,12 +41,14 @@ pub struct Home {
 }
 
 impl Home {
-    /// Finds the home: the place given, the current folder if it holds a database, the path in
-    /// `/etc/backup-manager/home`, the current folder.
-    pub fn locate(places: &HomeOptions, current: &Path) -> Result<Home> {
-        let root = match &places.home {
+    /// Finds the home: the path given, else the current folder if it holds a database, else the path in
+    /// `/etc/backup-manager/home`, else the current folder.
+    ///
+    /// Errors: `Usage` if that is not an absolute path.
+    pub fn locate(options: &HomeOptions, current: &Path) -> Result<Home> {
+        let root = match &options.home {
             Some(home) => current.join(home),
-            None if places.db.is_some() || current.join(DATABASE).exists() => current.to_owned(),
+            None if options.db.is_some() || current.join(DATABASE).exists() => current.to_owned(),
             None => match fs::read(MACHINE_WIDE) {
                 Ok(line) => PathBuf::from(OsStr::from_bytes(line.trim_ascii())),
                 Err(_) => current.to_owned(),
@@ -62,10 +64,10 @@ impl Home {
             None => root.join(name),
         };
         Ok(Home {
-            db: below(&places.db, DATABASE),
-            backups: below(&places.backups, "backups"),
-            logs: below(&places.logs, "logs"),
-            group_read: places.group_read,
+            db: below(&options.db, DATABASE),
+            backups: below(&options.backups, "backups"),
+            logs: below(&options.logs, "logs"),
+            group_read: options.group_read,
             root,
         })
     }
@@ -90,7 +92,7 @@ impl Home {
         &self.logs
     }
 
-    /// Returns the folder with a locked file for each live worker.
+    /// Returns the folder with the heartbeat files of the live workers.
     pub fn workers(&self) -> PathBuf {
         with_suffix(&self.db, ".workers")
     }
@@ -100,10 +102,10 @@ impl Home {
         self.root.join("backup_schedules.txt")
     }
 
-    /// Returns a source as written in a schedule as an absolute path.
+    /// Returns the source of a schedule as an absolute path.
     pub fn source_path(&self, source: &[u8]) -> PathBuf {
         let joined = self.root.join(OsStr::from_bytes(source));
-        // Dropping `.` keeps messages readable; `..` stays, since it may cross a link.
+        // Without `.` messages are easier to read; `..` is kept, since it may cross a symbolic link.
         joined.components().collect()
     }
 
@@ -126,47 +128,51 @@ impl Home {
         if self.group_read { 0o440 } else { 0o400 }
     }
 
-    /// Returns the mode of folders that the program makes.
+    /// Returns the mode of folders that the program creates.
     pub fn folder_mode(&self) -> u32 {
         if self.group_read { 0o750 } else { 0o700 }
     }
 }
 
-/// Returns `path` with `suffix` behind its last component.
+/// Returns `path` with `suffix` appended to its last component.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
 }
 
-/// Says that the folder `what` cannot be written: who we are, whose it is, and the command that helps. `another` names
-/// how to choose another folder ("--logs or BACKUP_LOGS").
-pub fn unwritable(what: &str, folder: &Path, another: &str, cause: Error) -> Error {
+/// Returns the error for a folder that cannot be written. It states the user of this process, the owner of the folder and
+/// the command that helps. `what` describes the folder ("the log folder"); `options` are the options that select another
+/// one ("--logs or BACKUP_LOGS").
+pub fn unwritable(what: &str, folder: &Path, options: &str, cause: Error) -> Error {
     let exists = folder.is_dir();
     let nearest = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
-    let refusal = Refusal {
+    let facts = UnwritableFolder {
         uid: rustix::process::geteuid().as_raw(),
         owner: fs::metadata(nearest).map(|metadata| metadata.uid()).ok(),
-        missing: !exists,
-        read_only: rustix::fs::statvfs(nearest).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY)),
-        contained: ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()),
+        is_missing: !exists,
+        is_read_only: rustix::fs::statvfs(nearest).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY)),
+        is_in_container: ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()),
     };
-    Error::new(cause.kind(), refusal.message(what, folder)).because(cause).hint(refusal.way_out(folder, another))
+    Error::new(cause.kind(), facts.message(what, folder)).because(cause).hint(facts.hint(folder, options))
 }
 
-/// Why a folder cannot be written.
-struct Refusal {
+/// What is known about a folder that cannot be written.
+struct UnwritableFolder {
+    /// The user of this process.
     uid: u32,
+    /// The owner of the folder or of its nearest ancestor that exists.
     owner: Option<u32>,
-    missing: bool,
-    read_only: bool,
-    contained: bool,
+    is_missing: bool,
+    is_read_only: bool,
+    /// Whether this process is in a container.
+    is_in_container: bool,
 }
 
-impl Refusal {
+impl UnwritableFolder {
     fn message(&self, what: &str, folder: &Path) -> String {
         let (folder, uid) = (folder.display(), self.uid);
-        match (self.read_only, self.missing, self.owner.filter(|owner| *owner != uid)) {
+        match (self.is_read_only, self.is_missing, self.owner.filter(|owner| *owner != uid)) {
             (true, _, _) => format!("{what} {folder} is on a read-only file system"),
             (false, true, _) => format!("{what} {folder} is missing, and uid {uid} cannot make it"),
             (false, false, Some(owner)) => {
@@ -176,28 +182,28 @@ impl Refusal {
         }
     }
 
-    fn way_out(&self, folder: &Path, another: &str) -> String {
+    fn hint(&self, folder: &Path, options: &str) -> String {
         let (folder, uid) = (folder.display(), self.uid);
-        // Running as root only because a folder is root's is no advice.
-        let owner = self.owner.filter(|owner| *owner != uid && *owner != 0 && !self.missing);
-        match (self.contained, self.read_only) {
+        // Nobody should run as root only because a folder belongs to root.
+        let owner = self.owner.filter(|owner| *owner != uid && *owner != 0 && !self.is_missing);
+        match (self.is_in_container, self.is_read_only) {
             (true, true) => format!("mount a folder or a volume at {folder} that can be written (without `:ro`)"),
             (true, false) => {
                 let chown = "docker-compose run --rm --user 0 --entrypoint chown backup-system";
                 let or = owner.map(|o| format!(", or run as its owner: BACKUP_UID={o} in .env")).unwrap_or_default();
-                format!("run `{chown} -R {uid} {folder}`{or}, or name another folder with {another}")
+                format!("run `{chown} -R {uid} {folder}`{or}, or name another folder with {options}")
             }
-            (false, true) => format!("mount it writable, or name another folder with {another}"),
+            (false, true) => format!("mount it writable, or name another folder with {options}"),
             (false, false) => {
                 let or = owner.map(|owner| format!(" run as uid {owner},")).unwrap_or_default();
-                let make = if self.missing { format!("mkdir -p {folder}; sudo ") } else { String::new() };
-                format!("run `sudo {make}chown -R {uid} {folder}`,{or} or name another folder with {another}")
+                let make = if self.is_missing { format!("mkdir -p {folder}; sudo ") } else { String::new() };
+                format!("run `sudo {make}chown -R {uid} {folder}`,{or} or name another folder with {options}")
             }
         }
     }
 }
 
-/// Resolves the symbolic links of what exists of `path`, and keeps the rest as it stands.
+/// Resolves the symbolic links in the part of `path` that exists, and keeps the rest unchanged.
 fn resolved(path: &Path) -> PathBuf {
     if let Ok(whole) = fs::canonicalize(path) {
         return whole;
@@ -213,13 +219,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_win_and_the_rest_hangs_below_the_home() {
-        let places = HomeOptions {
+    fn given_paths_take_precedence_and_the_others_are_in_the_home() {
+        let options = HomeOptions {
             home: Some("/nowhere/home".into()),
             logs: Some("/elsewhere".into()),
             ..HomeOptions::default()
         };
-        let home = Home::locate(&places, Path::new("/")).unwrap();
+        let home = Home::locate(&options, Path::new("/")).unwrap();
         assert_eq!(home.db(), Path::new("/nowhere/home/backup.db"));
         assert_eq!(home.logs(), Path::new("/elsewhere"));
         assert_eq!(home.workers(), Path::new("/nowhere/home/backup.db.workers"));
@@ -228,33 +234,42 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_beside_the_database_follows_its_canonical_path() {
+    fn the_path_of_the_database_is_canonical() {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().join("real");
         fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, dir.path().join("link")).unwrap();
-        let places = HomeOptions { db: Some(dir.path().join("link/my.db")), ..HomeOptions::default() };
-        let home = Home::locate(&places, dir.path()).unwrap();
+        let options = HomeOptions { db: Some(dir.path().join("link/my.db")), ..HomeOptions::default() };
+        let home = Home::locate(&options, dir.path()).unwrap();
         assert_eq!(home.db(), fs::canonicalize(&real).unwrap().join("my.db"));
     }
 
     #[test]
-    fn who_may_not_write_is_told_whose_the_folder_is_and_what_to_run() {
+    fn the_error_for_an_unwritable_folder_names_its_owner_and_the_command_that_helps() {
         let folder = Path::new("/app/backups");
-        let other = Refusal { uid: 1000, owner: Some(501), missing: false, read_only: false, contained: false };
+        let other = UnwritableFolder {
+            uid: 1000,
+            owner: Some(501),
+            is_missing: false,
+            is_read_only: false,
+            is_in_container: false,
+        };
         assert_eq!(
             other.message("the archive folder", folder),
             "the archive folder /app/backups is not writable for uid 1000: it belongs to uid 501"
         );
-        let way = other.way_out(folder, "BACKUP_DIR");
-        assert!(way.contains("`sudo chown -R 1000 /app/backups`") && way.contains("uid 501"), "{way}");
-        let contained = Refusal { contained: true, ..other };
-        let way = contained.way_out(folder, "BACKUP_DIR");
-        assert!(way.contains("chown backup-system -R 1000 /app/backups`") && way.contains("BACKUP_UID=501"), "{way}");
-        let of_root = Refusal { owner: Some(0), ..contained };
-        assert!(!of_root.way_out(folder, "BACKUP_DIR").contains("BACKUP_UID"), "nobody is sent to run as root");
-        let read_only = Refusal { read_only: true, ..of_root };
+        let hint = other.hint(folder, "BACKUP_DIR");
+        assert!(hint.contains("`sudo chown -R 1000 /app/backups`") && hint.contains("uid 501"), "{hint}");
+        let contained = UnwritableFolder { is_in_container: true, ..other };
+        let hint = contained.hint(folder, "BACKUP_DIR");
+        assert!(
+            hint.contains("chown backup-system -R 1000 /app/backups`") && hint.contains("BACKUP_UID=501"),
+            "{hint}"
+        );
+        let of_root = UnwritableFolder { owner: Some(0), ..contained };
+        assert!(!of_root.hint(folder, "BACKUP_DIR").contains("BACKUP_UID"), "the hint never advises to run as root");
+        let read_only = UnwritableFolder { is_read_only: true, ..of_root };
         assert!(read_only.message("the archive folder", folder).contains("read-only file system"));
-        assert!(read_only.way_out(folder, "BACKUP_DIR").contains(":ro"));
+        assert!(read_only.hint(folder, "BACKUP_DIR").contains(":ro"));
     }
 }

@@ -1,4 +1,4 @@
-//! Schedules in and out: the old text file, JSON, and the text file that a service follows.
+//! Import and export of schedules: the old text file, JSON, and the text file that a service follows.
 
 use std::fs;
 use std::io;
@@ -13,44 +13,44 @@ use crate::schedule::text_file::{self, BadLine, Change, Entry};
 use crate::schedule::{Cadence, Schedule};
 use crate::store::{ScheduleRow, Store, Watermark};
 
-/// What an import did.
+/// The result of an import.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// Names of schedules that are new.
+    /// Names of created schedules.
     pub created: Vec<String>,
-    /// Names of schedules that changed.
+    /// Names of changed schedules.
     pub changed: Vec<String>,
-    /// Names of schedules that went.
+    /// Names of deleted schedules.
     pub deleted: Vec<String>,
-    /// Schedules that were already so.
+    /// Number of schedules that were already as imported.
     pub unchanged: usize,
 }
 
-/// All schedules as JSON holds them.
+/// All schedules as a JSON document.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    /// The form of this document.
+    /// Version of the format.
     version: u32,
     schedules: Vec<Schedule>,
 }
 
 const DOCUMENT_VERSION: u32 = 1;
 
-/// Reads a text file, or tells every bad line of it in one error.
+/// Parses a text file. Reports all bad lines in one usage error; `name` is the name of the file in it.
 pub fn parse_text(bytes: &[u8], name: &str) -> Result<Vec<Entry>> {
-    text_file::read(bytes).map_err(|bad| bad_lines(&bad, name))
+    text_file::read(bytes).map_err(|bad| bad_lines_error(&bad, name))
 }
 
-fn bad_lines(bad: &[BadLine], name: &str) -> Error {
+fn bad_lines_error(bad: &[BadLine], name: &str) -> Error {
     let lines: String = bad.iter().map(|line| format!("\n  {line}")).collect();
     let count = if bad.len() == 1 { "1 bad line".to_owned() } else { format!("{} bad lines", bad.len()) };
     Error::usage(format!("{name} has {count}, and nothing of it was imported:{lines}"))
         .hint("a line is PATH;HH:MM;NAME; correct these and import again")
 }
 
-/// Imports the entries of a text file in one transaction. Options that the file cannot hold stay as they are; `replace`
-/// also deletes what the file lacks.
+/// Imports the entries of a text file in one transaction. Options that the file cannot hold are not changed. With
+/// `replace`, schedules that are not in the file are deleted.
 pub fn import_text(store: &Store, entries: &[Entry], replace: bool, zone: Tz, now: Timestamp) -> Result<Imported> {
     let rows = store.schedules()?;
     let wanted = entries.iter().map(|entry| {
@@ -63,7 +63,10 @@ pub fn import_text(store: &Store, entries: &[Entry], replace: bool, zone: Tz, no
     import(store, &rows, wanted.collect(), replace, zone, now)
 }
 
-/// Imports a JSON document made by [`export_json`] in one transaction.
+/// Imports a JSON document of [`export_json`] in one transaction. With `replace`, schedules that are not in it are
+/// deleted.
+///
+/// Errors: `Usage` if the document is invalid; then nothing is changed.
 pub fn import_json(
     store: &Store,
     bytes: &[u8],
@@ -72,15 +75,15 @@ pub fn import_json(
     zone: Tz,
     now: Timestamp,
 ) -> Result<Imported> {
-    let refuse = |e| {
+    let invalid = |e| {
         Error::usage(format!("{name} is not a JSON document of schedules, and nothing of it was imported"))
             .because(e)
             .hint("make one with `backup-manager export --format json`")
     };
-    let document: Document = serde_json::from_slice(bytes).map_err(refuse)?;
+    let document: Document = serde_json::from_slice(bytes).map_err(invalid)?;
     if document.version != DOCUMENT_VERSION {
         return Err(Error::usage(format!(
-            "{name} has the form {}, and this program knows {DOCUMENT_VERSION}",
+            "{name} has the format version {}, and this program supports {DOCUMENT_VERSION}",
             document.version
         ))
         .hint("import it with the version that wrote it, or a newer one"));
@@ -92,7 +95,7 @@ pub fn import_json(
     import(store, &store.schedules()?, document.schedules, replace, zone, now)
 }
 
-/// Makes the schedules under their names what they are wanted to be.
+/// Creates and changes schedules so that those with the names of `wanted` are equal to them.
 fn import(
     store: &Store,
     rows: &[ScheduleRow],
@@ -129,7 +132,7 @@ fn import(
     Ok(imported)
 }
 
-/// Writes the schedules as a text file; also returns those it cannot hold, each with the reason.
+/// Formats the schedules as a text file. Also returns the names of those that it cannot hold, each with the reason.
 pub fn export_text(rows: &[ScheduleRow]) -> (Vec<u8>, Vec<(String, String)>) {
     let mut entries = Vec::new();
     let mut left_out = Vec::new();
@@ -152,7 +155,7 @@ pub fn export_text(rows: &[ScheduleRow]) -> (Vec<u8>, Vec<(String, String)>) {
     (written.text, left_out)
 }
 
-/// Writes the schedules with all their options as JSON.
+/// Formats the schedules with all their options as a JSON document.
 pub fn export_json(rows: &[ScheduleRow]) -> Result<Vec<u8>> {
     let schedules = rows.iter().map(|row| row.schedule.clone()).collect();
     let mut text = serde_json::to_vec_pretty(&Document { version: DOCUMENT_VERSION, schedules })
@@ -161,61 +164,61 @@ pub fn export_json(rows: &[ScheduleRow]) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// A text file that a service follows, and what it looked like when it was last read.
+/// A text file that a service follows, and its state when it was last read.
 #[derive(Debug)]
 pub struct TextFileState {
     path: PathBuf,
-    seen: Option<Seen>,
-    /// A newer state, looked at once: an editor may be in the middle of writing it.
-    newer: Option<Seen>,
+    last_read: Option<FileStamp>,
+    /// A newer state that was seen once: an editor may still be writing the file.
+    pending: Option<FileStamp>,
 }
 
-/// What tells one state of the file from another without reading it.
+/// Distinguishes one state of the file from another without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
+enum FileStamp {
     Missing,
     File { device: u64, inode: u64, size: u64, modified: (i64, i64), changed: (i64, i64) },
 }
 
 impl TextFileState {
-    /// Makes the state of a file that has not been read.
+    /// Creates the state of a file that has not been read.
     pub fn new(path: PathBuf) -> Self {
-        TextFileState { path, seen: None, newer: None }
+        TextFileState { path, last_read: None, pending: None }
     }
 
-    /// Says whether the file is another than the one last read.
+    /// Returns whether the file differs from the state last read and from the pending one.
     pub fn has_changed(&self) -> bool {
-        look(&self.path).is_ok_and(|now| ![&self.seen, &self.newer].contains(&&Some(now)))
+        stamp_of(&self.path).is_ok_and(|now| ![&self.last_read, &self.pending].contains(&&Some(now)))
     }
 }
 
-/// Reads the file if it changed and applies the lines that differ from the text last imported (§4). Bad lines are an
-/// error in the log and in `status`, and nothing is applied; a missing file, or a folder in its place, is a warning.
+/// Reads the file if it changed, and applies the lines that differ from the text last imported. Bad lines are logged and
+/// reported by `status` as an error, and nothing is applied. A missing file, or a folder in its place, is a warning.
 ///
-/// A change is applied when the file looks the same the next time, since it may be half written. Returns whether it
-/// wants to look again soon.
+/// A change is applied only when the file is unchanged at the next call, since it may be written in parts. Returns whether
+/// such a change is pending and the next call should come soon.
 pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now: Timestamp) -> Result<bool> {
-    let seen = look(&state.path)?;
-    if state.seen.as_ref() == Some(&seen) {
-        state.newer = None;
+    let stamp = stamp_of(&state.path)?;
+    if state.last_read.as_ref() == Some(&stamp) {
+        state.pending = None;
         return Ok(false);
     }
-    if state.seen.is_some() && state.newer.as_ref() != Some(&seen) {
-        state.newer = Some(seen);
+    if state.last_read.is_some() && state.pending.as_ref() != Some(&stamp) {
+        state.pending = Some(stamp);
         return Ok(true);
     }
     let name = state.path.display().to_string();
-    if seen == Seen::Missing {
-        log::warn!("{name} is not a file; the schedules stay as they are");
+    if stamp == FileStamp::Missing {
+        log::warn!("{name} is not a file; the schedules are not changed");
         store.set_import_error(None)?;
-        state.seen = Some(seen);
+        state.last_read = Some(stamp);
         return Ok(false);
     }
     let bytes = fs::read(&state.path).map_err(Error::io("read", &state.path))?;
     match parse_text(&bytes, &name) {
         Ok(entries) => {
             let last = store.imported()?;
-            // What was applied once parses; were it otherwise, every line would count as new.
+            // Text that was applied once is valid. If it were not, every line would count as new.
             let before = last.text.as_deref().and_then(|text| parse_text(text, &name).ok()).unwrap_or_default();
             apply_changes(store, &text_file::changes(&before, &entries), zone, now)?;
             if last.text.as_deref() != Some(&bytes[..]) || last.error.is_some() {
@@ -227,25 +230,25 @@ pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now:
             store.set_import_error(Some(&error.to_string()))?;
         }
     }
-    state.seen = Some(seen);
+    state.last_read = Some(stamp);
     Ok(false)
 }
 
-fn look(path: &Path) -> Result<Seen> {
+fn stamp_of(path: &Path) -> Result<FileStamp> {
     use std::os::unix::fs::MetadataExt;
     match fs::metadata(path) {
-        Ok(m) if m.is_file() => Ok(Seen::File {
+        Ok(m) if m.is_file() => Ok(FileStamp::File {
             device: m.dev(),
             inode: m.ino(),
             size: m.len(),
             modified: (m.mtime(), m.mtime_nsec()),
             changed: (m.ctime(), m.ctime_nsec()),
         }),
-        Ok(_) => Ok(Seen::Missing),
+        Ok(_) => Ok(FileStamp::Missing),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(Seen::Missing)
+            Ok(FileStamp::Missing)
         }
-        Err(error) => Err(Error::io("look at", path)(error)),
+        Err(error) => Err(Error::io("inspect", path)(error)),
     }
 }
 
@@ -271,15 +274,15 @@ fn apply_changes(store: &Store, changes: &[Change], zone: Tz, now: Timestamp) ->
                     edited.push((row.id, schedule, watermark));
                 }
             }
-            // Its times were changed to a cron expression by command: the lines that went were no longer its own.
-            (Some(row), None) if daily.is_empty() => log::info!("{}: left as it is", row.schedule.name),
+            // A command gave it a cron expression, so the removed lines no longer describe it.
+            (Some(row), None) if daily.is_empty() => log::info!("{}: not changed", row.schedule.name),
             (Some(row), None) => {
-                log::info!("{}: deleted by the text file; its history and archives stay", change.name);
+                log::info!("{}: deleted by the text file; its history and archives are kept", change.name);
                 deleted.push(row.id);
             }
             (None, Some(times)) => {
                 let Some(source) = change.source.clone() else { continue };
-                log::info!("{}: made by the text file", change.name);
+                log::info!("{}: created by the text file", change.name);
                 let schedule = Schedule::new(change.name.clone(), source, Cadence::Daily(times));
                 let watermark = Watermark::starting(&schedule, zone, now);
                 created.push((schedule, watermark));
