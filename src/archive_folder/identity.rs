@@ -130,7 +130,7 @@ fn write_identity(home: &Home, store: &Store, replace: bool) -> Result<()> {
     let folder = home.backups();
     let text = serde_json::to_vec(&Identity { database: store.identity() })
         .map_err(|e| Error::failed("cannot write the identity").because(e))?;
-    durable::put(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
+    durable::write_file(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
 }
 
 fn check_writable(folder: &Path) -> Result<()> {

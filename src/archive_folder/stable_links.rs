@@ -90,7 +90,7 @@ fn adopt_legacy_files(home: &Home, store: &Store, row: &ScheduleRow, now: Timest
             durable::make_folder(&own_folder, home.folder_mode())?;
             let modified = Timestamp::from_millis(metadata.mtime().saturating_mul(1000));
             let renamed = own_folder.join(legacy_name(name, modified, extension));
-            durable::rename_new(&found, &renamed)?;
+            durable::rename_no_replace(&found, &renamed)?;
             notes.push(format!("{} existed before: it is now {}, pinned", found.display(), renamed.display()));
         }
     }
