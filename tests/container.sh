@@ -127,7 +127,7 @@ test_build() {
   expect "a verb after docker run" 10 'there is no database in /app/db' docker run --rm backup-manager list
   expect "docker run with a volume" 0 'docs;09:00' docker run --rm --tmpfs /app/db backup-manager create --plain 'data/docs;09:00;docs'
   expect "help" 0 'restore|run' docker run --rm backup-manager --help
-  expect "an unknown setting stops serve" 2 'BACKUP_COMPRES is set, and there is no such setting' \
+  expect "an unknown setting stops serve" 2 'BACKUP_COMPRES is set, but there is no such setting' \
     docker run --rm -e BACKUP_COMPRES=zstd backup-manager
   expect "variables that an orchestrator injects do not" 1 'BACKUP_NICE|read-only|not writable|missing' \
     docker run --rm --read-only -e BACKUP_SYSTEM_SERVICE_HOST=10.0.0.1 -e BACKUP_PORT_80_TCP=tcp://10.0.0.1 backup-manager
@@ -239,7 +239,7 @@ test_lost_volume() {
   if verb_exists rescan && bm rescan --help 2>&1 | grep -q from-copy; then
     expect "rescan refuses while the service runs" 11 'stop' bm rescan --from-copy
     dc stop >/dev/null 2>&1
-    expect "rescan --from-copy" 0 'put back' dc run --rm backup-system rescan --from-copy
+    expect "rescan --from-copy" 0 'restored the copy' dc run --rm backup-system rescan --from-copy
     dc start >/dev/null 2>&1
     eventually "healthy again" 60 is_health healthy
     expect "the schedules are back" 0 'docs_backup' bm list

@@ -1,4 +1,4 @@
-//! `create`: schedules, each from a spec or from a path and options.
+//! `create`: creates schedules, each from a spec or from a path and options.
 
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use crate::error::{Error, Result};
 use crate::schedule::{Cadence, Schedule, ScheduleName, Spec};
 use crate::store::{Revived, ScheduleRow, Store, Watermark};
 
-/// How long the size of a source is added up for the summary.
-const SIZING: Duration = Duration::from_secs(3);
+/// How long the estimate of the size of a source may take.
+const MAX_ESTIMATE_TIME: Duration = Duration::from_secs(3);
 
 #[derive(Args)]
 pub struct CreateArgs {
     /// "PATH;HH:MM;NAME" (repeatable), or a path with --name
     #[arg(required = true, value_name = "SPEC|PATH")]
     spec: Vec<std::ffi::OsString>,
-    /// Name of the schedule, where a path is given
+    /// Name of the schedule, if a path is given
     #[arg(long)]
     name: Option<String>,
-    /// Back up at once, too
+    /// Also back up now
     #[arg(long)]
     now: bool,
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub struct CreateArgs {
 }
 
 pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
-    // Whatever is wrong on the line is said before anything is made.
+    // Errors of the command line are reported before anything is created.
     let schedules = parse(args)?;
     let store = context.open_or_create()?;
     let zone = context.default_zone(&store)?;
@@ -42,7 +42,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     let new: Vec<(Schedule, Watermark)> = schedules
         .into_iter()
         .map(|mut schedule| {
-            with_defaults(&mut schedule, args, &store)?;
+            set_default_compression(&mut schedule, args, &store)?;
             let watermark = Watermark::starting(&schedule, zone, now);
             Ok((schedule, watermark))
         })
@@ -53,7 +53,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     let mut rows = Vec::new();
     for (id, revived) in created {
         let Some((index, row)) = all.iter().enumerate().find(|(_, row)| row.id == id) else { continue };
-        documents.push(tell(context, index, row, revived, zone)?);
+        documents.push(print_created(context, index, row, revived, zone)?);
         rows.push(row.clone());
     }
     if context.format == Format::Json && !args.now {
@@ -74,13 +74,11 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
             vec![Schedule::new(ScheduleName::parse(name)?, path.as_bytes().to_owned(), cadence)]
         }
         (Some(_), _) => {
-            return Err(
-                Error::usage("--name goes with exactly one path").hint("give one path, or specs without --name")
-            );
+            return Err(Error::usage("--name requires exactly one path").hint("give one path, or specs without --name"));
         }
         (None, _) if args.options.at.is_some() || args.options.cron.is_some() => {
-            return Err(Error::usage("--at and --cron go with a path and --name; a spec has its time in it")
-                .hint("write PATH --name NAME --at HH:MM, or \"PATH;HH:MM;NAME\" alone"));
+            return Err(Error::usage("--at and --cron require a path and --name; a spec contains its times")
+                .hint("write PATH --name NAME --at HH:MM, or only \"PATH;HH:MM;NAME\""));
         }
         (None, specs) => specs
             .iter()
@@ -101,8 +99,8 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
     Ok(schedules)
 }
 
-/// The compression asked for, else that of the environment, else that of the settings, else none.
-fn with_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
+/// Sets the compression of the environment or the settings, unless the command line gives one.
+fn set_default_compression(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
     if args.options.compress.is_none() {
         schedule.compression = super::config::default_compression(store)?;
     }
@@ -124,7 +122,8 @@ struct CreatedDocument {
     free_bytes: Option<u64>,
 }
 
-fn tell(
+/// Prints a new schedule with the estimated size of its copies; returns its document.
+fn print_created(
     context: &Context,
     index: usize,
     row: &ScheduleRow,
@@ -133,7 +132,7 @@ fn tell(
 ) -> Result<CreatedDocument> {
     let schedule = &row.schedule;
     let path = context.home.source_path(&schedule.source);
-    let size = match backup::estimate(&context.home, row, &*context.clock, SIZING) {
+    let size = match backup::estimate(&context.home, row, &*context.clock, MAX_ESTIMATE_TIME) {
         Ok(size) => Some(size),
         Err(error) => {
             context.warn(&error.to_string());
@@ -156,7 +155,7 @@ fn tell(
     }
     let mut text = format!("{index}: {}\n", String::from_utf8_lossy(&list::plain_line(row)));
     if revived == Revived::FromHistory {
-        text += "  the name was used before: its history and archives belong to it again\n";
+        text += "  a schedule of that name was deleted: its history and archives belong to this one\n";
     }
     let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&own_zone));
     text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), own_zone.name());

@@ -111,7 +111,7 @@ fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bo
     let name = &row.schedule.name;
     let archives = store.archives(Some(row.id))?.len();
     if with_archives {
-        super::run::recover_cut_off(context, store)?;
+        super::worker::recover_if_needed(context, store)?;
         if archives > 0 {
             archive_folder::ensure_ours(&context.home, store)?;
         }

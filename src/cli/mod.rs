@@ -32,6 +32,7 @@ mod status;
 mod terminal;
 mod text_file;
 mod verify;
+mod worker;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;

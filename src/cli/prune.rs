@@ -1,4 +1,4 @@
-//! `prune`, `pin`, `forget`: which archives stay.
+//! `prune`, `pin`, `forget`: which archives are kept.
 
 use clap::Args;
 use serde::Serialize;
@@ -16,10 +16,10 @@ use crate::store::{Archive, ScheduleRow, Store};
 pub struct PruneArgs {
     /// Schedules (name, or index in `list`) [default: all]
     schedule: Vec<String>,
-    /// Print each archive, kept or going, and which rule says so; remove nothing
+    /// Print for each archive whether it is kept, and by which rules; remove nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Remove even over half of the good archives at once
+    /// Remove archives even if they are over half of the good ones
     #[arg(long)]
     yes: bool,
 }
@@ -29,7 +29,7 @@ pub struct PinArgs {
     /// Archives: @17
     #[arg(required = true, value_name = "@RUN")]
     archive: Vec<String>,
-    /// Let go of them again
+    /// Unpin them
     #[arg(long)]
     off: bool,
 }
@@ -39,7 +39,7 @@ pub struct ForgetArgs {
     /// Archives: @17
     #[arg(required = true, value_name = "@RUN")]
     archive: Vec<String>,
-    /// Even the newest good archive of a schedule
+    /// Remove even the newest good archive of a schedule
     #[arg(long)]
     force: bool,
 }
@@ -66,23 +66,26 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
     if args.dry_run {
         return Ok(0);
     }
-    carry_out(context, &store, &plans, args.yes)
+    prune_archives(context, &store, &plans, args.yes)
 }
 
-/// Removes what earlier prunes began to, and what the plans let go; those of over half only with `yes`. What cannot be
-/// removed keeps nothing else from going.
-fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, PrunePlan)], yes: bool) -> Result<u8> {
-    let (mut gone, mut stuck) = (0, None);
+/// Finishes interrupted deletions and removes the archives that the plans remove; a plan that removes over half of the
+/// good archives only with `yes`. An archive that cannot be removed does not stop the removal of others.
+fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, PrunePlan)], yes: bool) -> Result<u8> {
+    let (mut removed, mut first_error) = (0, None);
     match archive_folder::finish_deletions(&context.home, store) {
         Ok(0) => (),
         Ok(count) => {
-            context.print_info(&format!("removed {} that was on its way out", render::count(count as u64, "archive")));
-            gone += count;
+            context.print_info(&format!(
+                "removed {} whose removal was interrupted",
+                render::count(count as u64, "archive")
+            ));
+            removed += count;
         }
-        Err(error) => stuck = Some(error),
+        Err(error) => first_error = Some(error),
     }
-    let (held, free): (Vec<_>, Vec<_>) = plans.iter().partition(|(_, plan)| plan.is_large() && !yes);
-    for (row, plan) in free {
+    let (refused, allowed): (Vec<_>, Vec<_>) = plans.iter().partition(|(_, plan)| plan.is_large() && !yes);
+    for (row, plan) in allowed {
         match plan.apply(&context.home, store) {
             Ok(0) => (),
             Ok(count) => {
@@ -91,28 +94,28 @@ fn carry_out(context: &Context, store: &Store, plans: &[(ScheduleRow, PrunePlan)
                     row.schedule.name,
                     render::count(count as u64, "archive")
                 ));
-                gone += count;
+                removed += count;
             }
-            Err(error) => drop(stuck.get_or_insert(error)),
+            Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
-    let touched: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
-    refresh(context, store, &touched)?;
-    if let Some(error) = stuck {
+    let rows: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
+    refresh_links(context, store, &rows)?;
+    if let Some(error) = first_error {
         return Err(error);
     }
-    if let Some((row, _)) = held.first() {
+    if let Some((row, _)) = refused.first() {
         let name = &row.schedule.name;
         return Err(Error::failed(format!("pruning {name} would remove over half of its good archives"))
-            .hint(format!("look at `backup-manager prune {name} --dry-run`, then add --yes")));
+            .hint(format!("check `backup-manager prune {name} --dry-run`, then add --yes")));
     }
-    if gone == 0 {
-        context.print_info("nothing goes: every archive is kept by a rule");
+    if removed == 0 {
+        context.print_info("nothing to remove: a rule keeps each archive");
     }
     Ok(0)
 }
 
-fn refresh(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
+fn refresh_links(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
     let notes = archive_folder::refresh_stable_links(&context.home, store, rows, context.now())?;
     notes.iter().for_each(|note| context.print_info(note));
     Ok(())
@@ -130,7 +133,7 @@ fn print_plans(context: &Context, plans: &[(ScheduleRow, PrunePlan)]) -> Result<
 
 fn plan_line(context: &Context) -> impl Fn((&Archive, &Decision)) -> Vec<String> {
     |(archive, decision)| {
-        let rules = rule_words(decision);
+        let rules = rule_names(decision);
         let (fate, because) =
             if rules.is_empty() { ("goes", "no rule keeps it".to_owned()) } else { ("stays", rules.join(", ")) };
         vec![
@@ -144,7 +147,7 @@ fn plan_line(context: &Context) -> impl Fn((&Archive, &Decision)) -> Vec<String>
     }
 }
 
-fn rule_words(decision: &Decision) -> Vec<&'static str> {
+fn rule_names(decision: &Decision) -> Vec<&'static str> {
     decision.kept_by.iter().map(|rule| rule.as_str()).collect()
 }
 
@@ -175,7 +178,7 @@ impl PlanDocument {
     fn new(context: &Context, row: &ScheduleRow, plan: &PrunePlan) -> PlanDocument {
         let archives = plan.archives.iter().zip(&plan.decisions).map(|(archive, decision)| DecisionDocument {
             archive: ArchiveDocument::new(context, archive),
-            kept_by: rule_words(decision),
+            kept_by: rule_names(decision),
             goes: decision.kept_by.is_empty(),
         });
         PlanDocument {
@@ -190,7 +193,7 @@ impl PlanDocument {
 pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
     let store = context.open()?;
     for word in &args.archive {
-        let run = run_of(word)?;
+        let run = parse_run_number(word)?;
         if !store.set_pinned(run, !args.off)? {
             return Err(prune::no_archive(run));
         }
@@ -205,16 +208,16 @@ pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
 pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
     let store = context.open()?;
     for word in &args.archive {
-        let archive = prune::forget(&context.home, &store, run_of(word)?, args.force)?;
+        let archive = prune::forget(&context.home, &store, parse_run_number(word)?, args.force)?;
         context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
-        refresh(context, &store, &[store.schedule(archive.schedule_id)?])?;
+        refresh_links(context, &store, &[store.schedule(archive.schedule_id)?])?;
     }
     Ok(0)
 }
 
-fn run_of(word: &str) -> Result<i64> {
+fn parse_run_number(word: &str) -> Result<i64> {
     select::run_number(word).ok_or_else(|| {
         Error::usage(format!("\"{word}\" is not the number of an archive"))
-            .hint("write it like @17, as in its file name")
+            .hint("write @ and the number in its file name: @17")
     })
 }

@@ -40,7 +40,7 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if taken && !start::live_services(context, &store)?.is_empty() {
         context.warn("the service still uses the previous identity of the database: restart it after the rescan");
     }
-    super::run::recover_as_command(context, &store)?;
+    super::worker::recover(context, &store)?;
     let observer = TerminalObserver::new("rescan", context.quiet);
     let threads = config::threads(&store, None)?;
     let report = rescan::rescan(&context.home, &store, threads, &observer, &CancelToken::new(), context.now())?;

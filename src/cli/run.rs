@@ -1,25 +1,28 @@
-//! `run`, `cancel`, `accept`: runs by hand.
+//! `run`, `cancel`, `accept`: manual runs.
 
-use std::sync::Arc;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::documents::{ArchiveDocument, PathFields, RunDocument};
 use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
-use super::{Context, select};
+use super::{Context, select, worker};
+use crate::archive_folder;
 use crate::backup::{self, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
+use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::liveness::{self, Worker};
-use crate::progress::Progress;
-use crate::store::{Claim, ClaimNow, Intent, Role, Run, RunRequest, RunState, ScheduleRow, Store, WorkerRow};
+use crate::liveness;
+use crate::progress::{Observer, Progress};
+use crate::store::{Archive, Claim, ClaimNow, Intent, Run, RunRequest, RunState, ScheduleRow, Store};
 
-/// How often a run of another process is looked at.
-const JOIN_EVERY: Duration = Duration::from_millis(200);
+/// How often `run` checks the state of a run of another process.
+const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -29,16 +32,16 @@ pub struct RunArgs {
     /// All schedules that are not paused
     #[arg(long)]
     all: bool,
-    /// List what would go in, and write nothing
+    /// List what would be archived, and write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Do not wait for a run that is under way in another process: exit 11
+    /// Do not wait for a run that another process executes: exit with code 11
     #[arg(long)]
     no_wait: bool,
-    /// Do not read the archive back
+    /// Do not verify the archive after writing it
     #[arg(long)]
     no_verify: bool,
-    /// Read every file again, reuse nothing
+    /// Read every file again; reuse nothing
     #[arg(long)]
     reread: bool,
 }
@@ -57,9 +60,10 @@ pub struct AcceptArgs {
     schedule: Vec<String>,
 }
 
-/// How runs by hand are to be.
+/// Options of manual runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunOptions {
+    /// Fail with `Busy` if a run of the schedule runs in another process.
     no_wait: bool,
     no_verify: bool,
     reread: bool,
@@ -102,7 +106,7 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
 }
 
 fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
-    let mut losses = false;
+    let mut has_losses = false;
     let mut documents = Vec::new();
     for row in rows {
         let listing = backup::list_source(&context.home, row, &mut |path, size| {
@@ -115,7 +119,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
             render::print_bytes(&line)
         })?;
         for problem in &listing.problems {
-            losses |= problem.kind.is_loss();
+            has_losses |= problem.kind.is_loss();
             context.warn(&format!("{}: {}", render::printable(&problem.path), problem.reason));
         }
         let what = format!(
@@ -123,17 +127,17 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
             render::count(listing.extent.members, "member"),
             render::bytes(listing.extent.content_bytes)
         );
-        context.print_info(&format!("{}: {what} would go in", row.schedule.name));
+        context.print_info(&format!("{}: {what} would be archived", row.schedule.name));
     }
     if context.format == Format::Json {
         render::print_json(&documents)?;
     }
-    Ok(if losses { ErrorKind::Incomplete.exit_code() } else { 0 })
+    Ok(if has_losses { ErrorKind::Incomplete.exit_code() } else { 0 })
 }
 
-/// Runs schedules one after another; returns the gravest exit code.
+/// Runs schedules one after another; returns the most severe exit code.
 pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
-    let runner = command_runner(context, store)?;
+    let runner = worker::register_command(context, store)?;
     let signals = Signals::cancel_on_first()?;
     let mut codes = Vec::new();
     let mut documents = Vec::new();
@@ -143,7 +147,7 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], opt
         }
         match run_one(context, &runner, row, options, &signals.cancel) {
             Ok((run, code)) => {
-                documents.push(summary(context, store, &run)?);
+                documents.push(print_result(context, store, &run)?);
                 codes.push(code);
             }
             Err(error) => {
@@ -156,15 +160,16 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], opt
     if context.format == Format::Json {
         render::print_json(&documents)?;
     }
-    Ok(signals.interruption().map_or_else(|| gravest(&codes), ErrorKind::exit_code))
+    Ok(signals.interruption().map_or_else(|| most_severe(&codes), ErrorKind::exit_code))
 }
 
-/// Failure is graver than damage, damage than incompleteness.
-fn gravest(codes: &[u8]) -> u8 {
+/// Returns the most severe exit code: a failure is more severe than damage, damage than an incomplete run.
+fn most_severe(codes: &[u8]) -> u8 {
     let order = [1, 130, 143, 10, 11, 4, 3];
     order.into_iter().find(|code| codes.contains(code)).unwrap_or_else(|| codes.iter().copied().max().unwrap_or(0))
 }
 
+/// Claims and executes a run of a schedule, or waits for the one that another process executes.
 fn run_one(
     context: &Context,
     runner: &Runner,
@@ -175,17 +180,17 @@ fn run_one(
     let request = RunRequest { verify: !options.no_verify, reread: options.reread };
     let store = &runner.store;
     match store.claim_now(row.id, request, &runner.row, context.now())? {
-        (ClaimNow::Claimed(claim), Some(intent)) => carry_out(context, runner, row, claim, &intent, cancel),
+        (ClaimNow::Claimed(claim), Some(intent)) => execute_run(context, runner, row, claim, &intent, cancel),
         (ClaimNow::Running(run), _) if options.no_wait => {
-            Err(Error::busy(format!("run @{run} of {} is under way", row.schedule.name))
-                .hint("leave --no-wait out to wait for it"))
+            Err(Error::busy(format!("run @{run} of {} is running", row.schedule.name))
+                .hint("run without --no-wait to wait for it"))
         }
         (ClaimNow::Running(run), _) => join(context, runner, row, run, options, cancel),
-        (ClaimNow::Claimed(_), None) => Err(Error::failed("a claim came without the names of its archive")),
+        (ClaimNow::Claimed(_), None) => Err(Error::failed("the claim has no intent")),
     }
 }
 
-fn carry_out(
+fn execute_run(
     context: &Context,
     runner: &Runner,
     row: &ScheduleRow,
@@ -195,9 +200,9 @@ fn carry_out(
 ) -> Result<(Run, u8)> {
     log::info!("run @{} of {}: started", claim.run(), row.schedule.name);
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
-    let ended = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, is_foreground: true });
+    let outcome = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, is_foreground: true });
     observer.finish();
-    let RunOutcome { run, state, error } = ended?;
+    let RunOutcome { run, state, error } = outcome?;
     if let Some(error) = error {
         super::report(&error);
         log::error!("run @{run} of {}: {}", row.schedule.name, state.as_str());
@@ -207,7 +212,7 @@ fn carry_out(
     Ok((run, code))
 }
 
-/// Waits for a run of another process and takes its result for this command's own.
+/// Waits for a run of another process and returns its result as that of this command.
 fn join(
     context: &Context,
     runner: &Runner,
@@ -217,7 +222,7 @@ fn join(
     cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
     let store = &runner.store;
-    context.print_info(&format!("run @{run} of {} is under way; waiting for it", row.schedule.name));
+    context.print_info(&format!("run @{run} of {} is running in another process; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
     let workers = runner.home.workers();
     let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
@@ -230,34 +235,38 @@ fn join(
         }
         if cancel.is_cancelled() {
             observer.finish();
-            return Err(Error::new(ErrorKind::Interrupted, format!("no longer waiting for run @{run}, which goes on")));
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                format!("no longer waiting for run @{run}, which continues"),
+            ));
         }
         match current.worker {
             Some(uuid) if liveness::is_alive(&workers, &uuid) => {
                 if let Some(progress) = progress_of(context, &workers, &uuid, run) {
-                    crate::progress::Observer::progress(&observer, &progress);
+                    observer.progress(&progress);
                 }
             }
-            // Its process died, and there may be no service to put it right.
+            // Its process died, and there may be no service that recovers it.
             Some(_) => backup::recover(runner, &run_context).map(drop)?,
-            // It was cut off and waits for another try: that is this command's now, as any run that waits.
+            // It was interrupted and is queued again: this command claims it like any queued run.
             None => {
                 observer.finish();
                 return run_one(context, runner, row, options, cancel);
             }
         }
-        std::thread::sleep(JOIN_EVERY);
+        std::thread::sleep(JOIN_POLL_INTERVAL);
     }
 }
 
-fn progress_of(context: &Context, workers: &std::path::Path, uuid: &uuid::Uuid, run: i64) -> Option<Progress> {
+/// Returns the progress that the heartbeat of a worker reports for a run.
+fn progress_of(context: &Context, workers: &Path, uuid: &Uuid, run: i64) -> Option<Progress> {
     let line = liveness::read_heartbeat(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
     Some(Progress {
         members: line.members,
         bytes: line.bytes,
         members_total: line.members_total,
         bytes_total: line.bytes_total,
-        elapsed: context.now().since(crate::clock::Timestamp::from_millis(line.started_at_ms)),
+        elapsed: context.now().since(Timestamp::from_millis(line.started_at_ms)),
     })
 }
 
@@ -270,35 +279,10 @@ fn exit_code(run: &Run) -> u8 {
     }
 }
 
-fn summary(context: &Context, store: &Store, run: &Run) -> Result<RunResultDocument> {
+/// Logs and prints the result of a run; returns its document.
+fn print_result(context: &Context, store: &Store, run: &Run) -> Result<RunResultDocument> {
     let archive = store.archive(run.id)?;
-    let name = &run.schedule_name;
-    let mut lines = vec![format!("{name}: run @{} {}", run.id, run.state.as_str())];
-    if let Some(archive) = &archive {
-        let counts = &run.counts;
-        lines.push(format!(
-            "  {} in {}, {} of content",
-            render::count(counts.extent.members, "member"),
-            render::count(counts.extent.files, "file"),
-            render::bytes(counts.extent.content_bytes)
-        ));
-        let path = context.home.backups().join(&archive.file_name);
-        let proof = if archive.verified_at.is_some() { ", read back and found right" } else { ", not read back" };
-        lines.push(format!("  archive: {} ({}{proof})", path.display(), render::bytes(archive.size)));
-    }
-    if run.counts.losses > 0 {
-        lines.push(format!(
-            "  {} could not be read whole: see `history @{}`",
-            render::count(run.counts.losses, "path"),
-            run.id
-        ));
-    }
-    if let Some(row) = store.schedule_named(name)?
-        && let Some(next) = row.watermark.next_due.filter(|_| row.schedule.enabled)
-    {
-        let zone = row.schedule.zone.unwrap_or(context.default_zone(store)?);
-        lines.push(format!("  next run: {} ({})", next.rfc3339(&zone), zone.name()));
-    }
+    let lines = summary(context, store, run, archive.as_ref())?;
     log::info!("{}", lines.join(";"));
     if context.format != Format::Json && !context.quiet {
         render::print_line(&lines.join("\n"))?;
@@ -309,60 +293,41 @@ fn summary(context: &Context, store: &Store, run: &Run) -> Result<RunResultDocum
     })
 }
 
-/// Puts right what dead workers left, for a command that carries out no run of its own.
-pub fn recover_as_command(context: &Context, store: &Store) -> Result<()> {
-    let runner = command_runner(context, store)?;
-    store.remove_worker(runner.row.uuid)
-}
-
-/// Like [`recover_as_command`], where a run is among what dead workers left.
-pub fn recover_cut_off(context: &Context, store: &Store) -> Result<()> {
-    let workers = context.home.workers();
-    let is_dead = |run: &Run| run.worker.is_some_and(|worker| !liveness::is_alive(&workers, &worker));
-    if store.running()?.iter().any(is_dead) { recover_as_command(context, store) } else { Ok(()) }
-}
-
-/// Registers this command as a worker, and puts right what dead ones left.
-fn command_runner(context: &Context, store: &Store) -> Result<Runner> {
-    let runner = make_runner(context, store, super::config::threads(store, None)?, Role::Command)?;
-    let row = &runner.row;
-    store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
-    let (cancel, observer) = (CancelToken::default(), TerminalObserver::new("recovery", context.quiet));
-    let run_context = RunContext { cancel: &cancel, observer: &observer, is_foreground: true };
-    backup::recover(&runner, &run_context)?;
-    Ok(runner)
-}
-
-/// Makes this process a worker of the database.
-pub fn make_runner(context: &Context, store: &Store, threads: usize, role: Role) -> Result<Runner> {
-    let home = Arc::new(context.home.clone());
-    let now = context.now();
-    let worker = Worker::register(&home.workers(), home.folder_mode(), now)?;
-    let row = WorkerRow {
-        uuid: worker.uuid(),
-        role,
-        pid: std::process::id(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        started_at: now,
-        stop_requested: None,
-    };
-    Ok(Runner {
-        home,
-        store: store.clone(),
-        clock: Arc::clone(&context.clock),
-        worker: Arc::new(worker),
-        row: Arc::new(row),
-        threads,
-    })
+fn summary(context: &Context, store: &Store, run: &Run, archive: Option<&Archive>) -> Result<Vec<String>> {
+    let name = &run.schedule_name;
+    let mut lines = vec![format!("{name}: run @{} {}", run.id, run.state.as_str())];
+    if let Some(archive) = archive {
+        let extent = run.counts.extent;
+        lines.push(format!(
+            "  {} in {}, {} of content",
+            render::count(extent.members, "member"),
+            render::count(extent.files, "file"),
+            render::bytes(extent.content_bytes)
+        ));
+        let path = context.home.backups().join(&archive.file_name);
+        let verified = if archive.verified_at.is_some() { "verified" } else { "not verified" };
+        lines.push(format!("  archive: {} ({}, {verified})", path.display(), render::bytes(archive.size)));
+    }
+    if run.counts.losses > 0 {
+        let paths = render::count(run.counts.losses, "path");
+        lines.push(format!("  {paths} could not be read completely: see `history @{}`", run.id));
+    }
+    if let Some(row) = store.schedule_named(name)?
+        && let Some(next) = row.watermark.next_due.filter(|_| row.schedule.enabled)
+    {
+        let zone = row.schedule.zone.unwrap_or(context.default_zone(store)?);
+        lines.push(format!("  next run: {} ({})", next.rfc3339(&zone), zone.name()));
+    }
+    Ok(lines)
 }
 
 pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
     let store = context.open()?;
-    recover_cut_off(context, &store)?;
+    worker::recover_if_needed(context, &store)?;
     for row in select::schedules(&store, &args.schedule)? {
         let name = &row.schedule.name;
         match store.cancel(row.id, context.now())? {
-            0 => context.print_info(&format!("nothing of {name} runs or waits")),
+            0 => context.print_info(&format!("no run of {name} is running or queued")),
             count => context.print_info(&format!("cancelling {} of {name}", render::count(count as u64, "run"))),
         }
     }
@@ -376,13 +341,13 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         if let Some(run) = store.last_ended(row.id)? {
             store.acknowledge(run.id, context.now())?;
         }
-        // An archive that fell may be the newest good one by now.
-        let names = std::slice::from_ref(&row);
-        let notes = crate::archive_folder::refresh_stable_links(&context.home, &store, names, context.now())?;
+        // A suspect archive may be the newest good one now.
+        let rows = std::slice::from_ref(&row);
+        let notes = archive_folder::refresh_stable_links(&context.home, &store, rows, context.now())?;
         notes.iter().for_each(|note| context.print_info(note));
         let name = &row.schedule.name;
         context.print_info(&format!(
-            "the next run of {name} may find its source emptied, and known problems raise no alarm"
+            "accepted: the next run of {name} may find its source empty, and known problems are not reported as new"
         ));
     }
     Ok(0)

@@ -10,7 +10,7 @@ use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::signals::Signals;
-use super::{Context, config, environment, logging, render, run};
+use super::{Context, config, environment, logging, render, worker};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance;
@@ -160,7 +160,7 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
             history_days: config::days(&store, "history_days", args.options.history_days)?,
         },
     };
-    let runner = run::make_runner(context, &store, threads, Role::Service)?;
+    let runner = worker::new_runner(context, &store, threads, Role::Service)?;
     if let Err(error) = archive_folder::ensure_ours(&context.home, &store) {
         // Its disk may be mounted later; until then each run fails, and `status` is unhealthy.
         log::error!("{error}; {}", error.next_step().unwrap_or_default());

@@ -11,7 +11,7 @@ fn create_now_says_where_the_archive_lies_and_when_the_next_one_comes() {
     let made = home.run(&["create", "src;02:00;project_src", "--now"]).ok();
     let archives = home.archive_files();
     assert_eq!(archives.len(), 1);
-    for word in [archives[0].as_str(), "read back", "next run: ", "T02:00:00"] {
+    for word in [archives[0].as_str(), ", verified", "next run: ", "T02:00:00"] {
         assert!(made.stdout.contains(word), "{word}: {made:?}");
     }
     assert_eq!(tar_lists(&home.path("backups/project_src.tar")), ["src/", "src/file.txt"]);

@@ -89,7 +89,7 @@ fn delete_by_index_moves_the_others_up_and_the_name_can_be_used_again() {
     let _ = home.run(&["delete", "0"]).ok();
     assert_eq!(home.run(&["list"]).ok().stdout, "0: photos;18:30;photos_evening\n1: code;23:59;code_nightly\n");
     let again = home.run(&["create", "documents;08:00;docs_morning"]).ok();
-    assert!(again.stdout.contains("its history and archives belong to it again"), "{again:?}");
+    assert!(again.stdout.contains("its history and archives belong to this one"), "{again:?}");
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn a_run_whose_process_is_gone_is_told_of_and_keeps_nobody_waiting() {
     assert!(home.run(&["status"]).stdout.contains("interrupted, its process died"));
     assert_eq!(home.run(&["--json", "status"]).json()["schedules"][0]["running"]["cut_off"], true);
     let said = home.run(&["cancel", "large"]).ok();
-    assert!(said.stderr.contains("nothing of large runs or waits"), "{said:?}");
+    assert!(said.stderr.contains("no run of large is running or queued"), "{said:?}");
     assert!(!home.run(&["status"]).stdout.contains("running: large") && home.archive_files().is_empty());
     die();
     let _ = home.run(&["delete", "large", "--with-archives"]).ok();
