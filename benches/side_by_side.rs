@@ -1,8 +1,8 @@
 //! Archives side by side with GNU tar, pigz and zstd, on the same files, both ending with the file synced.
 //!
-//! `cargo bench --bench side_by_side [FOLDER]` measures FOLDER, or else a tree made for the purpose. Each pair runs
-//! in turns; the table shows the best time of each, and ratios. Peak memory is that of this process, archives in all
-//! formats included.
+//! `cargo bench --bench side_by_side [FOLDER]` measures FOLDER, or a generated tree. The two of each pair run
+//! alternately; the table shows the best time of each, and ratios. Peak memory is that of this process, which writes
+//! archives in all formats.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,8 +61,8 @@ fn main() {
 
 fn compare(tree: &Path, scratch: &Path, compression: Compression, label: &str, peer: &str, cores: usize) {
     let (ours_path, peer_path) = (scratch.join("ours"), scratch.join("peer"));
-    let (mut ours, mut proven, mut theirs) = (Duration::MAX, Duration::MAX, Duration::MAX);
-    let (mut ours_cpu, mut proven_cpu, mut theirs_cpu) = (u64::MAX, u64::MAX, u64::MAX);
+    let (mut ours, mut verified, mut theirs) = (Duration::MAX, Duration::MAX, Duration::MAX);
+    let (mut ours_cpu, mut verified_cpu, mut theirs_cpu) = (u64::MAX, u64::MAX, u64::MAX);
     for _ in 0..ROUNDS {
         let (clock, cpu) = (SystemClock::new(), cpu_ticks());
         let (written, records) = archive(tree, &ours_path, compression, cores, &clock);
@@ -72,8 +72,8 @@ fn compare(tree: &Path, scratch: &Path, compression: Compression, label: &str, p
         check::check_file(&ours_path, &mut expected, &written.digest, written.size, cores, &CancelToken::new())
             .expect("the archive is whole");
         ours = ours.min(made);
-        proven = proven.min(clock.monotonic());
-        proven_cpu = proven_cpu.min(cpu_ticks().0 - cpu.0);
+        verified = verified.min(clock.monotonic());
+        verified_cpu = verified_cpu.min(cpu_ticks().0 - cpu.0);
         let clock = SystemClock::new();
         let script = format!("set -e -o pipefail; {peer} > {0}; sync {0}", peer_path.display());
         assert!(Command::new("bash").arg("-c").arg(&script).status().expect("bash runs").success());
@@ -92,7 +92,7 @@ fn compare(tree: &Path, scratch: &Path, compression: Compression, label: &str, p
         );
     };
     row(label, ours, ours_cpu);
-    row(&format!("{label}, proven"), proven, proven_cpu);
+    row(&format!("{label}, verified"), verified, verified_cpu);
 }
 
 fn archive(
@@ -121,7 +121,7 @@ fn archive(
     let mut file = PendingFile::create(path, 0o400).expect("the scratch folder is writable");
     let mut records = Vec::new();
     let written = pipeline::write(&job, &mut file, &mut |batch| {
-        // The catalog keeps rows, not members: what the proof needs is enough here.
+        // The catalog stores rows, not members; verification needs the chunks only.
         records.extend(batch.iter().map(|record| CatalogChunk { members: Vec::new(), ..record.clone() }));
         Ok(())
     })
@@ -131,7 +131,7 @@ fn archive(
     (written, records)
 }
 
-/// Makes 50,000 files of text in 500 folders, 640 MB in all.
+/// Creates 50,000 files of text in 500 folders, 640 MB in all.
 fn make_tree(tree: &Path) {
     let mut state = 1u64;
     let mut random = move || {
@@ -157,7 +157,7 @@ fn make_tree(tree: &Path) {
     }
 }
 
-/// Returns hundredths of a second of processor time that this process and its ended children have taken.
+/// Returns the processor time of this process and of its ended children, in hundredths of a second.
 fn cpu_ticks() -> (u64, u64) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<u64> = stat.rsplit(") ").next().unwrap_or("").split(' ').map(|f| f.parse().unwrap_or(0)).collect();

@@ -1,7 +1,7 @@
-//! Everything a Linux file system says of a tree comes back through GNU tar, bsdtar, Python's tarfile and our own
-//! restore, in all formats; through ours as a plain user, too.
+//! Everything a Linux file system records about a tree is restored by GNU tar, bsdtar, Python's tarfile and our own
+//! restore, in all formats; by ours also as an unprivileged user.
 //!
-//! A few random trees in the usual run; `BACKUP_MANAGER_LONG_TESTS=1` takes 1,000.
+//! The normal run takes a few random trees, `BACKUP_MANAGER_LONG_TESTS=1` takes 1,000.
 
 mod support;
 
@@ -19,13 +19,13 @@ use backup_manager::schedule::Compression;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use support::archive::{Made, Silent, has_tool, is_long_run, make, run_tool};
+use support::archive::{Silent, TestArchive, has_tool, is_long_run, make, run_tool};
 use support::nobody::again_as_nobody;
 use support::tree::{self, Entry, Kind, Seen, is_root};
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(1), Compression::Zstd(1)];
 
-/// Extracts with Python, which knows no `.tar.zst` and no attributes; errors are raised, not printed.
+/// Extracts with Python, which supports neither `.tar.zst` nor attributes. Errors are raised, not printed.
 const PYTHON: &str = "
 import sys, tarfile
 with tarfile.open(sys.argv[1]) as archive:
@@ -52,7 +52,7 @@ fn file(parent: usize, name: &[u8], size: u64) -> Entry {
     entry(parent, name, Kind::File { size, spans: vec![(0, size, 3)] })
 }
 
-/// One of everything that is known to be hard.
+/// One entry for each known difficulty.
 fn hard_cases() -> Vec<Entry> {
     const MIB: u64 = 1 << 20;
     let long = [b'n'; 255];
@@ -82,7 +82,7 @@ fn hard_cases() -> Vec<Entry> {
         file(0, b"whole", 11 * MIB + 3),
         file(0, b"pieces", 21 * MIB + 511),
         entry(0, b"pieces again", Kind::HardLink(usize::MAX)),
-        // A little off tar's own words.
+        // Names that tar itself uses.
         file(0, b"@LongLink", 3),
         file(0, b"pax_global_header", 3),
         entry(0, b"PaxHeaders", Kind::Folder),
@@ -152,7 +152,7 @@ fn any_entry() -> impl Strategy<Value = Entry> {
         })
 }
 
-/// Leaves of an entry what this user may make and read again.
+/// Removes from an entry what this user may not create and read again.
 fn possible(mut entry: Entry) -> Entry {
     if is_root() {
         return entry;
@@ -168,12 +168,12 @@ fn possible(mut entry: Entry) -> Entry {
 }
 
 #[test]
-fn every_kind_of_member_comes_back_through_every_reader() {
+fn every_kind_of_member_is_restored_by_every_reader() {
     assert_fidelity(&hard_cases().into_iter().map(possible).collect::<Vec<_>>());
 }
 
 #[test]
-fn random_trees_come_back_through_every_reader() {
+fn random_trees_are_restored_by_every_reader() {
     let cases = if is_long_run() { 1_000 } else { 6 };
     let config = Config { cases, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
     let trees = prop::collection::vec(any_entry().prop_map(possible), 0..40);
@@ -181,14 +181,14 @@ fn random_trees_come_back_through_every_reader() {
         assert_fidelity(&entries);
         Ok(())
     });
-    // The message holds the smallest tree that fails, in full.
+    // The message contains the smallest tree that fails.
     result.unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]
-fn all_of_it_as_a_plain_user() {
-    if !again_as_nobody(&["--skip", "all_of_it_as_a_plain_user"]) {
-        eprintln!("skipped: this is a plain user already");
+fn all_tests_pass_as_an_unprivileged_user() {
+    if !again_as_nobody(&["--skip", "all_tests_pass_as_an_unprivileged_user"]) {
+        eprintln!("skipped: already an unprivileged user");
     }
 }
 
@@ -203,7 +203,7 @@ fn assert_fidelity(entries: &[Entry]) {
         assert_eq!(made.written.extent.members, expected.len() as u64);
         made.verify().unwrap();
         assert_catalog_agrees(&made, &expected);
-        // As a plain user GNU tar cannot give a read-only file its attributes.
+        // As an unprivileged user GNU tar cannot set the attributes of a read-only file.
         let readers: &[_] = if is_root() { &["tar", "bsdtar", "python3"] } else { &[] };
         for reader in readers {
             let out = scratch.path().join("out");
@@ -236,7 +236,7 @@ fn restore(archive: &Path, out: &Path, without_openat2: bool) {
     assert_eq!((report.outcome(), report.setuid.count), (None, 0), "{report:?}");
 }
 
-/// Extracts with all that the reader can restore; says so if it is missing.
+/// Extracts with all options that the reader has. Returns whether the reader is installed.
 fn extract(reader: &str, archive: &Path, out: &Path) -> bool {
     if !has_tool(reader) {
         return false;
@@ -268,23 +268,23 @@ fn extract(reader: &str, archive: &Path, out: &Path) -> bool {
     true
 }
 
-/// Leaves out what a reader does not restore, so that the rest must be equal.
+/// Removes what a reader does not restore, so that the rest must be equal.
 fn seen_by(reader: &str, tree: &BTreeMap<PathBuf, Seen>) -> BTreeMap<PathBuf, Seen> {
     let mut tree = tree.clone();
     for entry in tree.values_mut() {
         match reader {
             "python3" => {
-                // It keeps times as floating-point numbers, sets none on links, and knows no attributes.
+                // It stores times as floating-point numbers, sets none on links, and supports no attributes.
                 entry.modified = if entry.kind == "symlink" { (0, 0) } else { (entry.modified.0, 0) };
                 entry.xattrs.clear();
                 entry.is_sparse = false;
             }
             "bsdtar" => {
-                // It adds the fraction of a time before 1970 where it should subtract it.
+                // It adds the fraction of a time before 1970 instead of subtracting it.
                 if entry.modified.0 < 0 {
                     entry.modified = (-1, 0);
                 }
-                // It leaves the two characters encoded that a keyword cannot hold.
+                // It does not decode the two characters that a keyword cannot hold.
                 let decoded = |name: String| name.replace("%3D", "=").replace("%25", "%");
                 let xattrs = std::mem::take(&mut entry.xattrs);
                 entry.xattrs = xattrs.into_iter().map(|(name, value)| (decoded(name), value)).collect();
@@ -295,8 +295,8 @@ fn seen_by(reader: &str, tree: &BTreeMap<PathBuf, Seen>) -> BTreeMap<PathBuf, Se
     tree
 }
 
-/// The catalog's rows say of each member what the file system says.
-fn assert_catalog_agrees(made: &Made, expected: &BTreeMap<PathBuf, Seen>) {
+/// Asserts that the rows of the catalog agree with the file system.
+fn assert_catalog_agrees(made: &TestArchive, expected: &BTreeMap<PathBuf, Seen>) {
     let mut members = made.records.iter().flat_map(|record| &record.members);
     let mut previous = None;
     for row in &mut members {

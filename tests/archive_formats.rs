@@ -1,4 +1,4 @@
-//! Archives of every format: what tools make of them, what their bytes depend on, and that any damage is found.
+//! Archives of every format: tools can read them, their bytes depend on the source alone, and any damage is found.
 
 mod support;
 
@@ -18,11 +18,11 @@ use backup_manager::error::ErrorKind;
 use backup_manager::member::{FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::schedule::Compression;
 
-use support::archive::{Made, has_tool, make, make_with, run_tool};
+use support::archive::{TestArchive, has_tool, make, make_with, run_tool};
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
 
-/// A folder with small files, one in pieces read by one thread and one read by several.
+/// Creates a folder with small files, a large file read in pieces by one thread, and one read by several.
 fn make_source(folder: &Path) -> std::path::PathBuf {
     let source = folder.join("source");
     fs::create_dir_all(source.join("sub/empty")).unwrap();
@@ -69,8 +69,8 @@ fn tools_accept_every_format() {
             assert!(text.starts_with("{\"schedule\":\"test\"}\n"), "{text}");
             assert_eq!(text.lines().count(), 307);
         }
-        let facts = check_tar(&made.path).unwrap();
-        assert_eq!(facts, made.written.extent);
+        let extent = check_tar(&made.path).unwrap();
+        assert_eq!(extent, made.written.extent);
     }
 }
 
@@ -79,17 +79,18 @@ fn the_bytes_depend_on_the_source_alone() {
     let folder = tempfile::tempdir().unwrap();
     let source = make_source(folder.path());
     for compression in FORMATS {
-        let made: Vec<Made> =
+        let made: Vec<TestArchive> =
             [1, 2, 7].map(|threads| make_with(&source, folder.path(), compression, |job| job.threads = threads)).into();
         assert!(made.iter().all(|other| other.written == made[0].written), "{compression}");
-        let records =
-            |made: &Made| made.records.iter().map(|r| (r.chunk.offset, r.chunk.content_digest)).collect::<Vec<_>>();
+        let records = |made: &TestArchive| {
+            made.records.iter().map(|r| (r.chunk.offset, r.chunk.content_digest)).collect::<Vec<_>>()
+        };
         assert!(made.iter().all(|other| records(other) == records(&made[0])));
     }
 }
 
 #[test]
-fn one_frame_found_by_the_seek_table_is_one_chunk() {
+fn each_frame_in_the_seek_table_is_one_chunk() {
     let folder = tempfile::tempdir().unwrap();
     let made = make(&make_source(folder.path()), folder.path(), Compression::Zstd(3));
     let bytes = fs::read(&made.path).unwrap();
@@ -116,7 +117,7 @@ fn one_frame_found_by_the_seek_table_is_one_chunk() {
 }
 
 #[test]
-fn members_lie_where_the_catalog_says() {
+fn members_lie_at_the_offsets_in_the_catalog() {
     let folder = tempfile::tempdir().unwrap();
     let made = make(&make_source(folder.path()), folder.path(), Compression::None);
     let bytes = fs::read(&made.path).unwrap();
@@ -180,20 +181,20 @@ fn every_damaged_chunk_is_named() {
         found.push(damaged.chunk.sequence);
         std::ops::ControlFlow::Continue(())
     });
-    assert_eq!(digest.unwrap(), made.written.digest, "the digest is that of the chunks that were expected");
+    assert_eq!(digest.unwrap(), made.written.digest, "the digest is that of the expected chunks");
     found.sort();
     assert_eq!(found, broken.iter().map(|record| record.chunk.sequence).collect::<Vec<_>>());
 }
 
 #[test]
-fn other_tars_are_taken_in_only_whole() {
+fn other_tars_are_accepted_only_whole() {
     let folder = tempfile::tempdir().unwrap();
     let source = make_source(folder.path());
     for (name, flag) in [("a.tar", "-cf"), ("a.tar.gz", "-czf")] {
         let path = folder.path().join(name);
         run_tool(Command::new("tar").arg("-C").arg(folder.path()).arg(flag).arg(&path).arg("source"));
-        let facts = check_tar(&path).unwrap();
-        assert_eq!(facts.members, 306);
+        let extent = check_tar(&path).unwrap();
+        assert_eq!(extent.members, 306);
         let size = fs::metadata(&path).unwrap().len();
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
         for cut in [size - size / 3, size / 2, 1024, 512, 100, 0] {
@@ -202,7 +203,7 @@ fn other_tars_are_taken_in_only_whole() {
             assert_eq!(error.kind(), ErrorKind::Damage, "{name} cut to {cut}: {error}");
         }
     }
-    // Cut exactly behind a member, where nothing but the end marks is missing.
+    // Cut exactly after a member, so that only the end marks are missing.
     let path = folder.path().join("b.tar");
     fs::write(source.join("sub/zeros"), vec![0; 4096]).unwrap();
     run_tool(Command::new("tar").arg("-C").arg(source.join("sub")).arg("-cf").arg(&path).arg("zeros"));
@@ -214,7 +215,7 @@ fn other_tars_are_taken_in_only_whole() {
 }
 
 #[test]
-fn a_refused_member_of_another_tar_is_counted_and_no_damage() {
+fn a_refused_member_of_another_tar_is_counted_and_is_no_damage() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), b"content").unwrap();
     let path = folder.path().join("a.tar");

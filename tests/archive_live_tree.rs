@@ -1,7 +1,7 @@
-//! A source that is changed from all sides while it is archived: the archive always opens in three readers and is
-//! what the catalog says, what stands still is in it exactly, and problems name only what moved.
+//! A source that changes all the time while it is archived: three readers can always read the archive, it agrees with
+//! the catalog, unchanged files are in it exactly, and problems name only files that changed.
 //!
-//! One archive of each format in the usual run; ten minutes of them with `BACKUP_MANAGER_LONG_TESTS=1`.
+//! The normal run writes one archive of each format, `BACKUP_MANAGER_LONG_TESTS=1` writes archives for ten minutes.
 
 mod support;
 
@@ -19,16 +19,16 @@ use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::progress::ProblemKind;
 use backup_manager::schedule::Compression;
 
-use support::archive::{Made, has_tool, is_long_run, make, run_tool};
+use support::archive::{TestArchive, has_tool, is_long_run, make, run_tool};
 use support::random::Random;
 use support::tree;
 
 const SECRET: &[u8] = b"what no link may lead into the archive";
 
-/// What is done to the source, over and over.
-type Meddling = fn(&Path, &mut Random);
+/// A change to the source, repeated at random.
+type Change = fn(&Path, &mut Random);
 
-const MEDDLERS: [Meddling; 8] = [append, rewrite, resize, vanish, swap_file, save, swap_folder, link];
+const CHANGES: [Change; 8] = [append, rewrite, resize, vanish, swap_file, save, swap_folder, link];
 
 fn append(live: &Path, random: &mut Random) {
     let mut log = OpenOptions::new().append(true).create(true).open(live.join("log")).unwrap();
@@ -53,7 +53,7 @@ fn resize(live: &Path, random: &mut Random) {
 }
 
 fn vanish(live: &Path, random: &mut Random) {
-    let folder = live.join(format!("comes and goes {}", random.below(20)));
+    let folder = live.join(format!("vanishing {}", random.below(20)));
     if fs::create_dir(&folder).is_ok() {
         (0..30).for_each(|i| fs::write(folder.join(format!("{i}")), [i; 3000]).unwrap());
     } else {
@@ -102,7 +102,7 @@ fn link(live: &Path, random: &mut Random) {
 }
 
 #[test]
-fn a_tree_that_never_stands_still_gives_whole_archives() {
+fn a_tree_that_always_changes_gives_whole_archives() {
     let scratch = tempfile::tempdir().unwrap();
     let source = scratch.path().join("source");
     let (steady, live) = (source.join("steady"), source.join("live"));
@@ -117,16 +117,16 @@ fn a_tree_that_never_stands_still_gives_whole_archives() {
     let (stop, clock) = (AtomicBool::new(false), SystemClock::new());
     let (mut archives, mut moved, mut torn) = (0, 0, 0);
     thread::scope(|scope| {
-        for (number, meddlers) in MEDDLERS.chunks(MEDDLERS.len() / 2).enumerate() {
+        for (number, changes) in CHANGES.chunks(CHANGES.len() / 2).enumerate() {
             let (live, stop) = (&live, &stop);
             scope.spawn(move || {
                 let mut random = Random::new(seed + number as u64);
                 while !stop.load(Ordering::Relaxed) {
-                    meddlers[random.below(meddlers.len() as u64) as usize](live, &mut random);
+                    changes[random.below(changes.len() as u64) as usize](live, &mut random);
                 }
             });
         }
-        // Whatever fails below, the threads must end.
+        // The threads must end even if an assertion below fails.
         let _stopper = Stopper(&stop);
         let duration = if is_long_run() { Duration::from_secs(600) } else { Duration::ZERO };
         loop {
@@ -137,7 +137,7 @@ fn a_tree_that_never_stands_still_gives_whole_archives() {
                 moved += made.written.problems_total;
                 torn += made.written.problems.iter().filter(|problem| problem.kind == ProblemKind::Changed).count();
             }
-            // A round in which no file was caught changing shows little.
+            // Archives without a file that changed while it was read test little.
             if clock.monotonic() >= duration && (torn > 0 || archives > 30) {
                 break;
             }
@@ -148,7 +148,7 @@ fn a_tree_that_never_stands_still_gives_whole_archives() {
         assert!(torn > 0, "no file was ever caught changing");
     });
     let made = make(&source, scratch.path(), Compression::Zstd(1));
-    assert_eq!(made.written.problems, [], "nothing moves any more");
+    assert_eq!(made.written.problems, [], "nothing changes any more");
 }
 
 struct Stopper<'a>(&'a AtomicBool);
@@ -159,7 +159,7 @@ impl Drop for Stopper<'_> {
     }
 }
 
-fn check(made: &Made, source: &Path) {
+fn check(made: &TestArchive, source: &Path) {
     made.verify().unwrap();
     for tool in ["tar", "bsdtar"].into_iter().filter(|tool| has_tool(tool)) {
         let listed = run_tool(Command::new(tool).arg("-tf").arg(&made.path)).stdout;
@@ -182,7 +182,7 @@ fn check(made: &Made, source: &Path) {
     let secret = *blake3::hash(SECRET).as_bytes();
     let rows = made.records.iter().flat_map(|record| &record.members);
     assert!(rows.clone().all(|row| row.content_digest != Some(secret)), "a link was followed out of the source");
-    // What the catalog says of each file is what a reader extracts.
+    // A reader extracts what the catalog records for each file.
     let out = tempfile::tempdir().unwrap();
     run_tool(Command::new("tar").arg("-xpf").arg(&made.path).arg("-C").arg(out.path()));
     let extracted = tree::snapshot(&out.path().join("source"));
@@ -192,5 +192,5 @@ fn check(made: &Made, source: &Path) {
         assert_eq!(content, row.content_digest, "{}", path.display());
     }
     let steady = tree::snapshot(&source.join("steady"));
-    tree::assert_same(&steady, &tree::snapshot(&out.path().join("source/steady")), "what stands still");
+    tree::assert_same(&steady, &tree::snapshot(&out.path().join("source/steady")), "files that do not change");
 }

@@ -1,7 +1,7 @@
 //! Memory is bounded whatever the source: many files, large ones, holes, and a catalog slower than all the rest.
 //!
-//! `BACKUP_MANAGER_LONG_TESTS=1` adds a million files and a sparse file of 20 GiB. Alone in its file, for the peak is
-//! that of the process.
+//! `BACKUP_MANAGER_LONG_TESTS=1` adds a million files and a sparse file of 20 GiB. This is the only test of its file,
+//! because the peak is that of the process.
 
 mod support;
 
@@ -19,7 +19,7 @@ use backup_manager::schedule::{Compression, Excludes};
 
 use support::archive::{Silent, is_long_run};
 
-/// Writes an archive and forgets it, with a catalog that stops for a while.
+/// Writes an archive with a catalog that stops for a while, and removes it.
 fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duration) -> WrittenArchive {
     let clock = SystemClock::new();
     let job = PipelineOptions {
@@ -48,7 +48,7 @@ fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duratio
     written.unwrap()
 }
 
-/// Holds the catalog up until the threads behind it have taken all that they will.
+/// Blocks the catalog until the other threads use no more memory.
 fn wait_while_memory_grows(clock: &SystemClock, pause: Duration) {
     let (mut peak, mut grown_at) = (peak_mib(), clock.monotonic());
     while clock.monotonic() - grown_at < pause {
@@ -66,10 +66,10 @@ fn peak_mib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-/// Names the one format that a child measures.
+/// Environment variable with the format that a child process measures.
 const FORMAT: &str = "BACKUP_MANAGER_MEMORY_OF";
 
-/// Each format in a process of its own: what the allocator keeps of one must not count for the next.
+/// Each format is measured in its own process: memory that the allocator keeps must not count for the next format.
 #[test]
 fn memory_is_bounded() {
     if let Ok(format) = std::env::var(FORMAT) {

@@ -1,8 +1,8 @@
-//! What becomes of a source that does not hold still (I9): nothing hangs, nothing is missing without being told, and
-//! the archive is always a whole tar.
+//! Sources that change while they are archived (I9): nothing hangs, whatever is missing is reported, and the archive is
+//! always a whole tar.
 //!
-//! The pipeline asks the clock after each thing found and before any of a small chunk is opened: that is where these
-//! tests change the source.
+//! The pipeline reads the clock after each entry that the walk finds, before it opens any file of a small chunk. These
+//! tests change the source at that moment.
 
 mod support;
 
@@ -23,27 +23,27 @@ use backup_manager::member::{MemberKind, MemberPath};
 use backup_manager::progress::{Observer, Problem, ProblemKind, Progress};
 use backup_manager::schedule::Compression;
 
-use support::archive::{Made, make, make_with, run_tool, try_make};
+use support::archive::{TestArchive, make, make_with, run_tool, try_make};
 use support::nobody::again_as_nobody;
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(1), Compression::Zstd(1)];
 
-/// Calls an action once, when the walk has found so many things.
-struct Meddler<'a> {
+/// A clock that calls an action once, when the walk has found `after` entries.
+struct ActingClock<'a> {
     system: SystemClock,
     found: AtomicU64,
     after: u64,
     action: Mutex<Option<Box<dyn FnOnce() + Send + 'a>>>,
 }
 
-impl<'a> Meddler<'a> {
+impl<'a> ActingClock<'a> {
     fn after(found: u64, action: impl FnOnce() + Send + 'a) -> Self {
         let action = Mutex::new(Some(Box::new(action) as Box<dyn FnOnce() + Send + 'a>));
-        Meddler { system: SystemClock::new(), found: AtomicU64::new(0), after: found, action }
+        ActingClock { system: SystemClock::new(), found: AtomicU64::new(0), after: found, action }
     }
 }
 
-impl Clock for Meddler<'_> {
+impl Clock for ActingClock<'_> {
     fn now(&self) -> Timestamp {
         if std::thread::current().name() == Some("walk") && self.found.fetch_add(1, Ordering::SeqCst) == self.after {
             let action = self.action.lock().unwrap().take();
@@ -79,9 +79,9 @@ impl Scene {
         self.source.join(name)
     }
 
-    /// Makes an archive, changing the source when so many things have been found, the root counted.
-    fn make_meddled(&self, compression: Compression, found: u64, action: impl FnOnce() + Send) -> Made {
-        let clock = Meddler::after(found, action);
+    /// Writes an archive and changes the source when the walk has found `found` entries, including the root.
+    fn make_changed(&self, compression: Compression, found: u64, action: impl FnOnce() + Send) -> TestArchive {
+        let clock = ActingClock::after(found, action);
         let made = make_with(&self.source, self.scratch.path(), compression, |job| job.clock = &clock);
         assert!(clock.action.lock().unwrap().is_none(), "the source was changed");
         made.verify().unwrap();
@@ -90,7 +90,7 @@ impl Scene {
 }
 
 /// Extracts with GNU tar and returns the content of all files.
-fn extracted(made: &Made) -> BTreeMap<String, Vec<u8>> {
+fn extracted(made: &TestArchive) -> BTreeMap<String, Vec<u8>> {
     let out = tempfile::tempdir().unwrap();
     run_tool(Command::new("tar").arg("-xpf").arg(&made.path).arg("-C").arg(out.path()));
     let mut found = BTreeMap::new();
@@ -107,17 +107,17 @@ fn extracted(made: &Made) -> BTreeMap<String, Vec<u8>> {
     found
 }
 
-fn problems(made: &Made) -> Vec<(String, ProblemKind)> {
+fn problems(made: &TestArchive) -> Vec<(String, ProblemKind)> {
     let name =
         |path: &[u8]| Path::new(std::str::from_utf8(path).unwrap()).file_name().unwrap().to_str().unwrap().to_owned();
     made.written.problems.iter().map(|problem| (name(&problem.path), problem.kind)).collect()
 }
 
 #[test]
-fn what_vanishes_after_it_was_listed_is_told() {
+fn what_vanishes_after_it_was_listed_is_reported() {
     for compression in FORMATS {
         let scene = Scene::new(&["a", "b", "c", "dir/d"]);
-        let made = scene.make_meddled(compression, 6, || {
+        let made = scene.make_changed(compression, 6, || {
             fs::remove_file(scene.path("b")).unwrap();
             fs::remove_dir_all(scene.path("dir")).unwrap();
         });
@@ -131,7 +131,7 @@ fn what_vanishes_after_it_was_listed_is_told() {
 #[test]
 fn a_file_saved_by_renaming_a_new_one_over_it_is_the_new_one() {
     let scene = Scene::new(&["a", "b"]);
-    let made = scene.make_meddled(Compression::None, 3, || {
+    let made = scene.make_changed(Compression::None, 3, || {
         fs::write(scene.path("new"), "the new a").unwrap();
         fs::rename(scene.path("new"), scene.path("a")).unwrap();
     });
@@ -140,11 +140,11 @@ fn a_file_saved_by_renaming_a_new_one_over_it_is_the_new_one() {
 }
 
 #[test]
-fn what_became_something_else_is_told_and_never_opened() {
+fn what_was_replaced_by_another_kind_is_reported_and_never_opened() {
     let scene = Scene::new(&["device", "fifo", "folder", "link", "socket", "z"]);
     let secret = scene.scratch.path().join("secret");
     fs::write(&secret, "not of the source").unwrap();
-    let made = scene.make_meddled(Compression::None, 7, || {
+    let made = scene.make_changed(Compression::None, 7, || {
         for name in ["device", "fifo", "folder", "link", "socket"] {
             fs::remove_file(scene.path(name)).unwrap();
         }
@@ -161,12 +161,12 @@ fn what_became_something_else_is_told_and_never_opened() {
 }
 
 #[test]
-fn a_folder_swapped_for_a_link_leads_nowhere() {
+fn a_folder_replaced_by_a_link_is_not_followed() {
     let scene = Scene::new(&["dir/a", "dir/b", "z"]);
     let outside = scene.scratch.path().join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("a"), "not of the source").unwrap();
-    let made = scene.make_meddled(Compression::None, 5, || {
+    let made = scene.make_changed(Compression::None, 5, || {
         fs::rename(scene.path("dir"), scene.scratch.path().join("moved")).unwrap();
         symlink(&outside, scene.path("dir")).unwrap();
     });
@@ -174,19 +174,19 @@ fn a_folder_swapped_for_a_link_leads_nowhere() {
     for name in ["dir/a", "dir/b"] {
         match found.get(name) {
             Some(content) => assert_eq!(content, name.as_bytes(), "the content is that of the folder that was listed"),
-            None => assert!(problems(&made).iter().any(|(path, _)| name.ends_with(path)), "{name} is told"),
+            None => assert!(problems(&made).iter().any(|(path, _)| name.ends_with(path)), "{name} is reported"),
         }
     }
 }
 
 #[test]
-fn a_file_that_grew_since_it_was_listed_is_there_whole() {
+fn a_file_that_grew_after_it_was_listed_is_archived_whole() {
     const MIB: u64 = 1 << 20;
     for compression in FORMATS {
         for size in [4 * MIB, 4 * MIB + 1, 9 * MIB, 16 * MIB + 1] {
             let scene = Scene::new(&["a", "b", "c"]);
             let content: Vec<u8> = (0..size).map(|i| ((i * i) >> 9) as u8).collect();
-            let made = scene.make_meddled(compression, 4, || fs::write(scene.path("b"), &content).unwrap());
+            let made = scene.make_changed(compression, 4, || fs::write(scene.path("b"), &content).unwrap());
             assert_eq!(made.written.problems, []);
             let row =
                 made.records.iter().flat_map(|r| &r.members).find(|row| row.member.path.as_bytes() == b"source/b");
@@ -197,7 +197,7 @@ fn a_file_that_grew_since_it_was_listed_is_there_whole() {
     }
 }
 
-fn linked(made: &Made) -> Vec<(String, MemberKind, Option<String>)> {
+fn linked(made: &TestArchive) -> Vec<(String, MemberKind, Option<String>)> {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let rows = made.records.iter().flat_map(|record| &record.members).map(|row| &row.member);
     rows.filter(|member| member.kind != MemberKind::Folder)
@@ -221,9 +221,9 @@ fn the_first_name_in_the_archive_carries_the_data_of_hard_links() {
         let file = |name: &str| (format!("source/{name}"), MemberKind::File, None);
         assert_eq!(linked(&made), [file("a"), link("b", "a"), link("c", "a"), link("d", "a")]);
         assert_eq!((made.written.extent.files, made.written.extent.content_bytes), (4, size));
-        // The first two vanish before they are opened, at least where that is after all have been listed.
+        // The first two vanish before they are opened, if they are opened only after all were listed.
         if size == 10 {
-            let made = scene.make_meddled(Compression::None, 5, || {
+            let made = scene.make_changed(Compression::None, 5, || {
                 fs::remove_file(scene.path("a")).unwrap();
                 fs::remove_file(scene.path("b")).unwrap();
             });
@@ -245,11 +245,11 @@ fn names_of_symbolic_links_are_no_hard_links() {
 }
 
 #[test]
-fn a_name_that_was_taken_by_another_file_is_no_carrier() {
+fn a_name_that_became_another_file_does_not_carry_the_data_of_links() {
     let scene = Scene::new(&["a"]);
     fs::hard_link(scene.path("a"), scene.path("b")).unwrap();
     fs::hard_link(scene.path("a"), scene.path("c")).unwrap();
-    let made = scene.make_meddled(Compression::None, 4, || {
+    let made = scene.make_changed(Compression::None, 4, || {
         fs::write(scene.path("new"), "another").unwrap();
         fs::rename(scene.path("new"), scene.path("a")).unwrap();
     });
@@ -259,7 +259,7 @@ fn a_name_that_was_taken_by_another_file_is_no_carrier() {
 }
 
 #[test]
-fn roles_are_right_with_many_links_over_many_chunks() {
+fn hard_links_are_right_with_many_links_over_many_chunks() {
     let scene = Scene::new(&[]);
     fs::create_dir(&scene.source).unwrap();
     for file in 0..300 {
@@ -267,8 +267,8 @@ fn roles_are_right_with_many_links_over_many_chunks() {
         fs::hard_link(scene.path(&format!("a{file:03}")), scene.path(&format!("b{file:03}"))).unwrap();
         fs::hard_link(scene.path(&format!("a{file:03}")), scene.path(&format!("c{file:03}"))).unwrap();
     }
-    // Every third of the first names goes after the walk has passed some of them.
-    let made = scene.make_meddled(Compression::None, 150, || {
+    // Every third of the first names is removed after the walk has passed some of them.
+    let made = scene.make_changed(Compression::None, 150, || {
         (0..300).step_by(3).for_each(|file| fs::remove_file(scene.path(&format!("a{file:03}"))).unwrap());
     });
     let found = extracted(&made);
@@ -280,7 +280,7 @@ fn roles_are_right_with_many_links_over_many_chunks() {
 }
 
 #[test]
-fn files_whose_size_is_told_wrongly_are_there_whole() {
+fn files_whose_stated_size_is_wrong_are_archived_whole() {
     let (proc, sys) = (Path::new("/proc/sys/kernel/random"), Path::new("/sys/kernel/mm/transparent_hugepage"));
     let scratch = tempfile::tempdir().unwrap();
     for source in [proc, sys].into_iter().filter(|source| source.exists()) {
@@ -292,11 +292,11 @@ fn files_whose_size_is_told_wrongly_are_there_whole() {
         let name = source.file_name().unwrap();
         for entry in fs::read_dir(source).unwrap().map(Result::unwrap).filter(|e| e.file_type().unwrap().is_file()) {
             let Ok(content) = fs::read(entry.path()) else { continue };
-            // One of them is another at each reading.
+            // These two differ at each reading.
             if !["uuid", "entropy_avail"].contains(&entry.file_name().to_str().unwrap()) {
-                let told = entry.path();
+                let path = entry.path();
                 let found = fs::read(out.join(name).join(entry.file_name())).ok();
-                assert_eq!(found, Some(content), "{}: {:?}", told.display(), made.written.problems);
+                assert_eq!(found, Some(content), "{}: {:?}", path.display(), made.written.problems);
             }
         }
         fs::remove_dir_all(&out).unwrap();
@@ -304,11 +304,11 @@ fn files_whose_size_is_told_wrongly_are_there_whole() {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_the_rest_is_there() {
+fn what_cannot_be_read_is_reported_and_the_rest_is_archived() {
     let scene = Scene::new(&["closed/a", "folder/b", "open"]);
     fs::set_permissions(scene.path("closed"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::set_permissions(scene.path("folder/b"), fs::Permissions::from_mode(0o000)).unwrap();
-    if again_as_nobody(&["--exact", "what_cannot_be_read_is_told_and_the_rest_is_there"]) {
+    if again_as_nobody(&["--exact", "what_cannot_be_read_is_reported_and_the_rest_is_archived"]) {
         return;
     }
     let made = make(&scene.source, scene.scratch.path(), Compression::None);
@@ -327,7 +327,7 @@ fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
     let error = try_make(&missing, scene.scratch.path(), Compression::None, |_| {}, &mut |_| Ok(())).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("nothing"), "{error}");
-    let names = |made: &Made| {
+    let names = |made: &TestArchive| {
         made.records.iter().flat_map(|r| &r.members).map(|row| row.member.path.clone()).collect::<Vec<_>>()
     };
     // A file, an empty folder, a link to a folder.
@@ -365,7 +365,7 @@ fn a_cancelled_archive_ends_at_once_wherever_it_is() {
     for compression in FORMATS {
         for found in [0, 1, 2, 500, 1500, 2041] {
             let cancel = CancelToken::new();
-            let clock = Meddler::after(found, || cancel.cancel());
+            let clock = ActingClock::after(found, || cancel.cancel());
             let (source, folder) = (&scene.source, scene.scratch.path());
             let result =
                 try_make(source, folder, compression, |job| (job.clock, job.cancel) = (&clock, &cancel), &mut |_| {
@@ -393,7 +393,7 @@ fn a_catalog_that_fails_ends_the_archive_with_its_error() {
     }
 }
 
-/// Panics at the first problem, in whatever thread meets it.
+/// An observer that panics at the first problem, in the thread that reports it.
 struct Panicking;
 
 impl Observer for Panicking {
@@ -408,7 +408,7 @@ impl Observer for Panicking {
 fn a_thread_that_panics_ends_the_archive() {
     let scene = Scene::new(&["a", "b", "c"]);
     (0..500).for_each(|i| fs::write(scene.path(&format!("d{i}")), vec![1; 20_000]).unwrap());
-    let clock = Meddler::after(3, || fs::remove_file(scene.path("b")).unwrap());
+    let clock = ActingClock::after(3, || fs::remove_file(scene.path("b")).unwrap());
     let (source, folder) = (&scene.source, scene.scratch.path());
     let result = try_make(
         source,
@@ -424,7 +424,7 @@ fn a_thread_that_panics_ends_the_archive() {
 }
 
 #[test]
-fn a_full_disk_is_told_as_such_and_leaves_nothing() {
+fn a_full_disk_is_reported_and_no_temporary_file_left() {
     let scene = Scene::new(&[]);
     fs::create_dir(&scene.source).unwrap();
     let noise: Vec<u8> = (0..3_000_000u64).map(|i| ((i * i) >> 11) as u8).collect();
@@ -449,7 +449,7 @@ fn a_full_disk_is_told_as_such_and_leaves_nothing() {
 fn a_tree_4000_levels_deep_and_a_wide_folder_are_archived() {
     let scene = Scene::new(&[]);
     fs::create_dir(&scene.source).unwrap();
-    // One process cannot name what lies that deep: folders are made from inside.
+    // A path that deep is too long for a system call, so folders are created from inside.
     let script = "import os, sys\nos.chdir(sys.argv[1])\nfor i in range(4000):\n    os.mkdir('d' * (1 + i % 3))\n    \
                   os.chdir('d' * (1 + i % 3))\nopen('deepest', 'w').write('here')";
     run_tool(Command::new("python3").args(["-c", script]).arg(&scene.source));

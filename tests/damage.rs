@@ -1,6 +1,7 @@
-//! One bit anywhere in an archive file: found every time, with and without the database, and the damaged member named.
+//! A flipped bit anywhere in an archive file is always found, with and without the database, and the damaged member is
+//! named.
 //!
-//! `BACKUP_TEST_FLIPS` sets how many bits are flipped in each format (20 unless told); the seed is printed.
+//! `BACKUP_TEST_FLIPS` sets how many bits are flipped in each format (default 20); the seed is printed.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -20,9 +21,9 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
 use backup_manager::clock::Timestamp;
 use backup_manager::maintenance::verify::verify_file;
-use support::archive::{Made, make, run_tool};
+use support::archive::{TestArchive, make, run_tool};
 
-/// A small generator with a seed that is printed.
+/// A small random number generator.
 struct Random(u64);
 
 impl Random {
@@ -50,7 +51,7 @@ fn source(folder: &Path, random: &mut Random) {
     std::os::unix::fs::symlink("large", folder.join("link")).unwrap();
 }
 
-/// The member that each byte of tar belongs to, by chunk: names with where their entries begin.
+/// Returns the members of each chunk: names, and the offsets at which their entries begin.
 fn owners(records: &[CatalogChunk]) -> BTreeMap<u64, Vec<(u64, String)>> {
     records
         .iter()
@@ -61,8 +62,8 @@ fn owners(records: &[CatalogChunk]) -> BTreeMap<u64, Vec<(u64, String)>> {
         .collect()
 }
 
-/// Flips a bit, examines with the records and by the trailer, and flips it back.
-fn examine_flipped(made: &Made, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, bool) {
+/// Flips a bit, checks the file with the records and by the trailer, and flips the bit back.
+fn check_flipped(made: &TestArchive, at: u64, bit: u64) -> (Vec<DamagedChunk>, bool, bool) {
     let file = OpenOptions::new().read(true).write(true).open(&made.path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
@@ -94,7 +95,7 @@ fn every_flip_is_found(compression: &str, seed: u64) {
     let mut named = 0;
     for _ in 0..flips() {
         let (at, bit) = (random.below(made.written.size), random.below(8));
-        let (damaged, structure, by_itself) = examine_flipped(&made, at, bit);
+        let (damaged, structure, by_itself) = check_flipped(&made, at, bit);
         assert!(by_itself, "byte {at} bit {bit}: not found by the trailer");
         let chunk = made.records.iter().find(|c| (c.chunk.offset..c.chunk.end()).contains(&at));
         let Some(chunk) = chunk else {
@@ -106,7 +107,7 @@ fn every_flip_is_found(compression: &str, seed: u64) {
         if chunk.members.is_empty() || chunk.chunk.sequence == 0 || chunk.chunk.sequence == last {
             continue;
         }
-        // With the bit still flipped: who is named?
+        // The member is named while the bit is still flipped.
         let file = OpenOptions::new().read(true).write(true).open(&made.path).unwrap();
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
@@ -128,7 +129,7 @@ fn every_flip_is_found(compression: &str, seed: u64) {
         }
     }
     eprintln!("{} bits flipped in {compression}, {named} in chunks with members", flips());
-    made.verify().expect("whole again");
+    made.verify().expect("the archive is whole again");
     run_tool(Command::new("tar").arg("-tf").arg(&made.path));
 }
 
@@ -148,7 +149,7 @@ fn every_flip_in_a_zstd_archive_is_found_and_members_named() {
 }
 
 #[test]
-fn what_is_read_back_equals_what_was_written() {
+fn the_rebuilt_catalog_equals_the_written_one() {
     let folder = tempfile::tempdir().unwrap();
     let tree = folder.path().join("tree");
     source(&tree, &mut Random(7));

@@ -1,4 +1,4 @@
-//! Archives made by the pipeline, with what it said of them.
+//! Archives written by the pipeline, with what it returned.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -14,15 +14,15 @@ use backup_manager::member::MemberPath;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::schedule::Compression;
 
-/// An archive and what the pipeline said of it.
-pub struct Made {
+/// An archive and what the pipeline returned for it.
+pub struct TestArchive {
     pub path: PathBuf,
     pub written: WrittenArchive,
-    /// As the catalog got them.
+    /// The chunks and members, as passed to the catalog.
     pub records: Vec<CatalogChunk>,
 }
 
-/// Hears everything and says nothing.
+/// An observer that does nothing.
 pub struct Silent;
 
 impl Observer for Silent {
@@ -31,8 +31,8 @@ impl Observer for Silent {
     fn note(&self, _: &str) {}
 }
 
-/// Makes an archive of `source` in `folder`, replacing one of the same format.
-pub fn make(source: &Path, folder: &Path, compression: Compression) -> Made {
+/// Writes an archive of `source` in `folder`, replacing one of the same format.
+pub fn make(source: &Path, folder: &Path, compression: Compression) -> TestArchive {
     make_with(source, folder, compression, |_| {})
 }
 
@@ -42,21 +42,21 @@ pub fn make_with<'a>(
     folder: &Path,
     compression: Compression,
     change: impl FnOnce(&mut PipelineOptions<'a>),
-) -> Made {
+) -> TestArchive {
     try_make(source, folder, compression, change, &mut |_| Ok(())).unwrap()
 }
 
-/// The same, and `catalog` may fail.
+/// The same with a catalog that may fail.
 pub fn try_make<'a>(
     source: &'a Path,
     folder: &Path,
     compression: Compression,
     change: impl FnOnce(&mut PipelineOptions<'a>),
     catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
-) -> Result<Made> {
+) -> Result<TestArchive> {
     let path = folder.join(format!("archive.{}", compression.extension()));
     let root_name = MemberPath::parse(source.file_name().unwrap().as_encoded_bytes()).unwrap();
-    // Leaked, so that a test may put its own in their place.
+    // Leaked, so that a test may replace them with its own.
     let root_name = Box::leak(Box::new(root_name));
     let clock = Box::leak(Box::new(SystemClock::new()));
     let excludes = Box::leak(Box::default());
@@ -87,12 +87,12 @@ pub fn try_make<'a>(
     sealed.persist(&path, true)?;
     records.sort_by_key(|record| record.chunk.sequence);
     let sequences: Vec<_> = records.iter().map(|record| record.chunk.sequence).collect();
-    assert_eq!(sequences, (0..written.chunks).collect::<Vec<_>>(), "every chunk is told once");
-    Ok(Made { path, written, records })
+    assert_eq!(sequences, (0..written.chunks).collect::<Vec<_>>(), "every chunk is reported once");
+    Ok(TestArchive { path, written, records })
 }
 
-impl Made {
-    /// Reads it back from disk and compares it with the records.
+impl TestArchive {
+    /// Reads the archive back from disk and compares it with the records.
     pub fn verify(&self) -> Result<()> {
         let mut expected = self.records.iter().map(|record| Ok(record.chunk));
         let (digest, size) = (self.written.digest, self.written.size);
@@ -108,16 +108,16 @@ pub fn run_tool(command: &mut Command) -> Output {
     out
 }
 
-/// Says whether a tool is installed; if not, says what is skipped.
+/// Returns whether a tool is installed. If not, prints what is skipped.
 pub fn has_tool(tool: &str) -> bool {
-    let is_there = Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
-    if !is_there {
+    let is_installed = Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    if !is_installed {
         eprintln!("skipped: {tool} is not installed");
     }
-    is_there
+    is_installed
 }
 
-/// Says whether the long form of the test programmes was asked for.
+/// Returns whether the long form of the tests is requested.
 pub fn is_long_run() -> bool {
     std::env::var_os("BACKUP_MANAGER_LONG_TESTS").is_some_and(|value| value != "0")
 }
