@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::Context;
 use super::render::{self, Format};
@@ -95,6 +95,17 @@ pub struct ConfigArgs {
     unset: bool,
 }
 
+/// What `config --json` prints of each setting.
+#[derive(Serialize)]
+struct SettingDocument {
+    name: &'static str,
+    value: String,
+    /// `default`, `config`, or the name of the environment variable.
+    origin: String,
+    /// What the setting means.
+    about: &'static str,
+}
+
 pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
     let wanted = args.name.as_deref().map(find).transpose()?;
     let store = context.open()?;
@@ -115,21 +126,18 @@ pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
     let mut rows = Vec::new();
     for setting in shown {
         let (value, origin) = current(&store, setting)?;
-        rows.push(vec![setting.name.to_owned(), value, origin, setting.about.to_owned()]);
+        rows.push(SettingDocument { name: setting.name, value, origin, about: setting.about });
     }
     match context.format {
-        Format::Json => {
-            let documents: Vec<Value> = rows
-                .iter()
-                .map(|row| json!({ "name": row[0], "value": row[1], "origin": row[2], "about": row[3] }))
-                .collect();
-            render::print_json(&Value::from(documents))?;
-        }
+        Format::Json => render::print_json(&rows)?,
         Format::Plain => {
-            render::print(&rows.iter().map(|row| format!("{}={}\n", row[0], row[1])).collect::<String>())?;
+            render::print(&rows.iter().map(|row| format!("{}={}\n", row.name, row.value)).collect::<String>())?;
         }
         Format::Table => {
-            render::print_table(&["SETTING", "VALUE", "FROM", "MEANING"], rows, context.colour, "No settings.")?;
+            let rows =
+                rows.into_iter().map(|row| vec![row.name.to_owned(), row.value, row.origin, row.about.to_owned()]);
+            let headings = ["SETTING", "VALUE", "FROM", "MEANING"];
+            render::print_table(&headings, rows.collect(), context.colour, "No settings.")?;
         }
     }
     Ok(0)

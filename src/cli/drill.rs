@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::render::{self, Format};
 use super::terminal::TerminalObserver;
@@ -22,6 +22,20 @@ pub struct DrillArgs {
     /// Restore at most this many MiB of content
     #[arg(long, value_name = "MIB", default_value_t = drill::SAMPLE_BYTES >> 20)]
     size: u64,
+}
+
+/// What `drill --json` prints of each restore test.
+#[derive(Serialize)]
+struct OutcomeDocument {
+    /// Name of the schedule.
+    name: String,
+    /// The run whose archive was restored.
+    run: i64,
+    passed: bool,
+    files: u64,
+    content_bytes: u64,
+    /// How the restored files differ from what was archived.
+    differences: Vec<String>,
 }
 
 pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
@@ -54,14 +68,14 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         observer.finish();
         let outcome = result?;
         let passed = outcome.differences.is_empty();
-        documents.push(json!({
-            "name": name,
-            "run": outcome.run,
-            "passed": passed,
-            "files": outcome.files,
-            "content_bytes": outcome.content_bytes,
-            "differences": outcome.differences,
-        }));
+        documents.push(OutcomeDocument {
+            name: name.to_owned(),
+            run: outcome.run,
+            passed,
+            files: outcome.files,
+            content_bytes: outcome.content_bytes,
+            differences: outcome.differences.clone(),
+        });
         let what = format!(
             "{name}: @{} restored and compared, {} in {}",
             outcome.run,
@@ -85,7 +99,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         }
     }
     if context.format == Format::Json {
-        render::print_json(&Value::from(documents))?;
+        render::print_json(&documents)?;
     }
     Ok(code)
 }

@@ -4,11 +4,9 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
-use base64::Engine;
 use chrono_tz::Tz;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -118,15 +116,6 @@ pub fn escape_control(text: &str) -> Cow<'_, str> {
 /// Writes a line to stderr with control characters escaped. A failure is ignored, for there is nowhere to report it.
 pub fn print_stderr(text: &str) {
     let _ = io::stderr().write_all(format!("{}\n", escape_control(text)).as_bytes());
-}
-
-/// Puts a path into a JSON object; `KEY_b64` stands beside it where it is not UTF-8.
-pub fn put_path(object: &mut Map<String, Value>, key: &str, path: &[u8]) {
-    object.insert(key.to_owned(), Value::from(String::from_utf8_lossy(path)));
-    if std::str::from_utf8(path).is_err() {
-        let exact = base64::engine::general_purpose::STANDARD.encode(path);
-        object.insert(format!("{key}_b64"), Value::from(exact));
-    }
 }
 
 /// Returns a time for people: `2026-11-23 02:30`.

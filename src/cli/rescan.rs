@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
+use serde::Serialize;
 
 use super::render::{self, Format};
 use super::terminal::TerminalObserver;
@@ -49,20 +49,41 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
 }
 
+/// What `rescan --json` prints.
+#[derive(Serialize)]
+struct RescanDocument<'a> {
+    /// Names of schedules that were created, paused.
+    schedules: &'a [String],
+    /// Names of archive files that were added to the catalog.
+    added: &'a [String],
+    /// How many archives the catalog already held.
+    known: u64,
+    /// Names of archive files in the catalog that do not exist.
+    missing: &'a [String],
+    /// Files that this program did not write.
+    foreign: Vec<String>,
+    damaged: Vec<DamagedDocument<'a>>,
+}
+
+#[derive(Serialize)]
+struct DamagedDocument<'a> {
+    path: String,
+    reason: &'a str,
+}
+
 fn print_report(context: &Context, report: &RescanReport) -> Result<()> {
     let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
     let damaged: Vec<(String, &String)> =
         report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();
     if context.format == Format::Json {
-        let damaged: Vec<_> = damaged.iter().map(|(path, why)| json!({ "path": path, "reason": why })).collect();
-        return render::print_json(&json!({
-            "schedules": report.schedules,
-            "added": report.added,
-            "known": report.known,
-            "missing": report.missing,
-            "foreign": paths(&report.foreign),
-            "damaged": damaged,
-        }));
+        return render::print_json(&RescanDocument {
+            schedules: &report.schedules,
+            added: &report.added,
+            known: report.known,
+            missing: &report.missing,
+            foreign: paths(&report.foreign),
+            damaged: damaged.into_iter().map(|(path, reason)| DamagedDocument { path, reason }).collect(),
+        });
     }
     let mut text = String::new();
     for name in &report.schedules {

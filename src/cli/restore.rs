@@ -4,8 +4,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::PathFields;
 use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
@@ -217,7 +218,7 @@ fn print_report(
     plan: &[PlannedAction],
 ) -> Result<()> {
     if context.format == Format::Json {
-        return render::print_json(&report_json(args, archive, to, report, plan));
+        return render::print_json(&report_document(args, archive, to, report, plan));
     }
     for (name, paths, next) in sections(args, report) {
         if paths.count == 0 {
@@ -256,35 +257,98 @@ fn print_report(
     Ok(())
 }
 
-fn report_json(args: &RestoreArgs, archive: &OpenArchive, to: &Path, report: &Report, plan: &[PlannedAction]) -> Value {
-    let mut object = Map::new();
-    render::put_path(&mut object, "archive", archive.path().as_os_str().as_bytes());
-    render::put_path(&mut object, "to", to.as_os_str().as_bytes());
-    for (key, number) in [
-        ("members", report.extent.members),
-        ("files", report.extent.files),
-        ("bytes", report.extent.content_bytes),
-        ("unchanged", report.unchanged),
-        ("owners_not_set", report.owners),
-        ("absolute_names", report.absolute),
-        ("stripped_away", report.stripped),
-    ] {
-        object.insert(key.to_owned(), json!(number));
-    }
-    for (name, paths, _) in sections(args, report) {
-        let list: Vec<Value> = paths.list.iter().map(|(path, reason)| path_json(path, "reason", reason)).collect();
-        object.insert(name.to_owned(), json!({ "count": paths.count, "list": list }));
-    }
-    if args.dry_run {
-        let list = plan.iter().map(|(action, path)| path_json(path, "action", word(*action)));
-        object.insert("plan".to_owned(), list.collect());
-    }
-    Value::Object(object)
+/// What `restore --json` prints.
+#[derive(Serialize)]
+struct RestoreDocument {
+    /// `archive`: the file that was restored from.
+    #[serde(flatten)]
+    archive: PathFields,
+    /// `to`: the target folder.
+    #[serde(flatten)]
+    to: PathFields,
+    /// Members, files and bytes that were restored.
+    members: u64,
+    files: u64,
+    bytes: u64,
+    /// Members that existed with the same content.
+    unchanged: u64,
+    owners_not_set: u64,
+    /// Absolute names, which were restored below the target.
+    absolute_names: u64,
+    /// Members of whose name `--strip` left nothing.
+    stripped_away: u64,
+    conflicts: PathsDocument,
+    refused: PathsDocument,
+    damaged: PathsDocument,
+    failed: PathsDocument,
+    devices: PathsDocument,
+    attributes: PathsDocument,
+    setuid: PathsDocument,
+    /// Only of a dry run: what would be done with each member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<Vec<ActionDocument>>,
 }
 
-fn path_json(path: &[u8], key: &str, value: &str) -> Value {
-    let mut object = Map::new();
-    render::put_path(&mut object, "path", path);
-    object.insert(key.to_owned(), json!(value));
-    Value::Object(object)
+/// Paths that share a fate. The list is cut when it is long; `count` is the whole number.
+#[derive(Serialize)]
+struct PathsDocument {
+    count: u64,
+    list: Vec<ReasonDocument>,
+}
+
+#[derive(Serialize)]
+struct ReasonDocument {
+    /// `path`: the path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct ActionDocument {
+    /// `path`: the path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    /// `create`, `replace`, `same` or `conflict`.
+    action: &'static str,
+}
+
+fn report_document(
+    args: &RestoreArgs,
+    archive: &OpenArchive,
+    to: &Path,
+    report: &Report,
+    plan: &[PlannedAction],
+) -> RestoreDocument {
+    let actions =
+        plan.iter().map(|(action, path)| ActionDocument { path: PathFields::new("path", path), action: word(*action) });
+    RestoreDocument {
+        archive: PathFields::new("archive", archive.path().as_os_str().as_bytes()),
+        to: PathFields::new("to", to.as_os_str().as_bytes()),
+        members: report.extent.members,
+        files: report.extent.files,
+        bytes: report.extent.content_bytes,
+        unchanged: report.unchanged,
+        owners_not_set: report.owners,
+        absolute_names: report.absolute,
+        stripped_away: report.stripped,
+        conflicts: paths_document(&report.conflicts),
+        refused: paths_document(&report.refused),
+        damaged: paths_document(&report.damaged),
+        failed: paths_document(&report.failed),
+        devices: paths_document(&report.devices),
+        attributes: paths_document(&report.attributes),
+        setuid: paths_document(&report.setuid),
+        plan: args.dry_run.then(|| actions.collect()),
+    }
+}
+
+fn paths_document(paths: &Paths) -> PathsDocument {
+    let list = paths.list.iter();
+    PathsDocument {
+        count: paths.count,
+        list: list
+            .map(|(path, reason)| ReasonDocument { path: PathFields::new("path", path), reason: reason.to_string() })
+            .collect(),
+    }
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
+use super::documents::PathFields;
 use super::render::{self, Format};
 use super::{Context, config, select};
 use crate::archive_folder;
@@ -57,7 +58,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
         verified.push(verify_path(context, Path::new(file), args.threads)?);
     }
     if context.format == Format::Json {
-        render::print_json(&Value::from(verified.iter().map(document).collect::<Vec<_>>()))?;
+        render::print_json(&verified.iter().map(document).collect::<Vec<_>>())?;
     } else if verified.is_empty() {
         context.print_info("there is nothing to verify");
     }
@@ -190,29 +191,57 @@ fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
     Ok(())
 }
 
-fn document(verified: &Verified) -> Value {
-    let mut object = Map::new();
-    object.insert("run".into(), json!(verified.run));
-    object.insert("path".into(), json!(verified.path));
-    match &verified.result {
+/// What `verify --json` prints of each archive.
+#[derive(Serialize)]
+struct VerifiedDocument {
+    /// The run that made it; null for a file that the database does not know.
+    run: Option<i64>,
+    path: String,
+    #[serde(flatten)]
+    result: VerifyResultDocument,
+}
+
+/// The findings, or why there are none.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum VerifyResultDocument {
+    Findings {
+        health: &'static str,
+        /// Bytes read.
+        bytes: u64,
+        /// What is wrong with the archive as a whole.
+        structure: Vec<String>,
+        damaged_members: Vec<DamagedMemberDocument>,
+    },
+    Failed {
+        error: String,
+    },
+}
+
+/// A member whose bytes are not those that were written.
+#[derive(Serialize)]
+struct DamagedMemberDocument {
+    /// `path`: its path in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+}
+
+fn document(verified: &Verified) -> VerifiedDocument {
+    let result = match &verified.result {
         Ok(findings) => {
-            object.insert("health".into(), json!(findings.health.as_str()));
-            object.insert("bytes".into(), json!(findings.bytes));
-            object.insert("structure".into(), json!(findings.structure));
-            let members: Vec<Value> = findings
-                .damaged_members
-                .iter()
-                .map(|path| {
-                    let mut member = Map::new();
-                    render::put_path(&mut member, "path", path);
-                    Value::Object(member)
-                })
-                .collect();
-            object.insert("damaged_members".into(), Value::from(members));
+            let members = findings.damaged_members.iter();
+            VerifyResultDocument::Findings {
+                health: findings.health.as_str(),
+                bytes: findings.bytes,
+                structure: findings.structure.clone(),
+                damaged_members: members
+                    .map(|path| DamagedMemberDocument { path: PathFields::new("path", path) })
+                    .collect(),
+            }
         }
-        Err(error) => drop(object.insert("error".into(), json!(error.to_string()))),
-    }
-    Value::Object(object)
+        Err(error) => VerifyResultDocument::Failed { error: error.to_string() },
+    };
+    VerifiedDocument { run: verified.run, path: verified.path.clone(), result }
 }
 
 fn exit_code(verified: &[Verified]) -> u8 {
