@@ -6,6 +6,8 @@
 mod circles;
 #[path = "tidy/detector.rs"]
 mod detector;
+#[path = "tidy/documents.rs"]
+mod documents;
 #[path = "tidy/imports.rs"]
 mod imports;
 #[path = "tidy/items.rs"]
@@ -19,6 +21,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use circles::circles;
+use documents::unknown_names;
 use imports::{check_imports, module_of};
 use items::{direct_dependencies, locked_packages, long_functions, traits_with_one_implementation};
 use lexer::{Lexed, is_word, lex};
@@ -381,4 +384,22 @@ fn the_section_sign_never_appears() {
     files.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|file| (file.to_owned(), read(file))));
     files.retain(|(file, _)| !KNOWN_SECTION_SIGNS.contains(&file.as_str()));
     assert_none(files.iter().flat_map(|(file, text)| check_section_sign(file, text)).collect());
+}
+
+#[test]
+fn files_and_tests_that_documents_name_exist() {
+    let sources = [read_all("src", "rs"), read_all("tests", "rs"), read_all("benches", "rs")].concat();
+    let functions: Vec<String> = sources
+        .iter()
+        .flat_map(|(_, text)| {
+            let code = lex(text).code;
+            let names = places_of(&code, "fn ").map(|at| code[at + "fn ".len()..].to_owned()).collect::<Vec<_>>();
+            names.into_iter().map(|rest| rest.chars().take_while(|&c| is_word(Some(c))).collect())
+        })
+        .collect();
+    let others = [read_all("migrations", "sql"), read_all("tests", "snap")].concat();
+    let paths: Vec<String> = sources.iter().chain(&others).map(|(file, _)| file.clone()).collect();
+    for document in ["docs/design.md", "CONTRIBUTING.md"] {
+        assert_eq!(unknown_names(&read(document), &paths, &functions), Vec::<String>::new(), "{document}");
+    }
 }

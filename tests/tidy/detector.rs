@@ -1,6 +1,7 @@
 //! Small bad samples: each check must be able to fail.
 
 use super::circles::circles;
+use super::documents::unknown_names;
 use super::items::{direct_dependencies, locked_packages, long_functions, traits_with_one_implementation};
 use super::lexer::lex;
 use super::{check_section_sign, check_source, check_sql_clock, unreached};
@@ -188,4 +189,13 @@ fn dependencies_are_counted() {
 fn section_signs_are_found() {
     assert_eq!(check_section_sign("src/x.rs", "//! x\n// see \u{a7}4\n").len(), 1);
     assert!(check_section_sign("src/x.rs", "//! see The store\n").is_empty());
+}
+
+#[test]
+fn names_of_documents_that_do_not_exist_are_found() {
+    let (paths, functions) = (["src/a/b.rs".to_owned()], ["a_run_ends".to_owned()]);
+    let unknown = |markdown: &str| unknown_names(markdown, &paths, &functions);
+    assert_eq!(unknown("`c.rs` and `a/c.rs`, `c/`; `a_walk_…`\n"), ["c.rs", "a/c.rs", "c/", "a_walk_…"]);
+    let good = "`b.rs`, `a/b.rs`, `a/`, `a_run_…`, `VERB.rs`\n\n```\n`c.rs`\n```\n";
+    assert_eq!(unknown(good), Vec::<String>::new());
 }
