@@ -1,8 +1,8 @@
-//! Compares `Cadence` with a walker that looks at every minute, around the changes of the clock in the time zones.
+//! Compares `Cadence` with a walk through every minute, around the clock changes of the time zones.
 //!
-//! The walker shares nothing with the program but the table of offsets: no parsing, no calendar, no search. A few odd
-//! zones are walked in every test run; `BACKUP_STRESS=full cargo test --release --test cadence_oracle -- --nocapture`
-//! walks every zone and every change, and prints how many.
+//! The walk shares nothing with the program except the table of offsets: no parsing, no calendar, no search. Every test
+//! run walks a few unusual zones; `BACKUP_STRESS=full cargo test --release --test cadence_oracle -- --nocapture` walks
+//! every zone and every change, and prints their number.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -15,10 +15,10 @@ use chrono_tz::{TZ_VARIANTS, Tz};
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 
-/// How far before and after a change all occurrences are compared.
+/// Seconds before and after a change in which all occurrences are compared.
 const BEFORE: i64 = 27 * HOUR;
 const AFTER: i64 = 75 * HOUR;
-/// How much earlier the walker sets out, to know what the wall clock has shown already.
+/// Seconds by which a walk starts earlier, to know what the wall clock has already shown.
 const WARM_UP: i64 = 49 * HOUR;
 
 fn offset(zone: Tz, at: i64) -> i64 {
@@ -50,8 +50,8 @@ fn changes(zone: Tz, first: i64, last: i64) -> Vec<i64> {
     found
 }
 
-/// What a cadence asks of the wall clock, said without any text to parse.
-struct Wish {
+/// A cadence as plain numbers, with its text for the program.
+struct Pattern {
     text: String,
     minutes_of_day: Vec<i64>,
     weekday: Option<i64>,
@@ -59,9 +59,9 @@ struct Wish {
     fixed: bool,
 }
 
-impl Wish {
-    /// Says whether a minute of the wall clock (counted from 1970 there) is asked for.
-    fn wants(&self, minute: i64) -> bool {
+impl Pattern {
+    /// Returns whether a minute of the wall clock (counted from 1970 there) matches.
+    fn matches(&self, minute: i64) -> bool {
         let day = minute.div_euclid(1_440);
         self.minutes_of_day.binary_search(&minute.rem_euclid(1_440)).is_ok()
             // 1970-01-01 was a Thursday, which is number 4.
@@ -70,7 +70,7 @@ impl Wish {
     }
 }
 
-/// Counts through years and months from 1600 on.
+/// Returns the day of the month, counted through years and months from 1600 on.
 fn day_of_month(day: i64) -> i64 {
     let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let mut left = day - year_begins(1_600) / DAY;
@@ -90,15 +90,15 @@ fn day_of_month(day: i64) -> i64 {
 }
 
 /// Returns the eight cadences for a change: `shown` is the minute in the middle of its gap or overlap.
-fn wishes(shown: i64) -> Vec<Wish> {
+fn patterns(shown: i64) -> Vec<Pattern> {
     let clock = |minute: i64| format!("{:02}:{:02}", minute / 60, minute % 60);
     let near = |by: i64| (shown + by).rem_euclid(1_440);
     let daily = |mut minutes: Vec<i64>| {
         let text = minutes.iter().map(|&minute| clock(minute)).collect::<Vec<_>>().join(",");
         minutes.sort_unstable();
-        Wish { text, minutes_of_day: minutes, weekday: None, days_of_month: vec![], fixed: true }
+        Pattern { text, minutes_of_day: minutes, weekday: None, days_of_month: vec![], fixed: true }
     };
-    let cron = |text: String, minutes_of_day: Vec<i64>| Wish {
+    let cron = |text: String, minutes_of_day: Vec<i64>| Pattern {
         text: format!("cron {text}"),
         minutes_of_day,
         weekday: None,
@@ -117,15 +117,19 @@ fn wishes(shown: i64) -> Vec<Wish> {
         daily(vec![near(0), near(11), near(-17), near(700), 0]),
         cron("*/15 * * * *".to_owned(), (0..1_440).step_by(15).collect()),
         cron(format!("{minute} * * * *"), (0..24).map(|hour| hour * 60 + minute).collect()),
-        Wish { weekday: Some(weekday), fixed: true, ..cron(format!("{minute} {hour} * * {weekday}"), vec![near(0)]) },
-        Wish {
+        Pattern {
+            weekday: Some(weekday),
+            fixed: true,
+            ..cron(format!("{minute} {hour} * * {weekday}"), vec![near(0)])
+        },
+        Pattern {
             days_of_month: vec![month_day],
             ..cron(format!("{minute} {hour},{next_hour} {month_day} * *"), two_hours)
         },
     ]
 }
 
-/// What a wall clock shows, step by step.
+/// The times that a wall clock shows, step by step.
 struct Walk {
     start: i64,
     step: i64,
@@ -134,7 +138,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Walks around a change by minutes, or by seconds where an offset is not whole minutes.
+    /// Walks around a change in steps of a minute, or of a second if an offset is not in whole minutes.
     fn around(zone: Tz, change: i64) -> Self {
         let whole = [offset(zone, change - 1), offset(zone, change), change].iter().all(|seconds| seconds % 60 == 0);
         let step = if whole { 60 } else { 1 };
@@ -145,15 +149,15 @@ impl Walk {
     }
 
     /// Returns all occurrences after `from`.
-    fn occurrences(&self, wish: &Wish, from: i64) -> Vec<i64> {
+    fn occurrences(&self, pattern: &Pattern, from: i64) -> Vec<i64> {
         let mut found = Vec::new();
         let mut latest = self.shown[0].div_euclid(60);
         for (index, &shown) in self.shown.iter().enumerate() {
             let minute = shown.div_euclid(60);
-            let due = match wish.fixed {
-                // A minute comes when the clock first shows it, or first shows a later one.
-                true => (latest + 1..=minute).any(|minute| wish.wants(minute)),
-                false => shown.rem_euclid(60) == 0 && wish.wants(minute),
+            let due = match pattern.fixed {
+                // A minute occurs when the clock first shows it or a later one.
+                true => (latest + 1..=minute).any(|minute| pattern.matches(minute)),
+                false => shown.rem_euclid(60) == 0 && pattern.matches(minute),
             };
             latest = latest.max(minute);
             let at = self.start + index as i64 * self.step;
@@ -165,7 +169,7 @@ impl Walk {
     }
 }
 
-/// A small generator of numbers, so that a failure can be had again.
+/// A small generator of repeatable pseudo-random numbers.
 struct Numbers(u64);
 
 impl Numbers {
@@ -177,33 +181,33 @@ impl Numbers {
     }
 }
 
-/// Compares all cadences around one change; returns how many comparisons that were.
+/// Compares all cadences around one change; returns the number of comparisons.
 fn compare(zone: Tz, change: i64) -> usize {
     let walk = Walk::around(zone, change);
     let (first, last) = (change - BEFORE, walk.start + (walk.shown.len() as i64 - 1) * walk.step);
     let shown = change + (offset(zone, change - 1) + offset(zone, change)) / 2;
     let mut numbers = Numbers(change.unsigned_abs() | 1);
     let mut compared = 0;
-    for wish in wishes(shown.div_euclid(60)) {
-        let cadence: Cadence = wish.text.parse().unwrap_or_else(|e| panic!("{}: {e}", wish.text));
-        let expected = walk.occurrences(&wish, first);
-        let whom = || format!("{zone} around {change}, \"{}\"", wish.text);
+    for pattern in patterns(shown.div_euclid(60)) {
+        let cadence: Cadence = pattern.text.parse().unwrap_or_else(|e| panic!("{}: {e}", pattern.text));
+        let expected = walk.occurrences(&pattern, first);
+        let context = || format!("{zone} around {change}, \"{}\"", pattern.text);
         let next = |after_ms: i64| cadence.next_after(zone, Timestamp::from_millis(after_ms));
 
         let mut found = Vec::new();
         let mut after = first * 1_000;
         while let Some(at) = next(after).map(Timestamp::millis).filter(|&at| at <= last * 1_000) {
-            assert!(at > after, "{}: {at} is not after {after}", whom());
+            assert!(at > after, "{}: {at} is not after {after}", context());
             found.push(at / 1_000);
             after = at;
         }
-        assert_eq!(found, expected, "{}", whom());
+        assert_eq!(found, expected, "{}", context());
 
         for _ in 0..4 {
             let after = first * 1_000 + numbers.below((last - first) * 1_000);
             let expected = expected.iter().find(|&&at| at * 1_000 > after).map(|at| at * 1_000);
             let found = next(after).map(Timestamp::millis).filter(|&at| at <= last * 1_000);
-            assert_eq!(found, expected, "{} after {after} ms", whom());
+            assert_eq!(found, expected, "{} after {after} ms", context());
         }
 
         let until = first + numbers.below(last - first);
@@ -214,15 +218,15 @@ fn compare(zone: Tz, change: i64) -> usize {
                 count: limit.min(all.len() as u64),
             });
             let (first, until) = (Timestamp::from_millis(first * 1_000), Timestamp::from_millis(until * 1_000));
-            assert_eq!(cadence.missed(zone, first, until, limit), expected, "{} limit {limit}", whom());
+            assert_eq!(cadence.missed(zone, first, until, limit), expected, "{} limit {limit}", context());
         }
         compared += found.len() + 1 + 4 + 3;
     }
     compared
 }
 
-/// Zones whose clocks do odd things: half hours, whole days, at midnight, a minute past it, in Ramadan, to the second.
-const ODD_ZONES: [(Tz, i64, i64); 12] = [
+/// Zones with unusual changes: half hours, whole days, at midnight, a minute past it, in Ramadan, to the second.
+const UNUSUAL_ZONES: [(Tz, i64, i64); 12] = [
     (Tz::Australia__Lord_Howe, 1_980, 2_037),
     (Tz::Africa__Casablanca, 2_008, 2_030),
     (Tz::Pacific__Apia, 1_890, 2_037),
@@ -238,11 +242,11 @@ const ODD_ZONES: [(Tz, i64, i64); 12] = [
 ];
 
 #[test]
-fn cadences_come_as_the_walker_sees_them_in_odd_zones() {
-    for (zone, first, last) in ODD_ZONES {
+fn cadences_agree_with_the_walk_in_unusual_zones() {
+    for (zone, first, last) in UNUSUAL_ZONES {
         let changes = changes(zone, first, last);
         assert!(!changes.is_empty(), "{zone} has no change");
-        // By steps that share nothing with the two changes of a year.
+        // An odd step, so that both of the two changes of a year are walked.
         for change in changes.iter().step_by(1 + changes.len() / 16 / 2 * 2) {
             compare(zone, *change);
         }
@@ -250,19 +254,19 @@ fn cadences_come_as_the_walker_sees_them_in_odd_zones() {
 }
 
 #[test]
-fn cadences_come_as_the_walker_sees_them_in_every_zone() {
+fn cadences_agree_with_the_walk_in_every_zone() {
     if std::env::var("BACKUP_STRESS").as_deref() != Ok("full") {
-        println!("skipped: every zone takes long; set BACKUP_STRESS=full to walk them");
+        println!("skipped: walking every zone takes long; set BACKUP_STRESS=full");
         return;
     }
-    let [next, walked, asked, compared] = [const { AtomicUsize::new(0) }; 4];
+    let [next, walked, recent, compared] = [const { AtomicUsize::new(0) }; 4];
     let work = || {
         while let Some(&zone) = TZ_VARIANTS.get(next.fetch_add(1, Ordering::Relaxed)) {
             for change in changes(zone, 1_840, 2_100) {
                 compared.fetch_add(compare(zone, change), Ordering::Relaxed);
                 walked.fetch_add(1, Ordering::Relaxed);
                 if (year_begins(1_970)..year_begins(2_038)).contains(&change) {
-                    asked.fetch_add(1, Ordering::Relaxed);
+                    recent.fetch_add(1, Ordering::Relaxed);
                 }
             }
         }
@@ -271,12 +275,12 @@ fn cadences_come_as_the_walker_sees_them_in_every_zone() {
         let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
         threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
     });
-    let (walked, asked) = (walked.into_inner(), asked.into_inner());
+    let (walked, recent) = (walked.into_inner(), recent.into_inner());
     println!(
-        "{} zones, {walked} changes from 1840 to 2099 ({asked} of them from 1970 to 2037), 8 cadences each, {} \
+        "{} zones, {walked} changes from 1840 to 2099 ({recent} of them from 1970 to 2037), 8 cadences each, {} \
          comparisons: no difference",
         TZ_VARIANTS.len(),
         compared.into_inner()
     );
-    assert!(asked > 30_000, "only {asked} changes were walked");
+    assert!(recent > 30_000, "only {recent} changes from 1970 to 2037 were walked");
 }

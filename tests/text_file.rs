@@ -1,4 +1,4 @@
-//! The text file of schedules: what is written is read back whatever the paths, and any bytes are read or refused.
+//! The text file of schedules: formatted entries are parsed back whatever their paths, and any bytes are parsed or refused.
 
 use backup_manager::schedule::text_file::{self, Change, Entry, Line};
 use backup_manager::schedule::{DailyTimes, ScheduleName, TimeOfDay};
@@ -23,7 +23,7 @@ fn time(text: &str) -> TimeOfDay {
 }
 
 #[test]
-fn the_old_file_is_read_as_it_was() {
+fn a_file_of_the_old_system_is_parsed() {
     let old = b"# my backups\r\n\r\n/home/u/documents;9:00;docs_morning\r\n  \t\r\nphotos;23:59;photos\r\n\
                 /home/u/documents;18:30;docs_morning\r\na;b;c;00:00;semicolons";
     let found = lines(old);
@@ -36,7 +36,7 @@ fn the_old_file_is_read_as_it_was() {
 }
 
 #[test]
-fn encodings_are_told_apart() {
+fn the_encoding_is_detected() {
     let expected = ["büro=/é/€@09:00"];
     let text = "/é/€;09:00;büro\r\n";
     let utf16 = |mark: u16, swap: fn(u16) -> [u8; 2]| -> Vec<u8> {
@@ -48,17 +48,17 @@ fn encodings_are_told_apart() {
     assert_eq!(brief(&entries(&utf16(0xfeff, u16::to_be_bytes))), expected);
     assert_eq!(brief(&entries(b"/\xe9/\x80;09:00;b\xfcro\r\n")), expected);
     assert_eq!(brief(&entries(b"\xef\xbb\xbf/\xe9/\x80;09:00;b\xfcro\r\n")), expected);
-    assert!(text_file::parse(b"\xff\xfea\x00;").is_err(), "half a UTF-16 character");
+    assert!(text_file::parse(b"\xff\xfea\x00;").is_err(), "an incomplete UTF-16 character");
 }
 
 #[test]
-fn every_bad_line_is_told_with_its_number_and_reason() {
+fn every_bad_line_is_reported_with_its_number_and_reason() {
     let bad = text_file::parse(b"good;09:00;good\nbad\n# no\n;1:00;x\nbad;24:00;x\nbad;1:00;17\n").unwrap_err();
-    let told: Vec<String> = bad.iter().map(ToString::to_string).collect();
-    for (told, (number, reason)) in told.iter().zip([(2, "no \";\""), (4, "path"), (5, "0 to 23"), (6, "digits")]) {
-        assert!(told.starts_with(&format!("line {number}: ")) && told.contains(reason), "{told}");
+    let reported: Vec<String> = bad.iter().map(ToString::to_string).collect();
+    for (line, (number, reason)) in reported.iter().zip([(2, "no \";\""), (4, "path"), (5, "0 to 23"), (6, "digits")]) {
+        assert!(line.starts_with(&format!("line {number}: ")) && line.contains(reason), "{line}");
     }
-    assert_eq!(told.len(), 4);
+    assert_eq!(reported.len(), 4);
     let twice = text_file::merge(&lines(b"a;1:00;x\nb;1:00;y\nb;2:00;x\na;3:00;x\n")).unwrap_err();
     assert_eq!(twice.len(), 1);
     assert_eq!(twice[0].number, 3);
@@ -67,7 +67,7 @@ fn every_bad_line_is_told_with_its_number_and_reason() {
 }
 
 #[test]
-fn an_export_is_byte_for_byte_what_an_import_would_export() {
+fn an_imported_file_is_exported_byte_for_byte() {
     let text = b"/home/u/documents;09:00;docs\n/home/u/documents;18:30;docs\n./#notes;00:05;notes\n";
     let read = entries(text);
     assert_eq!(read[1].source, b"#notes");
@@ -77,7 +77,7 @@ fn an_export_is_byte_for_byte_what_an_import_would_export() {
 }
 
 #[test]
-fn what_the_file_cannot_hold_is_named() {
+fn paths_that_the_file_cannot_hold_are_left_out_with_a_reason() {
     let entry = |source: &[u8]| Entry {
         name: ScheduleName::parse("docs").unwrap(),
         source: source.to_vec(),
@@ -109,11 +109,11 @@ fn only_lines_that_differ_are_changes() {
 }
 
 #[test]
-fn an_unchanged_line_undoes_no_edit() {
+fn an_unchanged_line_does_not_undo_an_edit() {
     let last = entries(b"d;09:00;docs\nd;18:00;docs\n");
     let now = entries(b"d;09:00;docs\nd;19:00;docs\n");
     let change = &text_file::changes(&last, &now)[0];
-    // By command 09:00 became 07:00: the line for 09:00 still stands, and does not bring it back.
+    // A command changed 09:00 to 07:00. The line for 09:00 is still in the file, and does not bring it back.
     let times = |present: &[TimeOfDay]| change.apply(present).map(|times| times.to_string());
     assert_eq!(times(&[time("07:00"), time("18:00")]).as_deref(), Some("07:00,19:00"));
     assert_eq!(times(&[]).as_deref(), Some("19:00"));
@@ -125,11 +125,11 @@ fn an_unchanged_line_undoes_no_edit() {
 prop_compose! {
     fn any_times()(times in vec((0u8..24, 0u8..60), 1..4)) -> DailyTimes {
         let text: Vec<String> = times.iter().map(|(hour, minute)| format!("{hour}:{minute:02}")).collect();
-        DailyTimes::parse(&text.join(",")).expect("it is well formed")
+        DailyTimes::parse(&text.join(",")).expect("a valid text")
     }
 }
 
-/// Paths full of what could be misread.
+/// Generates paths full of characters that could be misinterpreted.
 fn any_source() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => "[a-z0-9]{1,4}",
@@ -154,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_is_read_back(entries_before in any_entries(), crlf in any::<bool>()) {
+    fn formatted_entries_are_parsed_back(entries_before in any_entries(), crlf in any::<bool>()) {
         let written = text_file::format(&entries_before);
         prop_assert_eq!(&written.left_out, &[]);
         let text = String::from_utf8(written.text.clone()).expect("it is UTF-8");
@@ -165,12 +165,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_parsed_or_refused(bytes in vec(any::<u8>(), 0..200)) {
         let _ = text_file::parse(&bytes);
     }
 
     #[test]
-    fn anything_near_the_form_is_read_or_refused(
+    fn any_text_similar_to_the_format_is_parsed_or_refused(
         pieces in vec(prop_oneof!["[;:#\r\n\t .0-9a-z\u{feff}]{0,6}", Just("\na;1:00;b".to_owned())], 0..20),
     ) {
         let text = pieces.concat();

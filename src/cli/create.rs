@@ -142,7 +142,7 @@ fn print_created(
     let free = backup::free_bytes(context.home.backups()).ok();
     let own_zone = schedule.zone.unwrap_or(zone);
     let period = schedule.cadence.as_ref().map_or(Duration::MAX, |cadence| cadence.period(own_zone, context.now()));
-    let copies = schedule.retention.copies(period);
+    let copies = schedule.retention.max_copies(period);
     let document = CreatedDocument {
         schedule: ScheduleDocument::new(context, index, row, zone),
         revived: revived == Revived::FromHistory,

@@ -1,4 +1,4 @@
-//! When a schedule is due: fixed times of day or a cron expression, and the instants they mean in a zone.
+//! When a schedule is due: fixed times of day or a cron expression, and their instants in a time zone.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 
 use super::cron::CronExpr;
-use super::wall_clock::{self, DAY, FARTHEST, FIRST, LAST};
+use super::wall_clock::{self, DAY, MAX_OFFSET, MAX_SECOND, MIN_SECOND};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
@@ -19,28 +19,28 @@ pub struct TimeOfDay {
 }
 
 impl TimeOfDay {
-    /// Parses `9:00` or `09:00`: hours 0 to 23 with one or two digits, minutes with two. Else a usage error.
+    /// Parses `9:00` or `09:00`: hours 0 to 23 with one or two digits, minutes with two. Any other text is a usage error.
     pub fn parse(text: &str) -> Result<Self> {
-        let refuse = |why: &str| {
+        let invalid = |why: &str| {
             Err(Error::usage(format!("\"{}\" is not a time of day: {why}", text.escape_debug()))
                 .hint("write hours and minutes like 09:00 or 23:30"))
         };
         let Some((hour, minute)) = text.split_once(':') else {
-            return refuse("it has no \":\"");
+            return invalid("it has no \":\"");
         };
         if hour.is_empty() || minute.is_empty() || !hour.bytes().chain(minute.bytes()).all(|b| b.is_ascii_digit()) {
-            return refuse("hours and minutes are numbers");
+            return invalid("hours and minutes are numbers");
         }
         if hour.len() > 2 {
-            return refuse("the hour has one or two digits");
+            return invalid("the hour has one or two digits");
         }
         if minute.len() != 2 {
-            return refuse("the minutes have two digits");
+            return invalid("the minutes have two digits");
         }
         let number = |digits: &str| digits.bytes().fold(0, |number, digit| number * 10 + (digit - b'0'));
         match (number(hour), number(minute)) {
-            (24.., _) => refuse("hours go from 0 to 23"),
-            (_, 60..) => refuse("minutes go from 00 to 59"),
+            (24.., _) => invalid("hours are from 0 to 23"),
+            (_, 60..) => invalid("minutes are from 00 to 59"),
             (hour, minute) => Ok(TimeOfDay { hour, minute }),
         }
     }
@@ -74,19 +74,19 @@ impl FromStr for TimeOfDay {
     }
 }
 
-/// Times of day: at least one, sorted, none twice.
+/// Times of day: at least one, sorted, without duplicates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DailyTimes(Vec<TimeOfDay>);
 
 impl DailyTimes {
-    /// Sorts `times` and drops repetitions; `None` if there are none.
+    /// Sorts `times` and removes duplicates; `None` if there are none.
     pub fn new(mut times: Vec<TimeOfDay>) -> Option<Self> {
         times.sort_unstable();
         times.dedup();
         (!times.is_empty()).then_some(DailyTimes(times))
     }
 
-    /// Parses times joined by commas: `09:00,18:30`. Else a usage error.
+    /// Parses times separated by commas: `09:00,18:30`. Any other text is a usage error.
     pub fn parse(text: &str) -> Result<Self> {
         let times = text.split(',').map(|time| TimeOfDay::parse(time.trim_matches([' ', '\t'])));
         Ok(DailyTimes::new(times.collect::<Result<_>>()?).expect("splitting gives at least one part"))
@@ -108,46 +108,46 @@ impl fmt::Display for DailyTimes {
     }
 }
 
-/// When a schedule is due. As text `09:00,18:30` or `cron */15 * * * *`.
+/// When a schedule is due. Its text form is `09:00,18:30` or `cron */15 * * * *`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cadence {
     /// Every day at these times.
     Daily(DailyTimes),
-    /// As a cron expression says.
+    /// At the times of a cron expression.
     Cron(CronExpr),
 }
 
-/// Occurrences that came while nobody was there to see them.
+/// Occurrences that were missed because no service was running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missed {
     /// The newest of them.
     pub newest: Timestamp,
-    /// How many there are; no more than the limit that was asked for.
+    /// Number of occurrences, counted up to the limit given.
     pub count: u64,
 }
 
-/// How far around an instant the period looks: a little over a year.
+/// Days before and after an instant that [`Cadence::period`] examines: a little over a year.
 const NEARBY_DAYS: i64 = 400;
 
 impl Cadence {
-    /// Parses times of day joined by commas: `09:00,18:30`.
+    /// Parses times of day separated by commas: `09:00,18:30`. Any other text is a usage error.
     pub fn parse_daily(text: &str) -> Result<Self> {
         DailyTimes::parse(text).map(Cadence::Daily)
     }
 
-    /// Parses a cron expression of five fields, or six with seconds in front.
+    /// Parses a cron expression of five fields, or six with seconds first. Any other text is a usage error.
     pub fn parse_cron(text: &str) -> Result<Self> {
         CronExpr::parse(text).map(Cadence::Cron)
     }
 
-    /// Returns the first occurrence strictly after `after`, if one comes before the year 10000.
+    /// Returns the first occurrence strictly after `after`; `None` if there is none before the year 10000.
     ///
-    /// Times of day, and cron expressions that mean one, come once a day: at the first instant after a gap they fall
-    /// into, and at the first pass of an overlap. Other cron expressions follow real time: not in a gap, and at both
-    /// passes of an overlap.
+    /// Times of day, and cron expressions with a single time of day, occur once a day: in a gap of the wall clock at the
+    /// first instant after it, in an overlap at the first pass. Other cron expressions follow real time: not in a gap, and
+    /// at both passes of an overlap.
     pub fn next_after(&self, zone: Tz, after: Timestamp) -> Option<Timestamp> {
-        let after = after.millis().div_euclid(1_000).max(FIRST);
-        if after >= LAST {
+        let after = after.millis().div_euclid(1_000).max(MIN_SECOND);
+        if after >= MAX_SECOND {
             return None;
         }
         let next = match self {
@@ -155,13 +155,13 @@ impl Cadence {
             Cadence::Cron(cron) if cron.is_at_a_fixed_time() => {
                 next_fixed(zone, after, |day| cron.next_day(day), [cron.first_of_day()].into_iter())
             }
-            Cadence::Cron(cron) => next_flowing(zone, after, cron),
+            Cadence::Cron(cron) => next_in_real_time(zone, after, cron),
         };
-        next.filter(|&next| next <= LAST).map(|next| Timestamp::from_millis(next * 1_000))
+        next.filter(|&next| next <= MAX_SECOND).map(|next| Timestamp::from_millis(next * 1_000))
     }
 
-    /// Returns the longest usual time between two occurrences in the year around `around`; changes of the clock are
-    /// left out.
+    /// Returns the longest usual time between two occurrences in the year before and after `around`, as if the wall clock
+    /// had no gaps and overlaps.
     pub fn period(&self, zone: Tz, around: Timestamp) -> Duration {
         let seconds = match self {
             Cadence::Daily(DailyTimes(times)) => {
@@ -169,7 +169,7 @@ impl Cadence {
                 times.windows(2).map(|pair| pair[1].seconds() - pair[0].seconds()).fold(overnight, i64::max)
             }
             Cadence::Cron(cron) => {
-                let around = around.millis().div_euclid(1_000).clamp(FIRST, LAST);
+                let around = around.millis().div_euclid(1_000).clamp(MIN_SECOND, MAX_SECOND);
                 let today = (around + wall_clock::offset(zone, around)).div_euclid(DAY);
                 let mut days = Vec::new();
                 let mut day = cron.next_day(today - NEARBY_DAYS);
@@ -177,15 +177,15 @@ impl Cadence {
                     days.push(found);
                     day = cron.next_day(found + 1);
                 }
-                // Only at the end of the calendar there is no second day.
+                // Only at the end of the calendar is there no second day.
                 if days.len() < 2 { DAY } else { cron.longest_gap(&days) }
             }
         };
         Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
-    /// Returns the newest of the occurrences after `after` up to and including `until`, and how many they are, counting
-    /// no more than `limit`. `None` if there are none. The time it takes depends on `limit`, not on how many they are.
+    /// Returns the newest of the occurrences after `after` and up to `until` inclusive, and their number, counted up to
+    /// `limit`; `None` if there are none. The computing time depends on `limit`, not on the number of occurrences.
     pub fn missed(&self, zone: Tz, after: Timestamp, until: Timestamp, limit: u64) -> Option<Missed> {
         let next = |after| self.next_after(zone, after).filter(|&next| next <= until);
         let mut newest = next(after)?;
@@ -197,8 +197,8 @@ impl Cadence {
             }
             count += 1;
         }
-        // `low` is always an occurrence, and there is none after `high`.
-        let (mut low, mut high) = (newest.millis(), until.millis().min(LAST * 1_000));
+        // Invariant: `low` is an occurrence, and there is none after `high`.
+        let (mut low, mut high) = (newest.millis(), until.millis().min(MAX_SECOND * 1_000));
         while low < high {
             let middle = low + (high - low) / 2;
             match next(Timestamp::from_millis(middle)) {
@@ -210,16 +210,16 @@ impl Cadence {
     }
 }
 
-/// Finds the first instant after `after` at which the wall clock first shows one of `times` (seconds from midnight,
-/// sorted) or later on a day out of `next_day`, which gives the first such day at or after a day.
+/// Returns the first instant after `after` at which the wall clock first shows one of `times` (seconds since midnight,
+/// sorted), or a later time, on a matching day. `next_day` returns the first matching day at or after a day.
 fn next_fixed(
     zone: Tz,
     after: i64,
     next_day: impl Fn(i64) -> Option<i64>,
     times: impl Iterator<Item = i64> + Clone,
 ) -> Option<i64> {
-    // A later reading of the wall clock is first shown later or at once, so the first one found is the earliest, and
-    // readings before the present one have been shown already.
+    // A later wall clock time is first shown at a later or the same instant. So the first one found is the earliest, and
+    // all times before the current one have already been shown.
     let mut day = next_day((after + wall_clock::offset(zone, after)).div_euclid(DAY))?;
     loop {
         let shown = times.clone().map(|time| wall_clock::first_showing(zone, day * DAY + time));
@@ -230,12 +230,12 @@ fn next_fixed(
     }
 }
 
-/// Finds the first instant after `after` at which the wall clock shows what `cron` asks for.
-fn next_flowing(zone: Tz, after: i64, cron: &CronExpr) -> Option<i64> {
-    // Changes of the offset move the wall clock by less than this, so a match farther ahead is certainly not passed.
-    const REACH: i64 = 2 * FARTHEST;
+/// Returns the first instant after `after` at which the wall clock shows a time that matches `cron`.
+fn next_in_real_time(zone: Tz, after: i64, cron: &CronExpr) -> Option<i64> {
+    // Changes of the offset move the wall clock by less than this, so a match further ahead cannot be skipped.
+    const REACH: i64 = 2 * MAX_OFFSET;
     let mut from = after + 1;
-    while from <= LAST {
+    while from <= MAX_SECOND {
         let shown = from + wall_clock::offset(zone, from);
         let nearest = cron.next_shown(shown - REACH)?;
         if nearest > shown + 2 * REACH {
@@ -243,7 +243,7 @@ fn next_flowing(zone: Tz, after: i64, cron: &CronExpr) -> Option<i64> {
             continue;
         }
         let found = cron.next_shown(shown).map(|next| from + (next - shown));
-        let until = found.unwrap_or(LAST).min(from + DAY);
+        let until = found.unwrap_or(MAX_SECOND).min(from + DAY);
         let changed = wall_clock::offset_changes(zone, from, until);
         if changed > until && found == Some(until) {
             return found;
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn times_of_day_have_one_form_each_way() {
+    fn times_of_day_are_parsed_and_printed() {
         for (text, shown) in [("9:00", "09:00"), ("09:00", "09:00"), ("0:00", "00:00"), ("23:59", "23:59")] {
             assert_eq!(TimeOfDay::parse(text).unwrap().to_string(), shown);
         }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_read_back() {
+    fn printed_cadences_are_parsed_back() {
         for (text, shown) in [
             ("18:30,9:00,09:00", "09:00,18:30"),
             ("cron  */15 *  * * mon", "cron */15 * * * mon"),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_in_a_gap_and_one_at_its_end_are_one_occurrence() {
+    fn times_in_a_gap_and_at_its_end_are_one_occurrence() {
         let three = cadence("02:15,02:45,03:00");
         let first = three.next_after(Paris, at("2026-03-28T12:00:00+01:00")).unwrap();
         assert_eq!(first, at("2026-03-29T03:00:00+02:00"));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_is_strictly_after_to_the_millisecond() {
+    fn the_next_occurrence_is_strictly_after_to_the_millisecond() {
         let nine = cadence("09:00");
         let on_time = at("2026-11-23T09:00:00+01:00");
         let before = Timestamp::from_millis(on_time.millis() - 1);
@@ -354,12 +354,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_for_years_is_counted_up_to_the_limit_only() {
+    fn occurrences_missed_for_years_are_counted_up_to_the_limit() {
         let (after, until) = (at("2006-01-01T00:00:00Z"), at("2026-06-30T12:00:00.5Z"));
         let missed = |text: &str, limit| cadence(text).missed(Paris, after, until, limit).unwrap();
         let each_second = missed("cron * * * * * *", 100);
         assert_eq!((each_second.newest, each_second.count), (at("2026-06-30T12:00:00Z"), 100));
-        // Dense at first and then nothing for months.
+        // Every minute of one day, then none for a year.
         let new_year = missed("cron * * 1 1 *", 100);
         assert_eq!((new_year.newest, new_year.count), (at("2026-01-01T23:59:00+01:00"), 100));
         let daily = missed("09:00", 1_000_000);
@@ -370,15 +370,15 @@ mod tests {
     }
 
     #[test]
-    fn no_instant_does_harm() {
-        let ends = [i64::MIN, FIRST * 1_000, -1, 0, 1, LAST * 1_000 - 1, LAST * 1_000, i64::MAX];
+    fn extreme_instants_are_handled() {
+        let ends = [i64::MIN, MIN_SECOND * 1_000, -1, 0, 1, MAX_SECOND * 1_000 - 1, MAX_SECOND * 1_000, i64::MAX];
         for zone in [Tz::UTC, Paris, Tz::Pacific__Apia, Tz::Asia__Manila] {
             for text in ["00:00,23:59", "cron * * * * * *", "cron 0 0 29 2 *", "cron 0 0,1 29 2 1"] {
                 for &from in &ends {
                     let from = Timestamp::from_millis(from);
                     let next = cadence(text).next_after(zone, from);
                     assert!(next.is_none_or(|next| next > from), "{zone} {text} {from:?}");
-                    assert!(next.is_none() || from.millis() < LAST * 1_000, "{zone} {text} {from:?}");
+                    assert!(next.is_none() || from.millis() < MAX_SECOND * 1_000, "{zone} {text} {from:?}");
                     assert!(cadence(text).period(zone, from) > Duration::ZERO);
                     for &until in &ends {
                         cadence(text).missed(zone, from, Timestamp::from_millis(until), 3);

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// Codec and level of an archive; also decides its extension.
+/// Codec and level of an archive, which also determine its extension.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// A plain `.tar`, as the old system wrote.
@@ -18,9 +18,9 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The gzip level used where none is named.
+    /// The gzip level if none is given.
     pub const GZIP_DEFAULT: u8 = 6;
-    /// The zstd level used where none is named.
+    /// The zstd level if none is given.
     pub const ZSTD_DEFAULT: u8 = 3;
 
     /// Returns the extension of archive files, without a leading dot.
@@ -32,7 +32,7 @@ impl Compression {
         }
     }
 
-    /// Returns the word for the codec: `none`, `gzip` or `zstd`.
+    /// Returns the name of the codec: `none`, `gzip` or `zstd`.
     pub fn codec(self) -> &'static str {
         match self {
             Compression::None => "none",
@@ -41,7 +41,7 @@ impl Compression {
         }
     }
 
-    /// Returns the level; zero for none.
+    /// Returns the level; zero without compression.
     pub fn level(self) -> u8 {
         match self {
             Compression::None => 0,
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_printed_is_read_back() {
+    fn printed_compressions_are_parsed_back() {
         for text in ["none", "gzip:1", "gzip:12", "zstd:19"] {
             assert_eq!(text.parse::<Compression>().unwrap().to_string(), text);
         }

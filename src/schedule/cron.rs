@@ -1,5 +1,5 @@
-//! Cron expressions: croner reads and checks them, and says which days they mean. When they come in a zone with its
-//! gaps and overlaps is worked out in `cadence`, from what this module says of the wall clock alone.
+//! Cron expressions. croner parses and checks them and matches days; this module matches times of a wall clock without
+//! gaps and overlaps. `cadence` computes the instants in a time zone from that.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use chrono::{DateTime, Datelike, NaiveDate};
 use croner::parser::{CronParser, Seconds, Year};
 use croner::{CronComponent, CronPattern, JobType, Weekday};
 
-use super::wall_clock::{DAY, LAST};
+use super::wall_clock::{DAY, MAX_SECOND};
 use crate::error::{Error, Result};
 
-/// A cron expression of five fields, or six with seconds in front, that comes at least once.
+/// A cron expression of five fields, or six with seconds first, that matches at least once.
 #[derive(Clone, Debug)]
 pub struct CronExpr {
     /// As written, with single spaces.
@@ -25,7 +25,7 @@ pub struct CronExpr {
 const HINT: &str = "write minute, hour, day, month and weekday (or six fields with seconds in front), \
                     like \"30 2 * * 1-5\"";
 
-/// The fields from the left when there are six: what they are called, their largest step, the words they may hold.
+/// The six fields from the left: name, largest step, words allowed.
 const FIELDS: [(&str, u32, &[&str]); 6] = [
     ("second", 60, &[]),
     ("minute", 60, &[]),
@@ -40,16 +40,16 @@ const FIELDS: [(&str, u32, &[&str]); 6] = [
 ];
 
 impl CronExpr {
-    /// Checks an expression. What cannot be read, and what never comes (30 February), is a usage error.
+    /// Parses an expression. An invalid one, and one that never matches (30 February), is a usage error.
     pub fn parse(text: &str) -> Result<Self> {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        let refuse = |why: &str| Error::usage(format!("\"{text}\" is not a cron expression: {why}")).hint(HINT);
-        check_fields(&text).map_err(|why| refuse(&why))?;
+        let invalid = |why: &str| Error::usage(format!("\"{text}\" is not a cron expression: {why}")).hint(HINT);
+        check_fields(&text).map_err(|why| invalid(&why))?;
         let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-        let cron = parser.parse(&text).map_err(|e| refuse(&e.to_string()))?;
+        let cron = parser.parse(&text).map_err(|e| invalid(&e.to_string()))?;
         let at_a_fixed_time = cron.determine_job_type() == JobType::FixedTime;
         let mut pattern = cron.pattern;
-        // The years are not ours to match, and their table weighs more than all the rest.
+        // Years are not matched, and their table takes more memory than all the rest.
         pattern.years = CronComponent::new(0, 0, 0, 0);
         let values = |component: &CronComponent| component.values().into_iter().map(i64::from).collect::<Vec<_>>();
         let expr = CronExpr {
@@ -63,7 +63,7 @@ impl CronExpr {
         let empty = expr.hours.is_empty() || expr.minutes.is_empty() || expr.seconds.is_empty();
         // After 400 years the calendar repeats with its weekdays.
         if empty || expr.next_day_until(0, 400 * 366).is_none() {
-            return Err(refuse("it never comes"));
+            return Err(invalid("it never comes"));
         }
         Ok(expr)
     }
@@ -73,20 +73,20 @@ impl CronExpr {
         &self.text
     }
 
-    /// Says whether second, minute and hour are each a single number: such an expression means a time of day, as
-    /// `--at` does, and any other one follows real time.
+    /// Returns whether second, minute and hour are each a single number. Such an expression has a time of day, as `--at`
+    /// has; any other follows real time.
     pub fn is_at_a_fixed_time(&self) -> bool {
         self.at_a_fixed_time
     }
 
-    /// Returns the first time of day, in seconds from midnight on the wall clock.
+    /// Returns the first matching time of day, in seconds since midnight on the wall clock.
     pub(super) fn first_of_day(&self) -> i64 {
         self.hours[0] * 3_600 + self.minutes[0] * 60 + self.seconds[0]
     }
 
-    /// Returns the first day at or after `day` that matches; both count from 1970-01-01.
+    /// Returns the first matching day at or after `day`; days count from 1970-01-01.
     pub(super) fn next_day(&self, day: i64) -> Option<i64> {
-        self.next_day_until(day, LAST / DAY)
+        self.next_day_until(day, MAX_SECOND / DAY)
     }
 
     fn next_day_until(&self, day: i64, until: i64) -> Option<i64> {
@@ -106,8 +106,8 @@ impl CronExpr {
         None
     }
 
-    /// Returns the first time at or after `shown` that matches; both are readings of a wall clock without gaps or
-    /// overlaps, in seconds from 1970-01-01.
+    /// Returns the first matching time at or after `shown`. Both are times of a wall clock without gaps and overlaps, in
+    /// seconds since 1970-01-01.
     pub(super) fn next_shown(&self, shown: i64) -> Option<i64> {
         let today = shown.div_euclid(DAY);
         let day = self.next_day(today)?;
@@ -120,7 +120,7 @@ impl CronExpr {
         Some(day * DAY + self.first_of_day())
     }
 
-    /// Returns the first matching time of day at or after `time`, in seconds from midnight.
+    /// Returns the first matching time of day at or after `time`, in seconds since midnight.
     fn next_time(&self, time: i64) -> Option<i64> {
         let (hour, minute, second) = (time / 3_600, time / 60 % 60, time % 60);
         let start_of_minute = self.minutes[0] * 60 + self.seconds[0];
@@ -137,10 +137,10 @@ impl CronExpr {
         at_or_after(&self.hours, hour + 1).map(|hour| hour * 3_600 + start_of_minute)
     }
 
-    /// Returns the longest time, in seconds, from one match to the next on a wall clock without gaps or overlaps, if
-    /// it matches on just these `days` (sorted).
+    /// Returns the longest time from one match to the next, in seconds, on a wall clock without gaps and overlaps, for the
+    /// matching `days` (sorted).
     pub(super) fn longest_gap(&self, days: &[i64]) -> i64 {
-        // What is left of a step from one hour to the next, say, is less by what the minutes and seconds span.
+        // A step between two hours, for example, is shortened by the span of the minutes and seconds.
         let (mut longest, mut span) = (0, 0);
         for (values, unit) in [(&self.seconds[..], 1), (&self.minutes, 60), (&self.hours, 3_600), (days, DAY)] {
             let step = values.windows(2).map(|pair| pair[1] - pair[0]).max();
@@ -151,8 +151,8 @@ impl CronExpr {
     }
 }
 
-fn at_or_after(sorted: &[i64], least: i64) -> Option<i64> {
-    sorted.get(sorted.partition_point(|&value| value < least)).copied()
+fn at_or_after(sorted: &[i64], min: i64) -> Option<i64> {
+    sorted.get(sorted.partition_point(|&value| value < min)).copied()
 }
 
 /// Returns the days from `date` to the first of the next month.
@@ -160,8 +160,8 @@ fn days_left_in_month(date: NaiveDate) -> i64 {
     i64::from(date.num_days_in_month()) - i64::from(date.day()) + 1
 }
 
-/// Refuses what croner would read as something else than was meant: other words than the field's own ("0 MON * * *"),
-/// and steps that go beyond it ("*/90" minutes would be every hour).
+/// Checks for expressions that croner would misinterpret: words that do not belong to the field ("0 MON * * *"), and steps
+/// greater than the field ("*/90" minutes would be every hour). The error is the reason.
 fn check_fields(text: &str) -> std::result::Result<(), String> {
     let fields: Vec<&str> = text.split(' ').filter(|field| !field.is_empty()).collect();
     if !(5..=6).contains(&fields.len()) {
@@ -179,7 +179,7 @@ fn check_fields(text: &str) -> std::result::Result<(), String> {
             }
             let step = part.split_once('/').and_then(|(_, step)| step.parse::<u32>().ok());
             if step.is_some_and(|step| step > *largest_step) {
-                return Err(format!("the step in \"{part}\" goes beyond the field for the {name}"));
+                return Err(format!("the step in \"{part}\" is too large in the field for the {name}"));
             }
         }
     }
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_croner_would_misread_is_refused_with_its_reason() {
+    fn expressions_that_croner_would_misinterpret_are_refused() {
         for (bad, reason) in [
             ("", "0 fields"),
             ("* * * *", "4 fields"),
@@ -214,7 +214,7 @@ mod tests {
             ("0 MON * * *", "\"MON\" has no meaning in the field for the hour"),
             ("0 0 * * JAN", "weekday"),
             ("0 0 * * MONDAY", "MONDAY"),
-            ("*/90 * * * *", "goes beyond the field for the minute"),
+            ("*/90 * * * *", "is too large in the field for the minute"),
             ("0 0,,1 * * *", "comma"),
             ("0 0 , * *", "comma"),
             ("60 * * * *", "60 * * * *"),
@@ -235,12 +235,12 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_day_is_told_from_what_follows_real_time() {
+    fn expressions_with_a_time_of_day_are_recognised() {
         for fixed in ["30 2 * * *", "0 30 2 * * 1-5", "0 0 29 2 *", "5-5 2 L * *"] {
             assert!(CronExpr::parse(fixed).unwrap().is_at_a_fixed_time(), "{fixed}");
         }
-        for flowing in ["* * * * *", "30 * * * *", "30 2,3 * * *", "0,30 2 * * *", "* 30 2 * * *", "0 */24 * * *"] {
-            assert!(!CronExpr::parse(flowing).unwrap().is_at_a_fixed_time(), "{flowing}");
+        for real_time in ["* * * * *", "30 * * * *", "30 2,3 * * *", "0,30 2 * * *", "* 30 2 * * *", "0 */24 * * *"] {
+            assert!(!CronExpr::parse(real_time).unwrap().is_at_a_fixed_time(), "{real_time}");
         }
     }
 

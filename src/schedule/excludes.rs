@@ -1,4 +1,4 @@
-//! What a schedule leaves out of its archives, as values; `source` applies them.
+//! What a schedule excludes from its archives, as values; `source` applies them.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,21 +6,21 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Excludes {
-    /// Globs in the form of `.gitignore` lines: without `/` they match names anywhere, with it paths below the source.
-    /// A glob that begins with the source's absolute path counts from there.
+    /// Globs in the form of `.gitignore` lines. Without `/` they match names anywhere, with it paths below the source. A
+    /// glob that begins with the absolute path of the source is relative to the source.
     pub globs: Vec<String>,
-    /// Files with one such glob a line, read anew at each run.
+    /// Files with one such glob a line, read again by each run.
     pub files: Vec<String>,
-    /// Leaves out what lies in folders with a valid `CACHEDIR.TAG`; the folder and the tag stay.
+    /// Excludes the content of folders with a valid `CACHEDIR.TAG`, but not the folder itself and the tag.
     pub caches: bool,
-    /// Leaves out what lies in folders that hold a file of such a name.
+    /// Excludes the content of folders that contain a file with one of these names.
     pub if_present: Vec<String>,
     /// Does not descend into other file systems.
     pub one_file_system: bool,
 }
 
 impl Excludes {
-    /// Says whether nothing at all is excluded.
+    /// Returns whether nothing is excluded.
     pub fn is_empty(&self) -> bool {
         *self == Excludes::default()
     }

@@ -1,4 +1,5 @@
-//! A schedule as JSON: what `export --format json` writes and every archive carries. The names of the fields stay.
+//! The JSON form of a schedule, in `export --format json` and in the header of every archive. Its field names never
+//! change.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,13 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::{CatchUp, Compression, Excludes, Retention, Schedule, ScheduleName, parse_zone};
 use crate::error::{Error, Result};
 
-/// The fields as they stand in JSON. Only name and source must be there when it is read.
+/// The JSON fields. Only `name` and `source` are required when JSON is read.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ScheduleJson {
     name: ScheduleName,
     source: String,
-    /// Beside `source`, where that is not UTF-8 and `source` only shows it.
+    /// The exact bytes, if they are not UTF-8 and `source` is only an approximation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source_b64: Option<String>,
     #[serde(default)]
@@ -66,35 +67,35 @@ impl From<Schedule> for ScheduleJson {
 impl TryFrom<ScheduleJson> for Schedule {
     type Error = Error;
 
-    fn try_from(form: ScheduleJson) -> Result<Self> {
-        let source = match form.source_b64 {
-            None => form.source.into_bytes(),
+    fn try_from(json: ScheduleJson) -> Result<Self> {
+        let source = match json.source_b64 {
+            None => json.source.into_bytes(),
             Some(encoded) => {
                 let bytes = STANDARD
                     .decode(&encoded)
-                    .map_err(|e| Error::usage(format!("source_b64 of \"{}\" is not base64", form.name)).because(e))?;
-                if String::from_utf8_lossy(&bytes) != form.source {
-                    return Err(Error::usage(format!("source and source_b64 of \"{}\" differ", form.name))
+                    .map_err(|e| Error::usage(format!("source_b64 of \"{}\" is not base64", json.name)).because(e))?;
+                if String::from_utf8_lossy(&bytes) != json.source {
+                    return Err(Error::usage(format!("source and source_b64 of \"{}\" differ", json.name))
                         .hint("change both, or leave out source_b64"));
                 }
                 bytes
             }
         };
         if source.is_empty() || source.contains(&0) {
-            return Err(Error::usage(format!("the source of \"{}\" is no path", form.name))
+            return Err(Error::usage(format!("the source of \"{}\" is not a path", json.name))
                 .hint("a path is not empty and has no NUL byte"));
         }
         Ok(Schedule {
             source,
-            cadence: form.cadence.map(|text| text.parse()).transpose()?,
-            zone: form.zone.map(|text| parse_zone(&text)).transpose()?,
-            compression: form.compression.map_or(Ok(Compression::default()), |text| text.parse())?,
-            name: form.name,
-            excludes: form.excludes,
-            retention: form.retention,
-            catch_up: form.catch_up,
-            verify: form.verify,
-            enabled: form.enabled,
+            cadence: json.cadence.map(|text| text.parse()).transpose()?,
+            zone: json.zone.map(|text| parse_zone(&text)).transpose()?,
+            compression: json.compression.map_or(Ok(Compression::default()), |text| text.parse())?,
+            name: json.name,
+            excludes: json.excludes,
+            retention: json.retention,
+            catch_up: json.catch_up,
+            verify: json.verify,
+            enabled: json.enabled,
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Schedules and their parts, as values: what, when, how, and what is kept. Nothing here asks the clock, the disk or
-//! the store.
+//! Schedules and their parts, as values: what is backed up, when, how, and what is kept. Nothing here reads the clock,
+//! the disk or the database.
 
 mod cadence;
 mod compression;
@@ -33,11 +33,11 @@ pub use zone::{ServiceZone, ZoneOrigin, parse_zone, service_zone};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
-/// What happens to occurrences that came while no service was there.
+/// What happens to occurrences that were missed because no service was running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CatchUp {
-    /// One run for the newest of them, which counts those it stands for.
+    /// One catch-up run for the newest of them, which counts the others.
     #[default]
     Latest,
     /// They are recorded as missed.
@@ -45,7 +45,7 @@ pub enum CatchUp {
 }
 
 impl CatchUp {
-    /// Returns the word used in the store, in options and in output.
+    /// Returns the word used in the database, in options and in output.
     pub fn as_str(self) -> &'static str {
         match self {
             CatchUp::Latest => "latest",
@@ -53,7 +53,7 @@ impl CatchUp {
         }
     }
 
-    /// Returns what happens, in words.
+    /// Returns what happens to missed occurrences, in words.
     pub fn describe(self) -> &'static str {
         match self {
             CatchUp::Latest => "one run makes up for them",
@@ -81,34 +81,34 @@ impl FromStr for CatchUp {
     }
 }
 
-/// A schedule whole: all that `export --format json` writes and that an archive carries, and nothing of its history.
+/// A complete schedule, without its history: what `export --format json` writes and what the header of an archive holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "json::ScheduleJson", into = "json::ScheduleJson")]
 pub struct Schedule {
-    /// The name, which is the identity.
+    /// The name, which identifies the schedule.
     pub name: ScheduleName,
-    /// The path to back up, bytes as written; a relative one is relative to the home.
+    /// The path to back up, as bytes; a relative path is relative to the home.
     pub source: Vec<u8>,
     /// When it is due; `None` after a rescan that found only archives of it.
     pub cadence: Option<Cadence>,
-    /// The zone of the cadence; `None` means the service's.
+    /// The time zone of the cadence; `None` for that of the service.
     pub zone: Option<Tz>,
     /// Codec and level of new archives.
     pub compression: Compression,
-    /// What is left out.
+    /// What is excluded.
     pub excludes: Excludes,
-    /// What is kept.
+    /// The retention policy.
     pub retention: Retention,
     /// What happens to missed occurrences.
     pub catch_up: CatchUp,
-    /// Whether what a run wrote is read back before the run is done.
+    /// Whether a run verifies its archive before it ends.
     pub verify: bool,
-    /// Whether it is due at all; `false` while paused.
+    /// `false` while the schedule is paused.
     pub enabled: bool,
 }
 
 impl Schedule {
-    /// Makes a schedule with the default options.
+    /// Creates a schedule with the default options.
     pub fn new(name: ScheduleName, source: Vec<u8>, cadence: Cadence) -> Self {
         Schedule {
             name,
@@ -124,7 +124,7 @@ impl Schedule {
         }
     }
 
-    /// Returns the next occurrence after an instant, in the schedule's own zone or else in `service_zone`.
+    /// Returns the next occurrence after an instant, in the schedule's own zone, else in `service_zone`.
     pub fn next_after(&self, service_zone: Tz, after: Timestamp) -> Option<Timestamp> {
         self.cadence.as_ref().and_then(|cadence| cadence.next_after(self.zone.unwrap_or(service_zone), after))
     }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_the_fields_stay() {
+    fn the_names_of_the_json_fields_are_fixed() {
         let written = serde_json::to_string(&docs()).unwrap();
         let excludes = r#"{"globs":[],"files":[],"caches":false,"if_present":[],"one_file_system":false}"#;
         let retention = r#"{"daily":7,"weekly":4,"monthly":6,"within":"3d","manual":"14d"}"#;
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_schedule_survives_a_round_trip_through_json() {
         let full = Schedule {
             source: b"/caf\xe9".to_vec(),
             cadence: Some(Cadence::parse_cron("*/15  * * * mon-fri").unwrap()),
@@ -172,12 +172,12 @@ mod tests {
             let json = serde_json::to_string(&schedule).unwrap();
             assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), schedule, "{json}");
         }
-        let least = r#"{"name":"docs","source":"documents","cadence":"09:00,18:30"}"#;
-        assert_eq!(serde_json::from_str::<Schedule>(least).unwrap(), docs());
+        let minimal = r#"{"name":"docs","source":"documents","cadence":"09:00,18:30"}"#;
+        assert_eq!(serde_json::from_str::<Schedule>(minimal).unwrap(), docs());
     }
 
     #[test]
-    fn what_is_wrong_in_json_is_refused() {
+    fn invalid_json_is_refused() {
         for bad in [
             r#"{"name":"docs"}"#,
             r#"{"name":"a/b","source":"x"}"#,

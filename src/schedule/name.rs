@@ -1,4 +1,4 @@
-//! The name of a schedule: its identity, and a part of file names.
+//! The name of a schedule, which identifies it and is part of file names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// A name that is safe as a file name and cannot be taken for an index, an option or a run.
+/// A name that is safe in file names and cannot be mistaken for an index, an option or a run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ScheduleName(String);
 
 impl ScheduleName {
-    /// The most bytes a name may have: room is left for time, run and extension in a file name of 255 bytes.
+    /// Maximum length in bytes. File names have at most 255 bytes, which must also hold time, run and extension.
     pub const MAX_BYTES: usize = 100;
 
-    /// Checks a name; each refusal is a usage error that names its reason.
+    /// Parses a name. Any other text is a usage error that names the reason.
     pub fn parse(text: &str) -> Result<Self> {
         match refusal(text) {
             None => Ok(ScheduleName(text.to_owned())),
@@ -31,13 +31,13 @@ impl ScheduleName {
     }
 }
 
-/// Says why `text` cannot be a name, if it cannot.
+/// Returns the reason why `text` is not a valid name; `None` if it is valid.
 fn refusal(text: &str) -> Option<String> {
     if text.is_empty() {
         return Some("it is empty".to_owned());
     }
     if text.len() > ScheduleName::MAX_BYTES {
-        return Some(format!("it has {} bytes, and {} are the most", text.len(), ScheduleName::MAX_BYTES));
+        return Some(format!("it has {} bytes, and at most {} are allowed", text.len(), ScheduleName::MAX_BYTES));
     }
     if let Some(found) = text.chars().find(|c| matches!(c, '/' | '\\' | ';')) {
         return Some(format!("it has a \"{found}\""));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_names_are_taken_as_they_are() {
+    fn ordinary_names_are_accepted_unchanged() {
         let longest = "é".repeat(50);
         for good in ["docs_morning", "a", "7zip", "Büro 2", "a.tar.xz", "a.b", "a-b@c", longest.as_str()] {
             assert_eq!(ScheduleName::parse(good).unwrap().as_str(), good);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_out_of_json_passes_the_same_door() {
+    fn a_name_in_json_passes_the_same_checks() {
         assert!(serde_json::from_str::<ScheduleName>("\"docs\"").is_ok());
         assert!(serde_json::from_str::<ScheduleName>("\"../docs\"").is_err());
     }

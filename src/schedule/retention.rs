@@ -1,4 +1,4 @@
-//! How many archives of a schedule are kept, as a value; which ones they are is worked out by `prune`.
+//! The retention policy of a schedule, as a value; `maintenance::retention` decides which archives it keeps.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,35 +8,36 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::when::{format_age, parse_age};
 use crate::error::{Error, Result};
 
-/// The rules by which archives are kept: an archive stays if any rule keeps it.
+/// The rules of a policy: an archive is kept if any rule keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct Retention {
-    /// So many of the newest.
+    /// Number of newest archives to keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<u32>,
-    /// The newest of each of so many hours that have one.
+    /// Number of hours, newest first and without empty ones, of which the newest archive is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hourly: Option<u32>,
-    /// The newest of each of so many days that have one.
+    /// The same for days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub daily: Option<u32>,
-    /// The newest of each of so many weeks that have one.
+    /// The same for weeks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weekly: Option<u32>,
-    /// The newest of each of so many months that have one.
+    /// The same for months.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monthly: Option<u32>,
-    /// The newest of each of so many years that have one.
+    /// The same for years.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub yearly: Option<u32>,
-    /// All that are no older than this before the newest good one.
+    /// Keeps all archives that are at most this much older than the newest good one.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "age_text")]
     pub within: Option<Duration>,
-    /// All of them.
+    /// Keeps all archives.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
-    /// Archives of manual runs for so long, beside the other rules.
+    /// Keeps archives of manual runs that are at most this much older than the newest good one, in addition to the other
+    /// rules.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "age_text")]
     pub manual: Option<Duration>,
 }
@@ -58,7 +59,7 @@ impl Default for Retention {
 }
 
 impl Retention {
-    /// No rule at all: where the options of a command line begin. Not a policy that a schedule could have.
+    /// No rule at all: the start value for the options of a command line. No schedule can have this policy.
     pub const EMPTY: Retention = Retention {
         last: None,
         hourly: None,
@@ -71,8 +72,9 @@ impl Retention {
         manual: None,
     };
 
-    /// Makes a policy of the options given: of none, the default; any one replaces the whole default.
-    /// A policy that [`check`](Self::check) refuses is a usage error.
+    /// Returns the policy of command line options: the default if none is given, else exactly the rules given.
+    ///
+    /// Errors: `Usage` if [`check`](Self::check) refuses it.
     pub fn from_options(options: Retention) -> Result<Self> {
         if options == Retention::EMPTY {
             return Ok(Retention::default());
@@ -81,12 +83,13 @@ impl Retention {
         Ok(options)
     }
 
-    /// Refuses, as a usage error, a policy that keeps no archive of scheduled runs, and rules beside "all".
+    /// Checks the policy. One that keeps no archive of scheduled runs and one with other rules than "all" besides it are
+    /// usage errors.
     pub fn check(&self) -> Result<()> {
         if self.all {
             return match *self == (Retention { all: true, ..Retention::EMPTY }) {
                 true => Ok(()),
-                false => Err(Error::usage(format!("\"{self}\" keeps all archives, so its other rules mean nothing"))
+                false => Err(Error::usage(format!("\"{self}\" keeps all archives, so its other rules have no effect"))
                     .hint("leave out either \"all\" or the others")),
             };
         }
@@ -99,7 +102,7 @@ impl Retention {
             .hint("keep at least one archive: last 1"))
     }
 
-    /// Parses what is printed: `within 3d, daily 7, manual 14d`, or `all`. Else a usage error.
+    /// Parses the printed form: `within 3d, daily 7, manual 14d`, or `all`. Any other text is a usage error.
     pub fn parse(text: &str) -> Result<Self> {
         let mut policy = Retention::EMPTY;
         for rule in text.split(',').map(str::trim) {
@@ -116,7 +119,7 @@ impl Retention {
             };
             let count = || value.trim().parse::<u32>().map_err(|_| refuse("its number is not one"));
             let age = || parse_age(value).map_err(|e| refuse(&e.to_string()));
-            let again = match word {
+            let is_repeated = match word {
                 "last" => policy.last.replace(count()?).is_some(),
                 "hourly" => policy.hourly.replace(count()?).is_some(),
                 "daily" => policy.daily.replace(count()?).is_some(),
@@ -127,17 +130,17 @@ impl Retention {
                 "manual" => policy.manual.replace(age()?).is_some(),
                 _ => return Err(refuse("there is no such rule")),
             };
-            if again {
-                return Err(refuse("it stands twice"));
+            if is_repeated {
+                return Err(refuse("it is given twice"));
             }
         }
         policy.check()?;
         Ok(policy)
     }
 
-    /// Estimates how many archives are kept at once at the most, of a schedule that is due every `period`; `None`
-    /// means that none ever goes. Rules that keep the same archive are counted apart.
-    pub fn copies(&self, period: Duration) -> Option<u64> {
+    /// Estimates the maximum number of archives that are kept at the same time, for a schedule that is due every `period`;
+    /// `None` if all are kept forever. An archive kept by several rules is counted several times.
+    pub fn max_copies(&self, period: Duration) -> Option<u64> {
         if self.all {
             return None;
         }
@@ -178,7 +181,7 @@ impl Serialize for Retention {
 }
 
 impl<'de> Deserialize<'de> for Retention {
-    // The derived reading lets every combination pass; this is the door where a policy is checked.
+    // The derived implementation accepts every combination of rules, so the policy is checked here.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let policy = Retention::deserialize(deserializer)?;
         policy.check().map_err(serde::de::Error::custom)?;
@@ -186,7 +189,7 @@ impl<'de> Deserialize<'de> for Retention {
     }
 }
 
-/// Ages stand in JSON as they are written on the command line: `"3d"`.
+/// Ages have the same form in JSON as on the command line: `"3d"`.
 mod age_text {
     use super::*;
 
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_keeps_nothing_is_refused_at_every_door() {
+    fn a_policy_that_keeps_nothing_is_refused_in_options_text_and_json() {
         let empty = Retention::EMPTY;
         for nothing in [
             Retention { last: Some(0), ..empty.clone() },
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_read_back() {
+    fn printed_policies_are_parsed_back() {
         for text in
             ["all", "within 36h, last 3", "last 1, hourly 24, daily 7, weekly 4, monthly 6, yearly 2, manual 14d"]
         {
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_doubled_rules_are_refused() {
+    fn unknown_and_repeated_rules_are_refused() {
         for bad in ["", "daily", "daily x", "daily -1", "fortnightly 3", "daily 7, daily 7", "within 3"] {
             assert!(Retention::parse(bad).is_err(), "{bad}");
         }

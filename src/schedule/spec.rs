@@ -1,31 +1,32 @@
-//! The old one-line form of a schedule: `PATH;HH:MM;NAME`.
+//! The one-line form of a schedule that the old system used: `PATH;HH:MM;NAME`.
 
 use super::cadence::DailyTimes;
 use super::name::ScheduleName;
 use crate::error::{Error, Result};
 
-/// What `PATH;HH:MM;NAME` says.
+/// A parsed `PATH;HH:MM;NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// The path, bytes as written.
+    /// The path, as bytes.
     pub source: Vec<u8>,
-    /// One or more times of day; several are joined by commas.
+    /// One or more times of day, separated by commas.
     pub times: DailyTimes,
     /// The name.
     pub name: ScheduleName,
 }
 
-const FORM: &str = "write \"PATH;HH:MM;NAME\", like \"/home/u/documents;09:00;docs_morning\"";
+const FORM_HINT: &str = "write \"PATH;HH:MM;NAME\", like \"/home/u/documents;09:00;docs_morning\"";
 
 impl Spec {
-    /// Parses `PATH;HH:MM;NAME`, split at the last two `;`: the path may hold more of them. Blanks around time and name
-    /// are dropped, those of the path are its own. Every malformation is a usage error of its own.
+    /// Parses `PATH;HH:MM;NAME`, split at the last two `;`: the path may contain more of them. Blanks around time and name
+    /// are ignored; blanks in the path are part of it. Each kind of mistake is a usage error with its own reason.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        Self::parse_or_reason(bytes)
-            .map_err(|reason| Error::usage(format!("\"{}\" is not a schedule: {reason}", printable(bytes))).hint(FORM))
+        Self::parse_or_reason(bytes).map_err(|reason| {
+            Error::usage(format!("\"{}\" is not a schedule: {reason}", printable(bytes))).hint(FORM_HINT)
+        })
     }
 
-    /// Parses as [`parse`](Self::parse) does; the error is the bare reason.
+    /// Parses like [`parse`](Self::parse); the error is the reason only.
     pub(super) fn parse_or_reason(bytes: &[u8]) -> std::result::Result<Self, String> {
         let mut parts = bytes.rsplitn(3, |&b| b == b';');
         let (Some(name), Some(times), Some(source)) = (parts.next(), parts.next(), parts.next()) else {
@@ -58,7 +59,7 @@ fn text_of<'a>(part: &'a [u8], what: &str) -> std::result::Result<&'a str, Strin
     }
 }
 
-/// Returns `bytes` as text for a message: what is not UTF-8 replaced, control characters escaped.
+/// Returns `bytes` as text for a message: invalid UTF-8 is replaced, control characters are escaped.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_debug().to_string() } else { c.to_string() };
     String::from_utf8_lossy(bytes).chars().map(escaped).collect()
@@ -70,7 +71,7 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[test]
-    fn the_path_may_hold_semicolons_and_any_bytes() {
+    fn the_path_may_contain_semicolons_and_any_bytes() {
         let spec = Spec::parse(b"/a;b\xff ;9:05;docs").unwrap();
         assert_eq!(spec.source, b"/a;b\xff ");
         assert_eq!(spec.times.to_string(), "09:05");
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn each_malformation_has_its_own_words() {
+    fn each_kind_of_mistake_has_its_own_reason() {
         let mut seen = std::collections::BTreeSet::new();
         for (bad, reason) in [
             (&b""[..], "no \";\""),

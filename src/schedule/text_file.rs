@@ -1,4 +1,4 @@
-//! The old text file of schedules: `path;hh:mm;name` a line.
+//! The text file of schedules that the old system used: one `path;hh:mm;name` a line.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,10 +10,10 @@ use super::cadence::{DailyTimes, TimeOfDay};
 use super::name::ScheduleName;
 use super::spec::{Spec, printable};
 
-/// One time of one line.
+/// One time of day of one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Counts from 1.
+    /// Line number, from 1.
     pub number: usize,
     /// The path, as UTF-8.
     pub source: Vec<u8>,
@@ -23,14 +23,14 @@ pub struct Line {
     pub name: ScheduleName,
 }
 
-/// A line that cannot be used.
+/// An invalid line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLine {
-    /// Counts from 1.
+    /// Line number, from 1.
     pub number: usize,
-    /// What stands there, fit for a message.
+    /// The line, escaped for a message.
     pub text: String,
-    /// Why it cannot be used.
+    /// Why it is invalid.
     pub reason: String,
 }
 
@@ -40,31 +40,31 @@ impl fmt::Display for BadLine {
     }
 }
 
-/// A schedule as the file can hold it: all its lines together.
+/// A schedule in the file: all lines with its name together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The name.
     pub name: ScheduleName,
-    /// The path, as it is without the marks that the file needs for some.
+    /// The path, without the `./` that the file needs before some paths.
     pub source: Vec<u8>,
     /// The times of its lines.
     pub times: DailyTimes,
 }
 
-/// What is dropped at the start of a line. A path that begins with one of them, or with `#`, stands behind `./`.
+/// Characters ignored at the start of a line. A path that begins with one of them, or with `#`, is written after `./`.
 const BLANKS: [char; 3] = [' ', '\t', '\u{feff}'];
 
-/// Parses the whole file, or else tells every bad line.
+/// Parses the whole file, or returns all invalid lines.
 ///
-/// The file is UTF-8, with or without a byte order mark, or UTF-16 with one; if it is not, all of it is read as
-/// Windows-1252, and its paths become UTF-8. Lines end in LF or CRLF; blank ones and those that begin with `#` are
-/// passed over.
+/// The file is UTF-8, with or without a byte order mark, or UTF-16 with one. If it is neither, all of it is read as
+/// Windows-1252, and its paths become UTF-8. Lines end in LF or CRLF. Blank lines and those that begin with `#` are
+/// ignored.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Line>, Vec<BadLine>> {
     let (lines, bad) = read_lines(bytes)?;
     if bad.is_empty() { Ok(lines) } else { Err(bad) }
 }
 
-/// Parses and merges the whole file, or else tells every line that one or the other refuses, in their order.
+/// Parses and merges the whole file, or returns all lines that are invalid for [`parse`] or [`merge`], in their order.
 pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, Vec<BadLine>> {
     let (lines, mut bad) = read_lines(bytes)?;
     match merge(&lines) {
@@ -88,7 +88,7 @@ fn read_lines(bytes: &[u8]) -> Result<(Vec<Line>, Vec<BadLine>), Vec<BadLine>> {
             Err(reason) => bad.push(BadLine { number, text: printable(text.as_bytes()), reason }),
             Ok(spec) => lines.extend(spec.times.as_slice().iter().map(|&time| Line {
                 number,
-                source: unmarked(&spec.source).to_vec(),
+                source: without_prefix(&spec.source).to_vec(),
                 time,
                 name: spec.name.clone(),
             })),
@@ -102,7 +102,7 @@ fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, Vec<BadLine>> {
         None => bytes,
         Some((encoding, mark)) if encoding == UTF_8 => &bytes[mark..],
         Some((encoding, mark)) => {
-            let reason = format!("the file begins as {} and goes on as something else", encoding.name());
+            let reason = format!("the file begins as {} and continues in another encoding", encoding.name());
             let whole = encoding.decode_without_bom_handling_and_without_replacement(&bytes[mark..]);
             return whole.ok_or_else(|| vec![BadLine { number: 1, text: String::new(), reason }]);
         }
@@ -113,8 +113,8 @@ fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, Vec<BadLine>> {
     })
 }
 
-/// Puts lines of one name and path together, in the order in which the names first stand; the same name with another
-/// path is a bad line.
+/// Merges the lines with the same name and path, in the order in which the names first occur. A line with a known name
+/// and another path is invalid.
 pub fn merge(lines: &[Line]) -> Result<Vec<Entry>, Vec<BadLine>> {
     let mut position: BTreeMap<&ScheduleName, usize> = BTreeMap::new();
     let mut found: Vec<(&Line, Vec<TimeOfDay>)> = Vec::new();
@@ -126,9 +126,9 @@ pub fn merge(lines: &[Line]) -> Result<Vec<Entry>, Vec<BadLine>> {
             Some((first, times)) if first.source == line.source => times.push(line.time),
             Some((first, _)) => bad.push(BadLine {
                 number: line.number,
-                text: printable(&written(&line.source, line.time, &line.name)),
+                text: printable(&format_line(&line.source, line.time, &line.name)),
                 reason: format!(
-                    "\"{}\" stands in line {} with another path, \"{}\"",
+                    "\"{}\" is in line {} with another path, \"{}\"",
                     line.name,
                     first.number,
                     printable(&first.source)
@@ -145,7 +145,7 @@ pub fn merge(lines: &[Line]) -> Result<Vec<Entry>, Vec<BadLine>> {
     Ok(entries.collect())
 }
 
-/// A file as it is written, and what it could not hold.
+/// A formatted file, and the schedules that it cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// The file's bytes.
@@ -154,7 +154,7 @@ pub struct Written {
     pub left_out: Vec<(ScheduleName, &'static str)>,
 }
 
-/// Writes entries in their order, a line for each time, such that [`parse`] and [`merge`] give them back.
+/// Formats entries in their order, one line for each time, so that [`parse`] and [`merge`] return the same entries.
 pub fn format(entries: &[Entry]) -> Written {
     let (mut text, mut left_out) = (Vec::new(), Vec::new());
     for entry in entries {
@@ -163,14 +163,14 @@ pub fn format(entries: &[Entry]) -> Written {
             continue;
         }
         for &time in entry.times.as_slice() {
-            text.extend_from_slice(&written(&entry.source, time, &entry.name));
+            text.extend_from_slice(&format_line(&entry.source, time, &entry.name));
             text.push(b'\n');
         }
     }
     Written { text, left_out }
 }
 
-/// Says why the file cannot hold a path, if it cannot.
+/// Returns the reason why the file cannot hold a path; `None` if it can.
 fn unwritable(source: &[u8]) -> Option<&'static str> {
     if std::str::from_utf8(source).is_err() {
         return Some("its path is not UTF-8");
@@ -181,14 +181,15 @@ fn unwritable(source: &[u8]) -> Option<&'static str> {
     (source.is_empty() || source.contains(&0)).then_some("it has no usable path")
 }
 
-fn written(source: &[u8], time: TimeOfDay, name: &ScheduleName) -> Vec<u8> {
-    let mark: &[u8] = if needs_mark(source) { b"./" } else { b"" };
-    [mark, source, format!(";{time};{name}").as_bytes()].concat()
+fn format_line(source: &[u8], time: TimeOfDay, name: &ScheduleName) -> Vec<u8> {
+    let prefix: &[u8] = if needs_prefix(source) { b"./" } else { b"" };
+    [prefix, source, format!(";{time};{name}").as_bytes()].concat()
 }
 
-/// Says whether a path could be taken for a comment or lose its first character, were it not for a `./` before it. So
-/// that every path has a form of its own, this holds also for one that looks as if it had such a mark already.
-fn needs_mark(source: &[u8]) -> bool {
+/// Returns whether a path needs a `./` before it, without which it would be parsed as a comment or lose its first
+/// character. A path that already looks as if it had such a prefix needs one more, so that every path has a form of its
+/// own.
+fn needs_prefix(source: &[u8]) -> bool {
     let mut rest = source;
     while let Some(shorter) = rest.strip_prefix(b"./") {
         rest = shorter;
@@ -196,14 +197,14 @@ fn needs_mark(source: &[u8]) -> bool {
     rest.starts_with(b"#") || BLANKS.iter().any(|blank| rest.starts_with(blank.encode_utf8(&mut [0; 4]).as_bytes()))
 }
 
-fn unmarked(source: &[u8]) -> &[u8] {
+fn without_prefix(source: &[u8]) -> &[u8] {
     match source.strip_prefix(b"./") {
-        Some(rest) if needs_mark(rest) => rest,
+        Some(rest) if needs_prefix(rest) => rest,
         _ => source,
     }
 }
 
-/// What differs between the file last imported and the file now, for one name.
+/// The difference between the file last imported and the file now, for one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The name.
@@ -212,32 +213,32 @@ pub struct Change {
     pub source: Option<Vec<u8>>,
     /// The times of the new lines.
     pub added: Vec<TimeOfDay>,
-    /// The times of the lines that are gone.
+    /// The times of the removed lines.
     pub removed: Vec<TimeOfDay>,
 }
 
 impl Change {
-    /// Returns the times of a schedule that has `present` ones, once this is applied; `None` if it has none left, and
-    /// is to go.
+    /// Applies the change to a schedule with the times `present`, and returns its new times; `None` if none are left and
+    /// the schedule is to be deleted.
     pub fn apply(&self, present: &[TimeOfDay]) -> Option<DailyTimes> {
-        let staying = present.iter().filter(|time| !self.removed.contains(time));
-        DailyTimes::new(staying.chain(&self.added).copied().collect())
+        let kept = present.iter().filter(|time| !self.removed.contains(time));
+        DailyTimes::new(kept.chain(&self.added).copied().collect())
     }
 }
 
-/// Compares two states of the file line by line. A line that stands in both, with the same path, time and name, is in
-/// no change, so that applying the changes never undoes what was done to its schedule by command. In the order of the
-/// file now, then what is gone.
+/// Compares two states of the file line by line. A line that is in both, with the same path, time and name, is in no
+/// change, so that applying the changes never undoes what a command did to its schedule. Returns the changes in the order
+/// of the file now, then those of names that are no longer in it.
 pub fn changes(last: &[Entry], now: &[Entry]) -> Vec<Change> {
     let by_name = |entries: &'_ [Entry]| -> BTreeMap<ScheduleName, Entry> {
         entries.iter().map(|entry| (entry.name.clone(), entry.clone())).collect()
     };
     let (before, after) = (by_name(last), by_name(now));
-    let gone = last.iter().filter(|entry| !after.contains_key(&entry.name));
+    let removed_entries = last.iter().filter(|entry| !after.contains_key(&entry.name));
     let mut found = Vec::new();
-    for entry in now.iter().chain(gone) {
+    for entry in now.iter().chain(removed_entries) {
         let (old, new) = (before.get(&entry.name), after.get(&entry.name));
-        // With another path every line is another line.
+        // If the path has changed, every line is a new line.
         let same_path = old.zip(new).is_some_and(|(old, new)| old.source == new.source);
         let times = |entry: Option<&Entry>| entry.map_or(Vec::new(), |entry| entry.times.as_slice().to_vec());
         let (old_times, new_times) = (times(old), times(new));

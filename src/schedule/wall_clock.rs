@@ -1,35 +1,35 @@
-//! What the wall clock of a zone shows, in whole seconds.
+//! The wall clock of a time zone, in whole seconds.
 //!
-//! Everything is built on one question that has exactly one answer: how far a zone is from UTC at an instant. Going
-//! the other way, from the wall clock to an instant, has none, one or several answers; here it is asked as "when does
-//! the wall clock first show this or later", which again has exactly one and gives the rules for gaps and overlaps:
-//! in a gap it is the first instant after it, in an overlap the first pass.
+//! Everything is based on one function that is always unambiguous: the offset of a zone from UTC at an instant. The
+//! inverse, from a wall clock time to an instant, has no, one or several results. Therefore this module computes when the
+//! wall clock first shows a time or a later one, which is unambiguous as well and gives the rules for gaps and overlaps:
+//! in a gap the first instant after it, in an overlap the first pass.
 
 use chrono::{DateTime, Offset, TimeZone};
 use chrono_tz::Tz;
 
-/// Seconds of a day.
+/// Seconds in a day.
 pub(super) const DAY: i64 = 86_400;
 
-/// The first and last second that this module reckons with: the years 1 to 9999.
-pub(super) const FIRST: i64 = -62_135_596_800;
-pub(super) const LAST: i64 = 253_402_300_799;
+/// The first and last second that this module supports: the years 1 to 9999.
+pub(super) const MIN_SECOND: i64 = -62_135_596_800;
+pub(super) const MAX_SECOND: i64 = 253_402_300_799;
 
-/// More than the wall clock of any zone ever differed from UTC (Manila, 15 h 56 min 8 s, until 1844).
-pub(super) const FARTHEST: i64 = 17 * 3_600;
+/// In seconds; greater than the offset of any zone from UTC ever was (Manila, 15 h 56 min 8 s, until 1844).
+pub(super) const MAX_OFFSET: i64 = 17 * 3_600;
 
 /// Returns how many seconds the wall clock is ahead of UTC at the instant `at`.
 pub(super) fn offset(zone: Tz, at: i64) -> i64 {
-    let clamped = at.clamp(FIRST - DAY, LAST + DAY);
-    // The clamped range lies well within the years that chrono knows.
+    let clamped = at.clamp(MIN_SECOND - DAY, MAX_SECOND + DAY);
+    // The clamped range is well within the years that chrono supports.
     let utc = DateTime::from_timestamp(clamped, 0).unwrap_or_default().naive_utc();
     i64::from(zone.offset_from_utc_datetime(&utc).fix().local_minus_utc())
 }
 
-/// Returns the first instant in (`from`, `until`] at which the offset is another than at `from`, or else `until + 1`.
+/// Returns the first instant in (`from`, `until`] at which the offset differs from that at `from`, else `until + 1`.
 ///
-/// The two must be less than four days apart: no zone ever changed twice in so short a time (Freetown came closest, in
-/// 1939), so that equal offsets at both mean that there was no change between.
+/// The two must be less than four days apart. No zone ever changed twice in so short a time (Freetown came closest, in
+/// 1939), so equal offsets at both mean that there was no change in between.
 pub(super) fn offset_changes(zone: Tz, from: i64, until: i64) -> i64 {
     let before = offset(zone, from);
     if until <= from || offset(zone, until) == before {
@@ -47,15 +47,15 @@ pub(super) fn offset_changes(zone: Tz, from: i64, until: i64) -> i64 {
     changed
 }
 
-/// Returns the first instant at which the wall clock shows `local` (seconds since 1970 on that clock) or later.
+/// Returns the first instant at which the wall clock shows `local` (seconds since 1970 on that clock) or a later time.
 pub(super) fn first_showing(zone: Tz, local: i64) -> i64 {
-    let mut from = local - FARTHEST;
-    let last = local + FARTHEST;
+    let mut from = local - MAX_OFFSET;
+    let last = local + MAX_OFFSET;
     loop {
         let reached = local - offset(zone, from);
         let changed = offset_changes(zone, from, last);
         if reached < changed {
-            // A change that jumps over `local` makes `reached` an instant before it.
+            // If a change skips `local`, `reached` is before the change.
             return reached.max(from);
         }
         from = changed;

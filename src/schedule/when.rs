@@ -1,25 +1,25 @@
-//! Times and ages as they are written on the command line.
+//! Times and ages in the forms of the command line.
 
 use std::time::Duration;
 
 use chrono::{NaiveDate, NaiveDateTime};
 use chrono_tz::Tz;
 
-use super::wall_clock::{self, DAY, FIRST, LAST};
+use super::wall_clock::{self, DAY, MAX_SECOND, MIN_SECOND};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 
-/// Parses a time, or else gives a usage error. The forms, read in `zone`:
+/// Parses a time. Any other text is a usage error. The forms, in `zone`:
 ///
 /// - RFC 3339: `2026-11-20T14:00:00+01:00`;
-/// - `2026-11-20 14:00`, with seconds or without: in an overlap the first pass, in a gap the first instant after it;
+/// - `2026-11-20 14:00`, with or without seconds: in an overlap the first pass, in a gap the first instant after it;
 /// - `2026-11-20`, `yesterday`: the last millisecond of that day;
-/// - an age such as `3d`: so long before `now`.
+/// - an age such as `3d`: that long before `now`.
 pub fn parse_when(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
     parse(text, zone, now, end_of_day)
 }
 
-/// Like [`parse_when`], for where a span begins: a day means its first millisecond.
+/// Parses like [`parse_when`], for the start of a span: a day is its first millisecond.
 pub fn parse_since(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
     parse(text, zone, now, |zone, day| Timestamp::from_millis(wall_clock::first_showing(zone, day * DAY) * 1_000))
 }
@@ -27,7 +27,7 @@ pub fn parse_since(text: &str, zone: Tz, now: Timestamp) -> Result<Timestamp> {
 fn parse(text: &str, zone: Tz, now: Timestamp, of_day: fn(Tz, i64) -> Timestamp) -> Result<Timestamp> {
     let text = text.trim();
     if text == "yesterday" {
-        let now = now.millis().div_euclid(1_000).clamp(FIRST, LAST);
+        let now = now.millis().div_euclid(1_000).clamp(MIN_SECOND, MAX_SECOND);
         let today = (now + wall_clock::offset(zone, now)).div_euclid(DAY);
         return Ok(of_day(zone, today - 1));
     }
@@ -47,8 +47,8 @@ fn parse(text: &str, zone: Tz, now: Timestamp, of_day: fn(Tz, i64) -> Timestamp)
     })
 }
 
-/// Parses an age: a number with `h`, `d` or `w` behind it (`s` is read too, since ages are printed with it where they
-/// are not whole hours). Else a usage error.
+/// Parses an age: a number followed by `h`, `d` or `w`. Any other text is a usage error, except that `s` is accepted too,
+/// since ages that are not whole hours are printed with it.
 pub fn parse_age(text: &str) -> Result<Duration> {
     age_of(text.trim()).ok_or_else(|| {
         Error::usage(format!("\"{}\" is not an age", text.escape_debug()))
@@ -56,7 +56,7 @@ pub fn parse_age(text: &str) -> Result<Duration> {
     })
 }
 
-/// Writes an age so that [`parse_age`] reads it back: whole seconds, in days where it is whole days.
+/// Formats an age in a form that [`parse_age`] accepts: in whole days or hours if it is a multiple, else in seconds.
 pub fn format_age(age: Duration) -> String {
     match age.as_secs() {
         0 => "0d".to_owned(),
@@ -81,7 +81,7 @@ fn age_of(text: &str) -> Option<Duration> {
     number.parse::<u64>().ok()?.checked_mul(unit).map(Duration::from_secs)
 }
 
-/// Returns the days from 1970-01-01 to a date of exactly the form `2026-11-20`.
+/// Returns the days since 1970-01-01 of a date of exactly the form `2026-11-20`.
 fn date_of(text: &str) -> Option<i64> {
     let digits_and_dashes =
         text.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
@@ -92,7 +92,7 @@ fn date_of(text: &str) -> Option<i64> {
     Some(i64::from(date.to_epoch_days()))
 }
 
-/// Returns the wall clock reading, in seconds from 1970-01-01, of `2026-11-20 14:00` or `2026-11-20T14:00:00`.
+/// Returns the wall clock time, in seconds since 1970-01-01, of `2026-11-20 14:00` or `2026-11-20T14:00:00`.
 fn date_and_time_of(text: &str) -> Option<i64> {
     date_of(text.get(..10)?)?;
     let time = text[10..].strip_prefix([' ', 'T'])?;
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_begins_with_the_day_that_is_named() {
+    fn a_span_begins_at_the_start_of_the_given_day() {
         let now = Timestamp::parse_rfc3339("2026-11-23T12:00:00Z").unwrap();
         for (text, expected) in [
             ("2026-11-20", "2026-11-20T00:00:00+01:00"),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_means_one_instant() {
+    fn every_form_is_parsed_to_one_instant() {
         let now = at("2026-11-23T10:00:00+01:00");
         for (text, meant) in [
             ("2026-11-20T14:00:00Z", "2026-11-20T14:00:00Z"),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_refused() {
+    fn invalid_times_are_refused() {
         let now = at("2026-11-23T10:00:00+01:00");
         for bad in [
             "",
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_time_do_no_harm() {
+    fn extreme_times_are_handled() {
         for now in [i64::MIN, i64::MAX] {
             for text in ["yesterday", "18446744073709551615s", "0001-01-01", "9999-12-31", "0000-01-01 00:00"] {
                 let _ = parse_when(text, Paris, Timestamp::from_millis(now));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_printed_as_they_are_read() {
+    fn printed_ages_are_parsed_back() {
         for text in ["0d", "3d", "36h", "90s"] {
             assert_eq!(format_age(parse_age(text).unwrap()), text);
         }

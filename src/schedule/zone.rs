@@ -1,4 +1,4 @@
-//! Time zones by name: what a schedule says, or else the service's own.
+//! Time zones by name: the zone of a schedule, and that of the service.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,23 +7,23 @@ use chrono_tz::{TZ_VARIANTS, Tz};
 
 use crate::error::{Error, Result};
 
-/// Finds a zone by its IANA name, whatever the case. An unknown name is a usage error that offers near ones; it is
-/// never UTC.
+/// Parses the IANA name of a zone, in any case. An unknown name is a usage error that suggests similar names; it never
+/// becomes UTC.
 pub fn parse_zone(text: &str) -> Result<Tz> {
     let name = text.trim();
     if let Some(zone) = Tz::from_str(name).ok().or_else(|| Tz::from_str_insensitive(name).ok()) {
         return Ok(zone);
     }
-    let near = near_names(name);
-    let hint = match near.is_empty() {
+    let similar = similar_names(name);
+    let hint = match similar.is_empty() {
         true => "write an IANA name like Europe/Paris or UTC".to_owned(),
-        false => format!("did you mean {}?", near.join(" or ")),
+        false => format!("did you mean {}?", similar.join(" or ")),
     };
     Err(Error::usage(format!("\"{}\" is not a time zone", name.escape_debug())).hint(hint))
 }
 
-/// Returns up to three names that `name` may have meant: those with such a city, else those spelled nearly so.
-fn near_names(name: &str) -> Vec<&'static str> {
+/// Returns up to three similar names, mainly by the name of the city.
+fn similar_names(name: &str) -> Vec<&'static str> {
     let wanted = name.to_lowercase().replace([' ', '-'], "_");
     let city_of = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
     let mut scored: Vec<(f64, &'static str)> = TZ_VARIANTS
@@ -31,7 +31,7 @@ fn near_names(name: &str) -> Vec<&'static str> {
         .map(|zone| {
             let lower = zone.name().to_lowercase();
             let whole = strsim::jaro_winkler(&wanted, &lower);
-            // A wrong region before a right city is the likelier slip, and many names share their region.
+            // A wrong region with the right city is the more likely mistake, and many names share a region.
             let city = strsim::jaro_winkler(&city_of(&wanted), &city_of(&lower));
             (city * 0.75 + whole * 0.25, zone.name())
         })
@@ -41,14 +41,14 @@ fn near_names(name: &str) -> Vec<&'static str> {
     scored.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
-/// Where the service's zone comes from.
+/// The source of the service's zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ZoneOrigin {
     /// The environment variable `TZ`.
     Environment,
-    /// The system's setting.
+    /// The setting of the system.
     System,
-    /// Neither names one, and then a system's clock shows UTC.
+    /// Neither names a zone; the clock of such a system shows UTC.
     Unset,
 }
 
@@ -62,19 +62,21 @@ impl fmt::Display for ZoneOrigin {
     }
 }
 
-/// The zone of schedules that name none.
+/// The zone of the service, which applies to schedules without one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceZone {
     /// The zone.
     pub zone: Tz,
-    /// Who says so.
+    /// Where it comes from.
     pub origin: ZoneOrigin,
 }
 
-/// Finds the service's zone out of the value of `TZ`, if it is set, and the name of the system's zone, if it has one.
+/// Determines the service's zone from the value of `TZ`, if it is set, else from the name of the system's zone, if it has
+/// one.
 ///
-/// `TZ` may name a zone (`Europe/Paris`, `:Europe/Paris`, a path below `zoneinfo/`) or the system's file; empty, it
-/// means UTC. A rule such as `CET-1CEST` is a usage error: it does not say where, and only a place has a history.
+/// `TZ` may be the name of a zone (`Europe/Paris`, `:Europe/Paris`, a path below `zoneinfo/`) or the system's file; if it
+/// is empty, the zone is UTC. A POSIX rule such as `CET-1CEST` is a usage error: it names no place, and only a place has
+/// a history of offsets.
 pub fn service_zone(tz_env: Option<&str>, localtime: Option<&str>) -> Result<ServiceZone> {
     let Some(value) = tz_env else {
         return system_zone(localtime);
@@ -109,7 +111,7 @@ fn system_zone(localtime: Option<&str>) -> Result<ServiceZone> {
     }
 }
 
-/// Says whether `name` looks like a POSIX rule: an abbreviation, then how far from UTC.
+/// Returns whether `name` looks like a POSIX rule: an abbreviation followed by an offset from UTC.
 fn is_rule(name: &str) -> bool {
     let after_letters = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
     name.starts_with('<')
@@ -123,7 +125,7 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[test]
-    fn an_unknown_name_is_never_utc_and_offers_near_ones() {
+    fn an_unknown_name_is_an_error_that_suggests_similar_names() {
         for (wrong, near) in [
             ("Paris", "Europe/Paris"),
             ("Europe/Pariss", "Europe/Paris"),
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_asks_tz_and_then_the_system() {
+    fn the_zone_of_the_service_comes_from_tz_and_then_from_the_system() {
         let zone = |tz, system| service_zone(tz, system).map(|found| (found.zone.name(), found.origin)).unwrap();
         use ZoneOrigin::{Environment, System, Unset};
         assert_eq!(zone(Some("Europe/Paris"), Some("Asia/Tokyo")), ("Europe/Paris", Environment));
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_and_a_wrong_name_are_refused_with_words() {
+    fn posix_rules_and_unknown_names_are_refused() {
         for rule in ["CET-1CEST", "CET-1CEST,M3.5.0,M10.5.0/3", "<+03>-3", "JST-9"] {
             assert!(service_zone(Some(rule), None).unwrap_err().to_string().contains("a rule"), "{rule}");
         }
