@@ -77,7 +77,7 @@ impl Home {
         &self.root
     }
 
-    /// Returns the path of the database, without symbolic links where it exists.
+    /// Returns the path of the database, with its symbolic links resolved.
     pub fn db(&self) -> &Path {
         &self.db
     }
@@ -109,7 +109,7 @@ impl Home {
         joined.components().collect()
     }
 
-    /// Returns what no archive may hold: the live database with all that stands beside it, the archives, the logs.
+    /// Returns the paths that no archive may contain: the live database with the files next to it, the archives, the logs.
     pub fn own_paths(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.db.clone(), self.backups.clone(), self.logs.clone()];
         for suffix in ["-wal", "-shm", "-journal", ".lock", ".workers"] {
@@ -174,7 +174,7 @@ impl UnwritableFolder {
         let (folder, uid) = (folder.display(), self.uid);
         match (self.is_read_only, self.is_missing, self.owner.filter(|owner| *owner != uid)) {
             (true, _, _) => format!("{what} {folder} is on a read-only file system"),
-            (false, true, _) => format!("{what} {folder} is missing, and uid {uid} cannot make it"),
+            (false, true, _) => format!("{what} {folder} is missing, and uid {uid} cannot create it"),
             (false, false, Some(owner)) => {
                 format!("{what} {folder} is not writable for uid {uid}: it belongs to uid {owner}")
             }

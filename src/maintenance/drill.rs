@@ -187,12 +187,17 @@ fn difference(target: &Path, entry: &CatalogMember, is_root: bool) -> Result<Opt
     if member.kind != MemberKind::File {
         return Ok(None);
     }
-    if found.len() != member.size {
-        return Ok(Some(format!("it has {} bytes, not {}", found.len(), member.size)));
+    content_difference(&path, found.len(), entry)
+}
+
+/// Compares the content of a restored file with its member; returns the difference, in words.
+fn content_difference(path: &Path, size: u64, entry: &CatalogMember) -> Result<Option<String>> {
+    if size != entry.member.size {
+        return Ok(Some(format!("it has {size} bytes, not {}", entry.member.size)));
     }
     let Some(digest) = entry.content_digest else { return Ok(None) };
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(&path).map_err(Error::io("open", &path))?).map_err(Error::io("read", &path))?;
+    hasher.update_reader(File::open(path).map_err(Error::io("open", path))?).map_err(Error::io("read", path))?;
     Ok((*hasher.finalize().as_bytes() != digest).then(|| "its content is another".to_owned()))
 }
 

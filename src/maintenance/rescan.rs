@@ -224,10 +224,21 @@ fn add_to_catalog(
         .schedule_named(name)?
         .ok_or_else(|| Error::failed(format!("the schedule \"{name}\" was removed while its archives were read")))?;
     let (_, digest) = check::check_by_trailer(&candidate.path, threads, cancel)?;
+    let found = found_archive(candidate, row.id, digest)?;
+    if let Some(file) = store.shared_file(&found)? {
+        return store.add_archive_link(&found, file, now).map(drop);
+    }
+    let run = store.begin_adding_archive(&found, now)?;
+    add_chunks(store, candidate, run, threads)?;
+    store.finish_adding_archive(run, now)
+}
+
+/// Returns the row of a candidate whose content has `digest`.
+fn found_archive(candidate: &Candidate, schedule: i64, digest: [u8; 32]) -> Result<FoundArchive> {
     let metadata = candidate.reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
     let facts = candidate.trailer.facts();
-    let found = FoundArchive {
-        schedule: row.id,
+    Ok(FoundArchive {
+        schedule,
         run: candidate.run,
         file_name: candidate.file_name.clone(),
         created_at: candidate.created_at,
@@ -245,11 +256,11 @@ fn add_to_catalog(
         extent: facts.extent(),
         problems: facts.problems,
         losses: facts.losses,
-    };
-    if let Some(file) = store.shared_file(&found)? {
-        return store.add_archive_link(&found, file, now).map(drop);
-    }
-    let run = store.begin_adding_archive(&found, now)?;
+    })
+}
+
+/// Adds the chunks and members of a candidate to the catalog, batch by batch.
+fn add_chunks(store: &Store, candidate: &Candidate, run: i64, threads: usize) -> Result<()> {
     let (mut batch, mut rows): (Vec<CatalogChunk>, usize) = (Vec::new(), 0);
     let reader = Arc::clone(&candidate.reader);
     rebuild::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
@@ -261,8 +272,7 @@ fn add_to_catalog(
         }
         Ok(())
     })?;
-    store.add_chunks_of_archive(run, &batch)?;
-    store.finish_adding_archive(run, now)
+    store.add_chunks_of_archive(run, &batch)
 }
 
 /// Marks archives whose files do not exist: an older database may have archives that retention has removed since.

@@ -175,7 +175,7 @@ fn check_fields(text: &str) -> std::result::Result<(), String> {
         }
         for part in field.split(',') {
             if part.is_empty() {
-                return Err(format!("a comma in the field for the {name} has nothing beside it"));
+                return Err(format!("the field for the {name} has a comma without a value"));
             }
             let step = part.split_once('/').and_then(|(_, step)| step.parse::<u32>().ok());
             if step.is_some_and(|step| step > *largest_step) {

@@ -56,7 +56,7 @@ impl CatchUp {
     /// Returns what happens to missed occurrences, in words.
     pub fn describe(self) -> &'static str {
         match self {
-            CatchUp::Latest => "one run makes up for them",
+            CatchUp::Latest => "one catch-up run",
             CatchUp::Skip => "recorded as missed, not run",
         }
     }
