@@ -214,8 +214,8 @@ impl Course {
         }
         let longest = (typical.elapsed().as_millis() as u64 / 2).max(200);
         // Either right after a backup was acknowledged, or in the middle of several.
-        if at % 2 == 0 {
-            self.cut_after_a_backup(at % 4 == 0);
+        if at.is_multiple_of(2) {
+            self.cut_after_a_backup(at.is_multiple_of(4));
         } else {
             let rest = Duration::from_millis(self.random.between(0, longest));
             // The archives' disk may also fail alone, like one that is unplugged.
