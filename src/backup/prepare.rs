@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::source::SourceRoot;
 use crate::store::{Claim, Intent, ScheduleRow};
 
-/// What a run reads and what its archive says of it.
+/// The schedule and the source of a run, resolved, and the comment of its archive.
 pub(super) struct PreparedRun {
     /// The schedule, with the compression of the run.
     pub(super) schedule: ScheduleRow,

@@ -1,4 +1,4 @@
-//! OwnerNames of owners and groups.
+//! Names of owners and groups.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

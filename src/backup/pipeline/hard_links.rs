@@ -45,8 +45,8 @@ impl HardLinks {
         let (group, visited) = self.open.entry(key).or_default();
         let turn = LinkTurn { group: group.clone(), ordinal: *visited };
         *visited += 1;
-        // All names were visited: the entry is not needed any more. OwnerNames outside the source keep their entry
-        // until the end.
+        // All names were visited: the entry is not needed any more. The entry of a file that also has names outside the
+        // source stays until the end.
         if *visited >= entry.stat.links {
             self.open.remove(&key);
         }

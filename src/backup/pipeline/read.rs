@@ -1,4 +1,4 @@
-//! ReadOutcome files of the source into chunks.
+//! Reading files of the source into chunks.
 
 use std::io;
 use std::ops::Range;
@@ -120,7 +120,7 @@ impl ReadOutcome {
 
 /// Why the archive holds zeros instead of bytes of a file.
 pub(super) enum Shortfall {
-    /// ReadOutcome failed from this offset on.
+    /// Reading failed from this offset on.
     Failed { offset: u64, reason: String },
     /// The file ended this many bytes before its size at opening.
     Ended { bytes: u64 },
@@ -139,9 +139,9 @@ pub(super) fn data(
     let mut position = range.start;
     for part in clipped(spans, range) {
         hash_zeros(hasher, part.start - position);
-        let reading = read_contiguous(file, &part, content, hasher);
-        whole.missing += reading.missing;
-        whole.error = whole.error.or(reading.error);
+        let outcome = read_contiguous(file, &part, content, hasher);
+        whole.missing += outcome.missing;
+        whole.error = whole.error.or(outcome.error);
         position = part.end;
     }
     hash_zeros(hasher, range.end - position);
@@ -155,7 +155,7 @@ fn read_contiguous(
     hasher: &mut blake3::Hasher,
 ) -> ReadOutcome {
     let length = (range.end - range.start) as usize;
-    let mut reading = ReadOutcome::default();
+    let mut outcome = ReadOutcome::default();
     // One byte more than the range: so a file that continues is detected without another call.
     let room = content.spare(length + 1);
     let mut filled = 0;
@@ -164,19 +164,19 @@ fn read_contiguous(
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(e) => {
-                reading.error = Some((range.start + filled as u64, e));
+                outcome.error = Some((range.start + filled as u64, e));
                 break;
             }
         }
     }
-    reading.has_more = filled > length || length == 0 && matches!(file.read_at(&mut room[..1], range.start), Ok(1));
+    outcome.has_more = filled > length || length == 0 && matches!(file.read_at(&mut room[..1], range.start), Ok(1));
     if filled < length {
         room[filled..length].fill(0);
-        reading.missing = (length - filled) as u64;
+        outcome.missing = (length - filled) as u64;
     }
     hasher.update(&room[..length]);
     content.keep(length);
-    reading
+    outcome
 }
 
 /// Reads a file from its beginning to its end, at most `max_bytes`, and returns whether it ended there. In small steps,
