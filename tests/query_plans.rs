@@ -84,7 +84,7 @@ fn scans_of(connection: &Connection, sql: &str) -> Vec<String> {
     steps
 }
 
-/// Returns the table behind a name in a plan, which names aliases where there are any.
+/// Returns the table that a name in a plan refers to; plans name the alias of a table if it has one.
 fn table_of<'a>(sql: &'a str, name: &'a str) -> &'a str {
     let words: Vec<&str> = sql.split_whitespace().collect();
     let alias = words.windows(3).find(|words| words[1] == "AS" && words[2].trim_end_matches([',', ')']) == name);

@@ -42,7 +42,7 @@ impl Store {
     pub fn discard_chunks(&self, claim: &Claim) -> Result<()> {
         loop {
             let removed = self.write_fenced(claim, |transaction| {
-                let Some(file) = unfinished_file_of(transaction, claim.run())? else { return Ok(0) };
+                let Some(file) = pending_file_of(transaction, claim.run())? else { return Ok(0) };
                 remove_references(transaction, file)
             })?;
             if removed == 0 {
@@ -129,7 +129,7 @@ fn archive_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<
         .query_row([run], |row| row.get(0))
 }
 
-fn unfinished_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<Option<i64>> {
+fn pending_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<Option<i64>> {
     transaction
         .query_row(
             "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed')",
