@@ -15,9 +15,8 @@ use crate::member::{Extent, MemberKind};
 /// Errors: [`ErrorKind::Damage`] if it is no tar file, is damaged where tar or the codec can detect it, or ends without
 /// end marks.
 pub fn check_tar(path: &Path) -> Result<Extent> {
-    let damaged = |cause: Box<dyn std::error::Error + Send + Sync>| {
-        Error::new(ErrorKind::Damage, format!("{} is not a whole tar file", path.display()))
-            .because(cause)
+    let damaged = |reason: String| {
+        Error::new(ErrorKind::Damage, format!("{} is not a whole tar file: {reason}", path.display()))
             .hint("restore what can still be read of it with `backup-manager restore`")
     };
     let archive = Arc::new(ArchiveReader::open(path)?);
@@ -25,23 +24,19 @@ pub fn check_tar(path: &Path) -> Result<Extent> {
     let mut extent = Extent::default();
     let mut buffer = vec![0; 1 << 17];
     loop {
-        let event = members.next().map_err(|error| match error.kind() {
-            ErrorKind::Damage => damaged(error.into()),
-            _ => error,
-        })?;
-        match event {
+        match members.next()? {
             None => break,
-            Some(Event::Damaged { reason, .. }) => return Err(damaged(reason.into())),
+            Some(Event::Damaged { reason, .. }) => return Err(damaged(reason)),
             Some(Event::Refused { .. }) => extent.members += 1,
             Some(Event::Member(entry)) => {
                 extent.members += 1;
                 extent.files += u64::from(entry.member.kind == MemberKind::File);
                 extent.content_bytes += entry.member.size;
                 // Data that is skipped instead may never be read from disk.
-                while members.read(&mut buffer).map_err(|reason| damaged(reason.into()))? > 0 {}
+                while members.read(&mut buffer).map_err(damaged)? > 0 {}
             }
         }
     }
-    members.read_rest().map_err(|reason| damaged(reason.into()))?;
+    members.read_rest().map_err(damaged)?;
     Ok(extent)
 }
