@@ -103,14 +103,14 @@ impl Case<'_> {
 
     /// A command that fails prints why, unless it was killed or cannot write; it never panics.
     fn check_message(&self, output: &Output) -> Result<(), String> {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let message = String::from_utf8_lossy(&output.stderr);
         // 101 is a panic, printed or not.
-        if said.contains("panicked") || output.status.code() == Some(101) {
-            return Err(format!("it panics: {said}"));
+        if message.contains("panicked") || output.status.code() == Some(101) {
+            return Err(format!("it panics: {message}"));
         }
         let killed = output.status.signal().is_some();
         let is_mute = self.call == "write" && matches!(self.fault, Fault::Always(_));
-        if !output.status.success() && !killed && !is_mute && said.trim().is_empty() {
+        if !output.status.success() && !killed && !is_mute && message.trim().is_empty() {
             return Err(format!("{} without a message", output.status));
         }
         Ok(())
@@ -152,16 +152,16 @@ fn is_of_an_archive(home: &Path, path: &str) -> bool {
 
 fn succeed(home: &Path, command: &[String]) -> Result<(), String> {
     let output = program(home, command).output().expect("the program");
-    let said = String::from_utf8_lossy(&output.stderr);
+    let message = String::from_utf8_lossy(&output.stderr);
     let is_done_already = match command[0].as_str() {
-        "create" => output.status.code() == Some(2) && said.contains("already used"),
+        "create" => output.status.code() == Some(2) && message.contains("already used"),
         "forget" | "delete" => output.status.code() == Some(10),
         _ => false,
     };
     if output.status.success() || is_done_already {
         return Ok(());
     }
-    Err(format!("{} after it: {}: {said}", command.join(" "), output.status))
+    Err(format!("{} after it: {}: {message}", command.join(" "), output.status))
 }
 
 fn has_schema(home: &Path) -> bool {
