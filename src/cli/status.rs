@@ -28,7 +28,7 @@ pub struct StatusArgs {
 /// The live services, and what is wrong with them, the database or the archive folder.
 struct ServiceState {
     workers: Vec<LiveService>,
-    trouble: Vec<String>,
+    problems: Vec<String>,
 }
 
 /// A run in the state `running`. Its process may have died.
@@ -48,7 +48,7 @@ struct ScheduleState {
     drill: Option<Drill>,
     running: Option<RunningRun>,
     new_problems: u64,
-    trouble: Vec<String>,
+    problems: Vec<String>,
 }
 
 pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
@@ -66,8 +66,9 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
         .map(|row| schedule_state(context, &store, row, &running, zone))
         .collect::<Result<Vec<_>>>()?;
     let import_error = store.imported()?.error;
-    let healthy =
-        service.trouble.is_empty() && import_error.is_none() && schedules.iter().all(|state| state.trouble.is_empty());
+    let healthy = service.problems.is_empty()
+        && import_error.is_none()
+        && schedules.iter().all(|state| state.problems.is_empty());
     if context.format == Format::Json {
         render::print_json(&document(context, &service, &schedules, import_error.as_deref(), healthy, zone))?;
     } else {
@@ -85,23 +86,23 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
             (row, heartbeat)
         })
         .collect();
-    let problems = health::service_problems(&workers, context.now());
-    let mut trouble: Vec<String> = problems.iter().map(service_problem_text).collect();
+    let found = health::service_problems(&workers, context.now());
+    let mut problems: Vec<String> = found.iter().map(service_problem_text).collect();
     if let Err(error) = store.check_writable() {
-        trouble.push(error.to_string());
+        problems.push(error.to_string());
     }
     if let Err(error) = archive_folder::inspect(&context.home, store) {
-        trouble.push(error.to_string());
+        problems.push(error.to_string());
     }
     if !store.has_archives()? && rescan::has_unknown_archives(&context.home, store)? {
-        trouble.push(format!(
+        problems.push(format!(
             "the database {} holds no archives, but {} is not empty: restore the newest copy of the database with \
              `backup-manager rescan --from-copy`, or rebuild the catalog with `backup-manager rescan`",
             context.home.db().display(),
             context.home.backups().display()
         ));
     }
-    Ok(ServiceState { workers, trouble })
+    Ok(ServiceState { workers, problems })
 }
 
 fn service_problem_text(problem: &ServiceProblem) -> String {
@@ -125,14 +126,14 @@ struct ServiceHealthDocument<'a> {
 }
 
 fn print_service_health(context: &Context, service: &ServiceState) -> Result<u8> {
-    let healthy = service.trouble.is_empty();
+    let healthy = service.problems.is_empty();
     if context.format == Format::Json {
         let pids: Vec<u32> = service.workers.iter().map(|(row, _)| row.pid).collect();
-        render::print_json(&ServiceHealthDocument { healthy, pids, trouble: &service.trouble })?;
+        render::print_json(&ServiceHealthDocument { healthy, pids, trouble: &service.problems })?;
     } else if healthy {
         render::print_line("the service is alive, responds, and can write to its database and its archive folder")?;
     } else {
-        render::print_line(&service.trouble.join("\n"))?;
+        render::print_line(&service.problems.join("\n"))?;
     }
     Ok(u8::from(!healthy))
 }
@@ -166,9 +167,9 @@ fn schedule_state(
         is_running: running.is_some(),
         run_heartbeat: running.as_ref().and_then(|running| running.heartbeat.as_ref()),
     };
-    let problems = health::schedule_problems(&facts, context.now());
-    let trouble = problems.iter().map(|problem| schedule_problem_text(problem, row.schedule.name.as_str())).collect();
-    Ok(ScheduleState { row, zone, last, newest, drill, running, new_problems, trouble })
+    let found = health::schedule_problems(&facts, context.now());
+    let problems = found.iter().map(|problem| schedule_problem_text(problem, row.schedule.name.as_str())).collect();
+    Ok(ScheduleState { row, zone, last, newest, drill, running, new_problems, problems })
 }
 
 fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
@@ -231,7 +232,7 @@ fn status_text(
         let since = render::short_time(row.started_at, &zone);
         text += &format!("service: process {} since {since}, time zone {}\n", row.pid, zone.name());
     }
-    for problem in service.trouble.iter().map(String::as_str).chain(import_error) {
+    for problem in service.problems.iter().map(String::as_str).chain(import_error) {
         text += &format!("! {problem}\n");
     }
     for state in schedules {
@@ -282,8 +283,8 @@ fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
         .as_ref()
         .map_or(String::new(), |d| format!("; restore test {}", super::list::drill_result(d, &state.zone)));
     let mut text = format!("{}{paused}: {last}; {newest}{drill}\n", schedule.name);
-    for line in &state.trouble {
-        text += &format!("  ! {line}\n");
+    for problem in &state.problems {
+        text += &format!("  ! {problem}\n");
     }
     text
 }
@@ -361,7 +362,7 @@ fn document<'a>(
         healthy,
         timezone: zone.name(),
         services: services.collect(),
-        trouble: &service.trouble,
+        trouble: &service.problems,
         import_error,
         schedules: states.collect(),
     }
@@ -374,7 +375,7 @@ fn schedule_document<'a>(context: &Context, index: usize, state: &'a ScheduleSta
         newest_good: state.newest.as_ref().map(|archive| ArchiveDocument::new(context, archive)),
         last_drill: state.drill.as_ref().map(|drill| DrillDocument::new(drill, &state.zone)),
         new_problems: state.new_problems,
-        trouble: &state.trouble,
+        trouble: &state.problems,
         running: state.running.as_ref().map(running_document),
     }
 }
