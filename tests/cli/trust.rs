@@ -289,7 +289,7 @@ fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
     // Its first page gone, it does not even look like a database.
     let whole = fs::read(home.path("backup.db")).unwrap();
     fs::write(home.path("backup.db"), vec![0; 8192]).unwrap();
-    let _ = home.run(&["list"]).fails(4, &["not a database of backup-manager", "rescan --from-copy"]);
+    let _ = home.run(&["list"]).fails(4, &["no longer a database of backup-manager", "rescan --from-copy"]);
     fs::write(home.path("backup.db"), whole).unwrap();
     let damaged = damage_database(&home);
     let _ = home.run(&["list"]).fails(4, &["is damaged", "rescan --from-copy", "`backup-manager rescan`"]);
