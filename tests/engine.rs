@@ -2,6 +2,8 @@
 
 #[path = "engine/claims.rs"]
 mod claims;
+#[path = "engine/recovery.rs"]
+mod recovery;
 #[path = "engine/runs.rs"]
 mod runs;
 #[path = "engine/time.rs"]
