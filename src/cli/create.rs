@@ -3,6 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
+use chrono_tz::Tz;
 use clap::Args;
 use serde::Serialize;
 
@@ -128,48 +129,55 @@ fn print_created(
     index: usize,
     row: &ScheduleRow,
     revived: Revived,
-    zone: chrono_tz::Tz,
+    zone: Tz,
 ) -> Result<CreatedDocument> {
     let schedule = &row.schedule;
-    let path = context.home.source_path(&schedule.source);
-    let size = match backup::estimate(&context.home, row, &*context.clock, MAX_ESTIMATE_TIME) {
-        Ok(size) => Some(size),
+    let estimate = match backup::estimate(&context.home, row, &*context.clock, MAX_ESTIMATE_TIME) {
+        Ok(estimate) => Some(estimate),
         Err(error) => {
             context.warn(&error.to_string());
             None
         }
     };
-    let free = backup::free_bytes(context.home.backups()).ok();
     let own_zone = schedule.zone.unwrap_or(zone);
     let period = schedule.cadence.as_ref().map_or(Duration::MAX, |cadence| cadence.period(own_zone, context.now()));
-    let copies = schedule.retention.max_copies(period);
     let document = CreatedDocument {
         schedule: ScheduleDocument::new(context, index, row, zone),
         revived: revived == Revived::FromHistory,
-        source_bytes: size.as_ref().map(|size| size.extent.content_bytes),
-        kept_copies: copies,
-        free_bytes: free,
+        source_bytes: estimate.as_ref().map(|estimate| estimate.extent.content_bytes),
+        kept_copies: schedule.retention.max_copies(period),
+        free_bytes: backup::free_bytes(context.home.backups()).ok(),
     };
+    let is_exact = estimate.is_some_and(|estimate| estimate.is_complete);
     if context.format == Format::Json {
         return Ok(document);
     }
-    let mut text = format!("{index}: {}\n", String::from_utf8_lossy(&list::plain_line(row)));
-    if revived == Revived::FromHistory {
-        text += "  a schedule of that name was deleted: its history and archives belong to this one\n";
-    }
-    let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&own_zone));
-    text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), own_zone.name());
-    if let (Some(size), Some(free)) = (size, free) {
-        let more = if size.is_complete { "" } else { "more than " };
-        let kept = copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
-        text += &format!(
-            "  size: {more}{} a copy, {kept} kept, {} free\n",
-            render::bytes(size.extent.content_bytes),
-            render::bytes(free)
-        );
-    }
     if !context.quiet {
-        render::print(&text)?;
+        render::print(&created_text(context, index, row, own_zone, &document, is_exact))?;
     }
     Ok(document)
+}
+
+/// Describes a new schedule for people. The size of its source is a lower bound unless `is_exact`.
+fn created_text(
+    context: &Context,
+    index: usize,
+    row: &ScheduleRow,
+    zone: Tz,
+    document: &CreatedDocument,
+    is_exact: bool,
+) -> String {
+    let mut text = format!("{index}: {}\n", String::from_utf8_lossy(&list::plain_line(row)));
+    if document.revived {
+        text += "  a schedule of that name was deleted: its history and archives belong to this one\n";
+    }
+    let path = context.home.source_path(&row.schedule.source);
+    let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&zone));
+    text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), zone.name());
+    if let (Some(size), Some(free)) = (document.source_bytes, document.free_bytes) {
+        let more = if is_exact { "" } else { "more than " };
+        let kept = document.kept_copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
+        text += &format!("  size: {more}{} a copy, {kept} kept, {} free\n", render::bytes(size), render::bytes(free));
+    }
+    text
 }

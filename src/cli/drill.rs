@@ -11,6 +11,7 @@ use super::{Context, config, select};
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::drill::{self, DrillContext};
+use crate::store::{ScheduleRow, Store};
 
 #[derive(Args)]
 pub struct DrillArgs {
@@ -54,52 +55,55 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
     }
     let (mut documents, mut code) = (Vec::new(), 0);
     for row in &rows {
-        let name = row.schedule.name.as_str();
-        let observer = TerminalObserver::new(name, context.quiet);
-        let drill_context = DrillContext {
-            clock: &*context.clock,
-            observer: &observer,
-            cancel: &CancelToken::new(),
-            threads: config::threads(&store, None)?,
-            sample_bytes: args.size.saturating_mul(1 << 20),
-            scratch: args.scratch.as_deref(),
-        };
-        let result = drill::drill(&context.home, &store, row, &drill_context);
-        observer.finish();
-        let outcome = result?;
-        let passed = outcome.differences.is_empty();
-        documents.push(OutcomeDocument {
-            name: name.to_owned(),
-            run: outcome.run,
-            passed,
-            files: outcome.files,
-            content_bytes: outcome.content_bytes,
-            differences: outcome.differences.clone(),
-        });
-        let what = format!(
-            "{name}: @{} restored and compared, {} in {}",
-            outcome.run,
-            render::bytes(outcome.content_bytes),
-            render::count(outcome.files, "file")
-        );
-        if passed {
-            log::info!("{what}");
-            if context.format != Format::Json && !context.quiet {
-                render::print_line(&what)?;
-            }
-        } else {
+        let document = drill_schedule(context, args, &store, row)?;
+        if !document.passed {
             code = ErrorKind::Damage.exit_code();
-            let why = outcome.differences.join("\n  ");
-            let message = format!(
-                "the restore test of {name} failed: @{} is not restored as it was archived\n  {why}",
-                outcome.run
-            );
-            let hint = format!("check it with `backup-manager verify @{}`", outcome.run);
-            super::report(&Error::new(ErrorKind::Damage, message).hint(hint));
         }
+        documents.push(document);
     }
     if context.format == Format::Json {
         render::print_json(&documents)?;
     }
     Ok(code)
+}
+
+/// Tests a restore of one schedule and prints the result.
+fn drill_schedule(context: &Context, args: &DrillArgs, store: &Store, row: &ScheduleRow) -> Result<OutcomeDocument> {
+    let name = row.schedule.name.as_str();
+    let observer = TerminalObserver::new(name, context.quiet);
+    let drill_context = DrillContext {
+        clock: &*context.clock,
+        observer: &observer,
+        cancel: &CancelToken::new(),
+        threads: config::threads(store, None)?,
+        sample_bytes: args.size.saturating_mul(1 << 20),
+        scratch: args.scratch.as_deref(),
+    };
+    let result = drill::drill(&context.home, store, row, &drill_context);
+    observer.finish();
+    let outcome = result?;
+    let run = outcome.run;
+    let passed = outcome.differences.is_empty();
+    if passed {
+        let size = render::bytes(outcome.content_bytes);
+        let files = render::count(outcome.files, "file");
+        let text = format!("{name}: @{run} restored and compared, {size} in {files}");
+        log::info!("{text}");
+        if context.format != Format::Json && !context.quiet {
+            render::print_line(&text)?;
+        }
+    } else {
+        let why = outcome.differences.join("\n  ");
+        let text = format!("the restore test of {name} failed: @{run} is not restored as it was archived\n  {why}");
+        let hint = format!("check it with `backup-manager verify @{run}`");
+        super::report(&Error::new(ErrorKind::Damage, text).hint(hint));
+    }
+    Ok(OutcomeDocument {
+        name: name.to_owned(),
+        run,
+        passed,
+        files: outcome.files,
+        content_bytes: outcome.content_bytes,
+        differences: outcome.differences,
+    })
 }

@@ -26,6 +26,9 @@ Without this program: archives are plain tar files.
 After an interruption, run the same command again: it restores the rest.
 Exit codes: 0 all restored, 3 files were not replaced or owners not set, 4 members are damaged or refused.";
 
+/// Paths of each list that are printed without `--verbose`.
+const MAX_PRINTED_PATHS: usize = 20;
+
 #[derive(Args)]
 #[command(after_help = AFTER_HELP, group = ArgGroup::new("target").required(true).args(["to", "in_place"]))]
 pub struct RestoreArgs {
@@ -209,6 +212,18 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
     ]
 }
 
+fn paths_text(context: &Context, name: &str, paths: &Paths, next: &str) -> String {
+    let mut text = format!("{name}: {}\n", paths.count);
+    for (path, reason) in paths.list.iter().take(if context.verbose { usize::MAX } else { MAX_PRINTED_PATHS }) {
+        text += &format!("  {}: {reason}\n", render::printable(path));
+    }
+    let more = paths.count.saturating_sub(MAX_PRINTED_PATHS as u64);
+    if more > 0 && !context.verbose {
+        text += &format!("  and {more} more (-v lists them)\n");
+    }
+    text + &format!("  next: {next}")
+}
+
 fn print_report(
     context: &Context,
     args: &RestoreArgs,
@@ -221,20 +236,11 @@ fn print_report(
         return render::print_json(&report_document(args, archive, to, report, plan));
     }
     for (name, paths, next) in sections(args, report) {
-        if paths.count == 0 {
-            continue;
+        if paths.count > 0 {
+            let text = paths_text(context, name, paths, &next);
+            log::warn!("restore of {}: {text}", archive.path().display());
+            render::print_stderr(&text);
         }
-        let mut text = format!("{name}: {}\n", paths.count);
-        for (path, reason) in paths.list.iter().take(if context.verbose { usize::MAX } else { 20 }) {
-            text += &format!("  {}: {reason}\n", render::printable(path));
-        }
-        let more = paths.count.saturating_sub(20);
-        if more > 0 && !context.verbose {
-            text += &format!("  and {more} more (-v lists them)\n");
-        }
-        text += &format!("  next: {next}");
-        log::warn!("restore of {}: {text}", archive.path().display());
-        render::print_stderr(&text);
     }
     if report.owners > 0 {
         context.warn(&format!(
