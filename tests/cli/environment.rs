@@ -77,8 +77,8 @@ impl TestHome {
         said(self.command(args).env(variable.0, variable.1))
     }
 
-    /// Runs the program as somebody who may not read and write everything. As root that is nobody, who is given the
-    /// home.
+    /// Runs the program without the privileges of root: as `nobody`, who becomes the owner of the home, if the test
+    /// runs as root.
     pub fn run_unprivileged(&self, args: &[&str]) -> Said {
         if !rustix::process::geteuid().is_root() {
             return self.run(args);
@@ -148,7 +148,7 @@ impl TestHome {
 
 impl Drop for TestHome {
     fn drop(&mut self) {
-        // A test that failed half-way must not leave its service behind.
+        // A test that failed half-way must not leave its service running.
         if self.path("backup.db").exists() {
             let _ = self.command(&["stop", "--now", "-q"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
         }

@@ -48,7 +48,7 @@ fn noise(home: &TestHome, name: &str, bytes: usize) {
 }
 
 #[test]
-fn an_archive_that_will_not_fit_is_refused_before_it_is_begun() {
+fn an_archive_that_will_not_fit_is_refused_before_it_is_started() {
     let home = TestHome::new();
     let Some(_small) = Small::mount(home.path("backups"), "2m") else { return };
     noise(&home, "big", 4 << 20);
@@ -74,7 +74,7 @@ fn a_disk_that_fills_up_in_the_middle_leaves_nothing_and_the_next_run_succeeds()
 }
 
 #[test]
-fn a_log_and_a_terminal_that_take_nothing_do_not_keep_a_backup_from_being_made() {
+fn an_unwritable_log_and_terminal_do_not_fail_a_backup() {
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs;09:00;docs"]).ok();
     fs::remove_file(home.path("logs/backup_manager.log")).unwrap();

@@ -28,7 +28,7 @@ fn docs_archives(home: &TestHome) -> Vec<i64> {
 }
 
 #[test]
-fn a_file_comes_back_by_name_by_original_path_and_in_place() {
+fn a_file_is_restored_by_name_by_original_path_and_in_place() {
     let home = home_with_archives();
     let said = home.run(&["restore", "docs", "docs/sub/letter.txt", "--to", "out"]).ok();
     assert!(said.stderr.contains("restored 1 member"), "{said:?}");
@@ -67,7 +67,7 @@ fn archives_are_chosen_by_number_time_and_file() {
 }
 
 #[test]
-fn what_is_not_there_is_said_and_keeps_nothing_else_from_coming_back() {
+fn missing_members_are_reported_and_the_rest_is_restored() {
     let home = TestHome::with_sources(&["docs"]);
     fs::create_dir(home.path("docs/shut")).unwrap();
     fs::hard_link(home.path("docs/file.txt"), home.path("docs/shut/second name")).unwrap();
@@ -138,7 +138,7 @@ fn find_looks_in_all_archives_and_versions_groups_by_content() {
 }
 
 #[test]
-fn diff_tells_what_came_went_and_changed() {
+fn diff_lists_added_removed_and_changed_members() {
     let home = home_with_archives();
     let runs = docs_archives(&home);
     let (first, second) = (format!("@{}", runs[0]), format!("@{}", runs[1]));
@@ -191,7 +191,7 @@ fn a_damaged_archive_gives_back_the_rest_and_names_what_it_lost() {
 }
 
 #[test]
-fn a_plain_user_gets_content_and_is_told_of_owners() {
+fn an_unprivileged_user_gets_content_and_a_warning_about_owners() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can become somebody else");
         return;

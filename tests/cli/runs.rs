@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::environment::{TestHome, tar_lists};
 
 #[test]
-fn create_now_says_where_the_archive_lies_and_when_the_next_one_comes() {
+fn create_now_prints_the_archive_and_the_next_run() {
     let home = TestHome::with_sources(&["src"]);
     let made = home.run(&["create", "src;02:00;project_src", "--now"]).ok();
     let archives = home.archive_files();
@@ -35,7 +35,7 @@ fn backups_lists_stable_names_in_list_order() {
 }
 
 #[test]
-fn history_tells_each_run_and_one_in_full() {
+fn history_lists_runs_and_shows_one_in_detail() {
     let home = TestHome::with_sources(&["a"]);
     let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
     let runs = home.run(&["--json", "history", "docs"]).ok().json();
@@ -52,7 +52,7 @@ fn history_tells_each_run_and_one_in_full() {
 }
 
 #[test]
-fn dry_run_lists_what_would_go_in_and_writes_nothing() {
+fn dry_run_lists_what_would_be_archived_and_writes_nothing() {
     let home = TestHome::with_sources(&["a"]);
     fs::write(home.path("a/skip.tmp"), "x").unwrap();
     let _ = home.run(&["create", "a;09:00;docs", "--exclude", "*.tmp"]).ok();
@@ -89,7 +89,7 @@ fn excludes_links_and_own_files_stay_out() {
 }
 
 #[test]
-fn unreadable_files_are_told_once_and_then_known() {
+fn unreadable_files_are_new_problems_once() {
     let home = TestHome::with_sources(&["a"]);
     for name in ["a/secret", "a/line\nbreak"] {
         fs::write(home.path(name), "x").unwrap();
@@ -119,7 +119,7 @@ fn an_emptied_source_fails_until_accepted() {
 }
 
 #[test]
-fn delete_with_archives_takes_them_along() {
+fn delete_with_archives_removes_them() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "--now"]).ok();
     assert_eq!(home.archive_files().len(), 2);
@@ -154,7 +154,7 @@ fn a_home_of_the_old_system_goes_on_and_loses_nothing() {
 }
 
 #[test]
-fn who_waits_for_a_run_whose_process_dies_takes_it_over() {
+fn a_command_that_waits_for_a_run_takes_it_over_if_its_process_dies() {
     use rustix::fs::{FlockOperation, flock};
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs", "--name", "docs", "--at", "9:00", "--now"]).ok();

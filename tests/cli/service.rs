@@ -76,7 +76,7 @@ fn a_stop_request_lets_running_work_finish_and_now_cancels_it() {
 }
 
 #[test]
-fn a_service_killed_in_the_middle_is_put_right_at_the_next_start() {
+fn a_service_killed_in_the_middle_is_recovered_at_the_next_start() {
     let home = TestHome::new();
     large_source(&home, 24);
     let _ = home.run(&["create", "large", "--name", "large", "--cron", "* * * * * *", "--compress", "zstd:19"]).ok();
@@ -96,7 +96,7 @@ fn a_service_killed_in_the_middle_is_put_right_at_the_next_start() {
 }
 
 #[test]
-fn a_service_whose_database_is_gone_ends_and_another_may_begin() {
+fn a_service_whose_database_is_removed_ends_and_another_may_start() {
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs", "--name", "docs", "--cron", "* * * * * *"]).ok();
     let mut service = Running(home.command(&["serve", "-q"]).stderr(Stdio::null()).spawn().unwrap());
@@ -113,7 +113,7 @@ fn a_service_whose_database_is_gone_ends_and_another_may_begin() {
 }
 
 #[test]
-fn a_run_whose_process_is_gone_is_told_of_and_keeps_nobody_waiting() {
+fn a_run_of_a_dead_process_is_reported_and_blocks_no_command() {
     let home = TestHome::new();
     large_source(&home, 24);
     let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
@@ -180,7 +180,7 @@ fn several_services_and_commands_share_the_work_exactly_once() {
 }
 
 #[test]
-fn a_service_manager_hears_that_it_serves_lives_and_stops() {
+fn a_service_manager_is_notified_of_start_ticks_and_stop() {
     let home = TestHome::with_sources(&["a"]);
     let _ = home.run(&["create", "a;09:00;docs"]).ok();
     let socket = std::os::unix::net::UnixDatagram::bind(home.path("notify")).unwrap();
@@ -195,13 +195,13 @@ fn a_service_manager_hears_that_it_serves_lives_and_stops() {
     assert!(heard().starts_with("READY=1\n"));
     assert_eq!(heard(), "WATCHDOG=1\n");
     let _ = home.run(&["stop"]).ok();
-    let told = std::iter::repeat_with(heard).find(|told| told != "WATCHDOG=1\n").unwrap();
-    assert!(told.starts_with("STOPPING=1\n"), "{told}");
+    let state = std::iter::repeat_with(heard).find(|state| state != "WATCHDOG=1\n").unwrap();
+    assert!(state.starts_with("STOPPING=1\n"), "{state}");
     drop(service);
 }
 
 #[test]
-fn a_setting_in_a_file_counts_as_if_it_were_set() {
+fn a_setting_in_a_file_is_used_like_one_in_the_environment() {
     let home = TestHome::with_sources(&["a"]);
     fs::write(home.path("compress"), "gzip:3\n").unwrap();
     let _ = home.run(&["create", "a;09:00;docs"]).ok();

@@ -23,7 +23,7 @@ fn writable(path: &Path) {
 fn flip_in(path: &Path, text: &[u8]) {
     writable(path);
     let mut bytes = fs::read(path).unwrap();
-    let at = bytes.windows(text.len()).position(|window| window == text).expect("the text stands in the archive");
+    let at = bytes.windows(text.len()).position(|window| window == text).expect("the archive contains the text");
     bytes[at] ^= 1;
     fs::write(path, bytes).unwrap();
 }
@@ -72,7 +72,7 @@ fn verify_names_the_damaged_member_and_exits_4() {
 }
 
 #[test]
-fn prune_says_which_rule_keeps_and_holds_back_when_much_would_go() {
+fn prune_prints_the_rule_and_refuses_to_remove_over_half() {
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs;09:00;docs", "--keep-all"]).ok();
     for _ in 0..5 {
@@ -102,7 +102,7 @@ fn prune_says_which_rule_keeps_and_holds_back_when_much_would_go() {
 }
 
 #[test]
-fn prune_finishes_what_one_that_was_cut_off_had_begun() {
+fn prune_finishes_an_interrupted_prune() {
     let home = home_with_history();
     let connection = rusqlite::Connection::open(home.path("backup.db")).unwrap();
     connection.execute("UPDATE archive SET state = 'deleting' WHERE run_id = 1", []).unwrap();
@@ -125,7 +125,7 @@ fn prune_finishes_what_one_that_was_cut_off_had_begun() {
 }
 
 #[test]
-fn deleting_a_schedule_with_its_archives_is_done_whole_or_not_at_all() {
+fn deleting_a_schedule_with_its_archives_is_all_or_nothing() {
     let home = home_with_history();
     let _ = home.run(&["pin", "@1"]).ok();
     let _ = home.run(&["delete", "docs", "--with-archives"]).fails(1, &["@1 of docs is pinned", "--off"]);
@@ -170,7 +170,7 @@ fn lose_database(home: &TestHome) {
 }
 
 #[test]
-fn a_lost_database_is_made_anew_from_the_archives() {
+fn a_lost_database_is_rebuilt_from_the_archives() {
     let home = home_with_history();
     fs::create_dir(home.path("docs/deep")).unwrap();
     std::os::unix::fs::symlink("../file.txt", home.path("docs/deep/link")).unwrap();
@@ -216,7 +216,7 @@ fn a_lost_database_is_made_anew_from_the_archives() {
     assert_eq!(again.json()["added"].as_array().unwrap().len(), 0, "{again:?}");
     assert_eq!(home.query("SELECT * FROM archive ORDER BY run_id"), dump, "a second rescan changes nothing");
     assert_eq!(member_rows(&home), rows_now);
-    // And the work goes on.
+    // Backups continue.
     let _ = home.run(&["resume", "docs"]).ok();
     let run = home.run(&["--json", "run", "docs"]).ok();
     assert!(run.stdout.contains("\"run\": 100") || run.stdout.contains("\"id\": 100"), "{run:?}");
@@ -224,7 +224,7 @@ fn a_lost_database_is_made_anew_from_the_archives() {
 }
 
 #[test]
-fn an_older_database_learns_of_newer_archives_and_of_those_that_went() {
+fn an_older_database_learns_of_newer_and_of_removed_archives() {
     let home = home_with_history();
     for suffix in ["", "-wal", "-shm"] {
         let from = home.path(&format!("backup.db{suffix}"));
@@ -247,7 +247,7 @@ fn an_older_database_learns_of_newer_archives_and_of_those_that_went() {
 }
 
 #[test]
-fn a_folder_of_another_database_is_taken_on_only_when_asked() {
+fn a_folder_of_another_database_is_adopted_only_on_request() {
     let home = home_with_history();
     let identity = home.path("backups/.backup-manager");
     fs::remove_file(&identity).unwrap();
@@ -280,7 +280,7 @@ fn damage_database(home: &TestHome) -> Vec<u8> {
 }
 
 #[test]
-fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
+fn a_damaged_database_names_both_remedies_and_a_copy_repairs_it() {
     let home = home_with_history();
     let copy = make_copy(&home);
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
@@ -320,7 +320,7 @@ fn a_damaged_database_says_both_ways_out_and_a_copy_puts_it_right() {
 }
 
 #[test]
-fn a_drill_restores_compares_and_leaves_nothing() {
+fn a_restore_test_compares_and_removes_what_it_restored() {
     let home = home_with_history();
     let said = home.run(&["--json", "drill"]).ok().json();
     assert_eq!(said.as_array().unwrap().len(), 2, "{said}");
