@@ -83,8 +83,8 @@ impl Error {
         Self::new(ErrorKind::Busy, message)
     }
 
-    /// Returns a conversion of I/O errors on `path`, for `map_err`. `action` is what was attempted ("read"). ENOSPC, EDQUOT
-    /// and EFBIG become [`ErrorKind::DiskFull`], every other error [`ErrorKind::Failed`].
+    /// Returns a conversion of I/O errors on `path`, for `map_err`. `action` is what was attempted ("read"). ENOSPC,
+    /// EDQUOT and EFBIG become [`ErrorKind::DiskFull`], every other error [`ErrorKind::Failed`].
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Error {
         let path: PathBuf = path.as_ref().to_owned();
         move |source| {

@@ -109,7 +109,8 @@ impl Home {
         joined.components().collect()
     }
 
-    /// Returns the paths that no archive may contain: the live database with the files next to it, the archives, the logs.
+    /// Returns the paths that no archive may contain: the live database with the files next to it, the archives, the
+    /// logs.
     pub fn own_paths(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.db.clone(), self.backups.clone(), self.logs.clone()];
         for suffix in ["-wal", "-shm", "-journal", ".lock", ".workers"] {
@@ -141,9 +142,9 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Returns the error for a folder that cannot be written. It states the user of this process, the owner of the folder and
-/// the command that helps. `what` describes the folder ("the log folder"); `options` are the options that select another
-/// one ("--logs or BACKUP_LOGS").
+/// Returns the error for a folder that cannot be written. It states the user of this process, the owner of the folder
+/// and the command that helps. `what` describes the folder ("the log folder"); `options` are the options that select
+/// another one ("--logs or BACKUP_LOGS").
 pub fn unwritable(what: &str, folder: &Path, options: &str, cause: Error) -> Error {
     let exists = folder.is_dir();
     let nearest = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);

@@ -192,11 +192,12 @@ impl TextFileState {
     }
 }
 
-/// Reads the file if it changed, and applies the lines that differ from the text last imported. Bad lines are logged and
-/// reported by `status` as an error, and nothing is applied. A missing file, or a folder in its place, is a warning.
+/// Reads the file if it changed, and applies the lines that differ from the text last imported. Bad lines are logged
+/// and reported by `status` as an error, and nothing is applied. A missing file, or a folder in its place, is a
+/// warning.
 ///
-/// A change is applied only when the file is unchanged at the next call, since it may be written in parts. Returns whether
-/// such a change is pending and the next call should come soon.
+/// A change is applied only when the file is unchanged at the next call, since it may be written in parts. Returns
+/// whether such a change is pending and the next call should come soon.
 pub fn follow_text_file(state: &mut TextFileState, store: &Store, zone: Tz, now: Timestamp) -> Result<bool> {
     let stamp = stamp_of(&state.path)?;
     if state.last_read.as_ref() == Some(&stamp) {

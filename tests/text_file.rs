@@ -1,4 +1,5 @@
-//! The text file of schedules: formatted entries are parsed back whatever their paths, and any bytes are parsed or refused.
+//! The text file of schedules: formatted entries are parsed back whatever their paths, and any bytes are parsed or
+//! refused.
 
 use backup_manager::schedule::text_file::{self, Change, Entry, Line};
 use backup_manager::schedule::{DailyTimes, ScheduleName, TimeOfDay};

@@ -18,8 +18,8 @@ use crate::store::{LegacyArchive, ScheduleRow, Store};
 
 /// Makes the stable links of `schedules` (`docs.tar`) point to their newest good archives.
 ///
-/// A regular file under such a name was created by the old system: it is renamed without replacing anything and added to
-/// the catalog, pinned. Returns notes for the user. A link that cannot be created is a note, never an error.
+/// A regular file under such a name was created by the old system: it is renamed without replacing anything and added
+/// to the catalog, pinned. Returns notes for the user. A link that cannot be created is a note, never an error.
 pub fn refresh_stable_links(
     home: &Home,
     store: &Store,
@@ -77,8 +77,8 @@ fn update_link(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     Ok(())
 }
 
-/// Renames files of the old system, and adds renamed ones to the catalog. A crash between the two is repaired by the next
-/// call.
+/// Renames files of the old system, and adds renamed ones to the catalog. A crash between the two is repaired by the
+/// next call.
 fn adopt_legacy_files(home: &Home, store: &Store, row: &ScheduleRow, now: Timestamp) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let name = row.schedule.name.as_str();

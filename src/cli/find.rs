@@ -143,8 +143,8 @@ fn versions(context: &Context, store: &Store, written: &Path, only: Option<i64>)
     Ok(0)
 }
 
-/// Returns the paths in archives that a path given on the command line may mean: an absolute one is looked up below each
-/// source that contains it, and below the root.
+/// Returns the paths in archives that a path given on the command line may mean: an absolute one is looked up below
+/// each source that contains it, and below the root.
 fn member_paths(store: &Store, written: &Path) -> Result<Vec<MemberPath>> {
     use std::os::unix::ffi::OsStrExt;
     let mut paths = Vec::new();

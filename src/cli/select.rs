@@ -56,8 +56,8 @@ pub fn run_number(word: &str) -> Option<i64> {
     word.strip_prefix('@')?.parse().ok()
 }
 
-/// Opens the archive that `what` names: a run (`@17`), the path of a file, or a schedule. Of a schedule it is the one that
-/// `archive` names, else the newest made by `at`, else the newest good one.
+/// Opens the archive that `what` names: a run (`@17`), the path of a file, or a schedule. Of a schedule it is the one
+/// that `archive` names, else the newest made by `at`, else the newest good one.
 ///
 /// Errors: `NotFound`, with the nearest names or times.
 pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {
@@ -90,8 +90,8 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
     OpenArchive::from_catalog(&context.home, &store, found)
 }
 
-/// Returns whether a word means a file rather than a schedule: it looks like the path of an archive, or it is a file and
-/// no schedule has that name.
+/// Returns whether a word means a file rather than a schedule: it looks like the path of an archive, or it is a file
+/// and no schedule has that name.
 pub fn names_a_file(context: &Context, what: &str) -> bool {
     let looks_like_one = what.contains('/') || [".tar", ".gz", ".zst", ".tgz"].iter().any(|end| what.ends_with(end));
     if run_number(what).is_some() || !(looks_like_one || Path::new(what).is_file()) {

@@ -181,8 +181,8 @@ fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
             format!("{} could not be read whole: see `history @{run}`", render::count(*count, "new path"))
         }
         ScheduleProblem::SuspectArchive { run } => format!(
-            "@{run} holds less than half of what the archive before it held, and does not count as good: inspect it, then \
-             run `backup-manager accept {name}`"
+            "@{run} holds less than half of what the archive before it held, and does not count as good: inspect it, \
+             then run `backup-manager accept {name}`"
         ),
         ScheduleProblem::UnhealthyArchives { count } => {
             let what = render::count(*count, "archive");

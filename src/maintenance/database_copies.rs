@@ -121,8 +121,8 @@ fn lock_database(home: &Home) -> Result<File> {
     Ok(lock)
 }
 
-/// Returns the newest copy that is intact. Copies with a time in the future, made under a clock that was ahead, are tried
-/// last.
+/// Returns the newest copy that is intact. Copies with a time in the future, made under a clock that was ahead, are
+/// tried last.
 fn newest_intact_copy(home: &Home, now: Timestamp) -> Result<PathBuf> {
     let mut newest_error = None;
     for path in later_and_earlier(home, &copy_path(home, now))?.concat().into_iter().rev() {

@@ -1,5 +1,5 @@
-//! Maintenance: verification, restore tests, pruning, copies of the database, and rebuilding the catalog. A service runs
-//! the daily tasks by itself; commands run each of them on request.
+//! Maintenance: verification, restore tests, pruning, copies of the database, and rebuilding the catalog. A service
+//! runs the daily tasks by itself; commands run each of them on request.
 
 mod daily;
 mod database_copies;

@@ -37,8 +37,8 @@ impl PrunePlan {
         self.archives.iter().zip(&self.decisions).filter(|(_, decision)| decision.kept_by.is_empty()).map(|(a, _)| a)
     }
 
-    /// Returns whether the plan removes more than half of the good archives. Such a plan is not applied at once: a wrong
-    /// clock or a mistake in the policy has the same effect.
+    /// Returns whether the plan removes more than half of the good archives. Such a plan is not applied at once: a
+    /// wrong clock or a mistake in the policy has the same effect.
     pub fn is_large(&self) -> bool {
         let good = self.archives.iter().filter(|archive| archive.good).count();
         self.removals().filter(|archive| archive.good).count() * 2 > good
@@ -46,11 +46,11 @@ impl PrunePlan {
 
     /// Removes the archives that no rule keeps, and returns how many those were.
     ///
-    /// Nothing is removed if one of the newest good archives, which make the removal safe, has changed since the plan was
-    /// computed.
+    /// Nothing is removed if one of the newest good archives, which make the removal safe, has changed since the plan
+    /// was computed.
     ///
-    /// Errors: `Failed` if the archive folder is not ours or the file of a newest good archive is missing or has another
-    /// size; `Busy` if one of them is no longer good.
+    /// Errors: `Failed` if the archive folder is not ours or the file of a newest good archive is missing or has
+    /// another size; `Busy` if one of them is no longer good.
     pub fn apply(&self, home: &Home, store: &Store) -> Result<usize> {
         let removals: Vec<i64> = self.removals().map(|archive| archive.run).collect();
         if removals.is_empty() {

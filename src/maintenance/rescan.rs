@@ -1,8 +1,9 @@
 //! Rebuilds the catalog from the archive files (I12): schedules, runs, archives, chunks and members.
 //!
-//! A file is ours if its name, its folder and the schedule in its header agree, and its trailer confirms its content. Its
-//! time and its run are those of its name: a file under several names is an archive of several runs. Everything else is
-//! listed and left alone. Archives that the catalog already has are not changed, so that a second rescan changes nothing.
+//! A file is ours if its name, its folder and the schedule in its header agree, and its trailer confirms its content.
+//! Its time and its run are those of its name: a file under several names is an archive of several runs. Everything
+//! else is listed and left alone. Archives that the catalog already has are not changed, so that a second rescan
+//! changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -71,8 +72,8 @@ struct Candidate {
 /// Rebuilds the catalog from the archive folder, which must already belong to this database: see
 /// [`archive_folder::adopt`].
 ///
-/// Errors: `Interrupted` after `cancel`; `Failed` if the folder is not ours or cannot be read, or if the database cannot
-/// be written.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the folder is not ours or cannot be read, or if the database
+/// cannot be written.
 pub fn rescan(
     home: &Home,
     store: &Store,
@@ -107,8 +108,8 @@ pub fn rescan(
     Ok(report)
 }
 
-/// Returns whether a rescan would find something for a database without archives: the folder has the identity of another
-/// database, or holds files with names of ours.
+/// Returns whether a rescan would find something for a database without archives: the folder has the identity of
+/// another database, or holds files with names of ours.
 pub fn has_unknown_archives(home: &Home, store: &Store) -> Result<bool> {
     if !home.backups().is_dir() {
         return Ok(false);

@@ -1,7 +1,8 @@
 //! Retention: which archives of a schedule are kept, and by which rules (I8).
 //!
-//! The decision asks neither clock nor disk: it is a function of the archives' run numbers and times. The newest archive
-//! is the one with the highest run number. Buckets are formed from the times in the file names, in the schedule's zone.
+//! The decision asks neither clock nor disk: it is a function of the archives' run numbers and times. The newest
+//! archive is the one with the highest run number. Buckets are formed from the times in the file names, in the
+//! schedule's zone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

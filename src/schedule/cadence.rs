@@ -19,7 +19,8 @@ pub struct TimeOfDay {
 }
 
 impl TimeOfDay {
-    /// Parses `9:00` or `09:00`: hours 0 to 23 with one or two digits, minutes with two. Any other text is a usage error.
+    /// Parses `9:00` or `09:00`: hours 0 to 23 with one or two digits, minutes with two. Any other text is a usage
+    /// error.
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |why: &str| {
             Err(Error::usage(format!("\"{}\" is not a time of day: {why}", text.escape_debug()))
@@ -142,9 +143,9 @@ impl Cadence {
 
     /// Returns the first occurrence strictly after `after`; `None` if there is none before the year 10000.
     ///
-    /// Times of day, and cron expressions with a single time of day, occur once a day: in a gap of the wall clock at the
-    /// first instant after it, in an overlap at the first pass. Other cron expressions follow real time: not in a gap, and
-    /// at both passes of an overlap.
+    /// Times of day, and cron expressions with a single time of day, occur once a day: in a gap of the wall clock at
+    /// the first instant after it, in an overlap at the first pass. Other cron expressions follow real time: not in a
+    /// gap, and at both passes of an overlap.
     pub fn next_after(&self, zone: Tz, after: Timestamp) -> Option<Timestamp> {
         let after = after.millis().div_euclid(1_000).max(MIN_SECOND);
         if after >= MAX_SECOND {
@@ -160,8 +161,8 @@ impl Cadence {
         next.filter(|&next| next <= MAX_SECOND).map(|next| Timestamp::from_millis(next * 1_000))
     }
 
-    /// Returns the longest usual time between two occurrences in the year before and after `around`, as if the wall clock
-    /// had no gaps and overlaps.
+    /// Returns the longest usual time between two occurrences in the year before and after `around`, as if the wall
+    /// clock had no gaps and overlaps.
     pub fn period(&self, zone: Tz, around: Timestamp) -> Duration {
         let seconds = match self {
             Cadence::Daily(DailyTimes(times)) => {
@@ -218,8 +219,8 @@ fn next_fixed(
     next_day: impl Fn(i64) -> Option<i64>,
     times: impl Iterator<Item = i64> + Clone,
 ) -> Option<i64> {
-    // A later wall clock time is first shown at a later or the same instant. So the first one found is the earliest, and
-    // all times before the current one have already been shown.
+    // A later wall clock time is first shown at a later or the same instant. So the first one found is the earliest,
+    // and all times before the current one have already been shown.
     let mut day = next_day((after + wall_clock::offset(zone, after)).div_euclid(DAY))?;
     loop {
         let shown = times.clone().map(|time| wall_clock::first_showing(zone, day * DAY + time));

@@ -73,8 +73,8 @@ impl CronExpr {
         &self.text
     }
 
-    /// Returns whether second, minute and hour are each a single number. Such an expression has a time of day, as `--at`
-    /// has; any other follows real time.
+    /// Returns whether second, minute and hour are each a single number. Such an expression has a time of day, as
+    /// `--at` has; any other follows real time.
     pub fn is_at_a_fixed_time(&self) -> bool {
         self.at_a_fixed_time
     }
@@ -106,8 +106,8 @@ impl CronExpr {
         None
     }
 
-    /// Returns the first matching time at or after `shown`. Both are times of a wall clock without gaps and overlaps, in
-    /// seconds since 1970-01-01.
+    /// Returns the first matching time at or after `shown`. Both are times of a wall clock without gaps and overlaps,
+    /// in seconds since 1970-01-01.
     pub(super) fn next_shown(&self, shown: i64) -> Option<i64> {
         let today = shown.div_euclid(DAY);
         let day = self.next_day(today)?;
@@ -137,8 +137,8 @@ impl CronExpr {
         at_or_after(&self.hours, hour + 1).map(|hour| hour * 3_600 + start_of_minute)
     }
 
-    /// Returns the longest time from one match to the next, in seconds, on a wall clock without gaps and overlaps, for the
-    /// matching `days` (sorted).
+    /// Returns the longest time from one match to the next, in seconds, on a wall clock without gaps and overlaps, for
+    /// the matching `days` (sorted).
     pub(super) fn longest_gap(&self, days: &[i64]) -> i64 {
         // A step between two hours, for example, is shortened by the span of the minutes and seconds.
         let (mut longest, mut span) = (0, 0);
@@ -160,8 +160,8 @@ fn days_left_in_month(date: NaiveDate) -> i64 {
     i64::from(date.num_days_in_month()) - i64::from(date.day()) + 1
 }
 
-/// Checks for expressions that croner would misinterpret: words that do not belong to the field ("0 MON * * *"), and steps
-/// greater than the field ("*/90" minutes would be every hour). The error is the reason.
+/// Checks for expressions that croner would misinterpret: words that do not belong to the field ("0 MON * * *"), and
+/// steps greater than the field ("*/90" minutes would be every hour). The error is the reason.
 fn check_fields(text: &str) -> std::result::Result<(), String> {
     let fields: Vec<&str> = text.split(' ').filter(|field| !field.is_empty()).collect();
     if !(5..=6).contains(&fields.len()) {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Excludes {
-    /// Globs in the form of `.gitignore` lines. Without `/` they match names anywhere, with it paths below the source. A
-    /// glob that begins with the absolute path of the source is relative to the source.
+    /// Globs in the form of `.gitignore` lines. Without `/` they match names anywhere, with it paths below the source.
+    /// A glob that begins with the absolute path of the source is relative to the source.
     pub globs: Vec<String>,
     /// Files with one such glob a line, read again by each run.
     pub files: Vec<String>,

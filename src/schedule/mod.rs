@@ -81,7 +81,8 @@ impl FromStr for CatchUp {
     }
 }
 
-/// A complete schedule, without its history: what `export --format json` writes and what the header of an archive holds.
+/// A complete schedule, without its history: what `export --format json` writes and what the header of an archive
+/// holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "json::ScheduleJson", into = "json::ScheduleJson")]
 pub struct Schedule {

@@ -36,8 +36,8 @@ pub struct Retention {
     /// Keeps all archives.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
-    /// Keeps archives of manual runs that are at most this much older than the newest good one, in addition to the other
-    /// rules.
+    /// Keeps archives of manual runs that are at most this much older than the newest good one, in addition to the
+    /// other rules.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "age_text")]
     pub manual: Option<Duration>,
 }
@@ -83,8 +83,8 @@ impl Retention {
         Ok(options)
     }
 
-    /// Checks the policy. One that keeps no archive of scheduled runs and one with other rules than "all" besides it are
-    /// usage errors.
+    /// Checks the policy. One that keeps no archive of scheduled runs and one with other rules than "all" besides it
+    /// are usage errors.
     pub fn check(&self) -> Result<()> {
         if self.all {
             return match *self == (Retention { all: true, ..Retention::EMPTY }) {
@@ -138,8 +138,8 @@ impl Retention {
         Ok(policy)
     }
 
-    /// Estimates the maximum number of archives that are kept at the same time, for a schedule that is due every `period`;
-    /// `None` if all are kept forever. An archive kept by several rules is counted several times.
+    /// Estimates the maximum number of archives that are kept at the same time, for a schedule that is due every
+    /// `period`; `None` if all are kept forever. An archive kept by several rules is counted several times.
     pub fn max_copies(&self, period: Duration) -> Option<u64> {
         if self.all {
             return None;

@@ -18,8 +18,8 @@ pub struct Spec {
 const FORM_HINT: &str = "write \"PATH;HH:MM;NAME\", like \"/home/u/documents;09:00;docs_morning\"";
 
 impl Spec {
-    /// Parses `PATH;HH:MM;NAME`, split at the last two `;`: the path may contain more of them. Blanks around time and name
-    /// are ignored; blanks in the path are part of it. Each kind of mistake is a usage error with its own reason.
+    /// Parses `PATH;HH:MM;NAME`, split at the last two `;`: the path may contain more of them. Blanks around time and
+    /// name are ignored; blanks in the path are part of it. Each kind of mistake is a usage error with its own reason.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         Self::parse_or_reason(bytes).map_err(|reason| {
             Error::usage(format!("\"{}\" is not a schedule: {reason}", printable(bytes))).hint(FORM_HINT)

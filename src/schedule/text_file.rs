@@ -218,8 +218,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// Applies the change to a schedule with the times `present`, and returns its new times; `None` if none are left and
-    /// the schedule is to be deleted.
+    /// Applies the change to a schedule with the times `present`, and returns its new times; `None` if none are left
+    /// and the schedule is to be deleted.
     pub fn apply(&self, present: &[TimeOfDay]) -> Option<DailyTimes> {
         let kept = present.iter().filter(|time| !self.removed.contains(time));
         DailyTimes::new(kept.chain(&self.added).copied().collect())
@@ -227,8 +227,8 @@ impl Change {
 }
 
 /// Compares two states of the file line by line. A line that is in both, with the same path, time and name, is in no
-/// change, so that applying the changes never undoes what a command did to its schedule. Returns the changes in the order
-/// of the file now, then those of names that are no longer in it.
+/// change, so that applying the changes never undoes what a command did to its schedule. Returns the changes in the
+/// order of the file now, then those of names that are no longer in it.
 pub fn changes(last: &[Entry], now: &[Entry]) -> Vec<Change> {
     let by_name = |entries: &'_ [Entry]| -> BTreeMap<ScheduleName, Entry> {
         entries.iter().map(|entry| (entry.name.clone(), entry.clone())).collect()

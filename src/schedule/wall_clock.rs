@@ -1,9 +1,9 @@
 //! The wall clock of a time zone, in whole seconds.
 //!
 //! Everything is based on one function that is always unambiguous: the offset of a zone from UTC at an instant. The
-//! inverse, from a wall clock time to an instant, has no, one or several results. Therefore this module computes when the
-//! wall clock first shows a time or a later one, which is unambiguous as well and gives the rules for gaps and overlaps:
-//! in a gap the first instant after it, in an overlap the first pass.
+//! inverse, from a wall clock time to an instant, has no, one or several results. Therefore this module computes when
+//! the wall clock first shows a time or a later one, which is unambiguous as well and gives the rules for gaps and
+//! overlaps: in a gap the first instant after it, in an overlap the first pass.
 
 use chrono::{DateTime, Offset, TimeZone};
 use chrono_tz::Tz;

@@ -47,8 +47,8 @@ fn parse(text: &str, zone: Tz, now: Timestamp, of_day: fn(Tz, i64) -> Timestamp)
     })
 }
 
-/// Parses an age: a number followed by `h`, `d` or `w`. Any other text is a usage error, except that `s` is accepted too,
-/// since ages that are not whole hours are printed with it.
+/// Parses an age: a number followed by `h`, `d` or `w`. Any other text is a usage error, except that `s` is accepted
+/// too, since ages that are not whole hours are printed with it.
 pub fn parse_age(text: &str) -> Result<Duration> {
     age_of(text.trim()).ok_or_else(|| {
         Error::usage(format!("\"{}\" is not an age", text.escape_debug()))

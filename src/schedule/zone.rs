@@ -71,12 +71,12 @@ pub struct ServiceZone {
     pub origin: ZoneOrigin,
 }
 
-/// Determines the service's zone from the value of `TZ`, if it is set, else from the name of the system's zone, if it has
-/// one.
+/// Determines the service's zone from the value of `TZ`, if it is set, else from the name of the system's zone, if it
+/// has one.
 ///
-/// `TZ` may be the name of a zone (`Europe/Paris`, `:Europe/Paris`, a path below `zoneinfo/`) or the system's file; if it
-/// is empty, the zone is UTC. A POSIX rule such as `CET-1CEST` is a usage error: it names no place, and only a place has
-/// a history of offsets.
+/// `TZ` may be the name of a zone (`Europe/Paris`, `:Europe/Paris`, a path below `zoneinfo/`) or the system's file; if
+/// it is empty, the zone is UTC. A POSIX rule such as `CET-1CEST` is a usage error: it names no place, and only a place
+/// has a history of offsets.
 pub fn service_zone(tz_env: Option<&str>, localtime: Option<&str>) -> Result<ServiceZone> {
     let Some(value) = tz_env else {
         return system_zone(localtime);
