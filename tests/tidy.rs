@@ -1,6 +1,6 @@
 //! Reads the sources and fails on what the rules of the project forbid, with file, line and rule.
 //!
-//! To let a new top-level module in, give it a floor in [`MODULES`].
+//! To let a new top-level module in, give it a layer in [`MODULES`].
 
 #[path = "tidy/circles.rs"]
 mod circles;
@@ -26,9 +26,9 @@ use imports::{check_imports, module_of};
 use items::{direct_dependencies, locked_packages, long_functions, traits_with_one_implementation};
 use lexer::{Lexed, is_word, lex};
 
-/// Every top-level module, its floor, and what it may use on that floor. Imports go down, sideways only as listed here.
+/// Every top-level module, its layer, and what it may use in that layer. Imports go down, sideways only as listed here.
 const MODULES: &[(&str, u8, &[&str])] = &[
-    // Floor 0: values and functions that know no resource.
+    // Layer 0: values and functions that know no resource.
     ("error", 0, ANY),
     ("clock", 0, ANY),
     ("home", 0, ANY),
@@ -38,30 +38,30 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("chunk", 0, ANY),
     ("archive_name", 0, ANY),
     ("schedule", 0, ANY),
-    // Floor 1: one resource each. `durable` replaces files safely for its neighbours; no others use each other.
+    // Layer 1: one resource each. `durable` replaces files safely for its peers; no others use each other.
     ("durable", 1, &[]),
     ("liveness", 1, &[]),
     ("store", 1, &[]),
     ("source", 1, &[]),
     ("archive", 1, &["durable"]),
     ("confined", 1, &["durable"]),
-    // Floor 2: where two resources meet.
+    // Layer 2: where two resources meet.
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),
     ("browse", 2, &[]),
-    // Floor 3: acts.
+    // Layer 3: acts.
     ("restore", 3, &[]),
     ("maintenance", 3, &["restore"]),
     ("backup", 3, &["maintenance"]),
     ("health", 3, &[]),
-    // Floor 4: the service.
+    // Layer 4: the service.
     ("service", 4, &[]),
-    // Floor 5: the command line.
+    // Layer 5: the command line.
     ("cli", 5, ANY),
     ("main", 5, ANY),
 ];
 
-/// All neighbours.
+/// All peers.
 const ANY: &[&str] = &["*"];
 
 const MAX_LINES: usize = 800;

@@ -32,8 +32,8 @@ fn bad_imports_are_found() {
     assert_found("src/import_export.rs", "use super::archive_folder::x;\n", 1, "sideways");
     assert_found("src/backup/part.rs", "use super::super::service::x;\n", 1, "two modules");
     assert_found("src/backup.rs", "use crate::*;\n", 1, "everything");
-    assert_found("src/surprise.rs", "fn f() {}\n", 1, "floor");
-    assert_found("src/cli/list.rs", "use crate::surprise::x;\n", 1, "floor");
+    assert_found("src/surprise.rs", "fn f() {}\n", 1, "layer");
+    assert_found("src/cli/list.rs", "use crate::surprise::x;\n", 1, "layer");
     assert_tidy("src/store/runs.rs", "use crate::{error::{Error, Result}, clock::Timestamp};\nuse crate::store::x;\n");
     assert_tidy("src/store/runs.rs", "// use crate::archive\nconst X: &str = \"crate::archive\";\n");
     assert_tidy("src/backup/mod.rs", "use crate::archive_folder::x;\n");

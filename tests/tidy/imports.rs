@@ -1,4 +1,4 @@
-//! Imports between the top-level modules: down the floors of `MODULES`, sideways only where it says so.
+//! Imports between the top-level modules: down the layers of `MODULES`, sideways only where it says so.
 
 use super::lexer::is_word;
 use super::{ANY, Finding, MODULES, line_of, places_of};
@@ -14,20 +14,20 @@ pub fn check_imports(file: &str, code: &str) -> Vec<Finding> {
     if module == "lib" {
         return found;
     }
-    let Some((floor, neighbours)) = floor_of(module) else {
-        report(0, format!("the module {module} has no floor: give it one in MODULES of tests/tidy.rs"));
+    let Some((layer, peers)) = layer_of(module) else {
+        report(0, format!("the module {module} has no layer: give it one in MODULES of tests/tidy.rs"));
         return found;
     };
     for (at, name) in imports_of(code, is_own_file) {
-        match floor_of(&name) {
+        match layer_of(&name) {
             _ if name == module => {}
             _ if name == "*" => report(at, "an import of everything (crate::*): name what is used".to_owned()),
-            None => report(at, format!("an import of {name}, a module that has no floor in MODULES")),
-            Some((other, _)) if other > floor => {
-                report(at, format!("an import goes up: {module} (floor {floor}) uses {name} (floor {other})"));
+            None => report(at, format!("an import of {name}, a module that has no layer in MODULES")),
+            Some((other, _)) if other > layer => {
+                report(at, format!("an import goes up: {module} (layer {layer}) uses {name} (layer {other})"));
             }
-            Some((other, _)) if other == floor && neighbours != ANY && !neighbours.contains(&name.as_str()) => {
-                report(at, format!("an import goes sideways: {module} uses {name}, both on floor {floor}"));
+            Some((other, _)) if other == layer && peers != ANY && !peers.contains(&name.as_str()) => {
+                report(at, format!("an import goes sideways: {module} uses {name}, both in layer {layer}"));
             }
             Some(_) => {}
         }
@@ -44,8 +44,8 @@ pub fn module_of(file: &str) -> (&str, bool) {
     }
 }
 
-fn floor_of(module: &str) -> Option<(u8, &'static [&'static str])> {
-    MODULES.iter().find(|(name, ..)| *name == module).map(|&(_, floor, neighbours)| (floor, neighbours))
+fn layer_of(module: &str) -> Option<(u8, &'static [&'static str])> {
+    MODULES.iter().find(|(name, ..)| *name == module).map(|&(_, layer, peers)| (layer, peers))
 }
 
 /// Returns the offsets and names of the top-level modules that a file names in its paths.
@@ -55,7 +55,7 @@ fn imports_of(code: &str, is_own_file: bool) -> Vec<(usize, String)> {
         for at in places_of(code, root).map(|at| at + root.len()) {
             let names = first_names(&code[at..]).into_iter().map(|(offset, name)| (at + offset, name));
             // In a module's own file `super` is the crate, or the module itself for its tests.
-            let counts = |name: &str| root != "super::" || (is_own_file && floor_of(name).is_some());
+            let counts = |name: &str| root != "super::" || (is_own_file && layer_of(name).is_some());
             imports.extend(names.filter(|(_, name)| counts(name)));
         }
     }
