@@ -9,8 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
 
-use super::signals::Signals;
-use super::{Context, config, environment, logging, render, worker};
+use super::{Context, config, environment, logging, render, signals, worker};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance;
@@ -116,7 +115,7 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     // As early as possible: the main process of a container does not get signals that it has no handler for.
     let (sender, events) = crossbeam_channel::unbounded();
     let stop_sender = sender.clone();
-    Signals::handle_each(move |_| {
+    signals::handle_for_service(args.detached, move || {
         let _ = stop_sender.send(Event::Stop);
     })?;
     let log = logging::Log::Service { stderr: !args.detached && !context.quiet };

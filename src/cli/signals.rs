@@ -1,12 +1,15 @@
-//! SIGINT and SIGTERM: the only place that handles signals.
+//! The only place that handles signals.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM};
 
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
+
+/// Signals that a service logs and ignores: their default action would end it without a line in its log.
+const IGNORED: [i32; 6] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO];
 
 /// The signals that a command has received. They are handled until the process ends.
 #[derive(Clone)]
@@ -18,38 +21,37 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Makes the first SIGINT or SIGTERM cancel the work of a command. The second one ends the process at once with
-    /// 128 plus its number; what the process was writing is recovered later.
+    /// Makes the first SIGINT, SIGTERM or SIGHUP cancel the work of a command. The second one ends the process at once
+    /// with 128 plus its number; what the process was writing is recovered later. SIGHUP is never the second one: a
+    /// terminal that closes may send it more than once.
     pub fn cancel_on_first() -> Result<Signals> {
         let signals = Signals { cancel: Arc::default(), last: Arc::default() };
         let shared = signals.clone();
-        Signals::handle_each(move |signal| {
-            if shared.last.swap(signal, Ordering::SeqCst) != 0 {
+        let mut handled = vec![SIGINT, SIGTERM];
+        handled.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
+        handle_each(&handled, move |signal| {
+            let last = shared.last.load(Ordering::SeqCst);
+            if last != 0 && signal != SIGHUP {
                 std::process::exit(128 + signal);
+            }
+            if last == 0 {
+                shared.last.store(signal, Ordering::SeqCst);
             }
             shared.cancel.cancel();
         })?;
         Ok(signals)
     }
 
-    /// Calls `handler` with the number of each SIGINT and SIGTERM, on a thread of its own.
-    pub fn handle_each(mut handler: impl FnMut(i32) + Send + 'static) -> Result<()> {
-        let failed = |e| Error::failed("cannot watch for signals").because(e);
-        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
-        let watch = move || signals.forever().for_each(&mut handler);
-        std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map(drop).map_err(failed)
-    }
-
     /// Returns the class of the interruption; `None` if no signal came.
     pub fn interruption(&self) -> Option<ErrorKind> {
         match self.last.load(Ordering::SeqCst) {
             0 => None,
-            SIGTERM => Some(ErrorKind::Terminated),
+            SIGTERM | SIGHUP => Some(ErrorKind::Terminated),
             _ => Some(ErrorKind::Interrupted),
         }
     }
 
-    /// Returns `error`; an interruption by SIGTERM as `Terminated`.
+    /// Returns `error`; an interruption by SIGTERM or SIGHUP as `Terminated`.
     pub fn classify(&self, error: Error) -> Error {
         if error.kind() == ErrorKind::Interrupted && self.interruption() == Some(ErrorKind::Terminated) {
             let hint = error.next_step().map(str::to_owned);
@@ -58,4 +60,40 @@ impl Signals {
         }
         error
     }
+}
+
+/// Calls `stop` for each signal that asks a service to stop: SIGINT and SIGTERM, and in the foreground also SIGQUIT and
+/// the first SIGHUP, which a terminal that closes may send more than once. The others that would end a process are
+/// logged and ignored.
+pub fn handle_for_service(is_background: bool, stop: impl Fn() + Send + 'static) -> Result<()> {
+    let mut handled = vec![SIGINT, SIGTERM, SIGQUIT];
+    handled.extend(IGNORED);
+    // With `nohup`, SIGHUP must stay ignored; a background service has no terminal and reopens its log.
+    handled.extend((is_background || !is_ignored(SIGHUP)).then_some(SIGHUP));
+    let mut has_hung_up = false;
+    handle_each(&handled, move |signal| match signal {
+        SIGINT | SIGTERM => stop(),
+        SIGQUIT if !is_background => stop(),
+        // The log reopens its file before each line if another file, or none, has its name.
+        SIGHUP if is_background => log::info!("SIGHUP: the log is open again"),
+        SIGHUP if std::mem::replace(&mut has_hung_up, true) => {}
+        SIGHUP => stop(),
+        other => log::warn!("{} is ignored", signal_hook::low_level::signal_name(other).unwrap_or("a signal")),
+    })
+}
+
+/// Calls `handler` with the number of each of `signals`, on a thread of its own.
+fn handle_each(signals: &[i32], mut handler: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    let failed = |e| Error::failed("cannot watch for signals").because(e);
+    let mut signals = signal_hook::iterator::Signals::new(signals).map_err(failed)?;
+    let watch = move || signals.forever().for_each(&mut handler);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map(drop).map_err(failed)
+}
+
+/// Returns whether this process was started with `signal` ignored, as by `nohup`.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }

@@ -36,7 +36,7 @@ const COMMIT_POLL_INTERVAL: Duration = Duration::from_millis(400);
 /// What interrupts the wait between two ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// SIGTERM or SIGINT: the first one drains, the second one cancels.
+    /// A signal that asks the service to stop: the first one drains, the second one cancels.
     Stop,
     /// A run of this service ended.
     RunEnded(i64),

@@ -224,3 +224,75 @@ fn a_foreign_archive_folder_makes_the_service_unhealthy() {
     assert!(status.stdout.contains("another database"), "{status:?}");
     assert!(home.log("backup_service.log").contains("Error the archive folder"));
 }
+
+fn send(pid: u64, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn signals_do_not_end_the_background_service_and_hangup_reopens_its_log() {
+    use rustix::process::Signal;
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let pid = home.run(&["--json", "start"]).ok().json()["pid"].as_u64().unwrap();
+    for (signal, name) in [
+        (Signal::USR1, "SIGUSR1"),
+        (Signal::USR2, "SIGUSR2"),
+        (Signal::QUIT, "SIGQUIT"),
+        (Signal::ALARM, "SIGALRM"),
+        (Signal::VTALARM, "SIGVTALRM"),
+        (Signal::PROF, "SIGPROF"),
+        (Signal::IO, "SIGIO"),
+    ] {
+        send(pid, signal);
+        home.wait_until(name, 10, || home.log("backup_service.log").contains(&format!("{name} is ignored")));
+    }
+    fs::rename(home.path("logs/backup_service.log"), home.path("logs/rotated")).unwrap();
+    send(pid, Signal::HUP);
+    home.wait_until("new log", 10, || home.log("backup_service.log").contains("SIGHUP: the log is open again"));
+    assert_eq!(home.run(&["status", "--service"]).code, 0);
+    let _ = home.run(&["stop"]).ok();
+}
+
+#[test]
+fn hangup_drains_a_service_in_the_foreground_unless_it_was_ignored_before() {
+    use rustix::process::Signal;
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let serves = || home.run(&["status", "--service"]).code == 0;
+    for signal in [Signal::HUP, Signal::QUIT] {
+        let mut service = Running(home.command(&["serve", "-q"]).spawn().unwrap());
+        home.wait_until("service", 10, serves);
+        send(service.0.id().into(), signal);
+        assert_eq!(service.0.wait().unwrap().code(), Some(0), "{signal:?}: it drained");
+    }
+    let mut command = home.command(&["serve", "-q"]);
+    let program = command.get_program().to_owned();
+    command = std::process::Command::new("nohup");
+    command.arg(program).args(["serve", "-q"]).env("TZ", "UTC").current_dir(home.dir.path());
+    command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+    let mut service = Running(command.spawn().unwrap());
+    home.wait_until("service", 10, serves);
+    send(service.0.id().into(), Signal::HUP);
+    send(service.0.id().into(), Signal::USR1);
+    home.wait_until("USR1", 10, || home.log("backup_service.log").contains("SIGUSR1 is ignored"));
+    assert!(service.0.try_wait().unwrap().is_none() && serves());
+    let _ = home.run(&["stop"]).ok();
+    let _ = service.0.wait();
+}
+
+#[test]
+fn hangup_cancels_a_run_which_leaves_no_file() {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let mut run = Running(home.command(&["run", "large", "-q"]).stdout(Stdio::null()).spawn().unwrap());
+    home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.ends_with(".part")));
+    // A terminal that closes sends it twice: by the kernel and by the shell.
+    send(run.0.id().into(), rustix::process::Signal::HUP);
+    send(run.0.id().into(), rustix::process::Signal::HUP);
+    assert_eq!(run.0.wait().unwrap().code(), Some(143));
+    assert!(home.archive_files().is_empty(), "{:?}", home.archive_files());
+    assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'cancelled'"), 1);
+}
