@@ -9,6 +9,8 @@ mod environment;
 mod file_systems;
 #[path = "cli/full_disk.rs"]
 mod full_disk;
+#[path = "cli/rescan.rs"]
+mod rescan;
 #[path = "cli/restore.rs"]
 mod restore;
 #[path = "cli/runs.rs"]

@@ -57,7 +57,8 @@ struct Comment {
     source: String,
 }
 
-/// A file that is ours by name, folder and comment.
+/// A file that is ours by name, folder and comment. It holds no open file: there may be more archives than a process may
+/// have files open.
 struct Candidate {
     path: PathBuf,
     file_name: String,
@@ -65,8 +66,6 @@ struct Candidate {
     created_at: Timestamp,
     schedule: Schedule,
     source: String,
-    reader: Arc<ArchiveReader>,
-    trailer: Trailer,
 }
 
 /// Rebuilds the catalog from the archive folder, which must already belong to this database: see
@@ -179,7 +178,7 @@ fn inspect_file(path: &Path, folder: &str, file_name: String) -> Result<Option<C
     if !fs::symlink_metadata(path).map_err(Error::io("inspect", path))?.is_file() {
         return Ok(None);
     }
-    let reader = Arc::new(ArchiveReader::open(path)?);
+    let reader = ArchiveReader::open(path)?;
     let Some(trailer) = reader.trailer()? else {
         return Err(Error::new(ErrorKind::Damage, "it does not end as archives of this program do: it was cut off"));
     };
@@ -188,7 +187,7 @@ fn inspect_file(path: &Path, folder: &str, file_name: String) -> Result<Option<C
     if schedule.name.as_str() != folder {
         return Ok(None);
     }
-    Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source, reader, trailer }))
+    Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source }))
 }
 
 /// Creates the missing schedules, each as in its newest archive, and paused: it may have been changed or deleted since.
@@ -224,20 +223,27 @@ fn add_to_catalog(
     let row = store
         .schedule_named(name)?
         .ok_or_else(|| Error::failed(format!("the schedule \"{name}\" was removed while its archives were read")))?;
-    let (_, digest) = check::check_by_trailer(&candidate.path, threads, cancel)?;
-    let found = found_archive(candidate, row.id, digest)?;
+    let (trailer, digest) = check::check_by_trailer(&candidate.path, threads, cancel)?;
+    let reader = Arc::new(ArchiveReader::open(&candidate.path)?);
+    let found = found_archive(candidate, &reader, &trailer, row.id, digest)?;
     if let Some(file) = store.shared_file(&found)? {
         return store.add_archive_link(&found, file, now).map(drop);
     }
     let run = store.begin_adding_archive(&found, now)?;
-    add_chunks(store, candidate, run, threads)?;
+    add_chunks(store, candidate, reader, &trailer, run, threads)?;
     store.finish_adding_archive(run, now)
 }
 
 /// Returns the row of a candidate whose content has `digest`.
-fn found_archive(candidate: &Candidate, schedule: i64, digest: [u8; 32]) -> Result<FoundArchive> {
-    let metadata = candidate.reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
-    let facts = candidate.trailer.facts();
+fn found_archive(
+    candidate: &Candidate,
+    reader: &ArchiveReader,
+    trailer: &Trailer,
+    schedule: i64,
+    digest: [u8; 32],
+) -> Result<FoundArchive> {
+    let metadata = reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
+    let facts = trailer.facts();
     Ok(FoundArchive {
         schedule,
         run: candidate.run,
@@ -247,7 +253,7 @@ fn found_archive(candidate: &Candidate, schedule: i64, digest: [u8; 32]) -> Resu
         digest,
         device: metadata.dev(),
         inode: metadata.ino(),
-        codec: match candidate.reader.codec() {
+        codec: match reader.codec() {
             Codec::Plain => "none",
             Codec::Gzip => "gzip",
             Codec::Zstd => "zstd",
@@ -261,10 +267,16 @@ fn found_archive(candidate: &Candidate, schedule: i64, digest: [u8; 32]) -> Resu
 }
 
 /// Adds the chunks and members of a candidate to the catalog, batch by batch.
-fn add_chunks(store: &Store, candidate: &Candidate, run: i64, threads: usize) -> Result<()> {
+fn add_chunks(
+    store: &Store,
+    candidate: &Candidate,
+    reader: Arc<ArchiveReader>,
+    trailer: &Trailer,
+    run: i64,
+    threads: usize,
+) -> Result<()> {
     let (mut batch, mut rows): (Vec<CatalogChunk>, usize) = (Vec::new(), 0);
-    let reader = Arc::clone(&candidate.reader);
-    rebuild::read_records(reader, &candidate.trailer, candidate.created_at, threads, &mut |chunk| {
+    rebuild::read_records(reader, trailer, candidate.created_at, threads, &mut |chunk| {
         rows += 2 + chunk.members.len();
         batch.push(chunk);
         if rows >= BATCH_ROWS {
