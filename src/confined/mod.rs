@@ -17,4 +17,4 @@ pub use create::{NewEntry, lock_folder, remove};
 pub use inspect::{device_of, kind_of, link_target, modified_of, stat_entry};
 pub use metadata::{MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished};
 pub use open::ConfinedFolder;
-pub use tree::{CreateError, FolderTree, OnFinished, OpenFolder, TreeContext};
+pub use tree::{CreateError, FolderEnd, FolderTree, OnFinished, OpenFolder, TreeContext};

@@ -19,8 +19,19 @@ use super::open::ConfinedFolder;
 use crate::error::Error;
 use crate::member::{Member, MemberKind, MemberPath};
 
-/// Receives the path of a folder that is finished, and what was lost of its metadata or why it could not be applied.
-pub type OnFinished = Box<dyn Fn(&MemberPath, io::Result<MetadataLoss>) + Send + Sync>;
+/// Receives the path of a folder that is closed, and whether it is finished.
+pub type OnFinished = Box<dyn Fn(&MemberPath, FolderEnd) + Send + Sync>;
+
+/// How a folder was closed.
+#[derive(Debug)]
+pub enum FolderEnd {
+    /// It has its metadata, except for what was lost of it.
+    Finished(MetadataLoss),
+    /// Its metadata could not be applied.
+    Failed(io::Error),
+    /// The work ended early: it does not have its metadata.
+    Unfinished,
+}
 
 /// What a tree shares with the work that it belongs to.
 pub struct TreeContext {
@@ -83,13 +94,20 @@ impl Drop for OpenFolder {
         let Some(node) = &self.path else { return };
         let result = match &self.final_metadata {
             FinalMetadata::Unchanged => return,
-            FinalMetadata::FromMember(_) if self.context.is_abandoned.load(Ordering::SeqCst) => return,
-            FinalMetadata::FromMember(member) => apply_metadata(&*self.handle, member, self.context.privileges),
-            FinalMetadata::Previous(stat) => restore_metadata(&*self.handle, stat).map(|()| MetadataLoss::default()),
+            FinalMetadata::FromMember(_) if self.context.is_abandoned.load(Ordering::SeqCst) => None,
+            FinalMetadata::FromMember(member) => Some(apply_metadata(&*self.handle, member, self.context.privileges)),
+            FinalMetadata::Previous(stat) => {
+                Some(restore_metadata(&*self.handle, stat).map(|()| MetadataLoss::default()))
+            }
+        };
+        let end = match result {
+            None => FolderEnd::Unfinished,
+            Some(Ok(loss)) => FolderEnd::Finished(loss),
+            Some(Err(error)) => FolderEnd::Failed(error),
         };
         // Cannot fail: the components come from a parsed path.
         let Ok(path) = node.to_path() else { return };
-        (self.context.on_finished)(&path, result);
+        (self.context.on_finished)(&path, end);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::Stat;
 
+use super::interruption::StoppedAt;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
 use super::write_file::{FileJob, WriteError};
@@ -252,8 +253,10 @@ impl Restorer<'_, '_> {
             Ok(count > 0)
         });
         if is_cancelled {
-            // The next check of the token, before the next member, ends the restore.
-            self.state.abort(&job.entry.member.path, |_| {});
+            let entry = &job.entry;
+            let position = (entry.sequence, entry.offset);
+            self.stopped_at = Some(StoppedAt { position, path: entry.member.path.clone() });
+            self.state.abort(&entry.member.path, |_| {});
             return;
         }
         if let Err(WriteError::Damaged(reason)) = &result {

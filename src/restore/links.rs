@@ -9,7 +9,7 @@ use super::restorer::Restorer;
 use crate::archive::members::Entry;
 use crate::browse::Selection;
 use crate::confined::{self, CreateError, NewEntry, OpenFolder};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 
 /// Hard links that wait for the content of their first name; a hostile archive could fill the memory with more.
@@ -85,8 +85,9 @@ impl Restorer<'_, '_> {
 
     /// Decides what happens at the path of a hard link, and reports it.
     fn decide_link(&mut self, folder: &OpenFolder, carrier: &Stat, path: &MemberPath) -> std::io::Result<Action> {
-        let existing = confined::stat_entry(&*folder.handle, path.file_name())?;
+        // Asked first: this waits for an earlier member of this path that is still being written.
         let is_ours = self.state.completed.contains(path);
+        let existing = confined::stat_entry(&*folder.handle, path.file_name())?;
         let action = match existing {
             None => Action::Create,
             Some(stat) if (stat.st_dev, stat.st_ino) == (carrier.st_dev, carrier.st_ino) => Action::Keep,
@@ -127,7 +128,7 @@ impl Restorer<'_, '_> {
             return Ok(());
         }
         let selection = Selection::exactly(links_by_first.keys().cloned().collect())?;
-        self.read_members(&selection, |restorer, members, mut entry| {
+        let read = self.read_members(&selection, |restorer, members, mut entry| {
             if entry.member.kind == MemberKind::HardLink {
                 return Ok(());
             }
@@ -137,8 +138,17 @@ impl Restorer<'_, '_> {
             entry.member.path = carrier.member.path;
             let carrier = entry.member.path.clone();
             restorer.restore_at_path(members, entry)?;
+            if restorer.stopped_at.is_some() {
+                restorer.leave_out(&carrier);
+                links.for_each(|link| restorer.leave_out(&link.member.path));
+                return Ok(());
+            }
             links.try_for_each(|link| restorer.restore_link(&carrier, link, None))
-        })?;
+        });
+        if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            links_by_first.values().flatten().for_each(|link| self.leave_out(&link.member.path));
+        }
+        read?;
         for (first, links) in links_by_first {
             for link in links {
                 self.refuse(link.member.path.as_bytes(), &format!("it is a hard link to {first}, which is not there"));

@@ -4,6 +4,7 @@
 
 mod create;
 mod digests;
+mod interruption;
 mod links;
 mod options;
 mod report;
@@ -23,8 +24,8 @@ use self::restorer::Restorer;
 use self::state::RestoreState;
 use self::write_file::{FileJob, SmallFile};
 use crate::browse::{OpenArchive, Selection};
-use crate::confined::{self, ConfinedFolder, FolderTree, Privileges, TreeContext};
-use crate::error::{Error, Result};
+use crate::confined::{self, ConfinedFolder, FolderEnd, FolderTree, Privileges, TreeContext};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Restores the members that `selection` selects.
 ///
@@ -54,7 +55,16 @@ pub fn restore(
     if let Some(fatal) = state.take_fatal() {
         return Err(fatal);
     }
-    if let Some(target) = result?.close()
+    let tree = match result {
+        Err(error) if error.kind() == ErrorKind::Interrupted => return Err(state.interruption_error()),
+        result => result?,
+    };
+    restorer::record_missing(selection, &state, context.observer);
+    let target = tree.close();
+    if context.cancel.is_cancelled() {
+        return Err(state.interruption_error());
+    }
+    if let Some(target) = target
         && options.sync
         && !options.dry_run
     {
@@ -71,8 +81,11 @@ fn tree_context(state: &Arc<RestoreState>, privileges: Privileges, is_dry_run: b
     let (completed, is_abandoned) = (state.completed.clone(), state.is_abandoned.clone());
     let state = state.clone();
     let on_finished = Box::new(move |path: &_, result| match result {
-        Ok(loss) => state.record_loss(path, loss),
-        Err(error) => state.record_failure(path, &error),
+        FolderEnd::Finished(loss) => state.record_loss(path, loss),
+        FolderEnd::Failed(error) => state.record_failure(path, &error),
+        FolderEnd::Unfinished => {
+            state.with_interruption(|interruption| interruption.unfinished.add(path.as_bytes(), String::new()));
+        }
     });
     TreeContext { completed, is_abandoned, on_finished, privileges, is_dry_run }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use super::digests::CatalogDigests;
+use super::interruption::StoppedAt;
 use super::options::{Action, Options, RestoreContext};
 use super::state::RestoreState;
 use super::write_file::SmallFile;
@@ -14,7 +15,7 @@ use crate::browse::{OpenArchive, Selection};
 use crate::confined::{FolderTree, Privileges};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::MemberPath;
-use crate::progress::{Problem, ProblemKind, Progress};
+use crate::progress::{Observer, Problem, ProblemKind, Progress};
 
 /// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -32,6 +33,8 @@ pub(super) struct Restorer<'a, 'c> {
     pub deferred_links: Vec<(MemberPath, Box<Entry>)>,
     pub deferred_link_bytes: usize,
     pub digests: CatalogDigests,
+    /// Set when the restore is cancelled.
+    pub stopped_at: Option<StoppedAt>,
     started: Duration,
     last_progress: Duration,
 }
@@ -58,6 +61,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
             deferred_links: Vec::new(),
             deferred_link_bytes: 0,
             digests: CatalogDigests::default(),
+            stopped_at: None,
             started,
             last_progress: started,
         }
@@ -69,23 +73,27 @@ impl<'a, 'c> Restorer<'a, 'c> {
     }
 
     pub fn run(&mut self, selection: &Selection) -> Result<()> {
-        self.read_members(selection, |restorer, members, entry| restorer.restore_member(members, entry))?;
-        let missing = selection.missing();
-        let has_gaps = self.state.with_report(|report| report.damaged.count + report.refused.count > 0);
-        if !has_gaps {
-            self.state.with_report(|report| report.missing = missing.into_iter().cloned().collect());
-            // Paths that are missing do not end the restore of those that were found.
-            return self.restore_deferred_links();
+        let read = self.read_members(selection, |restorer, members, entry| restorer.restore_member(members, entry));
+        if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
+            self.leave_out_rest(selection)?;
+            for (_, link) in &self.deferred_links {
+                self.leave_out(&link.member.path);
+            }
         }
-        for path in missing {
-            let reason = "it was not found, and parts of the archive are damaged".to_owned();
-            self.report_problem(path.as_bytes(), &reason);
-            self.state.with_report(|report| report.damaged.add(path.as_bytes(), reason));
-        }
+        read?;
         self.restore_deferred_links()
     }
 
+    fn check_cancelled(&self) -> Result<()> {
+        if self.context.cancel.is_cancelled() {
+            return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled"));
+        }
+        Ok(())
+    }
+
     /// Reads the archive once and passes the selected members to `restore`.
+    ///
+    /// Errors: `Interrupted`; `stopped_at` is then the first member that was read and is not restored, if there is one.
     pub fn read_members(
         &mut self,
         selection: &Selection,
@@ -93,10 +101,13 @@ impl<'a, 'c> Restorer<'a, 'c> {
     ) -> Result<()> {
         let mut members = self.archive.members(selection, self.options.threads)?;
         while let Some(event) = members.next()? {
-            if self.context.cancel.is_cancelled() {
-                return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled")
-                    .hint("run the same command again: it finishes the rest"));
+            if let Event::Member(entry) = &event
+                && self.context.cancel.is_cancelled()
+            {
+                let position = (entry.sequence, entry.offset);
+                self.stopped_at = Some(StoppedAt { position, path: entry.member.path.clone() });
             }
+            self.check_cancelled()?;
             if self.state.has_fatal() {
                 return Ok(());
             }
@@ -104,6 +115,9 @@ impl<'a, 'c> Restorer<'a, 'c> {
                 Event::Member(entry) => {
                     if selection.selects(&entry.member.path) {
                         restore(self, &mut members, entry)?;
+                    }
+                    if self.stopped_at.is_some() {
+                        break;
                     }
                 }
                 Event::Refused { name, reason } => self.refuse(&name, &reason),
@@ -113,7 +127,8 @@ impl<'a, 'c> Restorer<'a, 'c> {
             }
             self.report_progress();
         }
-        Ok(())
+        // The last member was read; the token may have been cancelled while it was restored.
+        self.check_cancelled()
     }
 
     fn report_progress(&mut self) {
@@ -141,8 +156,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
 
     /// Reports a problem to the observer when it occurs.
     pub fn report_problem(&self, path: &[u8], reason: &str) {
-        let reason = reason.to_owned();
-        self.context.observer.problem(&Problem { path: path.into(), kind: ProblemKind::Unreadable, reason });
+        report_problem(self.context.observer, path, reason);
     }
 
     pub fn refuse(&mut self, name: &[u8], reason: &str) {
@@ -175,5 +189,26 @@ impl<'a, 'c> Restorer<'a, 'c> {
             self.state.with_report(|report| report.damaged.add(path.as_bytes(), reason));
         }
         Ok(())
+    }
+}
+
+fn report_problem(observer: &dyn Observer, path: &[u8], reason: &str) {
+    let reason = reason.to_owned();
+    observer.problem(&Problem { path: path.into(), kind: ProblemKind::Unreadable, reason });
+}
+
+/// Records the requested paths that were not found: as damaged if the archive has gaps, else as missing. To be called
+/// when the threads that write have ended, because they find damage, too.
+pub(super) fn record_missing(selection: &Selection, state: &RestoreState, observer: &dyn Observer) {
+    let missing = selection.missing();
+    let has_gaps = state.with_report(|report| report.damaged.count + report.refused.count > 0);
+    if !has_gaps {
+        state.with_report(|report| report.missing = missing.into_iter().cloned().collect());
+        return;
+    }
+    for path in missing {
+        let reason = "it was not found, and parts of the archive are damaged".to_owned();
+        report_problem(observer, path.as_bytes(), &reason);
+        state.with_report(|report| report.damaged.add(path.as_bytes(), reason));
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::interruption::Interruption;
 use super::report::Report;
 use crate::confined::{CompletedPaths, MetadataLoss};
 use crate::error::{Error, ErrorKind};
@@ -21,6 +22,7 @@ pub(super) struct RestoreState {
 #[derive(Default)]
 struct Results {
     report: Report,
+    interruption: Interruption,
     fatal: Option<Error>,
 }
 
@@ -32,6 +34,17 @@ impl RestoreState {
     /// Reads or changes the report.
     pub fn with_report<T>(&self, action: impl FnOnce(&mut Report) -> T) -> T {
         action(&mut self.results().report)
+    }
+
+    /// Changes what a cancelled restore leaves out.
+    pub fn with_interruption<T>(&self, action: impl FnOnce(&mut Interruption) -> T) -> T {
+        action(&mut self.results().interruption)
+    }
+
+    /// Returns the error of a cancelled restore, once its threads have ended.
+    pub fn interruption_error(&self) -> Error {
+        let results = self.results();
+        results.interruption.error(&results.report)
     }
 
     /// Takes the report at the end of the restore.

@@ -14,6 +14,7 @@ use backup_manager::schedule::Compression;
 
 use crate::fidelity::{FORMATS, restore_all};
 use crate::support::archive::{Silent, make};
+use crate::tar_file::TarFile;
 use crate::tree::{ALL, assert_same, tree};
 
 fn make_tree(root: &Path) {
@@ -185,4 +186,78 @@ fn a_full_disk_ends_a_restore_with_an_error_and_the_next_restore_finishes() {
     let report = restore_all(&made.path, &options).unwrap();
     assert_eq!(report.outcome(), None, "{report:?}");
     assert_same(&was, &tree(&options.to.join("source"), ALL), "after the disk was full");
+}
+
+/// Restores `file`; the token is cancelled when the restore comes to `at`.
+fn restore_cancelled_at(file: &Path, at: &str, selection: &Selection, to: &Path) -> backup_manager::error::Result<()> {
+    let archive = OpenArchive::from_file(file).unwrap();
+    let cancel = CancelToken::new();
+    let mut on_action = |_: Action, path: &MemberPath| {
+        if path.as_bytes() == at.as_bytes() {
+            cancel.cancel();
+        }
+    };
+    let clock = SystemClock::new();
+    let mut context = RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, on_action: &mut on_action };
+    restore::restore(&archive, selection, &Options::to(to), &mut context).map(drop)
+}
+
+#[test]
+fn a_restore_cancelled_in_its_last_member_is_interrupted_and_names_what_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = vec![7; 3_000_000];
+    let head = || TarFile::default().folder("d").file("d/first", b"first");
+    // Each archive, the path at which it is cancelled, and whether that is left out.
+    let cases = [
+        ("large file", head().file("d/last", &large).end(), "d/last", true),
+        ("small file", head().file("d/last", b"last").end(), "d/last", false),
+        ("link", head().hard_link("d/last", "d/first").end(), "d/last", false),
+        ("symbolic link", head().symlink("d/last", "x").end(), "d/last", false),
+        ("folder", head().folder("d/last").end(), "d/last", false),
+        ("not the last", head().file("d/last", &large).file("d/more", b"x").end(), "d/last", true),
+    ];
+    for (name, bytes, at, is_left_out) in cases {
+        let (file, to) = (folder.path().join("a.tar"), folder.path().join(name));
+        fs::write(&file, bytes).unwrap();
+        let error = restore_cancelled_at(&file, at, &Selection::everything().unwrap(), &to).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted, "{name}: {error}");
+        let text = error.to_string();
+        assert!(text.contains("members restored") && text.contains("folders without their mode and time: d"), "{text}");
+        assert_eq!(text.contains("1 member not restored: d/last"), is_left_out, "{name}: {text}");
+        assert_eq!(to.join(at).symlink_metadata().is_err(), is_left_out, "{name}: {text}");
+        assert!(error.next_step().is_some_and(|next| next.contains("again")), "{name}");
+        let report = restore_all(&file, &Options::to(&to)).unwrap();
+        assert_eq!(report.outcome(), None, "{name}: {report:?}");
+        assert_eq!(to.join("d").metadata().unwrap().mode() & 0o7777, 0o755, "{name}");
+    }
+}
+
+#[test]
+fn a_restore_cancelled_in_a_link_whose_first_name_was_not_selected_names_all_such_links() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, to) = (folder.path().join("a.tar"), folder.path().join("to"));
+    let tar = TarFile::default().file("first", &vec![7; 3_000_000]);
+    fs::write(&file, tar.hard_link("l1", "first").hard_link("l2", "first").end()).unwrap();
+    let paths = ["l1", "l2"].map(|path| MemberPath::parse(path.as_bytes()).unwrap());
+    let selection = Selection::exactly(paths.to_vec()).unwrap();
+    let error = restore_cancelled_at(&file, "l1", &selection, &to).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+    assert!(error.to_string().contains("0 members restored, 2 members not restored: l1, l2"), "{error}");
+}
+
+#[test]
+fn a_hard_link_replaces_an_earlier_file_of_its_path_that_is_still_being_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, data) = (folder.path().join("a.tar"), vec![1; 1_000_000]);
+    let tar = (0..20).fold(TarFile::default().file("first", b"first"), |tar, number| {
+        let name = format!("{number}");
+        tar.file(&name, &data).hard_link(&name, "first")
+    });
+    fs::write(&file, tar.end()).unwrap();
+    let to = folder.path().join("to");
+    let report = restore_all(&file, &Options { threads: 1, sync: false, ..Options::to(&to) }).unwrap();
+    assert_eq!(report.outcome(), None, "{report:?}");
+    for number in 0..20 {
+        assert_eq!(fs::read(to.join(number.to_string())).unwrap(), b"first", "{number}");
+    }
 }

@@ -1,0 +1,92 @@
+//! What a cancelled restore leaves out, and the error that names it.
+
+use super::report::{Paths, Report};
+use super::restorer::Restorer;
+use crate::browse::Selection;
+use crate::error::{Error, ErrorKind, Result};
+use crate::member::MemberPath;
+
+/// Paths of each list that the error names; all are counted.
+const MAX_NAMED_PATHS: usize = 10;
+
+/// The member at which a restore was cancelled.
+pub(super) struct StoppedAt {
+    /// The chunk in which the member begins, and the offset of its header there.
+    pub position: (u64, u64),
+    pub path: MemberPath,
+}
+
+/// What a cancelled restore leaves out.
+#[derive(Default)]
+pub(super) struct Interruption {
+    /// Members that are not restored.
+    pub left_out: Paths,
+    /// The archive is not in the catalog, and was not read to its end: more members may be left out.
+    pub may_be_more: bool,
+    /// Folders that did not get their metadata.
+    pub unfinished: Paths,
+}
+
+impl Interruption {
+    /// Returns the error that ends the restore.
+    pub fn error(&self, report: &Report) -> Error {
+        let mut message = format!("the restore was cancelled: {} restored", members(report.extent.members));
+        if self.left_out.count > 0 {
+            message += &format!(", {} not restored: {}", members(self.left_out.count), names(&self.left_out));
+        }
+        if self.may_be_more {
+            message += ", and the members behind it";
+        }
+        if self.unfinished.count > 0 {
+            message += &format!("; folders without their mode and time: {}", names(&self.unfinished));
+        }
+        if self.left_out.count + self.unfinished.count == 0 && !self.may_be_more {
+            message += ", none is left, but they may not be on disk yet";
+        }
+        Error::new(ErrorKind::Interrupted, message)
+            .hint("run the same command again: it restores the rest; with -n it lists it")
+    }
+}
+
+fn members(count: u64) -> String {
+    if count == 1 { "1 member".to_owned() } else { format!("{count} members") }
+}
+
+fn names(paths: &Paths) -> String {
+    let named = paths.list.iter().take(MAX_NAMED_PATHS).map(|(path, _)| path.escape_ascii().to_string());
+    let mut text = named.collect::<Vec<_>>().join(", ");
+    if paths.count > MAX_NAMED_PATHS as u64 {
+        text += &format!(" and {} more", paths.count - MAX_NAMED_PATHS as u64);
+    }
+    text
+}
+
+impl Restorer<'_, '_> {
+    /// Records a member that a cancelled restore leaves out.
+    pub(super) fn leave_out(&self, path: &MemberPath) {
+        self.state.with_interruption(|interruption| interruption.left_out.add(path.as_bytes(), String::new()));
+    }
+
+    /// Records the selected members from the one at which the restore was cancelled to the end of the archive.
+    pub(super) fn leave_out_rest(&mut self, selection: &Selection) -> Result<()> {
+        let Some(StoppedAt { position, path }) = self.stopped_at.take() else { return Ok(()) };
+        let mut next_page = Some(position.0);
+        let mut is_in_catalog = false;
+        while let Some(sequence) = next_page {
+            let Some((members, next)) = self.archive.catalog_page(sequence)? else { break };
+            is_in_catalog = true;
+            for listed in members {
+                let member_path = &listed.entry.member.path;
+                if (listed.sequence, listed.entry.offset) >= position && selection.selects(member_path) {
+                    self.leave_out(member_path);
+                }
+            }
+            next_page = next;
+        }
+        if !is_in_catalog {
+            self.leave_out(&path);
+            self.state.with_interruption(|interruption| interruption.may_be_more = true);
+        }
+        Ok(())
+    }
+}
