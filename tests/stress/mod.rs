@@ -5,7 +5,7 @@
 pub mod promises;
 pub mod random;
 
-/// Returns whether the long forms are wanted: `BACKUP_STRESS=full`, as `tests/stress.sh` sets it.
+/// Returns whether the long forms are wanted: `BACKUP_STRESS=full`, as `tests/prove.sh` sets it.
 pub fn full() -> bool {
     std::env::var("BACKUP_STRESS").is_ok_and(|wanted| wanted == "full")
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The long forms of the stress tests, each printing its counts. Takes an hour or more; the short forms are part of
-# `cargo test`. Name tests to run only these: tests/stress.sh simulation power_cut
+# `cargo test`. Name tests to run only these: tests/prove.sh simulation power_cut
 #
 # BACKUP_SEED=n replays one seed of the simulation. Needs root for power_cut and small_disk, strace for kill_sweep.
 set -eu
