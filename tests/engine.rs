@@ -2,6 +2,8 @@
 
 #[path = "engine/claims.rs"]
 mod claims;
+#[path = "engine/follow.rs"]
+mod follow;
 #[path = "engine/recovery.rs"]
 mod recovery;
 #[path = "engine/runs.rs"]

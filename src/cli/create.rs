@@ -43,7 +43,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     let new: Vec<(Schedule, Watermark)> = schedules
         .into_iter()
         .map(|mut schedule| {
-            set_default_compression(&mut schedule, args, &store)?;
+            set_defaults(&mut schedule, args, &store)?;
             let watermark = Watermark::starting(&schedule, zone, now);
             Ok((schedule, watermark))
         })
@@ -100,8 +100,14 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
     Ok(schedules)
 }
 
-/// Sets the compression of the environment or the settings, unless the command line gives one.
-fn set_default_compression(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
+/// Sets the options that the command line does not give: those that a deleted schedule of the name had, else the
+/// compression of the environment or the settings.
+fn set_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
+    if let Some(before) = store.deleted_schedule(schedule.name.as_str())? {
+        *schedule =
+            Schedule { source: schedule.source.clone(), cadence: schedule.cadence.clone(), enabled: true, ..before };
+        return args.options.apply(schedule);
+    }
     if args.options.compress.is_none() {
         schedule.compression = super::config::default_compression(store)?;
     }
@@ -170,6 +176,7 @@ fn created_text(
     let mut text = format!("{index}: {}\n", String::from_utf8_lossy(&list::plain_line(row)));
     if document.revived {
         text += "  a schedule of that name was deleted: its history and archives belong to this one\n";
+        text += "  it keeps the options that it had, except those given now; its first prune waits\n";
     }
     let path = context.home.source_path(&row.schedule.source);
     let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&zone));

@@ -55,6 +55,8 @@ struct ImportDocument<'a> {
     changed: &'a [String],
     /// Names of schedules that were deleted.
     deleted: &'a [String],
+    /// Those of `created` that were deleted before: their history and archives belong to them again.
+    revived: &'a [String],
     /// How many schedules were already as the file has them.
     unchanged: usize,
 }
@@ -73,7 +75,9 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
         Some(entries) => import_export::import_text(&store, entries, args.replace, zone, now)?,
         None => import_export::import_json(&store, &bytes, &name, args.replace, zone, now)?,
     };
-    report(context, &name, &imported)?;
+    // JSON holds all options, so those of the document count.
+    let kept = if entries.is_some() { "its options, history and archives" } else { "its history and archives" };
+    report(context, &name, kept, &imported)?;
     Ok(0)
 }
 
@@ -93,12 +97,13 @@ fn read_input(path: &Path) -> Result<(String, Vec<u8>)> {
     Ok((path.display().to_string(), bytes))
 }
 
-fn report(context: &Context, name: &str, imported: &Imported) -> Result<()> {
+fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Result<()> {
     if context.format == Format::Json {
         return render::print_json(&ImportDocument {
             created: &imported.created,
             changed: &imported.changed,
             deleted: &imported.deleted,
+            revived: &imported.revived,
             unchanged: imported.unchanged,
         });
     }
@@ -106,6 +111,9 @@ fn report(context: &Context, name: &str, imported: &Imported) -> Result<()> {
         for schedule in names {
             context.print_info(&format!("{word}: {schedule}"));
         }
+    }
+    for schedule in &imported.revived {
+        context.print_info(&format!("{schedule} was deleted before: {kept} belong to it, and its first prune waits"));
     }
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
     context.print_info(&format!(

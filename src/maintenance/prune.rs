@@ -80,15 +80,17 @@ impl PrunePlan {
 }
 
 /// Applies retention after a good run, and returns a note about the result for the user. A plan that removes more than
-/// half of the good archives waits for the next good run.
+/// half of the good archives, and the first one after a deleted name came back, wait for the next good run.
 pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
     let plan = PrunePlan::compute(store, row)?;
     let count = plan.removals().count();
-    if plan.is_large() && !store.may_prune_over_half(row.id, run)? {
+    if count > 0 && !store.may_prune(row.id, run, plan.is_large())? {
         let name = &row.schedule.name;
+        let why = if plan.is_large() { "over half of the good ones" } else { "the first since its name came back" };
         return Ok(Some(format!(
-            "retention would remove {count} archives of {name}, over half of the good ones: that waits for the next \
-             good run, or `backup-manager prune {name} --yes`"
+            "retention would remove {count} archive{} of {name}, {why}: that waits for the next good run, or \
+             `backup-manager prune {name} --yes`",
+            if count == 1 { "" } else { "s" }
         )));
     }
     if !plan.is_large() {

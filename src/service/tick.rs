@@ -17,8 +17,6 @@ use crate::store::{Due, ScheduleRow, Watermark};
 const MISSED_AFTER: Duration = Duration::from_secs(120);
 /// How far the clock may be set back, beyond one period, before watermarks in the future are reset.
 const MAX_CLOCK_SETBACK: Duration = Duration::from_secs(3 * 3600);
-/// How long a text file must stay unchanged before it is applied.
-const TEXT_FILE_SETTLE_TIME: Duration = Duration::from_secs(1);
 /// Due schedules that one query returns.
 const DUE_BATCH: u32 = 500;
 /// Missed occurrences that are counted one by one.
@@ -47,9 +45,12 @@ impl Service {
         if self.stop.is_some() {
             return Ok(Tick::default());
         }
-        let is_settling = match &mut self.text_file {
-            Some(state) => import_export::follow_text_file(state, &self.runner.store, self.options.zone, now)?,
-            None => false,
+        let settles_in = match &mut self.text_file {
+            Some(state) => {
+                let monotonic = self.runner.clock.monotonic();
+                import_export::follow_text_file(state, &self.runner.store, self.options.zone, now, monotonic)?
+            }
+            None => None,
         };
         if self.last_tick.is_none() {
             self.refresh_links_only();
@@ -62,7 +63,7 @@ impl Service {
         let waiting = [
             self.runner.store.next_due()?,
             self.runner.store.next_not_before()?.filter(|at| *at > now),
-            is_settling.then(|| now.plus(TEXT_FILE_SETTLE_TIME)),
+            settles_in.map(|rest| now.plus(rest)),
         ];
         Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
     }

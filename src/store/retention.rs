@@ -8,6 +8,9 @@ use super::types::{Archive, Health};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
+/// What `prune_held_run` holds, instead of a run number, from the return of a deleted name to its first prune.
+pub(super) const HELD_FOR_FIRST_PRUNE: i64 = 0;
+
 impl Store {
     /// Marks archives for deletion if every one of `anchors`, the good archives that make it safe, is still good.
     /// Pinned archives are not marked.
@@ -40,14 +43,16 @@ impl Store {
         })
     }
 
-    /// Returns whether a prune of over half of the archives may proceed after the good run `run`: it may if it was held
-    /// after an earlier one. Otherwise records that it is held from this run on.
-    pub fn may_prune_over_half(&self, schedule: i64, run: i64) -> Result<bool> {
+    /// Returns whether a prune after the good run `run` may proceed. One of over half of the archives (`is_large`), and
+    /// the first one after a deleted name came back, wait for a later good run; then it is recorded that they are held
+    /// from this run on.
+    pub fn may_prune(&self, schedule: i64, run: i64, is_large: bool) -> Result<bool> {
         self.write(|transaction| {
             let held: Option<i64> =
                 transaction
                     .query_row("SELECT prune_held_run FROM schedule WHERE id = ?1", [schedule], |row| row.get(0))?;
-            if held.is_some_and(|held| held < run) {
+            let is_first = held == Some(HELD_FOR_FIRST_PRUNE);
+            if !is_first && (!is_large || held.is_some_and(|held| held < run)) {
                 return Ok(true);
             }
             transaction.execute("UPDATE schedule SET prune_held_run = ?2 WHERE id = ?1", [schedule, run])?;
@@ -55,13 +60,13 @@ impl Store {
         })
     }
 
-    /// Clears the record of a held prune.
+    /// Clears the record of a held prune; a first prune that is still to come stays held.
     pub fn clear_held_prune(&self, schedule: i64) -> Result<()> {
         self.write(|transaction| {
             transaction
                 .execute(
-                    "UPDATE schedule SET prune_held_run = NULL WHERE id = ?1 AND prune_held_run IS NOT NULL",
-                    [schedule],
+                    "UPDATE schedule SET prune_held_run = NULL WHERE id = ?1 AND prune_held_run > ?2",
+                    [schedule, HELD_FOR_FIRST_PRUNE],
                 )
                 .map(drop)
         })

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 
 use super::Store;
 use super::enqueue::compare_and_set_watermark;
+use super::retention::HELD_FOR_FIRST_PRUNE;
 use super::rows::exactly_one;
 use super::run_end::cancel_queued;
 use super::types::{Revived, ScheduleRow, Watermark};
@@ -24,6 +25,11 @@ impl Store {
     /// Returns the schedule of a name, deleted or not.
     pub fn schedule_named(&self, name: &str) -> Result<Option<ScheduleRow>> {
         Ok(self.select_schedules("name = ?1", [name])?.pop())
+    }
+
+    /// Returns the options of a deleted schedule, with which its name comes back.
+    pub fn deleted_schedule(&self, name: &str) -> Result<Option<Schedule>> {
+        Ok(self.schedule_named(name)?.filter(|row| row.deleted).map(|row| row.schedule))
     }
 
     /// Returns the schedule of a row number, deleted or not.
@@ -60,7 +66,7 @@ impl Store {
         })
     }
 
-    /// Creates schedules, all or none. A deleted name is created again with its history.
+    /// Creates schedules, all or none. A deleted name is created again with its history; its first prune waits.
     ///
     /// Errors: `Usage` naming the first name already in use.
     pub fn create_schedules(&self, new: &[(Schedule, Watermark)], now: Timestamp) -> Result<Vec<(i64, Revived)>> {
@@ -203,9 +209,9 @@ fn write_schedule(
     let id = match id {
         Some(id) => {
             transaction.execute(
-                "UPDATE schedule SET position = ?2, created_at_ms = ?3, deleted_at_ms = NULL, accepted_at_ms = NULL \
-                 WHERE id = ?1",
-                params![id, position, now.millis()],
+                "UPDATE schedule SET position = ?2, created_at_ms = ?3, deleted_at_ms = NULL, accepted_at_ms = NULL, \
+                     prune_held_run = ?4 WHERE id = ?1",
+                params![id, position, now.millis(), HELD_FOR_FIRST_PRUNE],
             )?;
             id
         }

@@ -93,6 +93,29 @@ fn delete_by_index_moves_the_others_up_and_the_name_can_be_used_again() {
 }
 
 #[test]
+fn a_name_created_or_imported_again_keeps_the_options_it_had() {
+    let home = home_with_three();
+    let options = |home: &TestHome| home.run(&["--json", "show", "code_nightly"]).ok().json()["options"].clone();
+    let edit = ["--exclude", "*.iso", "--compress", "zstd:5", "--keep-last", "9", "--timezone", "Asia/Tokyo"];
+    let _ = home.run(&[&["edit", "code_nightly"][..], &edit].concat()).ok();
+    let before = options(&home);
+    let _ = home.run(&["delete", "code_nightly"]).ok();
+    let again = home.run(&["create", "code;23:59;code_nightly"]).ok();
+    assert!(again.stdout.contains("keeps the options that it had"), "{again:?}");
+    assert_eq!(options(&home), before);
+    let _ = home.run(&["delete", "code_nightly"]).ok();
+    let _ = home.run(&["create", "code", "--name", "code_nightly", "--at", "23:59", "--keep-last", "4"]).ok();
+    let edited = options(&home);
+    assert_eq!(edited["retention"], serde_json::json!({ "last": 4 }), "an option on the command line counts");
+    assert_eq!(edited["excludes"], before["excludes"]);
+    let _ = home.run(&["delete", "code_nightly"]).ok();
+    fs::write(home.path("again.txt"), "code;23:59;code_nightly\n").unwrap();
+    let said = home.run(&["import", "again.txt"]).ok();
+    assert!(said.stderr.contains("code_nightly was deleted before: its options"), "{said:?}");
+    assert_eq!(options(&home), edited);
+}
+
+#[test]
 fn next_needs_no_database_for_a_cadence_on_the_command_line() {
     let home = TestHome::new();
     let said = home

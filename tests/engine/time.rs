@@ -122,26 +122,3 @@ fn spring_and_autumn_in_paris_run_every_night_once() {
         service.unregister().unwrap();
     }
 }
-
-#[test]
-fn a_text_file_that_is_being_written_is_not_applied() {
-    let world = World::new();
-    let file = world.path("backup_schedules.txt");
-    std::fs::write(&file, "/a;09:00;one\n/b;10:00;two\n").unwrap();
-    let mut service = world.service_following(file.clone());
-    let names = |world: &World| -> Vec<String> {
-        world.store.schedules().unwrap().iter().map(|row| row.schedule.name.to_string()).collect()
-    };
-    service.tick().unwrap();
-    assert_eq!(names(&world), ["one", "two"]);
-    // An editor truncates the file first and writes it afterwards.
-    std::fs::write(&file, "").unwrap();
-    let next = service.tick().unwrap().next.expect("a tick soon");
-    assert!(next <= world.clock.now().plus(std::time::Duration::from_secs(1)));
-    std::fs::write(&file, "/a;09:00;one\n/b;10:00;two\n/c;11:00;three\n").unwrap();
-    service.tick().unwrap();
-    assert_eq!(names(&world), ["one", "two"]);
-    service.tick().unwrap();
-    assert_eq!(names(&world), ["one", "two", "three"]);
-    assert!(world.store.schedule_named("one").unwrap().is_some_and(|row| row.id == 1), "never deleted meanwhile");
-}

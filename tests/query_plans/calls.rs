@@ -89,7 +89,7 @@ fn schedules(store: &Store) {
     store.next_due().unwrap();
     store.accept_source(id, NOW).unwrap();
     store.move_watermark(id, watermark, Watermark { next_due: None, ..watermark }).unwrap();
-    store.may_prune_over_half(id, 1).unwrap();
+    store.may_prune(id, 1, true).unwrap();
     store.clear_held_prune(id).unwrap();
     let row = store.schedule_named("gone").unwrap().unwrap();
     store.delete_schedule_with_archives(&row, NOW).unwrap();
