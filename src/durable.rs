@@ -14,6 +14,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::owner;
 
 /// The beginning and the end of random temporary names.
 const TEMP_PREFIX: &str = ".backup-manager-";
@@ -50,6 +51,7 @@ impl PendingFile {
 
     fn create_exclusive(temp: &Path, mode: u32) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create_new(true).mode(mode).open(temp)?;
+        owner::give_created(&file, temp);
         let pending = PendingFile { file, temp: TempName { path: temp.to_owned(), armed: true } };
         set_mode(&pending.file, mode)?;
         Ok(pending)
@@ -215,7 +217,12 @@ pub fn make_folder(path: &Path, mode: u32) -> Result<bool> {
         }
         Err(e) => return Err(Error::io("make the folder", path)(e)),
     }
-    let folder = File::open(path).map_err(Error::io("open", path))?;
+    let folder = File::options()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    owner::give_created(&folder, path);
     set_mode(&folder, mode).map_err(Error::io("set the mode of", path))?;
     sync_folder(folder_of(path))?;
     Ok(true)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::StatVfsMountFlags;
 
 use crate::error::{Error, Result};
+use crate::owner;
 
 /// The file that holds the path of the home for all users of this machine.
 const MACHINE_WIDE: &str = "/etc/backup-manager/home";
@@ -151,6 +152,7 @@ pub fn unwritable(what: &str, folder: &Path, options: &str, cause: Error) -> Err
     let facts = UnwritableFolder {
         uid: rustix::process::geteuid().as_raw(),
         owner: fs::metadata(nearest).map(|metadata| metadata.uid()).ok(),
+        database_owner: owner::database_uid(),
         is_missing: !exists,
         is_read_only: rustix::fs::statvfs(nearest).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY)),
         is_in_container: ["/.dockerenv", "/run/.containerenv"].iter().any(|mark| Path::new(mark).exists()),
@@ -164,6 +166,8 @@ struct UnwritableFolder {
     uid: u32,
     /// The owner of the folder or of its nearest ancestor that exists.
     owner: Option<u32>,
+    /// The owner of the database, if there is one.
+    database_owner: Option<u32>,
     is_missing: bool,
     is_read_only: bool,
     /// Whether this process is in a container.
@@ -187,6 +191,8 @@ impl UnwritableFolder {
         let (folder, uid) = (folder.display(), self.uid);
         // Nobody should run as root only because a folder belongs to root.
         let owner = self.owner.filter(|owner| *owner != uid && *owner != 0 && !self.is_missing);
+        // A home is never taken away from its owner.
+        let database_owner = self.database_owner.filter(|owner| *owner != uid);
         match (self.is_in_container, self.is_read_only) {
             (true, true) => format!("mount a folder or a volume at {folder} that can be written (without `:ro`)"),
             (true, false) => {
@@ -195,12 +201,25 @@ impl UnwritableFolder {
                 format!("run `{chown} -R {uid} {folder}`{or}, or name another folder with {options}")
             }
             (false, true) => format!("mount it writable, or name another folder with {options}"),
+            (false, false) if let Some(owner) = database_owner.or(owner) => {
+                format!(
+                    "run it as uid {owner}, the owner: `{}`; or name another folder with {options}",
+                    as_owner(owner)
+                )
+            }
             (false, false) => {
-                let or = owner.map(|owner| format!(" run as uid {owner},")).unwrap_or_default();
                 let make = if self.is_missing { format!("mkdir -p {folder}; sudo ") } else { String::new() };
-                format!("run `sudo {make}chown -R {uid} {folder}`,{or} or name another folder with {options}")
+                format!("run `sudo {make}chown -R {uid} {folder}`, or name another folder with {options}")
             }
         }
+    }
+}
+
+/// Returns the command line that runs this program as the user `uid`.
+pub fn as_owner(uid: u32) -> String {
+    match uid {
+        0 => "sudo backup-manager ...".to_owned(),
+        uid => format!("sudo -u '#{uid}' backup-manager ..."),
     }
 }
 
@@ -251,6 +270,7 @@ mod tests {
         let other = UnwritableFolder {
             uid: 1000,
             owner: Some(501),
+            database_owner: None,
             is_missing: false,
             is_read_only: false,
             is_in_container: false,
@@ -260,7 +280,13 @@ mod tests {
             "the archive folder /app/backups is not writable for uid 1000: it belongs to uid 501"
         );
         let hint = other.hint(folder, "BACKUP_DIR");
-        assert!(hint.contains("`sudo chown -R 1000 /app/backups`") && hint.contains("uid 501"), "{hint}");
+        assert!(hint.contains("`sudo -u '#501' backup-manager") && !hint.contains("chown"), "{hint}");
+        let of_root = UnwritableFolder { owner: Some(0), database_owner: Some(1000), ..other };
+        let hint = of_root.hint(folder, "BACKUP_DIR");
+        assert!(hint.contains("`sudo chown -R 1000 /app/backups`"), "what root left is given back: {hint}");
+        let home_of_root = UnwritableFolder { owner: Some(0), database_owner: Some(0), ..other };
+        let hint = home_of_root.hint(folder, "BACKUP_DIR");
+        assert!(hint.contains("`sudo backup-manager") && !hint.contains("chown"), "{hint}");
         let contained = UnwritableFolder { is_in_container: true, ..other };
         let hint = contained.hint(folder, "BACKUP_DIR");
         assert!(

@@ -21,6 +21,7 @@ pub mod import_export;
 pub mod liveness;
 pub mod maintenance;
 pub mod member;
+pub mod owner;
 pub mod progress;
 pub mod restore;
 pub mod schedule;

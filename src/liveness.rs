@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::{home, owner};
 
 /// The heartbeat of a live worker. The names of the fields are part of the file format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +77,8 @@ impl Worker {
             .create_new(true)
             .mode(0o644)
             .open(&temporary)
-            .map_err(Error::io("create the heartbeat file", &temporary))?;
+            .map_err(|e| unwritable(folder, Error::io("create the heartbeat file", &temporary)(e)))?;
+        owner::give_created(&file, &temporary);
         let locked = flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
             .and_then(|()| fs::hard_link(&temporary, &path).or_else(|_| fs::rename(&temporary, &path)));
@@ -187,8 +189,9 @@ pub struct Registration {
 impl Registration {
     /// Waits for the lock on the folder of heartbeat files, which is created if it does not exist.
     pub fn lock(folder: &Path, folder_mode: u32) -> Result<Registration> {
-        create_private_folder(folder, folder_mode)?;
-        let handle = File::open(folder).map_err(Error::io("open the folder", folder))?;
+        owner::create_folder(folder, folder_mode)
+            .map_err(|e| unwritable(folder, Error::io("create the folder", folder)(e)))?;
+        let handle = File::open(folder).map_err(|e| unwritable(folder, Error::io("open the folder", folder)(e)))?;
         flock(&handle, FlockOperation::LockExclusive)
             .map_err(io::Error::from)
             .map_err(Error::io("lock the folder", folder))?;
@@ -196,9 +199,8 @@ impl Registration {
     }
 }
 
-fn create_private_folder(folder: &Path, mode: u32) -> Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(mode).create(folder).map_err(Error::io("create the folder", folder))
+fn unwritable(folder: &Path, cause: Error) -> Error {
+    home::unwritable("the folder of heartbeat files", folder, "--db or BACKUP_DB", cause)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("error", 0, ANY),
     ("clock", 0, ANY),
     ("home", 0, ANY),
+    ("owner", 0, ANY),
     ("cancel", 0, ANY),
     ("progress", 0, ANY),
     ("member", 0, ANY),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use super::render;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
+use crate::owner;
 
 /// A log file is rotated when it is longer than this, in bytes.
 const MAX_LOG_BYTES: u64 = 5 * 1024 * 1024;
@@ -40,10 +41,7 @@ pub fn start(log: Log, home: &Home, zone: Tz, clock: Arc<dyn Clock>, verbose: bo
         Log::Manager => "backup_manager",
         Log::Service { .. } => "backup_service",
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(home.folder_mode())
-        .create(home.logs())
+    owner::create_folder(home.logs(), home.folder_mode())
         .map_err(|e| unwritable(home.logs(), Error::io("make", home.logs())(e)))?;
     let file = LogFile::open(home.logs(), stem, home.folder_mode(), home.file_mode())?;
     let mut dispatch = fern::Dispatch::new()
@@ -76,7 +74,12 @@ struct LogFile {
 impl LogFile {
     fn open(folder: &Path, stem: &'static str, folder_mode: u32, mode: u32) -> Result<LogFile> {
         let path = folder.join(format!("{stem}.log"));
-        let file = append(&path, mode).map_err(|e| unwritable(folder, Error::io("write", &path)(e)))?;
+        let file = append(&path, mode).map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP) => Error::failed(format!("the log {} is a symbolic link", path.display()))
+                .because(io::Error::other("root follows no link in a folder of another user"))
+                .hint(format!("remove the link, or run `{}`", home::as_owner(owner::database_uid().unwrap_or(0)))),
+            _ => unwritable(folder, Error::io("write", &path)(e)),
+        })?;
         Ok(LogFile { folder: folder.to_owned(), stem, folder_mode, mode, file })
     }
 
@@ -107,7 +110,7 @@ impl LogFile {
             }
         }
         if !is_ours(&self.file)? {
-            fs::DirBuilder::new().recursive(true).mode(self.folder_mode).create(&self.folder)?;
+            owner::create_folder(&self.folder, self.folder_mode)?;
             self.file = append(&path, self.mode)?;
         }
         Ok(())
@@ -132,18 +135,8 @@ impl<W: Write> Write for IgnoreErrors<W> {
     }
 }
 
-/// Opens a file to append to. A file that root creates is given to the owner of the folder: one command by root must
-/// not deny the service its log.
 fn append(path: &Path, mode: u32) -> io::Result<File> {
-    let file = OpenOptions::new().append(true).create(true).mode(mode).open(path)?;
-    if rustix::process::geteuid().is_root()
-        && let Some(folder) = path.parent().and_then(|folder| fs::metadata(folder).ok())
-        && file.metadata()?.uid() != folder.uid()
-    {
-        // Fails where even root has no right to change owners, which is no reason to lose lines.
-        let _ = std::os::unix::fs::fchown(&file, Some(folder.uid()), Some(folder.gid()));
-    }
-    Ok(file)
+    owner::open_or_create(OpenOptions::new().append(true).mode(mode), path)
 }
 
 fn unwritable(folder: &Path, cause: Error) -> Error {

@@ -44,7 +44,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
-use crate::home::{Home, HomeOptions};
+use crate::home::{Home, HomeOptions, with_suffix};
+use crate::owner;
 use crate::schedule::{self, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
@@ -209,10 +210,12 @@ impl Context {
         let tz = std::env::var("TZ").ok();
         let system = iana_time_zone::get_timezone().ok();
         let service_zone = schedule::service_zone(tz.as_deref(), system.as_deref())?;
+        let home = Home::locate(&places, &current)?;
+        owner::determine([home.db(), &with_suffix(home.db(), ".lock"), &home.workers()]);
         Ok(Context {
             verb: verb.to_owned(),
             start_logging: Once::new(),
-            home: Home::locate(&places, &current)?,
+            home,
             places,
             format: render::format(global.json, global.plain),
             quiet: global.quiet,

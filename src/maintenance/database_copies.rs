@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -12,6 +12,7 @@ use crate::clock::Timestamp;
 use crate::durable::{self, PendingFile};
 use crate::error::{Error, Result};
 use crate::home::{Home, with_suffix};
+use crate::owner;
 use crate::store::{self, Store};
 
 /// Name of the folder of the copies, in the archive folder.
@@ -113,7 +114,7 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
 fn lock_database(home: &Home) -> Result<File> {
     let path = with_suffix(home.db(), ".lock");
     let lock =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
+        owner::open_or_create(File::options().write(true).mode(0o644), &path).map_err(Error::io("open", &path))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(Error::busy(format!("other processes have the database {} open", home.db().display()))
             .hint("stop the service first: `backup-manager stop`"));

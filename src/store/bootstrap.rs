@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::connection::{RECOVERY_OPTIONS, configure, database_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, with_suffix};
+use crate::owner;
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -79,23 +80,13 @@ impl Bootstrap {
 
     fn make_folder(&self, path: &Path) -> Result<()> {
         let Some(folder) = path.parent() else { return Ok(()) };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(self.folder_mode)
-            .create(folder)
-            .map_err(|e| unwritable(path, Error::io("make", folder)(e)))
+        owner::create_folder(folder, self.folder_mode).map_err(|e| unwritable(path, Error::io("make", folder)(e)))
     }
 
     fn open_lock(&self, path: &Path) -> Result<File> {
         let lock = with_suffix(path, ".lock");
         // A lock needs no write permission, and users other than its owner may read a home.
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .open(&lock)
+        owner::open_or_create(OpenOptions::new().read(true).write(true).mode(0o644), &lock)
             .or_else(|error| File::open(&lock).map_err(|_| error))
             .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
@@ -199,9 +190,11 @@ impl Bootstrap {
     fn create_private(&self, path: &Path) -> Result<()> {
         match OpenOptions::new().write(true).create_new(true).mode(self.file_mode).open(path) {
             // The umask may have cleared bits.
-            Ok(file) => file
-                .set_permissions(fs::Permissions::from_mode(self.file_mode))
-                .map_err(Error::io("set the mode of", path)),
+            Ok(file) => {
+                owner::give_created(&file, path);
+                file.set_permissions(fs::Permissions::from_mode(self.file_mode))
+                    .map_err(Error::io("set the mode of", path))
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(Error::io("create the database", path)(error)),
         }
@@ -222,6 +215,8 @@ impl Bootstrap {
             }
             _ => {}
         }
+        // SQLite fills an empty file.
+        self.create_private(&copy)?;
         connection
             .execute("VACUUM INTO ?1", [copy.to_string_lossy()])
             .map_err(|e| Error::failed(format!("cannot copy the database to {}", copy.display())).because(e))?;

@@ -2,7 +2,7 @@
 //! lost.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -340,4 +340,94 @@ fn a_restore_test_compares_and_removes_what_it_restored() {
     let _ = home.run(&["drill", "docs"]).ok();
     let shown = home.run(&["show", "docs"]).ok();
     assert!(shown.stdout.contains("restore test  passed"), "the one before is whole: {shown:?}");
+}
+
+/// Makes a home of the user nobody, with one schedule; `None` without root.
+fn home_of_nobody() -> Option<TestHome> {
+    if !rustix::process::geteuid().is_root() {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: needs root\n");
+        return None;
+    }
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run_unprivileged(&["create", "a;09:00;docs"]).ok();
+    Some(home)
+}
+
+fn owned_by_root(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let stat = fs::symlink_metadata(entry.path()).unwrap();
+        if stat.is_dir() {
+            found.extend(owned_by_root(&entry.path()));
+        }
+        if stat.uid() == 0 && !stat.is_symlink() {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+#[test]
+fn what_root_makes_in_the_home_of_another_user_belongs_to_that_user() {
+    let Some(home) = home_of_nobody() else { return };
+    for verb in [
+        &["run", "docs"][..],
+        &["list"],
+        &["create", "a;10:00;more", "--now"],
+        &["verify"],
+        &["drill", "docs"],
+        &["prune"],
+        &["rescan"],
+        &["export", "schedules.txt"],
+        &["start"],
+    ] {
+        for folder in ["logs", "backup.db.workers", "backups"] {
+            if verb[0] == "run" {
+                let _ = fs::remove_dir_all(home.path(folder));
+            }
+        }
+        if verb[0] == "run" {
+            fs::remove_file(home.path("backup.db.lock")).unwrap();
+        }
+        let _ = home.run(verb).ok();
+        assert_eq!(owned_by_root(home.dir.path()), Vec::<PathBuf>::new(), "{verb:?}");
+    }
+    home.wait_until("copy of the database", 10, || home.path("backups/.database").exists());
+    let _ = home.run(&["stop"]).ok();
+    for name in ["backup.db", "backup.db-wal", "backup.db-shm"] {
+        let _ = fs::remove_file(home.path(name));
+    }
+    let _ = home.run(&["rescan", "--from-copy"]).ok();
+    assert_eq!(owned_by_root(home.dir.path()), Vec::<PathBuf>::new());
+    for verb in [&["run", "docs"][..], &["verify"], &["start"], &["stop"]] {
+        let said = home.run_unprivileged(verb).ok();
+        assert!(!said.stderr.contains("warning"), "{said:?}");
+    }
+}
+
+#[test]
+fn root_follows_no_link_in_the_log_folder_of_another_user_and_gives_no_existing_file_away() {
+    let Some(home) = home_of_nobody() else { return };
+    let secret = tempfile::tempdir().unwrap();
+    let victim = secret.path().join("victim");
+    fs::write(&victim, "secret\n").unwrap();
+    let log = home.path("logs/backup_manager.log");
+    fs::remove_file(&log).unwrap();
+    std::os::unix::fs::symlink(&victim, &log).unwrap();
+    let said = home.run(&["run", "docs"]).ok();
+    assert!(said.stderr.contains("is a symbolic link") && said.stderr.contains("root follows no link"), "{said:?}");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "secret\n");
+    assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
+    // A log that root created before is written, and stays root's.
+    fs::remove_file(&log).unwrap();
+    fs::write(&log, "").unwrap();
+    let _ = home.run(&["run", "docs"]).ok();
+    assert_eq!(fs::metadata(&log).unwrap().uid(), 0);
+    assert!(fs::read_to_string(&log).unwrap().contains("run"));
+    // In a folder of root's own, links are followed as before.
+    let own = TestHome::with_sources(&["a"]);
+    fs::create_dir(own.path("logs")).unwrap();
+    std::os::unix::fs::symlink(secret.path().join("mine"), own.path("logs/backup_manager.log")).unwrap();
+    let _ = own.run(&["create", "a;09:00;docs"]).ok();
+    assert!(fs::read_to_string(secret.path().join("mine")).unwrap().contains("create"));
 }
