@@ -39,6 +39,16 @@ impl Codec {
             _ => Codec::Plain,
         }
     }
+
+    /// Returns whether a frame of this codec begins with these bytes: of zstd also one that decoders skip.
+    pub(super) fn begins_frame(self, bytes: &[u8]) -> bool {
+        Codec::of_first_bytes(bytes) == self || self == Codec::Zstd && is_skippable(bytes)
+    }
+}
+
+/// Returns whether a zstd frame that decoders skip begins with these bytes.
+pub(super) fn is_skippable(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
 impl From<Compression> for Codec {

@@ -1,8 +1,8 @@
 //! Reads the stored bytes of an archive file.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
@@ -11,6 +11,9 @@ use super::buffer::Buffer;
 use super::codec::{self, Codec};
 use super::trailer::Trailer;
 use crate::error::{Error, ErrorKind, Result};
+
+/// Largest number of skippable zstd frames before the first one with content.
+const MAX_SKIPPED_FRAMES: usize = 1000;
 
 /// An archive file opened for reading.
 #[derive(Debug)]
@@ -24,15 +27,25 @@ pub struct ArchiveReader {
 impl ArchiveReader {
     /// Opens an archive file. Errors: [`ErrorKind::NotFound`] if it is missing.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+        // A FIFO without a writer would block the opening; a regular file is read the same way.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = opened.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => Error::not_found(format!("there is no archive file {}", path.display()))
                 .hint("check whether its disk is mounted"),
             _ => Error::io("open", path)(e),
         })?;
-        let size = file.metadata().map_err(Error::io("inspect", path))?.len();
-        let mut first = [0; 4];
-        let length = file.read_at(&mut first, 0).map_err(Error::io("read", path))?;
-        Ok(ArchiveReader { file, path: path.to_owned(), codec: Codec::of_first_bytes(&first[..length]), size })
+        let stat = file.metadata().map_err(Error::io("inspect", path))?;
+        if !stat.is_file() {
+            let what = if stat.is_dir() { "a folder" } else { "a pipe or a device" };
+            return Err(Error::failed(format!(
+                "cannot read {} as an archive: it is {what}, not a file",
+                path.display()
+            ))
+            .hint("save the archive as a regular file and name that"));
+        }
+        let codec = detect_codec(&file).map_err(Error::io("read", path))?;
+        Ok(ArchiveReader { file, path: path.to_owned(), codec, size: stat.len() })
     }
 
     /// Returns the path it was opened by.
@@ -88,4 +101,22 @@ impl ArchiveReader {
         let _ = fadvise(&self.file, 0, None, Advice::Sequential);
         Ok(())
     }
+}
+
+/// Returns the codec by the beginning of a file. A zstd file may begin with skippable frames, as pzstd writes them.
+fn detect_codec(file: &File) -> io::Result<Codec> {
+    let mut at = 0;
+    for _ in 0..MAX_SKIPPED_FRAMES {
+        let mut first = [0; 8];
+        let length = file.read_at(&mut first, at)?;
+        if at > 0 && !Codec::Zstd.begins_frame(&first[..length]) {
+            return Ok(Codec::Plain);
+        }
+        if length < first.len() || !codec::is_skippable(&first) {
+            return Ok(Codec::of_first_bytes(&first[..length]));
+        }
+        let [.., a, b, c, d] = first;
+        at += first.len() as u64 + u64::from(u32::from_le_bytes([a, b, c, d]));
+    }
+    Ok(Codec::Plain)
 }

@@ -142,7 +142,7 @@ impl MembersByChunk {
             Some(Event::Refused { name, reason }) => {
                 return Err(damage(format!("the member {} is refused: {reason}", String::from_utf8_lossy(&name))));
             }
-            Some(Event::Damaged { reason, .. }) => return Err(damage(reason)),
+            Some(Event::Damaged { reason, .. } | Event::Undecodable { reason }) => return Err(damage(reason)),
         };
         // The global header fills chunk 0, and the reader takes it for a header of the first member.
         let (sequence, offset) = if entry.sequence == 0 { (1, 0) } else { (entry.sequence, entry.offset) };

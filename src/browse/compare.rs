@@ -117,7 +117,7 @@ fn read_all(archive: &OpenArchive, all: &mut MembersByPath) -> Result<()> {
                 let message = format!("{} cannot be trusted: {reason}", String::from_utf8_lossy(&name));
                 return Err(Error::new(ErrorKind::Damage, message));
             }
-            Event::Damaged { reason, .. } => {
+            Event::Damaged { reason, .. } | Event::Undecodable { reason } => {
                 return Err(Error::new(
                     ErrorKind::Damage,
                     format!("{} is damaged: {reason}", archive.path().display()),

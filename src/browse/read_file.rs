@@ -16,8 +16,26 @@ const BUFFER_BYTES: usize = 1 << 18;
 /// read were passed.
 pub fn read_file(archive: &OpenArchive, path: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let selection = Selection::exactly(vec![path.clone()])?;
-    let mut earlier = if archive.is_ours() { 0 } else { count_members(archive, &selection, path)?.saturating_sub(1) };
-    let mut members = archive.members(&selection, 2)?;
+    if archive.is_ours() {
+        return read_last(archive, &selection, path, 0, put);
+    }
+    let (count, doubt) = count_members(archive, &selection, path)?;
+    read_last(archive, &selection, path, count.saturating_sub(1), put)?;
+    doubt.map_or(Ok(()), |reason| {
+        let message = format!("{} is damaged, and {path} may be wrong: {reason}", archive.path().display());
+        Err(Error::new(ErrorKind::Damage, message).hint("restore it from another archive"))
+    })
+}
+
+/// Passes the content of the member of this path to `put` that has `earlier` others before it.
+fn read_last(
+    archive: &OpenArchive,
+    selection: &Selection,
+    path: &MemberPath,
+    mut earlier: u64,
+    put: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let mut members = archive.members(selection, 2)?;
     let mut damage = None;
     while let Some(event) = members.next()? {
         match event {
@@ -25,7 +43,9 @@ pub fn read_file(archive: &OpenArchive, path: &MemberPath, put: &mut dyn FnMut(&
                 return read_entry(archive, &mut members, &entry, put);
             }
             Event::Member(entry) => earlier -= u64::from(entry.member.path == *path),
-            Event::Refused { reason, .. } | Event::Damaged { reason, .. } => damage = Some(reason),
+            Event::Refused { reason, .. } | Event::Damaged { reason, .. } | Event::Undecodable { reason } => {
+                damage = Some(reason);
+            }
         }
     }
     match damage {
@@ -34,14 +54,19 @@ pub fn read_file(archive: &OpenArchive, path: &MemberPath, put: &mut dyn FnMut(&
     }
 }
 
-/// Returns how many members of this path an archive has.
-fn count_members(archive: &OpenArchive, selection: &Selection, path: &MemberPath) -> Result<u64> {
+/// Returns how many members of this path an archive has, and why all of them may be wrong, if the file does not decode
+/// to its end.
+fn count_members(archive: &OpenArchive, selection: &Selection, path: &MemberPath) -> Result<(u64, Option<String>)> {
     let mut members = archive.members(selection, 2)?;
-    let mut count = 0;
+    let (mut count, mut doubt) = (0, None);
     while let Some(event) = members.next()? {
-        count += u64::from(matches!(event, Event::Member(entry) if entry.member.path == *path));
+        match event {
+            Event::Member(entry) => count += u64::from(entry.member.path == *path),
+            Event::Undecodable { reason } => doubt = Some(reason),
+            Event::Refused { .. } | Event::Damaged { .. } => {}
+        }
     }
-    Ok(count)
+    Ok((count, doubt))
 }
 
 fn damaged(path: &MemberPath, reason: &str) -> Error {

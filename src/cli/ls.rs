@@ -88,6 +88,10 @@ fn visit(
                 let place = after.map_or_else(String::new, |path| format!(" after {path}"));
                 context.warn(&format!("{} is damaged{place}: {reason}", archive.path().display()));
             }
+            Event::Undecodable { reason } => {
+                is_damaged = true;
+                context.warn(&format!("{} is damaged: {reason}", archive.path().display()));
+            }
         }
     }
     Ok(is_damaged)

@@ -242,6 +242,11 @@ fn print_report(
             render::print_stderr(&text);
         }
     }
+    if let Some(reason) = &report.undecodable {
+        let text = format!("damaged: {}: {reason}\n  next: restore from another archive", archive.path().display());
+        log::warn!("restore of {}", text);
+        render::print_stderr(&text);
+    }
     if report.owners > 0 {
         context.warn(&format!(
             "{}: the owner could not be set; run as root, --overwrite always",
@@ -286,6 +291,9 @@ struct RestoreDocument {
     conflicts: PathsDocument,
     refused: PathsDocument,
     damaged: PathsDocument,
+    /// Only if the compressed file does not decode to its end: why. Any member may be wrong then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    undecodable: Option<String>,
     failed: PathsDocument,
     devices: PathsDocument,
     attributes: PathsDocument,
@@ -341,6 +349,7 @@ fn report_document(
         conflicts: paths_document(&report.conflicts),
         refused: paths_document(&report.refused),
         damaged: paths_document(&report.damaged),
+        undecodable: report.undecodable.clone(),
         failed: paths_document(&report.failed),
         devices: paths_document(&report.devices),
         attributes: paths_document(&report.attributes),

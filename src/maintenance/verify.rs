@@ -25,13 +25,21 @@ pub struct Findings {
     pub damaged_members: Vec<Vec<u8>>,
     /// Other damage to the file, in words.
     pub structure: Vec<String>,
+    /// Members of an archive of another program that a restore refuses, each with the reason.
+    pub refused_members: Vec<(Vec<u8>, String)>,
     /// Bytes read.
     pub bytes: u64,
 }
 
 impl Findings {
     fn new() -> Self {
-        Findings { health: Health::Good, damaged_members: Vec::new(), structure: Vec::new(), bytes: 0 }
+        Findings {
+            health: Health::Good,
+            damaged_members: Vec::new(),
+            structure: Vec::new(),
+            refused_members: Vec::new(),
+            bytes: 0,
+        }
     }
 
     fn of_damage(error: &Error) -> Self {
@@ -98,7 +106,7 @@ fn read_and_compare(
 ) -> Result<Findings> {
     let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let reader = ArchiveReader::open(path)?;
-    let Some(digest) = digest else { return examine_foreign(path, Some(archive.size)) };
+    let Some(digest) = digest else { return examine_foreign(path, Some(archive.size), cancel) };
     let mut damaged = Vec::new();
     let mut last = 0;
     let mut expected =
@@ -162,7 +170,7 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
     let reader = ArchiveReader::open(path)?;
     let trailer = match reader.trailer() {
         Ok(Some(trailer)) => trailer,
-        Ok(None) => return examine_foreign(path, None),
+        Ok(None) => return examine_foreign(path, None, cancel),
         Err(error) if error.kind() == ErrorKind::Damage => return Ok(Findings::of_damage(&error)),
         Err(error) => return Err(error),
     };
@@ -188,15 +196,18 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
     Ok(findings.with_health())
 }
 
-fn examine_foreign(path: &Path, size: Option<u64>) -> Result<Findings> {
-    let facts = foreign::check_tar(path);
+fn examine_foreign(path: &Path, size: Option<u64>, cancel: &CancelToken) -> Result<Findings> {
+    let examined = foreign::examine(path, cancel);
     let length = std::fs::metadata(path).map_err(Error::io("inspect", path))?.len();
     let mut findings = Findings { bytes: length, ..Findings::new() };
-    if let Err(error) = facts {
-        match error.kind() {
-            ErrorKind::Damage => findings.structure.push(error.to_string()),
-            _ => return Err(error),
+    match examined {
+        Ok(tar) => {
+            findings.refused_members = tar.refused;
+            findings.damaged_members = tar.damaged_members;
+            findings.structure = tar.damage;
         }
+        Err(error) if error.kind() == ErrorKind::Damage => findings.structure.push(error.to_string()),
+        Err(error) => return Err(error),
     }
     if let Some(size) = size.filter(|size| *size != length) {
         findings.structure.push(format!("it has {length} bytes and had {size}"));

@@ -44,6 +44,8 @@ pub struct Report {
     pub refused: Paths,
     /// Members that are damaged in the archive, and places where members may be lost.
     pub damaged: Paths,
+    /// Why the compressed file does not decode to its end. Then any member that was restored may be wrong.
+    pub undecodable: Option<String>,
     /// Paths at which the system reported an error.
     pub failed: Paths,
     /// Devices, which were not requested.
@@ -66,7 +68,7 @@ impl Report {
     /// Returns the error class that decides the exit code; `None` if everything was restored.
     pub fn outcome(&self) -> Option<ErrorKind> {
         let left_out = [&self.conflicts, &self.failed, &self.devices, &self.attributes];
-        if self.refused.count + self.damaged.count > 0 {
+        if self.refused.count + self.damaged.count > 0 || self.undecodable.is_some() {
             Some(ErrorKind::Damage)
         } else if !self.missing.is_empty() {
             Some(ErrorKind::NotFound)
@@ -80,7 +82,9 @@ impl Report {
     /// Returns whether no member was selected.
     pub fn is_empty(&self) -> bool {
         let problems = [&self.conflicts, &self.refused, &self.damaged, &self.failed, &self.devices];
-        self.extent.members + self.unchanged + self.stripped == 0 && problems.iter().all(|paths| paths.count == 0)
+        self.extent.members + self.unchanged + self.stripped == 0
+            && self.undecodable.is_none()
+            && problems.iter().all(|paths| paths.count == 0)
     }
 
     /// Counts a file or a hard link that was restored.

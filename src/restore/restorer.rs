@@ -1,5 +1,6 @@
 //! The thread of a restore that reads the archive and decides what happens to each member.
 
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,6 +125,11 @@ impl<'a, 'c> Restorer<'a, 'c> {
                 Event::Damaged { sequence, after, reason } => {
                     self.record_damage(selection, sequence, after, &reason)?;
                 }
+                Event::Undecodable { reason } => {
+                    let path = self.archive.path().as_os_str().as_bytes();
+                    self.report_problem(path, &format!("damaged: {reason}"));
+                    self.state.with_report(|report| report.undecodable = Some(reason));
+                }
             }
             self.report_progress();
         }
@@ -201,7 +207,8 @@ fn report_problem(observer: &dyn Observer, path: &[u8], reason: &str) {
 /// when the threads that write have ended, because they find damage, too.
 pub(super) fn record_missing(selection: &Selection, state: &RestoreState, observer: &dyn Observer) {
     let missing = selection.missing();
-    let has_gaps = state.with_report(|report| report.damaged.count + report.refused.count > 0);
+    let has_gaps = state
+        .with_report(|report| report.damaged.count + report.refused.count > 0 || report.undecodable.is_some());
     if !has_gaps {
         state.with_report(|report| report.missing = missing.into_iter().cloned().collect());
         return;

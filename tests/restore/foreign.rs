@@ -6,10 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 use backup_manager::browse::{OpenArchive, read_file};
+use backup_manager::cancel::CancelToken;
+use backup_manager::error::ErrorKind;
+use backup_manager::maintenance::verify::verify_file;
 use backup_manager::restore::Options;
 
 use crate::fidelity::restore_all;
 use crate::support::archive::run_tool;
+use crate::tar_file::TarFile;
 use crate::tree::{ALL, Parts, assert_same, tree};
 
 fn make_tree(root: &Path) {
@@ -158,5 +162,37 @@ fn acls_that_other_programs_write_as_text_are_restored() {
         command.args(["--format=pax", "--acls", "--no-xattrs", "--numeric-owner", "-C"]).arg(folder.path());
         run_tool(command.arg("-cf").arg(&file).arg("source"));
         check(&source, &file, ALL, tool);
+    }
+}
+
+#[test]
+fn a_damaged_first_header_costs_only_its_own_member() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar");
+    for count in [1, 4] {
+        let tar = TarFile::default().file("first", &vec![b'1'; 5000]).file("second", b"two").folder("third").end();
+        let mut bytes = tar.clone();
+        (0..count).for_each(|at| bytes[at * 40] += 1);
+        fs::write(&file, &bytes).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        let report = restore_all(&file, &Options { sync: false, ..Options::to(to.path()) }).unwrap();
+        assert_eq!((report.outcome(), report.damaged.count), (Some(ErrorKind::Damage), 1), "{report:?}");
+        assert_eq!(fs::read(to.path().join("second")).unwrap(), b"two");
+        assert!(to.path().join("third").is_dir());
+        assert!(!verify_file(&file, 1, &CancelToken::new()).unwrap().is_good());
+    }
+    fs::write(&file, vec![b'x'; 100_000]).unwrap();
+    assert_eq!(restore_all(&file, &Options::to(folder.path())).unwrap_err().kind(), ErrorKind::Damage);
+}
+
+#[test]
+fn a_pipe_or_a_folder_is_an_error_and_never_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    for (path, what) in [(&*fifo, "a pipe or a device"), (folder.path(), "a folder")] {
+        let error = restore_all(path, &Options::to(folder.path())).unwrap_err();
+        assert!(error.kind() == ErrorKind::Failed && error.to_string().contains(what), "{error}");
+        assert!(verify_file(path, 1, &CancelToken::new()).is_err());
     }
 }

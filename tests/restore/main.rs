@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod damaged_streams;
 mod fidelity;
 mod foreign;
 mod hostile;

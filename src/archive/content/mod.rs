@@ -32,6 +32,8 @@ pub(super) enum ReadError {
     Gap(String),
     /// Nothing can be read from here on.
     Broken(String),
+    /// Nothing can be decoded from here on, and a checksum of what was read before was not reached or is wrong.
+    Undecodable(String),
 }
 
 impl ReadError {
@@ -39,7 +41,7 @@ impl ReadError {
     pub fn reason(&self) -> String {
         match self {
             ReadError::End => "it ends in the middle: it was cut off".to_owned(),
-            ReadError::Gap(reason) | ReadError::Broken(reason) => reason.clone(),
+            ReadError::Gap(reason) | ReadError::Broken(reason) | ReadError::Undecodable(reason) => reason.clone(),
         }
     }
 }
@@ -115,6 +117,34 @@ impl Content {
             CurrentPiece::Data { sequence, at, .. } => (*sequence, *at as u64),
             CurrentPiece::Gap { sequence, at, .. } => (*sequence, *at),
             CurrentPiece::Jump(_) | CurrentPiece::Over(_) => (u64::MAX, 0),
+        }
+    }
+
+    /// Returns whether the file is read chunk by chunk, each with its own digest.
+    pub(super) fn is_chunked(&self) -> bool {
+        self.is_chunked
+    }
+
+    /// Reads what follows the end marks of a file without chunks, up to its end: it is not tar, but the checksum of a
+    /// codec lies there. Errors: a part that cannot be read or decoded. Data behind the last compressed frame, whose
+    /// checksum was right, is none.
+    pub(super) fn read_rest(&mut self) -> ReadResult<()> {
+        if self.is_chunked {
+            return Ok(());
+        }
+        loop {
+            match self.fetch() {
+                Ok(()) => {}
+                Err(ReadError::Broken(_)) if self.failure.is_none() => return Ok(()),
+                Err(ReadError::End) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            match &mut self.current {
+                CurrentPiece::Data { bytes, at, .. } => *at = bytes.len(),
+                CurrentPiece::Gap { reason: Some(reason), .. } => return Err(ReadError::Gap(reason.clone())),
+                CurrentPiece::Gap { length, at, .. } => *at = *length,
+                CurrentPiece::Jump(_) | CurrentPiece::Over(_) => return Ok(()),
+            }
         }
     }
 
@@ -257,6 +287,7 @@ impl Content {
                 (CurrentPiece::Gap { sequence, length, at: 0, reason: Some(reason) }, is_jump)
             }
             Piece::Broken(reason) => (CurrentPiece::Over(ReadError::Broken(reason)), false),
+            Piece::Undecodable(reason) => (CurrentPiece::Over(ReadError::Undecodable(reason)), false),
             Piece::Failed(error) => {
                 let reason = error.to_string();
                 self.failure = Some(error);

@@ -70,6 +70,8 @@ pub(super) enum Piece {
     },
     /// Nothing can be read from here on.
     Broken(String),
+    /// Nothing can be decoded from here on, and a checksum of the pieces before was not reached or is wrong.
+    Undecodable(String),
     /// The plan itself could not be read.
     Failed(Error),
 }

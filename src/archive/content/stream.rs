@@ -28,57 +28,110 @@ fn decode_pieces(archive: Arc<ArchiveReader>, free: &Receiver<Buffer>, order: &S
         let (answer, answered) = bounded(1);
         answer.send(piece).is_ok() && order.send(answered).is_ok()
     };
-    let mut stream = match decoder(archive) {
-        Ok(stream) => stream,
-        Err(e) => {
-            send(Piece::Broken(e.to_string()));
-            return;
-        }
-    };
+    let mut frames = Frames::new(archive);
     let mut sequence = 0;
     loop {
         let mut bytes = free.try_recv().unwrap_or_default();
         bytes.clear();
-        let end = fill(&mut stream, &mut bytes);
-        let is_wanted = !bytes.is_empty() && send(Piece::Data { sequence, is_jump: false, bytes });
+        let end = frames.fill(&mut bytes);
+        let is_wanted = bytes.is_empty() || send(Piece::Data { sequence, is_jump: false, bytes });
         sequence += 1;
         match end {
             Ok(false) if is_wanted => {}
-            Err(reason) => {
-                send(Piece::Broken(reason));
+            Ok(_) => return,
+            Err(error) => {
+                send(error);
                 return;
             }
-            Ok(_) => return,
         }
     }
 }
 
-fn decoder(archive: Arc<ArchiveReader>) -> std::io::Result<Box<dyn Read>> {
-    let codec = archive.codec();
-    let file = BufReader::with_capacity(1 << 17, PositionedReader { archive, at: 0 });
-    Ok(match codec {
-        Codec::Plain => Box::new(file),
-        Codec::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        Codec::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
-            decoder.window_log_max(27)?;
-            Box::new(decoder)
-        }
-    })
+/// Reads a compressed file frame by frame: gzip members or zstd frames, each with its own checksum.
+struct Frames {
+    codec: Codec,
+    /// `None` only while its source moves on to the next frame.
+    current: Option<Frame>,
 }
 
-/// Fills a piece. Returns whether the stream ended. Errors: what is wrong with it.
-fn fill(stream: &mut dyn Read, bytes: &mut Buffer) -> Result<bool, String> {
-    while bytes.len() < PIECE_BYTES {
-        let room = PIECE_BYTES - bytes.len();
-        match stream.read(bytes.spare(room)) {
-            Ok(0) => return Ok(true),
-            Ok(count) => bytes.keep(count),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(format!("it does not decode: {e}")),
+type Source = BufReader<PositionedReader>;
+
+enum Frame {
+    /// Between two frames.
+    Before(Source),
+    Gzip(Box<flate2::bufread::GzDecoder<Source>>),
+    Zstd(zstd::stream::read::Decoder<'static, Source>),
+}
+
+impl Frames {
+    fn new(archive: Arc<ArchiveReader>) -> Frames {
+        let codec = archive.codec();
+        let source = BufReader::with_capacity(1 << 17, PositionedReader { archive, at: 0 });
+        Frames { codec, current: Some(Frame::Before(source)) }
+    }
+
+    /// Fills a piece. Returns whether the file ended. Errors: the last piece, with what is wrong.
+    fn fill(&mut self, bytes: &mut Buffer) -> Result<bool, Piece> {
+        while bytes.len() < PIECE_BYTES {
+            let room = PIECE_BYTES - bytes.len();
+            let read = match &mut self.current {
+                Some(Frame::Gzip(decoder)) => decoder.read(bytes.spare(room)),
+                Some(Frame::Zstd(decoder)) => decoder.read(bytes.spare(room)),
+                Some(Frame::Before(_)) | None => Ok(0),
+            };
+            match read {
+                Ok(0) if self.begin_next()? => {}
+                Ok(0) => return Ok(true),
+                Ok(count) => bytes.keep(count),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Piece::Undecodable(format!("it does not decode: {e}"))),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Begins the next frame. Returns false at the end of the file, which may be padded with zeros.
+    fn begin_next(&mut self) -> Result<bool, Piece> {
+        let source = match self.current.take() {
+            None => return Ok(false),
+            Some(Frame::Before(source)) => source,
+            Some(Frame::Gzip(decoder)) => decoder.into_inner(),
+            Some(Frame::Zstd(decoder)) => decoder.finish(),
+        };
+        let broken = |e: std::io::Error| Piece::Broken(format!("it cannot be read: {e}"));
+        let at = source.get_ref().at - source.buffer().len() as u64;
+        let archive = &source.get_ref().archive;
+        let mut first = [0; 4];
+        let length = archive.file().read_at(&mut first, at).map_err(broken)?;
+        if !self.codec.begins_frame(&first[..length]) {
+            return match is_zero_from(archive, at).map_err(broken)? {
+                true => Ok(false),
+                false => Err(Piece::Broken(format!("other data follows its compressed data at byte {at}"))),
+            };
+        }
+        self.current = Some(match self.codec {
+            Codec::Plain => Frame::Before(source),
+            Codec::Gzip => Frame::Gzip(Box::new(flate2::bufread::GzDecoder::new(source))),
+            Codec::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(source).map_err(broken)?.single_frame();
+                decoder.window_log_max(27).map_err(broken)?;
+                Frame::Zstd(decoder)
+            }
+        });
+        Ok(true)
+    }
+}
+
+/// Returns whether a file has only zeros from `at` to its end: what tapes and block devices are padded with.
+fn is_zero_from(archive: &ArchiveReader, mut at: u64) -> std::io::Result<bool> {
+    let mut bytes = vec![0; 1 << 16];
+    loop {
+        match archive.file().read_at(&mut bytes, at)? {
+            0 => return Ok(true),
+            count if bytes[..count].iter().any(|&byte| byte != 0) => return Ok(false),
+            count => at += count as u64,
         }
     }
-    Ok(false)
 }
 
 /// Reads an archive file from beginning to end with its own position, which other readers of the file do not move.

@@ -17,24 +17,32 @@ pub(super) struct BlockReader {
     is_partial: bool,
     /// A damaged header was met, and every block up to the next valid header is skipped.
     is_searching: bool,
+    /// The first valid header, found after damage at the beginning, which is reported before it.
+    found: Option<Box<HeaderBlock>>,
 }
 
 impl BlockReader {
     pub fn new(content: Content, is_partial: bool) -> BlockReader {
-        BlockReader { content, data_left: 0, padding: 0, has_begun: is_partial, is_partial, is_searching: false }
+        BlockReader {
+            content,
+            data_left: 0,
+            padding: 0,
+            has_begun: is_partial,
+            is_partial,
+            is_searching: false,
+            found: None,
+        }
     }
 
     pub fn has_begun(&self) -> bool {
         self.has_begun
     }
 
-    /// Records that the archive is a tar archive.
-    pub fn set_begun(&mut self) {
-        self.has_begun = true;
-    }
-
     /// Reads the next header block. Returns `None` at the end marks.
     pub fn next_header(&mut self) -> Result<Option<HeaderBlock>, ReadError> {
+        if let Some(found) = self.found.take() {
+            return Ok(Some(*found));
+        }
         let mut bytes = [0; BLOCK_BYTES];
         loop {
             match self.content.read_exact(&mut bytes) {
@@ -51,11 +59,12 @@ impl BlockReader {
             }
             if let Some(block) = HeaderBlock::parse(&bytes) {
                 self.is_searching = false;
+                self.has_begun = true;
                 return Ok(Some(block));
             }
             let is_zero = bytes == [0; BLOCK_BYTES];
-            if !self.has_begun && !is_zero {
-                return Err(ReadError::Broken("it does not begin with a header".to_owned()));
+            if !self.has_begun && !is_zero && !self.content.is_chunked() {
+                return Err(self.find_first_header());
             }
             match (self.is_searching, is_zero) {
                 (false, true) => return Ok(None),
@@ -64,6 +73,25 @@ impl BlockReader {
                     return Err(ReadError::Gap("a header is damaged".to_owned()));
                 }
                 (true, _) => self.content.resynchronise(),
+            }
+        }
+    }
+
+    /// Searches for the first valid header after a block that is none. Returns the damage before it, or that there is
+    /// none, in which case the file is no tar archive.
+    fn find_first_header(&mut self) -> ReadError {
+        let mut bytes = [0; BLOCK_BYTES];
+        loop {
+            match self.content.read_exact(&mut bytes) {
+                Ok(()) => {}
+                // Where the search goes on is a whole number of blocks from the beginning.
+                Err(ReadError::Gap(_)) => self.content.resynchronise(),
+                Err(_) => return ReadError::Broken("it does not begin with a header, and none follows".to_owned()),
+            }
+            if let Some(block) = HeaderBlock::parse(&bytes) {
+                self.has_begun = true;
+                self.found = Some(Box::new(block));
+                return ReadError::Gap("its first header is damaged".to_owned());
             }
         }
     }

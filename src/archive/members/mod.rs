@@ -47,6 +47,12 @@ pub enum Event {
         /// What is wrong.
         reason: String,
     },
+    /// The compressed file does not decode to its end, so a checksum of what was read before was not reached or is
+    /// wrong: any member before may be wrong, and members after it may be lost. The last event.
+    Undecodable {
+        /// What is wrong, and what it means.
+        reason: String,
+    },
 }
 
 /// Reads the members of an archive in order.
@@ -96,49 +102,59 @@ impl Members {
         }
         let (sequence, offset) = self.entries.blocks.content.position();
         let event = match self.entries.next_entry() {
-            Ok(None) => {
-                self.is_over = true;
-                None
-            }
+            Ok(None) => return self.end(),
             Ok(Some(mut entry)) => {
                 (entry.sequence, entry.offset) = (sequence, offset);
                 self.last = Some(entry.member.path.clone());
-                Some(Event::Member(entry))
+                Event::Member(entry)
             }
             Err(HeaderError::Refused { name, reason, can_continue }) => {
                 if !can_continue {
                     self.entries.blocks.forget_data();
                 }
-                Some(Event::Refused { name, reason })
+                Event::Refused { name, reason }
             }
             Err(HeaderError::Read(error)) => return self.interrupted(error),
         };
-        self.entries.blocks.set_begun();
         self.count += 1;
         if self.count > MAX_MEMBERS {
             return Err(Error::failed(format!("the archive has more than {MAX_MEMBERS} members"))
                 .hint("name the paths that you want"));
         }
-        Ok(event)
+        Ok(Some(event))
+    }
+
+    /// Ends at the end marks. What follows them is no tar, but a codec may have a checksum there.
+    fn end(&mut self) -> Result<Option<Event>> {
+        self.is_over = true;
+        let BlockReader { content, .. } = &mut self.entries.blocks;
+        let result = content.read_rest();
+        if let Some(error) = content.take_failure() {
+            return Err(error);
+        }
+        match result {
+            Ok(()) => Ok(None),
+            Err(error @ ReadError::Undecodable(_)) => {
+                let reason = format!("{}; any of the files above may be wrong", error.reason());
+                Ok(Some(Event::Undecodable { reason }))
+            }
+            Err(error) => {
+                let (sequence, _) = self.entries.blocks.content.position();
+                Ok(Some(Event::Damaged { sequence, after: self.last.clone(), reason: error.reason() }))
+            }
+        }
+    }
+
+    fn no_tar(&self, reason: &str) -> Error {
+        let file = self.entries.blocks.content.path().display();
+        Error::new(ErrorKind::Damage, format!("{file} cannot be read as a tar archive: {reason}"))
+            .hint("tar files are read plain, or compressed by gzip or zstd: unpack any other first")
     }
 
     /// Reads data of the current member: as many bytes as are available, 0 at its end. Errors: why bytes are missing,
     /// in words; the rest of the archive can still be read.
     pub fn read(&mut self, out: &mut [u8]) -> std::result::Result<usize, String> {
         self.entries.blocks.read_data(out).map_err(|error| error.reason())
-    }
-
-    /// Reads what follows the end marks, up to the end of the file: not tar, but a codec may have a checksum there.
-    /// Errors: what is wrong with it, in words.
-    pub(super) fn read_rest(&mut self) -> std::result::Result<(), String> {
-        let mut buffer = vec![0; 1 << 17];
-        loop {
-            match self.entries.blocks.content.read(&mut buffer) {
-                Ok(_) => {}
-                Err(ReadError::End) => return Ok(()),
-                Err(error) => return Err(error.reason()),
-            }
-        }
     }
 
     /// Continues after bytes that are missing, where that is possible.
@@ -151,13 +167,15 @@ impl Members {
         match error {
             ReadError::End if content.pass_jump() => return self.next(),
             ReadError::Gap(_) => content.resynchronise(),
-            ReadError::End | ReadError::Broken(_) => self.is_over = true,
+            ReadError::End | ReadError::Broken(_) | ReadError::Undecodable(_) => self.is_over = true,
         }
         let reason = error.reason();
         if self.is_over && !self.entries.blocks.has_begun() {
-            let file = self.entries.blocks.content.path().display();
-            return Err(Error::new(ErrorKind::Damage, format!("{file} cannot be read as a tar archive: {reason}"))
-                .hint("tar files are read plain, or compressed by gzip or zstd: unpack any other first"));
+            return Err(self.no_tar(&reason));
+        }
+        if let ReadError::Undecodable(_) = error {
+            let reason = format!("{reason}; any of the files above may be wrong, and files after them may be lost");
+            return Ok(Some(Event::Undecodable { reason }));
         }
         Ok(Some(Event::Damaged { sequence, after: self.last.clone(), reason }))
     }
