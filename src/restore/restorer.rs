@@ -207,8 +207,8 @@ fn report_problem(observer: &dyn Observer, path: &[u8], reason: &str) {
 /// when the threads that write have ended, because they find damage, too.
 pub(super) fn record_missing(selection: &Selection, state: &RestoreState, observer: &dyn Observer) {
     let missing = selection.missing();
-    let has_gaps = state
-        .with_report(|report| report.damaged.count + report.refused.count > 0 || report.undecodable.is_some());
+    let has_gaps =
+        state.with_report(|report| report.damaged.count + report.refused.count > 0 || report.undecodable.is_some());
     if !has_gaps {
         state.with_report(|report| report.missing = missing.into_iter().cloned().collect());
         return;
