@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -26,6 +26,8 @@ mod embedded {
 const APPLICATION_ID: i32 = 0x424B_4D47;
 /// The table in which refinery records the applied migrations.
 const HISTORY: &str = "refinery_schema_history";
+/// Content of the lock file while the database is being created: what an interrupted creation leaves is not damaged.
+const CREATING: &[u8] = b"creating\n";
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
 const MIN_SQLITE: i32 = 3_051_003;
 
@@ -67,12 +69,12 @@ impl Bootstrap {
         refuse_network(path)?;
         let lock = self.open_lock(path)?;
         share(&lock, path)?;
-        if let Some(identity) = self.current(path)? {
+        if let Some(identity) = self.current(path, &lock)? {
             return Ok((lock, identity));
         }
         self.migrate_exclusively(path, &lock)?;
         share(&lock, path)?;
-        match self.current(path)? {
+        match self.current(path, &lock)? {
             Some(identity) => Ok((lock, identity)),
             None => Err(Error::failed(format!("the database {} is not at schema {}", path.display(), newest_schema()))),
         }
@@ -93,9 +95,12 @@ impl Bootstrap {
 
     /// Returns the identity if the database is ours, at the newest schema and in WAL; `None` if it is to be created or
     /// migrated.
-    fn current(&self, path: &Path) -> Result<Option<Uuid>> {
-        if !path.exists() || fs::metadata(path).is_ok_and(|m| m.len() == 0) {
-            return Ok(None);
+    fn current(&self, path: &Path, lock: &File) -> Result<Option<Uuid>> {
+        match fs::metadata(path) {
+            Err(_) => return Ok(None),
+            Ok(found) if found.len() == 0 && is_creating(lock, path)? => return Ok(None),
+            Ok(found) if found.len() == 0 => return Err(emptied(path)),
+            Ok(_) => {}
         }
         self.refuse_foreign_owner(path)?;
         let mut connection = Connection::open(path).map_err(|e| database_error(path, e))?;
@@ -162,8 +167,13 @@ impl Bootstrap {
                 }
             });
         }
-        if self.current(path)?.is_some() {
+        if self.current(path, lock)?.is_some() {
             return Ok(());
+        }
+        let is_creation = !path.exists() || is_creating(lock, path)?;
+        if is_creation {
+            mark_creating(lock, CREATING)
+                .map_err(|e| unwritable(path, Error::io("write the lock file of", path)(e)))?;
         }
         self.create_private(path)?;
         let mut connection = Connection::open(path).map_err(|e| database_error(path, e))?;
@@ -172,11 +182,8 @@ impl Bootstrap {
             .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
             .map_err(|e| database_error(path, e))?;
         if mode != "wal" {
-            return Err(Error::failed(format!(
-                "the database {} cannot use WAL (its journal mode is {mode})",
-                path.display()
-            ))
-            .hint("put it on a local file system: --db or BACKUP_DB"));
+            let message = format!("the database {} cannot use WAL (its journal mode is {mode})", path.display());
+            return Err(Error::failed(message).hint("put it on a local file system: --db or BACKUP_DB"));
         }
         self.copy_before_migration(path, &connection)?;
         // Grouped: all migrations and their history rows in one transaction, so that a kill leaves none partly applied.
@@ -184,6 +191,9 @@ impl Bootstrap {
             .set_grouped(true)
             .run(&mut connection)
             .map_err(|e| Error::failed(format!("cannot migrate the database {}", path.display())).because(e))?;
+        if is_creation {
+            mark_creating(lock, b"").map_err(Error::io("write the lock file of", path))?;
+        }
         Ok(())
     }
 
@@ -225,6 +235,25 @@ impl Bootstrap {
             .and_then(|()| file.sync_all())
             .map_err(Error::io("sync", &copy))
     }
+}
+
+/// Returns whether the creation of the database was begun and not completed.
+fn is_creating(lock: &File, path: &Path) -> Result<bool> {
+    let mut content = [0; CREATING.len()];
+    let length = lock.read_at(&mut content, 0).map_err(Error::io("read the lock file of", path))?;
+    Ok(content[..length] == *CREATING)
+}
+
+/// Makes `mark` the content of the lock file, before the database changes.
+fn mark_creating(lock: &File, mark: &[u8]) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.write_all_at(mark, 0)?;
+    lock.sync_all()
+}
+
+fn emptied(path: &Path) -> Error {
+    Error::new(ErrorKind::Damage, format!("the database {} is empty: its content was lost", path.display()))
+        .hint(RECOVERY_OPTIONS)
 }
 
 fn unwritable(path: &Path, cause: Error) -> Error {
@@ -278,11 +307,9 @@ fn refuse_old_sqlite(version: i32) -> Result<()> {
     if version >= MIN_SQLITE {
         return Ok(());
     }
+    let (major, minor, patch) = (version / 1_000_000, version / 1000 % 1000, version % 1000);
     Err(Error::failed(format!(
-        "this program was built with SQLite {}.{}.{}, which can lose data when several processes write",
-        version / 1_000_000,
-        version / 1000 % 1000,
-        version % 1000
+        "this program was built with SQLite {major}.{minor}.{patch}, which can lose data when several processes write"
     ))
     .hint("build it with the bundled SQLite (3.51.3 or newer)"))
 }
@@ -333,9 +360,11 @@ mod tests {
                        applied_on VARCHAR(255), checksum VARCHAR(255))";
         for (at, left) in ["", "PRAGMA journal_mode = WAL", history].into_iter().enumerate() {
             let path = dir.path().join(format!("{at}.db"));
+            fs::write(with_suffix(&path, ".lock"), CREATING).unwrap();
             fs::write(&path, "").unwrap();
             Connection::open(&path).unwrap().execute_batch(left).unwrap();
-            Store::open(&path, &CREATE).unwrap();
+            drop(Store::open(&path, &CREATE).unwrap());
+            assert_eq!(fs::read(with_suffix(&path, ".lock")).unwrap(), b"", "it is complete");
         }
     }
 

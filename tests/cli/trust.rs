@@ -431,3 +431,34 @@ fn root_follows_no_link_in_the_log_folder_of_another_user_and_gives_no_existing_
     let _ = own.run(&["create", "a;09:00;docs"]).ok();
     assert!(fs::read_to_string(secret.path().join("mine")).unwrap().contains("create"));
 }
+
+#[test]
+fn an_empty_database_is_damaged_for_every_verb_and_left_alone() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    let _ = home.run(&["start"]).ok();
+    home.wait_until("copy of the database", 10, || home.path("backups/.database").exists());
+    let _ = home.run(&["stop"]).ok();
+    let database = home.path("backup.db");
+    fs::write(&database, "").unwrap();
+    fs::write(home.path("backup.db-wal"), "what was not checkpointed").unwrap();
+    for verb in [
+        &["list"][..],
+        &["status"],
+        &["create", "a;10:00;more"],
+        &["run", "docs"],
+        &["start"],
+        &["stop"],
+        &["export"],
+        &["rescan"],
+        &["config"],
+        &["restore", "docs", "--to", "out"],
+    ] {
+        let _ = home.run(verb).fails(4, &["is empty: its content was lost", "rescan --from-copy"]);
+        assert_eq!(fs::metadata(&database).unwrap().len(), 0, "{verb:?}");
+        assert_eq!(fs::read(home.path("backup.db-wal")).unwrap(), b"what was not checkpointed", "{verb:?}");
+    }
+    let _ = home.run(&["rescan", "--from-copy"]).ok();
+    assert!(home.run(&["list"]).ok().stdout.contains("docs"));
+    let _ = home.run(&["verify"]).ok();
+}
