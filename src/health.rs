@@ -277,6 +277,7 @@ mod tests {
             suspect: true,
             pinned: false,
             manual: false,
+            is_rescanned: false,
             good: false,
             extent: Extent::default(),
         }

@@ -137,6 +137,7 @@ prop_compose! {
             ArchiveFacts {
                 run: index as i64 * 3 + 1,
                 is_legacy: legacy,
+                is_rescanned: false,
                 created_at: Timestamp::from_millis(at + clock_error),
                 is_good: good && !all_bad,
                 is_whole: whole,
@@ -213,6 +214,7 @@ fn fact(run: i64, at: i64) -> ArchiveFacts {
     ArchiveFacts {
         run,
         is_legacy: false,
+        is_rescanned: false,
         created_at: Timestamp::from_millis(at),
         is_good: true,
         is_whole: true,

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock::Timestamp;
 use crate::durable::{self, FolderLock};
 use crate::error::{Error, Result};
 use crate::home::{self, Home};
@@ -14,10 +16,37 @@ use crate::store::Store;
 /// Name of the file in the archive folder that holds its identity.
 const IDENTITY: &str = ".backup-manager";
 
+/// Name of the folder of the database copies, in the archive folder.
+pub const COPIES_FOLDER: &str = ".database";
+/// How old the recorded time of the last use may become.
+const USE_RECORDED_EVERY: Duration = Duration::from_secs(86_400);
+
 #[derive(Serialize, Deserialize)]
 struct Identity {
     /// The database whose archives are stored in the folder.
     database: uuid::Uuid,
+    /// The path of that database.
+    #[serde(default)]
+    path: Option<PathBuf>,
+    /// When it last used the folder, to the day.
+    #[serde(default)]
+    last_used_at_ms: Option<i64>,
+}
+
+impl Identity {
+    /// Describes the database to the user.
+    fn describe(&self) -> String {
+        let path = self.path.as_ref().map_or_else(|| self.database.to_string(), |path| path.display().to_string());
+        match self.last_used_at_ms {
+            Some(at) => format!("{path}, which last used it at {}", Timestamp::from_millis(at).rfc3339(&chrono::Utc)),
+            None => path,
+        }
+    }
+
+    /// Returns whether the database is another one that still exists on this machine.
+    fn is_in_use(&self, home: &Home) -> bool {
+        self.path.as_ref().is_some_and(|path| path != home.db() && path.exists())
+    }
 }
 
 /// Ensures that the archive folder belongs to this database, before anything in it is written, pruned or marked (I9).
@@ -49,29 +78,50 @@ pub fn inspect(home: &Home, store: &Store) -> Result<()> {
 /// Makes the folder and the database belong to each other, for a rescan. Returns whether the database took over the
 /// identity of the folder; it must then be opened again.
 ///
-/// A database without archives takes over whatever identity the folder has. One with archives gives the folder its own
-/// identity, if `force`.
+/// A database without schedules, runs and archives takes over the identity of the folder, unless the database that the
+/// folder belongs to still exists. In any other case the folder gets the identity of this database, if `force`.
 ///
 /// Errors: those of [`ensure_ours`], if neither is allowed.
-pub fn adopt(home: &Home, store: &Store, force: bool) -> Result<bool> {
+pub fn adopt(home: &Home, store: &Store, force: bool, now: Timestamp) -> Result<bool> {
     durable::make_folder(home.backups(), home.folder_mode()).map_err(|e| unwritable(home.backups(), e))?;
     let _lock = FolderLock::acquire(home.backups())?;
     match found_identity(home) {
-        Some(found) if found.database != store.identity() && !store.has_archives()? => {
+        Some(found) if found.database == store.identity() => Ok(false),
+        Some(found) if !store.is_used()? && !found.is_in_use(home) => {
             store.adopt_identity(found.database)?;
             Ok(true)
         }
-        Some(found) if found.database == store.identity() => Ok(false),
-        _ if force => {
-            write_identity(home, store, true)?;
-            Ok(false)
-        }
+        _ if force => write_identity(home, store, Some(now), true).map(|()| false),
         _ => write_first_identity(home, store).map(|()| false),
     }
 }
 
+/// Records in the identity which database uses the folder and when, once a day. A failure is logged: the record only
+/// serves messages.
+pub fn record_use(home: &Home, store: &Store, now: Timestamp) {
+    let is_recent = |identity: &Identity| {
+        let used_at = identity.last_used_at_ms.map(Timestamp::from_millis);
+        let is_path = identity.path.as_deref() == Some(home.db());
+        is_path && used_at.is_some_and(|at| at <= now && now.since(at) < USE_RECORDED_EVERY)
+    };
+    if found_identity(home).is_some_and(|identity| identity.database == store.identity() && !is_recent(&identity))
+        && let Err(error) = write_identity(home, store, Some(now), true)
+    {
+        log::warn!("the use of the archive folder was not recorded: {error}");
+    }
+}
+
+/// Returns whether the archive folder holds a copy of the database.
+pub fn has_database_copy(home: &Home) -> bool {
+    let entries = fs::read_dir(home.backups().join(COPIES_FOLDER)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).any(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with("backup-") && name.ends_with("Z.db")
+    })
+}
+
 /// Returns whether the archive folder has the identity of another database.
-pub fn belongs_to_other_database(home: &Home, store: &Store) -> bool {
+pub(super) fn belongs_to_other_database(home: &Home, store: &Store) -> bool {
     found_identity(home).is_some_and(|identity| identity.database != store.identity())
 }
 
@@ -91,24 +141,53 @@ fn owner(home: &Home, store: &Store) -> Result<Owner> {
     match fs::read(&identity) {
         Ok(text) => match serde_json::from_slice::<Identity>(&text) {
             Ok(found) if found.database == store.identity() => Ok(Owner::ThisDatabase),
-            _ => Err(Error::failed(format!("the archive folder {} belongs to another database", folder.display()))
-                .hint(format!(
-                    "name another folder with --backups or BACKUP_DIR, or its database with --db; if that database \
-                     is lost for good, adopt the folder with `backup-manager rescan{}`",
-                    if store.has_archives()? { " --adopt" } else { "" }
-                ))),
+            Ok(found) => Err(foreign_folder(home, store, &found)?),
+            Err(error) => Err(Error::failed(format!("the identity {} cannot be read", identity.display()))
+                .because(error)
+                .hint("if this is the right archive folder, adopt it with `backup-manager rescan --adopt`")),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => Err(Error::failed(format!(
-            "the archive folder {} is not the one that holds the archives: {IDENTITY} is missing in it",
-            folder.display()
-        ))
-        .hint(
-            "mount its disk, or name the right folder with --backups or BACKUP_DIR; if this is the right one, adopt it \
-             with `backup-manager rescan --adopt`",
-        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && store.has_archives()? => {
+            Err(missing_identity(home, store)?)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Owner::Nobody),
         Err(error) => Err(Error::io("read", &identity)(error)),
     }
+}
+
+/// Returns the error for a folder that belongs to another database, with the way out that fits: that database may be in
+/// use elsewhere, or it was the one of this home and is lost.
+fn foreign_folder(home: &Home, store: &Store, found: &Identity) -> Result<Error> {
+    let hint = if found.is_in_use(home) {
+        "use another folder: name it with --backups or BACKUP_DIR"
+    } else if store.has_archives()? {
+        "name the folder of this database with --backups or BACKUP_DIR; if the other database is lost for good, adopt \
+         this folder with `backup-manager rescan --adopt`"
+    } else if has_database_copy(home) {
+        "if that database is lost, restore its newest copy with `backup-manager rescan --from-copy`"
+    } else if store.is_used()? {
+        "if that database is lost, adopt the folder and add its archives with `backup-manager rescan --adopt`"
+    } else {
+        "if that database is lost, add its archives with `backup-manager rescan`"
+    };
+    let folder = home.backups().display();
+    Ok(Error::failed(format!("the archive folder {folder} belongs to another database: {}", found.describe()))
+        .hint(hint))
+}
+
+/// Returns the error for a folder without an identity although the catalog holds archives: it is the right one if it
+/// holds one of them.
+fn missing_identity(home: &Home, store: &Store) -> Result<Error> {
+    let folder = home.backups();
+    let holds_ours = store.archives(None)?.iter().any(|archive| folder.join(&archive.file_name).exists());
+    let (what, hint) = if holds_ours {
+        ("has lost its identity", "it holds archives of this database: adopt it with `backup-manager rescan --adopt`")
+    } else {
+        (
+            "is not the one that holds the archives",
+            "mount its disk, or name the right folder with --backups or BACKUP_DIR",
+        )
+    };
+    Ok(Error::failed(format!("the archive folder {} {what}: {IDENTITY} is missing in it", folder.display())).hint(hint))
 }
 
 /// Returns the identity in the folder; `None` if it has none or an unreadable one.
@@ -122,14 +201,18 @@ fn write_first_identity(home: &Home, store: &Store) -> Result<()> {
     match owner(home, store)? {
         // Another process was first.
         Owner::ThisDatabase => Ok(()),
-        Owner::Nobody => write_identity(home, store, false),
+        Owner::Nobody => write_identity(home, store, None, false),
     }
 }
 
-fn write_identity(home: &Home, store: &Store, replace: bool) -> Result<()> {
+fn write_identity(home: &Home, store: &Store, now: Option<Timestamp>, replace: bool) -> Result<()> {
     let folder = home.backups();
-    let text = serde_json::to_vec(&Identity { database: store.identity() })
-        .map_err(|e| Error::failed("cannot write the identity").because(e))?;
+    let identity = Identity {
+        database: store.identity(),
+        path: Some(home.db().to_owned()),
+        last_used_at_ms: now.map(Timestamp::millis),
+    };
+    let text = serde_json::to_vec(&identity).map_err(|e| Error::failed("cannot write the identity").because(e))?;
     durable::write_file(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
 }
 

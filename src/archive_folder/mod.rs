@@ -1,9 +1,12 @@
-//! The archive folder as a whole: its identity (I9), the stable links in it, and the deletion of archives (I8).
+//! The archive folder as a whole: its identity (I9), the stable links in it, the deletion of archives (I8), and
+//! archives that the catalog does not know.
 
 mod deletion;
 mod identity;
 mod stable_links;
+mod unknown;
 
 pub use deletion::{finish_deletions, remove_orphaned_files};
-pub use identity::{adopt, belongs_to_other_database, ensure_ours, inspect};
+pub use identity::{COPIES_FOLDER, adopt, ensure_ours, has_database_copy, inspect, record_use};
 pub use stable_links::{refresh_links_only, refresh_stable_links};
+pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

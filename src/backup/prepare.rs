@@ -25,6 +25,11 @@ impl Runner {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::permanent)?;
         row.schedule.compression = intent.compression;
         archive_folder::ensure_ours(&self.home, &self.store).map_err(Failure::permanent)?;
+        archive_folder::record_use(&self.home, &self.store, self.clock.now());
+        match archive_folder::reserve_run_numbers(&self.home, &self.store) {
+            Ok(unknown) => unknown.error(&self.home).iter().for_each(|error| log::warn!("{error}")),
+            Err(error) => log::warn!("the archive folder was not compared with the database: {error}"),
+        }
         let source = SourceRoot::find(&self.home, &row.schedule).map_err(Failure::permanent)?;
         let scan_started = self.clock.now();
         let comment = self.header_comment(claim, &row, scan_started).map_err(Failure::permanent)?;

@@ -34,7 +34,7 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
         }
     }
     let store = context.open_or_create()?;
-    let taken = archive_folder::adopt(&context.home, &store, args.adopt)?;
+    let taken = archive_folder::adopt(&context.home, &store, args.adopt, context.now())?;
     // Adopting the folder changed the identity in the database.
     let store = if taken { context.open_store(Access::Existing)? } else { store };
     if taken && !start::live_services(context, &store)?.is_empty() {

@@ -11,10 +11,9 @@ use super::render::{self, Format};
 use super::{Context, start, terminal};
 use crate::archive_folder;
 use crate::clock::Timestamp;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem};
 use crate::liveness::{self, RunHeartbeat};
-use crate::maintenance::rescan;
 use crate::progress::Progress;
 use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Trigger};
 
@@ -92,17 +91,15 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
         problems.push(error.to_string());
     }
     if let Err(error) = archive_folder::inspect(&context.home, store) {
-        problems.push(error.to_string());
-    }
-    if !store.has_archives()? && rescan::has_unknown_archives(&context.home, store)? {
-        problems.push(format!(
-            "the database {} holds no archives, but {} is not empty: restore the newest copy of the database with \
-             `backup-manager rescan --from-copy`, or rebuild the catalog with `backup-manager rescan`",
-            context.home.db().display(),
-            context.home.backups().display()
-        ));
+        problems.push(with_next_step(&error));
+    } else if let Some(error) = archive_folder::find_unknown_archives(&context.home, store)?.error(&context.home) {
+        problems.push(with_next_step(&error));
     }
     Ok(ServiceState { workers, problems })
+}
+
+fn with_next_step(error: &Error) -> String {
+    error.next_step().map_or_else(|| error.to_string(), |next| format!("{error}: {next}"))
 }
 
 fn service_problem_text(problem: &ServiceProblem) -> String {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::terminal::TerminalObserver;
 use super::{Context, config};
+use crate::archive_folder;
 use crate::backup::{self, RunContext, Runner};
 use crate::cancel::CancelToken;
 use crate::error::Result;
@@ -38,6 +39,10 @@ pub fn register_command(context: &Context, store: &Store) -> Result<Runner> {
     let runner = new_runner(context, store, config::threads(store, None)?, Role::Command)?;
     let row = &runner.row;
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
+    // Before the first claim gets a number. What cannot be read here is reported by the run itself.
+    if let Err(error) = archive_folder::reserve_run_numbers(&context.home, store) {
+        log::warn!("the archive folder was not compared with the database: {error}");
+    }
     let (cancel, observer) = (CancelToken::default(), TerminalObserver::new("recovery", context.quiet));
     let run_context = RunContext { cancel: &cancel, observer: &observer, is_foreground: true };
     backup::recover(&runner, &run_context)?;

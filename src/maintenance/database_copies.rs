@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::archive_folder;
+use crate::archive_folder::{self, COPIES_FOLDER};
 use crate::clock::Timestamp;
 use crate::durable::{self, PendingFile};
 use crate::error::{Error, Result};
@@ -15,8 +15,6 @@ use crate::home::{Home, with_suffix};
 use crate::owner;
 use crate::store::{self, Store};
 
-/// Name of the folder of the copies, in the archive folder.
-const COPIES_FOLDER: &str = ".database";
 /// Number of copies that are kept.
 const KEPT_COPIES: usize = 7;
 

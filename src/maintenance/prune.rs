@@ -47,16 +47,19 @@ impl PrunePlan {
     /// Removes the archives that no rule keeps, and returns how many those were.
     ///
     /// Nothing is removed if one of the newest good archives, which make the removal safe, has changed since the plan
-    /// was computed.
+    /// was computed, or if the folder holds archives that the catalog does not know.
     ///
-    /// Errors: `Failed` if the archive folder is not ours or the file of a newest good archive is missing or has
-    /// another size; `Busy` if one of them is no longer good.
+    /// Errors: `Failed` in these cases, if the archive folder is not ours, or if the file of a newest good archive is
+    /// missing or has another size; `Busy` if one of them is no longer good.
     pub fn apply(&self, home: &Home, store: &Store) -> Result<usize> {
         let removals: Vec<i64> = self.removals().map(|archive| archive.run).collect();
         if removals.is_empty() {
             return Ok(0);
         }
         archive_folder::ensure_ours(home, store)?;
+        if let Some(error) = archive_folder::find_unknown_archives(home, store)?.error(home) {
+            return Err(error);
+        }
         let is_anchor = |decision: &Decision| {
             decision.kept_by.iter().any(|rule| matches!(rule, KeepRule::NewestGood | KeepRule::NewestWhole))
         };

@@ -57,7 +57,7 @@ struct Comment {
     source: String,
 }
 
-/// A file that is ours by name, folder and comment. It holds no open file: there may be more archives than a process may
+/// A file that is ours by name, folder and comment. It is not kept open: there may be more archives than a process may
 /// have files open.
 struct Candidate {
     path: PathBuf,
@@ -83,9 +83,10 @@ pub fn rescan(
 ) -> Result<RescanReport> {
     archive_folder::ensure_ours(home, store)?;
     store.discard_partly_added_archives()?;
+    archive_folder::reserve_run_numbers(home, store)?;
     let mut report = RescanReport::default();
     let mut candidates = find_candidates(home, store, &mut report)?;
-    candidates.sort_by_key(|candidate| (candidate.run, candidate.created_at));
+    candidates.sort_by_key(|candidate| (candidate.created_at, candidate.run));
     create_missing_schedules(store, &candidates, &mut report, now)?;
     for candidate in &candidates {
         if cancel.is_cancelled() {
@@ -105,27 +106,6 @@ pub fn rescan(
     let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
     notes.iter().for_each(|note| observer.note(note));
     Ok(report)
-}
-
-/// Returns whether a rescan would find something for a database without archives: the folder has the identity of
-/// another database, or holds files with names of ours.
-pub fn has_unknown_archives(home: &Home, store: &Store) -> Result<bool> {
-    if !home.backups().is_dir() {
-        return Ok(false);
-    }
-    if archive_folder::belongs_to_other_database(home, store) {
-        return Ok(true);
-    }
-    for folder in entries_of(home.backups())?.into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_ours = |path: &PathBuf| {
-            path.file_name().is_some_and(|file| ArchiveName::parse(&file.to_string_lossy(), &name).is_some())
-        };
-        if entries_of(&folder)?.iter().any(is_ours) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Inspects every file in the folders of schedules.

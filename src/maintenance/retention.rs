@@ -1,29 +1,27 @@
 //! Retention: which archives of a schedule are kept, and by which rules (I8).
 //!
-//! The decision asks neither clock nor disk: it is a function of the archives' run numbers and times. The newest
-//! archive is the one with the highest run number. Buckets are formed from the times in the file names, in the
+//! The decision asks neither clock nor disk: it is a function of the archives' run numbers and times. Which archive is
+//! the newest is decided by [`sort_newest_first`]. Buckets are formed from the times in the file names, in the
 //! schedule's zone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use chrono::{Datelike, Timelike};
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
 use crate::schedule::Retention;
-use crate::store::Archive;
-
-/// An archive dated further ahead of its neighbours than this was created under a wrong clock.
-const MAX_AHEAD: Duration = Duration::from_secs(86_400);
+use crate::store::{Archive, ArchiveAge, MAX_AHEAD, sort_newest_first};
 
 /// What retention knows of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArchiveFacts {
-    /// Number of the run that created it; a higher number is newer.
+    /// Number of the run that created it.
     pub run: i64,
     /// The old system created it: older than any of ours, whatever its number.
     pub is_legacy: bool,
+    /// A rescan added it: its time decides how old it is.
+    pub is_rescanned: bool,
     /// The time in its file name.
     pub created_at: Timestamp,
     /// Good in the sense of I8.
@@ -41,6 +39,7 @@ impl From<&Archive> for ArchiveFacts {
         ArchiveFacts {
             run: archive.run,
             is_legacy: archive.digest.is_none(),
+            is_rescanned: archive.is_rescanned,
             created_at: archive.created_at,
             is_good: archive.good,
             is_whole: !archive.incomplete,
@@ -120,7 +119,12 @@ pub struct Decision {
 /// good.
 pub fn decide(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> Vec<Decision> {
     let mut newest_first = archives.to_vec();
-    newest_first.sort_by_key(|archive| std::cmp::Reverse((!archive.is_legacy, archive.run)));
+    sort_newest_first(&mut newest_first, |archive| ArchiveAge {
+        run: archive.run,
+        created_at: archive.created_at,
+        is_legacy: archive.is_legacy,
+        is_rescanned: archive.is_rescanned,
+    });
     let mut kept: BTreeMap<i64, BTreeSet<KeepRule>> = BTreeMap::new();
     let mut keep = |run: i64, rule: KeepRule| {
         kept.entry(run).or_default().insert(rule);

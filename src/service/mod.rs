@@ -17,6 +17,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use crossbeam_channel::Sender;
 
+use crate::archive_folder;
 use crate::backup::Runner;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -105,6 +106,10 @@ impl Service {
             maintenance_started_at: None,
         };
         service.recompute_for_zone()?;
+        match archive_folder::reserve_run_numbers(&service.runner.home, &service.runner.store) {
+            Ok(unknown) => unknown.error(&service.runner.home).iter().for_each(|error| log::error!("{error}")),
+            Err(error) => log::warn!("the archive folder was not compared with the database: {error}"),
+        }
         Ok(service)
     }
 

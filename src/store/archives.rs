@@ -4,7 +4,7 @@ use rusqlite::{Row, params};
 
 use super::Store;
 use super::rows::{GOOD, JOINED, extent_row};
-use super::types::{Archive, Health, LegacyArchive};
+use super::types::{Archive, ArchiveAge, Health, LegacyArchive, sort_newest_first};
 use crate::clock::Timestamp;
 use crate::error::Result;
 
@@ -22,12 +22,34 @@ impl Store {
         Ok(self.select_archives("archive.run_id = ?1", [run])?.pop())
     }
 
-    /// Returns the newest good archive of a schedule: the one with the highest run number.
+    /// Returns the newest good archive of a schedule: see [`sort_newest_first`].
     pub fn newest_good(&self, schedule: i64) -> Result<Option<Archive>> {
+        if self.has_rescanned_archives(schedule)? {
+            return Ok(self.archives_newest_first(schedule)?.into_iter().find(|archive| archive.good));
+        }
         // Archives of the old system have no digest and are older than all others, whatever their run number.
         let newest =
             format!("archive.schedule_id = ?1 AND {GOOD} ORDER BY digest IS NULL, archive.run_id DESC LIMIT 1");
         Ok(self.select_archives(&newest, [schedule])?.pop())
+    }
+
+    /// Returns complete archives of a schedule, newest first.
+    pub(super) fn archives_newest_first(&self, schedule: i64) -> Result<Vec<Archive>> {
+        let mut archives = self.archives(Some(schedule))?;
+        sort_newest_first(&mut archives, |archive| ArchiveAge::from(archive));
+        Ok(archives)
+    }
+
+    /// Returns whether a rescan has added archives of a schedule. Without them the order of numbers is that of age.
+    pub(super) fn has_rescanned_archives(&self, schedule: i64) -> Result<bool> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM archive JOIN run ON run.id = run_id \
+                     WHERE archive.schedule_id = ?1 AND trigger = 'rescan')",
+                )?
+                .query_row([schedule], |row| row.get(0))
+        })
     }
 
     /// Returns whether the catalog holds archives: then the archive folder must state our identity (I9).
@@ -35,6 +57,12 @@ impl Store {
         self.read(|connection| {
             connection.query_row("SELECT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')", [], |row| row.get(0))
         })
+    }
+
+    /// Returns whether the database holds schedules, deleted ones included, and so perhaps runs: it is not a new one in
+    /// the place of one that was lost.
+    pub fn is_used(&self) -> Result<bool> {
+        self.read(|connection| connection.query_row("SELECT EXISTS (SELECT 1 FROM schedule)", [], |row| row.get(0)))
     }
 
     /// Adds an archive of the old system to the catalog, pinned, under a new run number; returns that number.
@@ -93,6 +121,7 @@ impl Store {
                 .prepare_cached(&format!(
                     "SELECT archive.*, schedule.name AS schedule_name, size, digest, health, verified_at_ms, \
                      (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'manual' AS manual, \
+                     (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'rescan' AS is_rescanned, \
                      {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
                 ))?
                 .query_map(parameters, archive_row)?
@@ -118,6 +147,7 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
         suspect: row.get::<_, bool>("suspect")? && !acknowledged,
         pinned: row.get("pinned")?,
         manual: row.get("manual")?,
+        is_rescanned: row.get("is_rescanned")?,
         good: row.get("good")?,
         extent: extent_row(row)?,
     })

@@ -15,14 +15,26 @@ impl Store {
     /// Adopts the identity of the database whose archives lie in the archive folder. The database must be opened again
     /// to use it.
     ///
-    /// Errors: `Failed` if the catalog already holds archives.
+    /// Errors: `Failed` if the database holds schedules, runs or archives.
     pub fn adopt_identity(&self, identity: Uuid) -> Result<()> {
         self.write(|transaction| {
             let changed = transaction.execute(
-                "UPDATE instance SET uuid = ?1 WHERE NOT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')",
+                "UPDATE instance SET uuid = ?1 WHERE NOT EXISTS (SELECT 1 FROM schedule)",
                 [identity.to_string()],
             )?;
             exactly_one(changed)
+        })
+    }
+
+    /// Makes the numbers of new runs start above `number`.
+    pub fn raise_run_numbers(&self, number: i64) -> Result<()> {
+        self.write(|transaction| {
+            let changed =
+                transaction.execute("UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'run'", [number])?;
+            if changed == 0 {
+                transaction.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('run', ?1)", [number])?;
+            }
+            Ok(())
         })
     }
 

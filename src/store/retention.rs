@@ -98,6 +98,11 @@ impl Store {
 
     /// Returns the newest complete archive of a schedule before a run that is not known to be damaged or missing.
     pub fn archive_before(&self, schedule: i64, run: i64) -> Result<Option<Archive>> {
+        if self.has_rescanned_archives(schedule)? {
+            let is_whole = |archive: &Archive| matches!(archive.health, Health::Good | Health::Unverified);
+            let archives = self.archives_newest_first(schedule)?;
+            return Ok(archives.into_iter().find(|archive| archive.run != run && is_whole(archive)));
+        }
         let condition = "archive.schedule_id = ?1 AND archive.run_id < ?2 AND health IN ('good', 'unproven') \
                          ORDER BY digest IS NULL, archive.run_id DESC LIMIT 1";
         Ok(self.select_archives(condition, [schedule, run])?.pop())

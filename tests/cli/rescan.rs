@@ -45,3 +45,106 @@ fn a_hundred_archives_are_found_verified_and_tested_with_48_open_files() {
     let _ = limited(&["prune", "--dry-run"]);
     assert_eq!(home.run(&["--json", "rescan"]).ok().json()["known"], 100);
 }
+
+fn newest_run(home: &TestHome) -> i64 {
+    home.run(&["--json", "show", "docs"]).ok().json()["newest_good"]["run"].as_i64().expect("a good archive")
+}
+
+fn link_target(home: &TestHome) -> PathBuf {
+    fs::read_link(home.path("backups/docs.tar")).unwrap()
+}
+
+#[test]
+fn an_older_database_put_back_is_unhealthy_prunes_nothing_and_repeats_no_run_number() {
+    let (home, _) = home_with_archive();
+    fs::copy(home.path("backup.db"), home.path("older.db")).unwrap();
+    for _ in 0..3 {
+        let _ = home.run(&["run", "docs", "-q"]).ok();
+    }
+    lose_database(&home);
+    fs::rename(home.path("older.db"), home.path("backup.db")).unwrap();
+    let status = home.run(&["status"]);
+    assert!(status.stdout.contains("3 archives that the database does not know"), "{status:?}");
+    assert!(status.stdout.contains("`backup-manager rescan`") && !status.stdout.contains("--from-copy"), "{status:?}");
+    let run = home.run(&["--json", "run", "docs"]).ok().json();
+    assert_eq!(run[0]["archive"]["run"], 5, "{run}");
+    let _ = home.run(&["edit", "docs", "--keep-last", "1"]).ok();
+    let _ = home.run(&["prune", "--yes"]).fails(1, &["3 archives that the database does not know", "rescan"]);
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    assert_eq!(home.archive_files().len(), 6, "retention waits");
+    assert_eq!(home.run(&["--json", "rescan"]).ok().json()["added"].as_array().unwrap().len(), 3);
+    assert_eq!(newest_run(&home), 6);
+    assert!(!home.run(&["status"]).stdout.contains("does not know"));
+    let _ = home.run(&["prune", "--yes"]).ok();
+    assert_eq!(home.archive_files().len(), 1);
+    assert!(link_target(&home).to_string_lossy().contains("-6.tar"));
+}
+
+#[test]
+fn an_old_archive_whose_number_is_taken_is_not_the_newest() {
+    let (home, archive) = home_with_archive();
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    let link = link_target(&home);
+    fs::copy(&archive, home.path("backups/docs/docs-20200101T000000Z-2.tar")).unwrap();
+    // A number above all others, and an old time.
+    fs::copy(&archive, home.path("backups/docs/docs-20200102T000000Z-90.tar")).unwrap();
+    // A clock that was years ahead.
+    fs::copy(&archive, home.path("backups/docs/docs-20900101T000000Z-1.tar")).unwrap();
+    assert_eq!(home.run(&["--json", "rescan"]).ok().json()["added"].as_array().unwrap().len(), 3);
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    assert!(newest_run(&home) > 90);
+    assert_ne!(link_target(&home), link);
+    let _ = home.run(&["edit", "docs", "--keep-last", "2"]).ok();
+    let _ = home.run(&["prune", "--yes"]).ok();
+    let left = home.archive_files();
+    assert!(left.iter().any(|name| link.ends_with(name)), "the two newest are kept: {left:?}");
+    assert!(left.iter().all(|name| !name.contains("2020")), "{left:?}");
+}
+
+#[test]
+fn the_folder_of_another_home_is_not_taken_over_while_that_home_exists() {
+    let (home, _) = home_with_archive();
+    let other = TestHome::with_sources(&["docs"]);
+    let folder = home.path("backups").display().to_string();
+    let with = |args: &[&str]| other.run(&[&["--backups", &folder], args].concat());
+    let database = home.path("backup.db").display().to_string();
+    // Empty, with a schedule, and with the path of the living database gone.
+    let _ = with(&["rescan"]).fails(1, &["belongs to another database", &database, "last used", "use another folder"]);
+    let _ = other.run(&["create", "docs;09:00;docs"]).ok();
+    let _ = with(&["rescan"]).fails(1, &[&database, "use another folder"]);
+    let _ = with(&["run", "docs"]).fails(1, &[&database, "use another folder"]);
+    assert!(!with(&["status"]).stdout.contains("--adopt"));
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    fs::rename(home.path("backup.db"), home.path("moved.db")).unwrap();
+    let _ = with(&["rescan"]).fails(1, &[&database, "rescan --adopt"]);
+    let _ = with(&["rescan", "--adopt"]).ok();
+    let _ = with(&["run", "docs"]).ok();
+    // The home that comes back is told whose folder it is now.
+    fs::rename(home.path("moved.db"), home.path("backup.db")).unwrap();
+    let _ = home.run(&["run", "docs"]).fails(1, &[&other.path("backup.db").display().to_string()]);
+}
+
+#[test]
+fn one_way_out_is_advised_for_a_lost_database_and_a_folder_without_identity() {
+    let (home, _) = home_with_archive();
+    let identity = home.path("backups/.backup-manager");
+    let text = fs::read(&identity).unwrap();
+    fs::remove_file(&identity).unwrap();
+    let said = home.run(&["run", "docs"]).fails(1, &["has lost its identity", "rescan --adopt"]);
+    assert!(!said.stderr.contains("mount"), "{said:?}");
+    fs::rename(home.path("backups"), home.path("away")).unwrap();
+    fs::create_dir(home.path("backups")).unwrap();
+    let said = home.run(&["run", "docs"]).fails(1, &["is not the one that holds the archives", "mount its disk"]);
+    assert!(!said.stderr.contains("--adopt"), "{said:?}");
+    fs::remove_dir(home.path("backups")).unwrap();
+    fs::rename(home.path("away"), home.path("backups")).unwrap();
+    fs::write(&identity, text).unwrap();
+    lose_database(&home);
+    let _ = home.run(&["create", "docs;09:00;docs"]).ok();
+    let said = home.run(&["run", "docs"]).fails(1, &["belongs to another database", "`backup-manager rescan --adopt`"]);
+    assert!(!said.stderr.contains("--from-copy"), "there is no copy: {said:?}");
+    fs::create_dir_all(home.path("backups/.database")).unwrap();
+    fs::write(home.path("backups/.database/backup-20261123T020000Z.db"), "a copy").unwrap();
+    let said = home.run(&["run", "docs"]).fails(1, &["rescan --from-copy"]);
+    assert!(!said.stderr.contains("--adopt"), "{said:?}");
+}

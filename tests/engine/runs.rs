@@ -147,7 +147,7 @@ fn a_folder_of_another_database_or_one_not_mounted_fails_runs_before_anything_is
     assert!(ended.error.unwrap().to_string().contains("belongs to another database"));
     fs::remove_file(&identity).unwrap();
     let ended = run_now(&world, &runner, &row);
-    assert!(ended.error.unwrap().to_string().contains("is not the one that holds the archives"));
+    assert!(ended.error.unwrap().to_string().contains("has lost its identity"));
     assert!(!identity.exists());
     assert_eq!(world.archive_files(), files);
     fs::write(&identity, ours).unwrap();

@@ -58,6 +58,8 @@ fn new_schedule(store: &Store, name: &str) -> i64 {
 
 fn settings(store: &Store) {
     store.check_writable().unwrap();
+    // Only a new database may take over an identity.
+    store.adopt_identity(Uuid::new_v4()).unwrap();
     store.watch().unwrap().changed().unwrap();
     store.set_setting("compression", Some("zstd")).unwrap();
     store.set_setting("compression", None).unwrap();
@@ -244,7 +246,8 @@ fn members(store: &Store) {
 }
 
 fn rescan(store: &Store) {
-    store.adopt_identity(Uuid::new_v4()).unwrap();
+    assert!(store.is_used().unwrap());
+    store.raise_run_numbers(60).unwrap();
     let schedule = new_schedule(store, "found");
     let mut found = FoundArchive {
         schedule,

@@ -1,5 +1,9 @@
 //! Archives, their physical files and what the catalog holds of them.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use crate::clock::Timestamp;
 use crate::member::{CatalogMember, Extent};
 
@@ -63,10 +67,65 @@ pub struct Archive {
     pub pinned: bool,
     /// Made by a run that was started by hand.
     pub manual: bool,
+    /// A rescan added it, so that its number may be newer than the archive.
+    pub is_rescanned: bool,
     /// Good in the sense of I8.
     pub good: bool,
     /// How much it holds.
     pub extent: Extent,
+}
+
+/// An archive dated further ahead of later ones than this was made under a wrong clock.
+pub const MAX_AHEAD: Duration = Duration::from_secs(86_400);
+
+/// What decides which of two archives of a schedule is newer.
+#[derive(Clone, Copy, Debug)]
+pub struct ArchiveAge {
+    /// Number of its run.
+    pub run: i64,
+    /// The time in its name.
+    pub created_at: Timestamp,
+    /// Made by the old system: older than any of ours.
+    pub is_legacy: bool,
+    /// A rescan added it.
+    pub is_rescanned: bool,
+}
+
+impl From<&Archive> for ArchiveAge {
+    fn from(archive: &Archive) -> Self {
+        ArchiveAge {
+            run: archive.run,
+            created_at: archive.created_at,
+            is_legacy: archive.digest.is_none(),
+            is_rescanned: archive.is_rescanned,
+        }
+    }
+}
+
+/// Sorts the archives of one schedule, newest first: by time, then by number.
+///
+/// Those that this database made are in the order of their numbers even if the clock was set back: each counts as not
+/// older than those made before it. A rescanned one with a time beyond that of a later archive that this database made
+/// is older than all others: its clock was wrong.
+pub fn sort_newest_first<T>(archives: &mut [T], age_of: impl Fn(&T) -> ArchiveAge) {
+    let mut made: Vec<ArchiveAge> = archives.iter().map(&age_of).filter(|a| !a.is_legacy && !a.is_rescanned).collect();
+    made.sort_by_key(|age| age.run);
+    let last_made = made.last().copied();
+    let mut times = BTreeMap::new();
+    let mut latest = None;
+    for age in made {
+        latest = latest.max(Some(age.created_at));
+        times.insert(age.run, latest.unwrap_or(age.created_at));
+    }
+    let is_misdated = |age: &ArchiveAge| {
+        age.is_rescanned
+            && last_made.is_some_and(|last| age.run < last.run && age.created_at.since(last.created_at) > MAX_AHEAD)
+    };
+    archives.sort_by_cached_key(|archive| {
+        let age = age_of(archive);
+        let time = times.get(&age.run).copied().unwrap_or(age.created_at);
+        Reverse((!age.is_legacy, !is_misdated(&age), time, age.run))
+    });
 }
 
 /// An archive that is not visible: being written, or being deleted.

@@ -7,7 +7,8 @@ mod run;
 mod schedule;
 
 pub use archive::{
-    Archive, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, PathOccurrence, PendingArchive, Sealed,
+    Archive, ArchiveAge, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, MAX_AHEAD, PathOccurrence,
+    PendingArchive, Sealed, sort_newest_first,
 };
 pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, Requeue, Requeued, RunRequest};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
