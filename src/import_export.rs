@@ -13,6 +13,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::schedule::text_file::{self, BadLine, Change, Entry};
 use crate::schedule::{Cadence, DailyTimes, Schedule, ScheduleName};
+use crate::source;
 use crate::store::{ScheduleRow, Store, Watermark};
 
 /// The result of an import.
@@ -105,6 +106,12 @@ pub fn import_json(
     if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
         return Err(Error::usage(format!("{name} has the name \"{}\" twice, and nothing of it was imported", twice.1)));
     }
+    // Checked here as on the command line: in the database they would fail every run.
+    document.schedules.iter().try_for_each(|schedule| {
+        source::check_patterns(&schedule.excludes.globs).map_err(|cause| {
+            Error::usage(format!("the excludes of \"{}\" in {name} are invalid", schedule.name)).because(cause)
+        })
+    })?;
     import(store, &store.schedules()?, document.schedules, replace, zone, now)
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::documents::ScheduleDocument;
 use super::render::{self, Format};
-use super::schedule_options::ScheduleOptions;
+use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, list, run};
 use crate::backup;
 use crate::error::{Error, Result};
@@ -72,7 +72,7 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
             let cadence = args.options.cadence()?.ok_or_else(|| {
                 Error::usage(format!("no time is given for \"{name}\"")).hint("add --at HH:MM or --cron EXPR")
             })?;
-            vec![Schedule::new(ScheduleName::parse(name)?, path.as_bytes().to_owned(), cadence)]
+            vec![Schedule::new(ScheduleName::parse(name)?, source_path(path)?, cadence)]
         }
         (Some(_), _) => {
             return Err(Error::usage("--name requires exactly one path").hint("give one path, or specs without --name"));

@@ -1,10 +1,8 @@
 //! `edit`, `pause`, `resume`, `delete`: changes to schedules.
 
-use std::os::unix::ffi::OsStrExt;
-
 use clap::Args;
 
-use super::schedule_options::ScheduleOptions;
+use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, render, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
@@ -48,10 +46,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
     let mut schedule = row.schedule.clone();
     args.options.apply(&mut schedule)?;
     if let Some(path) = &args.path {
-        if path.is_empty() {
-            return Err(Error::usage("--path is empty").hint("name a folder or a file"));
-        }
-        schedule.source = path.as_bytes().to_owned();
+        schedule.source = source_path(path)?;
     }
     if schedule == row.schedule {
         context.print_info(&format!("nothing to change in {}", schedule.name));

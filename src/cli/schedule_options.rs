@@ -1,9 +1,12 @@
 //! Options of a schedule that `create` and `edit` share.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use clap::Args;
 
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, CatchUp, Compression, Retention, Schedule, parse_zone};
+use crate::schedule::{Cadence, CatchUp, Compression, Retention, Schedule, parse_zone, source_problem};
 use crate::source;
 
 /// Options of a schedule.
@@ -79,6 +82,16 @@ pub struct KeepOptions {
     /// Keep archives of manual runs for this long: 14d
     #[arg(long, value_name = "AGE", help_heading = "Retention")]
     pub keep_manual: Option<String>,
+}
+
+/// Returns the bytes of a path on the command line.
+///
+/// Errors: `Usage` for an empty path, which would mean the home: it comes from a variable that is not set.
+pub fn source_path(path: &OsStr) -> Result<Vec<u8>> {
+    match source_problem(path.as_bytes()) {
+        None => Ok(path.as_bytes().to_owned()),
+        Some(problem) => Err(Error::usage(format!("no source: {problem}")).hint("name a folder or a file")),
+    }
 }
 
 impl ScheduleOptions {

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{CatchUp, Compression, Excludes, Retention, Schedule, ScheduleName, parse_zone};
+use super::{CatchUp, Compression, Excludes, Retention, Schedule, ScheduleName, parse_zone, source_problem};
 use crate::error::{Error, Result};
 
 /// The JSON fields. Only `name` and `source` are required when JSON is read.
@@ -81,9 +81,9 @@ impl TryFrom<ScheduleJson> for Schedule {
                 bytes
             }
         };
-        if source.is_empty() || source.contains(&0) {
-            return Err(Error::usage(format!("the source of \"{}\" is not a path", json.name))
-                .hint("a path is not empty and has no NUL byte"));
+        if let Some(problem) = source_problem(&source) {
+            return Err(Error::usage(format!("the source of \"{}\" is not usable: {problem}", json.name))
+                .hint("name a folder or a file"));
         }
         Ok(Schedule {
             source,

@@ -108,6 +108,15 @@ pub struct Schedule {
     pub enabled: bool,
 }
 
+/// Returns why bytes cannot be the path of a source; `None` if they can. An empty path would mean the home.
+pub fn source_problem(source: &[u8]) -> Option<&'static str> {
+    match source {
+        [] => Some("the path is empty"),
+        _ if source.contains(&0) => Some("the path has a NUL byte"),
+        _ => None,
+    }
+}
+
 impl Schedule {
     /// Creates a schedule with the default options.
     pub fn new(name: ScheduleName, source: Vec<u8>, cadence: Cadence) -> Self {

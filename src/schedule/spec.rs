@@ -2,6 +2,7 @@
 
 use super::cadence::DailyTimes;
 use super::name::ScheduleName;
+use super::source_problem;
 use crate::error::{Error, Result};
 
 /// A parsed `PATH;HH:MM;NAME`.
@@ -35,11 +36,8 @@ impl Spec {
                 false => "it has no \";\", so time and name are missing".to_owned(),
             });
         };
-        if source.is_empty() {
-            return Err("the path is empty".to_owned());
-        }
-        if source.contains(&0) {
-            return Err("the path has a NUL byte".to_owned());
+        if let Some(problem) = source_problem(source) {
+            return Err(problem.to_owned());
         }
         let times = text_of(times, "time")?;
         let name = text_of(name, "name")?;

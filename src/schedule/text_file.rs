@@ -8,6 +8,7 @@ use encoding_rs::{Encoding, UTF_8, WINDOWS_1252};
 
 use super::cadence::{DailyTimes, TimeOfDay};
 use super::name::ScheduleName;
+use super::source_problem;
 use super::spec::{Spec, printable};
 
 /// One time of day of one line.
@@ -178,7 +179,7 @@ fn unwritable(source: &[u8]) -> Option<&'static str> {
     if source.contains(&b'\n') {
         return Some("its path has a line break");
     }
-    (source.is_empty() || source.contains(&0)).then_some("it has no usable path")
+    source_problem(source)
 }
 
 fn format_line(source: &[u8], time: TimeOfDay, name: &ScheduleName) -> Vec<u8> {

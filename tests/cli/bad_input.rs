@@ -28,6 +28,31 @@ fn a_malformed_spec_is_explained_and_creates_nothing() {
 }
 
 #[test]
+fn an_empty_path_never_means_the_home() {
+    let home = TestHome::with_sources(&["documents"]);
+    let _ = home.run(&["create", "", "--name", "x", "--at", "09:00"]).fails(2, &["path is empty", "next:"]);
+    let _ = home.run(&["create", ";09:00;x"]).fails(2, &["path is empty", "next:"]);
+    assert!(!home.path("backup.db").exists());
+    let _ = home.run(&["create", "documents;09:00;docs"]).ok();
+    let _ = home.run(&["edit", "docs", "--path", ""]).fails(2, &["path is empty", "next:"]);
+    fs::write(home.path("in.txt"), " ;09:00;x\n").unwrap();
+    let _ = home.run(&["import", "in.txt"]).fails(2, &["path is empty"]);
+    for bad in [
+        r#"{"name":"x","source":""}"#,
+        r#"{"name":"x","source":"","source_b64":""}"#,
+        r#"{"name":"x","source":"a","excludes":{"globs":[""]}}"#,
+        r#"{"name":"x","source":"a","excludes":{"globs":["[z-a]"]}}"#,
+    ] {
+        fs::write(home.path("in.json"), format!(r#"{{"version":1,"schedules":[{bad}]}}"#)).unwrap();
+        let _ = home.run(&["import", "in.json", "--format", "json"]).fails(2, &["in.json"]);
+    }
+    for command in [&["restore", "docs", "--to", ""][..], &["ls", ""], &["verify", ""], &["export", ""]] {
+        assert_ne!(home.run(command).code, 0, "{command:?}");
+    }
+    assert_eq!(home.run(&["list"]).ok().stdout, "0: documents;09:00;docs\n");
+}
+
+#[test]
 fn a_name_in_use_refuses_all_specs_of_the_command() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;docs"]).ok();
