@@ -37,6 +37,10 @@ pub struct CreateArgs {
 pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     // Errors of the command line are reported before anything is created.
     let schedules = parse(args)?;
+    args.options.warn_of_patterns(context);
+    if args.options.exclude.iter().all(String::is_empty) && !args.options.exclude.is_empty() {
+        context.warn("the exclude pattern is empty, and nothing is excluded by it");
+    }
     let store = context.open_or_create()?;
     let zone = context.default_zone(&store)?;
     let now = context.now();

@@ -45,6 +45,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
     let row = select::schedule(&store, &args.schedule)?;
     let mut schedule = row.schedule.clone();
     args.options.apply(&mut schedule)?;
+    args.options.warn_of_patterns(context);
     if let Some(path) = &args.path {
         schedule.source = source_path(path)?;
     }

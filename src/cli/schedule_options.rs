@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
 
+use super::Context;
 use crate::error::{Error, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Retention, Schedule, parse_zone, source_problem};
 use crate::source;
@@ -101,6 +102,15 @@ impl ScheduleOptions {
             (Some(at), _) => Cadence::parse_daily(at).map(Some),
             (_, Some(cron)) => Cadence::parse_cron(cron).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Warns about exclude patterns that can match nothing.
+    pub fn warn_of_patterns(&self, context: &Context) {
+        for problem in
+            self.exclude.iter().filter(|glob| !glob.is_empty()).filter_map(|glob| source::pattern_problem(glob))
+        {
+            context.warn(&problem);
         }
     }
 

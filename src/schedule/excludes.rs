@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct Excludes {
     /// Globs in the form of `.gitignore` lines. Without `/` they match names anywhere, with it paths below the source.
-    /// A glob that begins with the absolute path of the source is relative to the source.
+    /// A glob that begins with the absolute path of the source, or with its name in archives as `ls` shows it, is
+    /// relative to the source.
     pub globs: Vec<String>,
     /// Files with one such glob a line, read again by each run.
     pub files: Vec<String>,

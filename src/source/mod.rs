@@ -19,7 +19,7 @@ mod stat;
 mod walk;
 
 pub use entry::SourceEntry;
-pub use filter::check_patterns;
+pub use filter::{check_patterns, pattern_problem};
 pub use open_file::{OpenFile, Stability};
 pub use owner_names::OwnerNames;
 pub use root::SourceRoot;

@@ -53,6 +53,8 @@ pub struct WalkSummary {
     pub own_paths_skipped: Vec<PathBuf>,
     /// Entries that were excluded; a folder with everything in it counts once.
     pub excluded: u64,
+    /// Exclude patterns that matched nothing, as they were written.
+    pub unmatched_patterns: Vec<String>,
 }
 
 /// Calls `visit` with every entry of the source in the order of members: byte order of path components, a folder before
@@ -65,7 +67,7 @@ pub fn walk(
     visit: &mut dyn FnMut(SourceEntry) -> ControlFlow<()>,
     report: &mut dyn FnMut(Problem),
 ) -> Result<WalkSummary> {
-    let filter = Filter::new(options.root, options.excludes, options.patterns)?;
+    let filter = Filter::new(options.root, options.root_name, options.excludes, options.patterns)?;
     let own_files = OwnFiles::new(options.root, options.own_paths);
     if let Some(own) = own_files.ancestor_of(options.root) {
         let (root, own) = (options.root.display(), own.display());
@@ -89,7 +91,7 @@ pub fn walk(
     };
     // A walk that its visitor ended early is not an error.
     let _ended_early = walker.start(root)?;
-    Ok(walker.summary)
+    Ok(WalkSummary { unmatched_patterns: walker.filter.into_unmatched(), ..walker.summary })
 }
 
 /// Returns how much an archive of the source would hold, without reading any content. The content of a file counts

@@ -116,6 +116,19 @@ fn a_name_created_or_imported_again_keeps_the_options_it_had() {
 }
 
 #[test]
+fn excludes_that_match_nothing_are_reported_at_create_edit_and_run() {
+    let home = TestHome::with_sources(&["src"]);
+    fs::create_dir(home.path("src/build")).unwrap();
+    let said = home.run(&["create", "src;09:00;code", "--exclude", "./build", "--exclude", "src/build"]).ok();
+    assert!(said.stderr.contains("./build can match nothing") && !said.stderr.contains("src/build"), "{said:?}");
+    let said = home.run(&["edit", "code", "--exclude", "~/x", "--exclude", "src/build"]).ok();
+    assert!(said.stderr.contains("~/x can match nothing"), "{said:?}");
+    let said = home.run(&["run", "code"]).ok();
+    assert!(said.stderr.contains("the exclude pattern ~/x matched nothing"), "{said:?}");
+    assert!(!home.run(&["ls", "code"]).ok().stdout.contains("build"));
+}
+
+#[test]
 fn next_needs_no_database_for_a_cadence_on_the_command_line() {
     let home = TestHome::new();
     let said = home

@@ -46,6 +46,46 @@ fn globs_match_as_in_a_gitignore_file() {
 }
 
 #[test]
+fn a_pattern_in_the_form_that_ls_shows_is_relative_to_the_source() {
+    let dir = tree(&["build/out", "deep/build/out", "keep"]);
+    let files = |globs: &[&str]| visited(&Source::at(dir.path()).globs(globs));
+    assert_eq!(files(&["src/build"]), ["deep", "deep/build", "deep/build/out", "keep"]);
+    assert_eq!(
+        files(&["src/deep/*", "!src/deep/build"]),
+        ["build", "build/out", "deep", "deep/build", "deep/build/out", "keep"]
+    );
+    assert_eq!(files(&["src/"]).len(), 6, "the source itself is never excluded");
+    // If the source holds that name, the pattern means it, as in a .gitignore file.
+    fs::create_dir(dir.path().join("src")).unwrap();
+    fs::write(dir.path().join("src/build"), "").unwrap();
+    assert_eq!(files(&["src/build"]), ["build", "build/out", "deep", "deep/build", "deep/build/out", "keep", "src"]);
+}
+
+#[test]
+fn patterns_that_matched_nothing_are_reported() {
+    let dir = tree(&["a.tmp", "build/out", "keep"]);
+    let globs = ["*.tmp", "*.iso", "./build", "!keep", "src/build/", "src/none", "keep/"];
+    let walked = Source::at(dir.path()).globs(&globs).walk();
+    assert_eq!(walked.summary.unmatched_patterns, ["*.iso", "./build", "keep/", "src/none"]);
+    assert_eq!(walked.summary.excluded, 2);
+    for (glob, is_useless) in [
+        ("./x", true),
+        ("../x", true),
+        ("~/x", true),
+        ("a/../b", true),
+        ("'*.tmp'", true),
+        ("", true),
+        ("*.tmp", false),
+        ("!x/**/y", false),
+        ("~", false),
+        (".hidden", false),
+        ("x..", false),
+    ] {
+        assert_eq!(backup_manager::source::pattern_problem(glob).is_some(), is_useless, "{glob}");
+    }
+}
+
+#[test]
 fn an_excluded_folder_is_not_entered_and_counts_once() {
     let dir = tree(&["keep", "out/a/b/c", "out/d"]);
     let walked = Source::at(dir.path()).globs(&["out/"]).walk();

@@ -296,5 +296,8 @@ fn notes(summary: &WalkSummary) -> Vec<String> {
         1 => notes.push("left out a socket: archives hold none".to_owned()),
         sockets => notes.push(format!("left out {sockets} sockets: archives hold none")),
     }
+    for pattern in &summary.unmatched_patterns {
+        notes.push(format!("the exclude pattern {pattern} matched nothing"));
+    }
     notes
 }
