@@ -181,6 +181,11 @@ fn run_one(
     let store = &runner.store;
     match store.claim_now(row.id, request, &runner.row, context.now())? {
         (ClaimNow::Claimed(claim), Some(intent)) => execute_run(context, runner, row, claim, &intent, cancel),
+        // Its process died, and this command took it over at its start and could not recover it.
+        (ClaimNow::Running(run), _) if store.run(run)?.worker == Some(runner.row.uuid) => {
+            recover_own(context, runner, run, cancel)?;
+            run_one(context, runner, row, options, cancel)
+        }
         (ClaimNow::Running(run), _) if options.no_wait => {
             Err(Error::busy(format!("run @{run} of {} is running", row.schedule.name))
                 .hint("run without --no-wait to wait for it"))
@@ -188,6 +193,26 @@ fn run_one(
         (ClaimNow::Running(run), _) => join(context, runner, row, run, options, cancel),
         (ClaimNow::Claimed(_), None) => Err(Error::failed("the claim has no intent")),
     }
+}
+
+/// Recovers a run of a dead process that this command has taken over, or returns why it cannot be recovered.
+fn recover_own(context: &Context, runner: &Runner, run: i64, cancel: &CancelToken) -> Result<()> {
+    let observer = TerminalObserver::new("recovery", context.quiet);
+    let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
+    for orphan in backup::take_over_orphaned_runs(runner, &|other| other != run)? {
+        let recovered = orphan.run();
+        if let Err(error) = backup::recover_run(runner, orphan, &run_context) {
+            if recovered != run {
+                log::error!("run @{recovered}: cannot be recovered yet: {error}");
+                continue;
+            }
+            let name = runner.store.run(run)?.schedule_name;
+            let hint = error.next_step().map(str::to_owned);
+            let message = format!("run @{run} of {name} was interrupted and cannot be recovered");
+            return Err(hint.into_iter().fold(Error::new(error.kind(), message).because(error), Error::hint));
+        }
+    }
+    Ok(())
 }
 
 fn execute_run(
@@ -241,13 +266,14 @@ fn join(
             ));
         }
         match current.worker {
-            Some(uuid) if liveness::is_alive(&workers, &uuid) => {
+            Some(uuid) if uuid != runner.row.uuid && liveness::is_alive(&workers, &uuid) => {
                 if let Some(progress) = progress_of(context, &workers, &uuid, run) {
                     observer.progress(&progress);
                 }
             }
             // Its process died, and there may be no service that recovers it.
-            Some(_) => backup::recover(runner, &run_context).map(drop)?,
+            Some(uuid) if uuid != runner.row.uuid => backup::recover(runner, &run_context).map(drop)?,
+            Some(_) => recover_own(context, runner, run, cancel)?,
             // It was interrupted and is queued again: this command claims it like any queued run.
             None => {
                 observer.finish();

@@ -296,3 +296,32 @@ fn hangup_cancels_a_run_which_leaves_no_file() {
     assert!(home.archive_files().is_empty(), "{:?}", home.archive_files());
     assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'cancelled'"), 1);
 }
+
+#[test]
+fn a_run_that_cannot_be_recovered_is_an_error_and_not_a_wait() {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
+    home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.starts_with(".large")));
+    run.0.kill().unwrap();
+    run.0.wait().unwrap();
+    let _ = home.run(&["edit", "large", "--compress", "none"]).ok();
+    let identity = home.path("backups/.backup-manager");
+    let ours = fs::read(&identity).unwrap();
+    fs::write(&identity, r#"{"database":"00000000-0000-4000-8000-000000000000"}"#).unwrap();
+    for args in [&["run", "large"][..], &["run", "large", "--no-wait"], &["run", "--all"]] {
+        let mut run = Running(home.command(args).stderr(Stdio::piped()).spawn().unwrap());
+        home.wait_until("end of the run", 20, || run.0.try_wait().unwrap().is_some());
+        let mut text = String::new();
+        std::io::Read::read_to_string(run.0.stderr.as_mut().unwrap(), &mut text).unwrap();
+        assert_eq!(run.0.wait().unwrap().code(), Some(1), "{text}");
+        for word in ["run @1 of large was interrupted and cannot be recovered", "belongs to another database", "next:"]
+        {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+    }
+    fs::write(&identity, ours).unwrap();
+    let _ = home.run(&["run", "large"]).ok();
+    assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'running'"), 0);
+}
