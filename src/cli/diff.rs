@@ -1,6 +1,6 @@
 //! `diff`: compares two archives, or an archive with its source.
 
-use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
 use serde::Serialize;
@@ -12,7 +12,12 @@ use crate::backup;
 use crate::browse::{self, Change, MemberSummary, MembersByPath};
 use crate::error::{Error, Result};
 use crate::member::MemberKind;
+use crate::progress::{Problem, ProblemKind};
+use crate::source::SourceEntry;
 use crate::store::{ScheduleRow, Store};
+
+/// Bytes of a file that are read at a time.
+const READ_BYTES: usize = 1 << 18;
 
 #[derive(Args)]
 pub struct DiffArgs {
@@ -154,12 +159,11 @@ fn source_now(context: &Context, row: &ScheduleRow, was: &MembersByPath) -> Resu
             device_number: stat.device_number,
             digest: None,
         };
-        if let Some(old) = was.get(&found.path).filter(|old| old.kind == MemberKind::File && old.size == size)
-            && old.modified != brief.modified
-        {
-            let mut hasher = blake3::Hasher::new();
-            if File::open(found.fs_path()).and_then(|file| hasher.update_reader(file).map(drop)).is_ok() {
-                brief.digest = Some(*hasher.finalize().as_bytes());
+        let old = was.get(&found.path).filter(|old| (old.kind, found.kind) == (MemberKind::File, MemberKind::File));
+        if old.is_some_and(|old| old.size == size && old.modified != brief.modified) {
+            match content_digest(found) {
+                Ok(digest) => brief.digest = Some(digest),
+                Err(problem) => failed = Some(problem),
             }
         }
         is.insert(found.path.clone(), brief);
@@ -168,4 +172,25 @@ fn source_now(context: &Context, row: &ScheduleRow, was: &MembersByPath) -> Resu
         context.warn(&format!("{}: {}", render::printable(&problem.path), problem.reason));
     }
     Ok(is)
+}
+
+/// Returns the digest of a regular file of the source, of the bytes within its size at opening: of a file that grows no
+/// end would be found.
+fn content_digest(found: &SourceEntry) -> std::result::Result<[u8; 32], Problem> {
+    let file = found.open()?;
+    let mut hasher = blake3::Hasher::new();
+    let (mut buffer, mut offset) = (vec![0; READ_BYTES], 0);
+    while offset < file.stat().size {
+        let count = file.read_at(&mut buffer, offset).map_err(|error| Problem {
+            path: found.fs_path().as_os_str().as_bytes().into(),
+            kind: ProblemKind::Unreadable,
+            reason: error.to_string(),
+        })?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        offset += count as u64;
+    }
+    Ok(*hasher.finalize().as_bytes())
 }

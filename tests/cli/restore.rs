@@ -227,3 +227,23 @@ fn an_unprivileged_user_gets_content_and_a_warning_about_owners() {
     fs::create_dir(home.path("rooted")).unwrap();
     let _ = as_user(&["restore", file, "--to", "rooted"]).fails(1, &["rooted is not writable"]);
 }
+
+#[test]
+fn diff_opens_no_fifo_and_no_device_that_took_the_place_of_a_file() {
+    let home = TestHome::with_sources(&["docs"]);
+    for name in ["fifo", "zero", "file"] {
+        fs::write(home.path("docs").join(name), "").unwrap();
+    }
+    let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
+    for name in ["fifo", "zero"] {
+        fs::remove_file(home.path("docs").join(name)).unwrap();
+    }
+    let made = std::process::Command::new("mkfifo").arg(home.path("docs/fifo")).status().unwrap();
+    assert!(made.success());
+    std::os::unix::fs::symlink("/dev/zero", home.path("docs/zero")).unwrap();
+    let stdout = home.run(&["diff", "docs"]).ok().stdout;
+    for changed in ["changed\tdocs/fifo\tkind", "changed\tdocs/zero\tkind"] {
+        assert!(stdout.contains(changed), "{stdout}");
+    }
+    assert!(!stdout.contains("docs/file"), "{stdout}");
+}
