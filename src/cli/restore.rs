@@ -189,9 +189,21 @@ fn word(action: Action) -> &'static str {
     }
 }
 
+/// Returns what to do about conflicts.
+fn conflicts_hint(args: &RestoreArgs) -> String {
+    let hint = match args.overwrite {
+        OverwriteArg::Always => "move what is in the way elsewhere and run again, or restore to another folder",
+        OverwriteArg::Never | OverwriteArg::IfChanged => {
+            "run again with --overwrite always to replace them; move folders that are not empty elsewhere first"
+        }
+    };
+    let strip = if args.strip > 0 { "; members that share a path need a smaller --strip" } else { "" };
+    format!("{hint}{strip}")
+}
+
 /// Returns the lists of a report, each with its name and what to do next.
 fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a Paths, String); 7] {
-    let again = "run again with --overwrite always to replace them".to_owned();
+    let again = conflicts_hint(args);
     let other = format!("restore them from another archive: `backup-manager find --versions PATH` ({})", args.what);
     [
         ("conflicts", &report.conflicts, again),

@@ -86,7 +86,8 @@ impl NewEntry {
         })
     }
 
-    /// Renames the entry to `name` in the same folder.
+    /// Renames the entry to `name` in the same folder. With `replace` an existing entry is replaced, of folders only an
+    /// empty one.
     ///
     /// Errors: `AlreadyExists` if the name is taken and `replace` is false.
     pub fn rename_into_place(mut self, name: &[u8], replace: bool) -> io::Result<()> {
@@ -113,7 +114,14 @@ impl Drop for NewEntry {
 
 fn rename(folder: &OwnedFd, from: &str, to: &OsStr, replace: bool) -> rustix::io::Result<()> {
     if replace {
-        return rustix::fs::renameat(folder, from, folder, to);
+        return match rustix::fs::renameat(folder, from, folder, to) {
+            Err(Errno::ISDIR) => {
+                // Removes an empty folder only.
+                rustix::fs::unlinkat(folder, to, AtFlags::REMOVEDIR)?;
+                rustix::fs::renameat(folder, from, folder, to)
+            }
+            result => result,
+        };
     }
     match rustix::fs::renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
         // The file system does not know the flag; creating a link never replaces a file.

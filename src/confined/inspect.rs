@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, FileType, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::member::{FileTime, MemberKind};
@@ -41,6 +41,18 @@ pub fn modified_of(stat: &Stat) -> FileTime {
 /// Returns the target of a symbolic link, unresolved.
 pub fn link_target(folder: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(folder, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+}
+
+/// Returns whether the folder `name` has no entries. Temporary files of an interrupted restore count as entries.
+pub fn is_empty_folder(folder: impl AsFd, name: &[u8]) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())?;
+    for entry in Dir::new(opened)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Returns the major and minor number of a device; zeros for any other file.

@@ -14,7 +14,7 @@ mod tree;
 
 pub use completed_paths::CompletedPaths;
 pub use create::{NewEntry, lock_folder, remove};
-pub use inspect::{device_of, kind_of, link_target, modified_of, stat_entry};
+pub use inspect::{device_of, is_empty_folder, kind_of, link_target, modified_of, stat_entry};
 pub use metadata::{MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished};
 pub use open::ConfinedFolder;
 pub use tree::{CreateError, FolderEnd, FolderTree, OnFinished, OpenFolder, TreeContext};

@@ -8,6 +8,7 @@ use rustix::fs::Stat;
 use super::interruption::StoppedAt;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
+use super::target_paths::target_path;
 use super::write_file::{FileJob, WriteError};
 use crate::archive::members::{Entry, Members};
 use crate::confined::{self, CreateError, NewEntry, OpenFolder};
@@ -22,7 +23,7 @@ const READ_BYTES: usize = 1 << 18;
 impl Restorer<'_, '_> {
     /// Restores a selected member.
     pub(super) fn restore_member(&mut self, members: &mut Members, mut entry: Box<Entry>) -> Result<()> {
-        let Some(path) = self.target_path(&entry.member.path)? else {
+        let Some(path) = target_path(self.options, &entry.member.path)? else {
             let counted = u64::from(entry.member.kind != MemberKind::Folder);
             self.state.with_report(|report| report.stripped += counted);
             return Ok(());
@@ -30,30 +31,18 @@ impl Restorer<'_, '_> {
         if entry.was_absolute {
             self.state.with_report(|report| report.absolute += 1);
         }
-        entry.member.path = path;
+        let member = std::mem::replace(&mut entry.member.path, path);
+        if !self.target_paths.claim(self.options, &entry.member.path, &member, entry.member.kind) {
+            self.conflict(&entry.member.path, &format!("it would be {member}, and another member has this path"));
+            return Ok(());
+        }
         if entry.member.kind != MemberKind::HardLink {
             return self.restore_at_path(members, entry);
         }
         let first = MemberPath::parse(entry.member.link_target.as_deref().unwrap_or_default())?;
-        match self.target_path(&first)? {
+        match target_path(self.options, &first)? {
             Some(carrier) => self.restore_link(&carrier, entry, Some(first)),
             None => self.defer_link(first, entry),
-        }
-    }
-
-    /// Returns the path of a member relative to the target; `None` if stripping leaves nothing of it.
-    fn target_path(&self, path: &MemberPath) -> Result<Option<MemberPath>> {
-        let options = self.options;
-        if options.strip == 0 && options.rename_root.is_none() {
-            return Ok(Some(path.clone()));
-        }
-        let mut components: Vec<&[u8]> = path.as_bytes().split(|&b| b == b'/').collect();
-        if let Some(root) = &options.rename_root {
-            components[0] = root;
-        }
-        match components.get(options.strip..) {
-            None | Some([]) => Ok(None),
-            Some(rest) => MemberPath::parse(&rest.join(&b'/')).map(Some),
         }
     }
 
@@ -117,12 +106,31 @@ impl Restorer<'_, '_> {
             (true, Overwrite::Never | Overwrite::IfChanged) => Action::Keep,
             (true, Overwrite::Always) if member.kind == MemberKind::Folder => Action::Keep,
             _ if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
-                return Ok(self.conflict(path, "a folder stands there"));
+                return self.decide_over_folder(parent, path, is_ours);
             }
             (false, Overwrite::Never) => return Ok(self.conflict(path, "something else stands there")),
             _ => Action::Replace,
         };
         Ok(self.report_action(action, path))
+    }
+
+    /// Decides what happens at the path of a member where a folder exists: an empty one may be replaced.
+    pub(super) fn decide_over_folder(
+        &mut self,
+        parent: &OpenFolder,
+        path: &MemberPath,
+        is_ours: bool,
+    ) -> io::Result<Action> {
+        if is_ours {
+            return Ok(self.conflict(path, "it is a folder in the archive, too"));
+        }
+        if !confined::is_empty_folder(&*parent.handle, path.file_name())? {
+            return Ok(self.conflict(path, "a folder that is not empty exists there"));
+        }
+        if self.options.overwrite == Overwrite::Never {
+            return Ok(self.conflict(path, "an empty folder exists there"));
+        }
+        Ok(self.report_action(Action::Replace, path))
     }
 
     /// Opens the parent folder of a member, and decides what happens to the member.

@@ -91,7 +91,9 @@ impl Restorer<'_, '_> {
         let action = match existing {
             None => Action::Create,
             Some(stat) if (stat.st_dev, stat.st_ino) == (carrier.st_dev, carrier.st_ino) => Action::Keep,
-            Some(stat) if confined::kind_of(&stat) == Some(MemberKind::Folder) => Action::Conflict,
+            Some(stat) if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
+                return self.decide_over_folder(folder, path, is_ours);
+            }
             Some(_) if !is_ours && self.options.overwrite == Overwrite::Never => Action::Conflict,
             Some(_) => Action::Replace,
         };

@@ -5,13 +5,18 @@
 mod create;
 mod digests;
 mod interruption;
+mod left_out;
 mod links;
 mod options;
 mod report;
 mod restorer;
 mod state;
+mod target_paths;
 mod write_file;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::Scope;
@@ -134,12 +139,12 @@ fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && options.dry_run => return Ok(None),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(to).map_err(Error::io("create the target", to))?;
+            std::fs::create_dir_all(to).map_err(|e| not_writable(to, e))?;
         }
         Err(e) => return Err(Error::io("open the target", to)(e)),
     }
     if !options.dry_run {
-        check_is_writable(to)?;
+        check_is_writable(options)?;
     }
     let target = ConfinedFolder::open(to)?;
     if !options.dry_run {
@@ -148,13 +153,32 @@ fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
     Ok(Some(if options.without_openat2 { target.without_openat2() } else { target }))
 }
 
-fn check_is_writable(to: &Path) -> Result<()> {
+/// Checks the folder in which the restore begins to write. With `rename_root` that is a folder in the target if it
+/// exists: the folder above a home or a mount point need not be writable.
+fn check_is_writable(options: &Options) -> Result<()> {
     use rustix::fs::Access;
-    rustix::fs::access(to, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| {
-        Error::failed(format!("the target {} is not writable", to.display()))
-            .because(std::io::Error::from(e))
-            .hint("name another with --to, or run as its owner")
-    })
+    let root = options.rename_root.as_ref().map(|name| options.to.join(OsStr::from_bytes(name)));
+    let root = root.filter(|root| std::fs::symlink_metadata(root).is_ok_and(|stat| stat.is_dir()));
+    let folder = root.as_ref().unwrap_or(&options.to);
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|e| not_writable(folder, e.into()))
+}
+
+/// Returns the error for a folder in which nothing can be created, with the way out that fits its cause.
+fn not_writable(folder: &Path, error: std::io::Error) -> Error {
+    let hint = match error.kind() {
+        std::io::ErrorKind::ReadOnlyFilesystem => {
+            "mount its file system writable, or restore to another folder with --to".to_owned()
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            let existing = folder.ancestors().find_map(|path| std::fs::metadata(path).ok().map(|stat| (path, stat)));
+            let owner = existing.map_or_else(String::new, |(path, stat)| {
+                format!("{} belongs to user {}: ", path.display(), stat.uid())
+            });
+            format!("{owner}run as its owner or as root, or restore to another folder with --to")
+        }
+        _ => return Error::io("restore to", folder)(error),
+    };
+    Error::failed(format!("the target {} is not writable", folder.display())).because(error).hint(hint)
 }
 
 /// Raises the limit of open files to its maximum: a deep tree needs a descriptor for each folder above the current one.

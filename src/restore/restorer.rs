@@ -10,6 +10,7 @@ use super::digests::CatalogDigests;
 use super::interruption::StoppedAt;
 use super::options::{Action, Options, RestoreContext};
 use super::state::RestoreState;
+use super::target_paths::TargetPaths;
 use super::write_file::SmallFile;
 use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{OpenArchive, Selection};
@@ -34,6 +35,7 @@ pub(super) struct Restorer<'a, 'c> {
     pub deferred_links: Vec<(MemberPath, Box<Entry>)>,
     pub deferred_link_bytes: usize,
     pub digests: CatalogDigests,
+    pub target_paths: TargetPaths,
     /// Set when the restore is cancelled.
     pub stopped_at: Option<StoppedAt>,
     started: Duration,
@@ -62,6 +64,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
             deferred_links: Vec::new(),
             deferred_link_bytes: 0,
             digests: CatalogDigests::default(),
+            target_paths: TargetPaths::default(),
             stopped_at: None,
             started,
             last_progress: started,

@@ -78,7 +78,12 @@ impl RestoreState {
                 self.record_fatal(path, error, ErrorKind::DiskFull, "free space");
             }
             io::ErrorKind::ReadOnlyFilesystem => {
-                self.record_fatal(path, error, ErrorKind::Failed, "make the file system writable");
+                self.record_fatal(
+                    path,
+                    error,
+                    ErrorKind::Failed,
+                    "mount the file system writable, or restore to another folder with --to",
+                );
             }
             _ => self.with_report(|report| report.failed.add(path.as_bytes(), error.to_string())),
         }

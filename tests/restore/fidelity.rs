@@ -23,6 +23,11 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// Returns the outcome apart from owners, which no one but root can set.
+pub fn outcome_without_owners(report: &Report) -> Option<ErrorKind> {
+    Report { owners: 0, ..report.clone() }.outcome()
+}
+
 pub fn restore_with(file: &Path, selection: &Selection, options: &Options) -> Result<Report> {
     let archive = OpenArchive::from_file(file)?;
     let clock = SystemClock::new();

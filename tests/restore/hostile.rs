@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use backup_manager::error::ErrorKind;
 use backup_manager::restore::{Options, Overwrite, Report};
 
-use crate::fidelity::{is_root, restore_all};
+use crate::fidelity::{is_root, outcome_without_owners, restore_all};
 use crate::tar_file::{Block, TarFile, record};
 use crate::tree::{ALL, Tree, tree};
 
@@ -388,5 +388,36 @@ fn a_false_trailer_does_not_fill_the_memory() {
     assert_eq!(fs::read(to.join("source/f")).unwrap().len(), 100_000);
     if !is_root() {
         eprintln!("skipped: nothing more to check without root");
+    }
+}
+
+#[test]
+fn members_that_get_the_same_path_by_strip_are_a_conflict() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar");
+    let tar = || TarFile::default().folder("src").folder("src/a").folder("src/b");
+    // The archive, the number of conflicts, and what x holds; each also with a dry run.
+    let cases = [
+        ("two files", tar().file("src/a/x", b"first").file("src/b/x", b"other").end(), 1, "first"),
+        ("equal files", tar().file("src/a/x", b"first").file("src/b/x", b"first").end(), 1, "first"),
+        ("a link", tar().file("src/a/x", b"first").symlink("src/b/x", "y").end(), 1, "first"),
+        ("a hard link", tar().file("src/a/x", b"first").hard_link("src/b/x", "src/a/x").end(), 1, "first"),
+        ("a folder", tar().file("src/a/x", b"first").folder("src/b/x").end(), 1, "first"),
+        ("a newer member of one path", tar().file("src/a/x", b"old").file("src/a/x", b"new").end(), 0, "new"),
+        ("folders", tar().folder("src/a/f").folder("src/b/f").file("src/b/x", b"first").end(), 0, "first"),
+    ];
+    for (name, bytes, conflicts, content) in cases {
+        fs::write(&file, bytes).unwrap();
+        for overwrite in [Overwrite::Never, Overwrite::IfChanged, Overwrite::Always] {
+            let to = tempfile::tempdir().unwrap();
+            let options = Options { strip: 2, overwrite, sync: false, ..Options::to(to.path()) };
+            let planned = restore_all(&file, &Options { dry_run: true, ..options.clone() }).unwrap();
+            let report = restore_all(&file, &options).unwrap();
+            assert_eq!(report.conflicts.count, conflicts, "{name} {overwrite:?}: {report:?}");
+            assert_eq!(planned.conflicts, report.conflicts, "{name} {overwrite:?}: a dry run lists it, too");
+            let outcome = (conflicts > 0).then_some(ErrorKind::Incomplete);
+            assert_eq!(outcome_without_owners(&report), outcome, "{name} {overwrite:?}");
+            assert_eq!(fs::read_to_string(to.path().join("x")).unwrap(), content, "{name} {overwrite:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use backup_manager::member::MemberPath;
 use backup_manager::restore::{self, Action, Options, Overwrite, RestoreContext};
 use backup_manager::schedule::Compression;
 
-use crate::fidelity::{FORMATS, restore_all};
+use crate::fidelity::{FORMATS, outcome_without_owners, restore_all};
 use crate::support::archive::{Silent, make};
 use crate::tar_file::TarFile;
 use crate::tree::{ALL, assert_same, tree};
@@ -156,8 +156,12 @@ impl Small {
     }
 
     fn resize(&self, bytes: u32) {
+        self.remount(&format!("size={bytes}"));
+    }
+
+    fn remount(&self, option: &str) {
         let mut mount = std::process::Command::new("mount");
-        mount.args(["-o", &format!("remount,size={bytes}")]).arg(self.0.path());
+        mount.args(["-o", &format!("remount,{option}")]).arg(self.0.path());
         assert!(mount.status().unwrap().success());
     }
 }
@@ -227,7 +231,7 @@ fn a_restore_cancelled_in_its_last_member_is_interrupted_and_names_what_is_left(
         assert_eq!(to.join(at).symlink_metadata().is_err(), is_left_out, "{name}: {text}");
         assert!(error.next_step().is_some_and(|next| next.contains("again")), "{name}");
         let report = restore_all(&file, &Options::to(&to)).unwrap();
-        assert_eq!(report.outcome(), None, "{name}: {report:?}");
+        assert_eq!(outcome_without_owners(&report), None, "{name}: {report:?}");
         assert_eq!(to.join("d").metadata().unwrap().mode() & 0o7777, 0o755, "{name}");
     }
 }
@@ -256,8 +260,66 @@ fn a_hard_link_replaces_an_earlier_file_of_its_path_that_is_still_being_written(
     fs::write(&file, tar.end()).unwrap();
     let to = folder.path().join("to");
     let report = restore_all(&file, &Options { threads: 1, sync: false, ..Options::to(&to) }).unwrap();
-    assert_eq!(report.outcome(), None, "{report:?}");
+    assert_eq!(outcome_without_owners(&report), None, "{report:?}");
     for number in 0..20 {
         assert_eq!(fs::read(to.join(number.to_string())).unwrap(), b"first", "{number}");
     }
+}
+
+#[test]
+fn an_empty_folder_in_the_way_is_replaced_if_requested_and_a_full_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar");
+    let tar = TarFile::default().file("file", b"content").symlink("link", "x").hard_link("hard", "file");
+    fs::write(&file, tar.end()).unwrap();
+    for overwrite in [Overwrite::Never, Overwrite::IfChanged, Overwrite::Always] {
+        for is_full in [false, true] {
+            let to = tempfile::tempdir().unwrap();
+            for name in ["file", "link", "hard"] {
+                fs::create_dir(to.path().join(name)).unwrap();
+                if is_full {
+                    fs::write(to.path().join(name).join("mine"), "mine").unwrap();
+                }
+            }
+            let options = Options { overwrite, sync: false, ..Options::to(to.path()) };
+            let planned = restore_all(&file, &Options { dry_run: true, ..options.clone() }).unwrap();
+            assert!(to.path().join("file").is_dir(), "a dry run removes nothing");
+            let report = restore_all(&file, &options).unwrap();
+            // The hard link waits for its first name, which is a conflict, and then gets its content: also a conflict.
+            let is_replaced = overwrite != Overwrite::Never && !is_full;
+            let conflicts = if is_replaced { 0 } else { 3 };
+            assert_eq!(report.conflicts.count, conflicts, "{overwrite:?} {is_full}: {report:?}");
+            assert_eq!(planned.conflicts, report.conflicts, "{overwrite:?} {is_full}");
+            assert!(!is_full || report.conflicts.list.iter().all(|(_, reason)| reason.contains("not empty")));
+            assert_eq!(to.path().join("file").is_file(), is_replaced, "{overwrite:?} {is_full}");
+            assert_eq!(to.path().join("file/mine").exists(), is_full, "{overwrite:?}: a full folder is kept");
+        }
+    }
+}
+
+#[test]
+fn a_target_on_a_read_only_file_system_is_refused_with_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar");
+    fs::write(&file, TarFile::default().folder("top").file("top/file", b"content").end()).unwrap();
+    let Some(small) = Small::mount(1_000_000) else { return };
+    let mount = small.0.path().to_owned();
+    fs::create_dir_all(mount.join("docs")).unwrap();
+    small.remount("ro");
+    let in_place = Options { rename_root: Some(b"docs".to_vec()), ..Options::to(&mount) };
+    for options in [in_place.clone(), Options::to(&mount), Options::to(&mount.join("new/folder"))] {
+        let error = restore_all(&file, &options).unwrap_err();
+        let next = error.next_step().unwrap_or_default().to_owned();
+        assert!(error.to_string().contains("is not writable: Read-only file system"), "{error}");
+        assert!(next.contains("mount its file system writable") && next.contains("--to"), "{next}");
+    }
+    // Only the folder that is restored need be writable, not the one above it.
+    small.remount("rw");
+    let docs = mount.join("docs");
+    let bind = |arguments: &[&str]| std::process::Command::new("mount").args(arguments).arg(&docs).status().unwrap();
+    assert!(bind(&["-t", "tmpfs", "tmpfs"]).success());
+    small.remount("ro");
+    let report = restore_all(&file, &in_place);
+    let _ = std::process::Command::new("umount").arg(&docs).status();
+    assert_eq!(outcome_without_owners(&report.unwrap()), None);
 }
