@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug, Default)]
 pub struct CancelToken {
     is_cancelled: AtomicBool,
-    is_draining: AtomicBool,
+    requeues: AtomicBool,
     waiting: (Mutex<()>, Condvar),
 }
 
@@ -20,7 +20,7 @@ impl CancelToken {
     pub const fn new() -> Self {
         CancelToken {
             is_cancelled: AtomicBool::new(false),
-            is_draining: AtomicBool::new(false),
+            requeues: AtomicBool::new(false),
             waiting: (Mutex::new(()), Condvar::new()),
         }
     }
@@ -34,8 +34,8 @@ impl CancelToken {
     }
 
     /// Asks the work to stop because the process stops: a run is queued again (I10).
-    pub fn drain(&self) {
-        self.is_draining.store(true, Ordering::SeqCst);
+    pub fn cancel_and_requeue(&self) {
+        self.requeues.store(true, Ordering::SeqCst);
         self.cancel();
     }
 
@@ -44,9 +44,9 @@ impl CancelToken {
         self.is_cancelled.load(Ordering::SeqCst)
     }
 
-    /// Returns whether the work was asked to stop by [`CancelToken::drain`].
-    pub fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::SeqCst)
+    /// Returns whether the work was asked to stop by [`CancelToken::cancel_and_requeue`].
+    pub fn should_requeue(&self) -> bool {
+        self.requeues.load(Ordering::SeqCst)
     }
 
     /// Fails with [`ErrorKind::Interrupted`] and `message` if the work was asked to stop.
@@ -72,10 +72,10 @@ mod tests {
         assert!(token.check("stopped").is_ok());
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| token.wait(Duration::from_secs(3600)));
-            token.drain();
+            token.cancel_and_requeue();
             waiter.join().unwrap();
         });
-        assert!(token.is_cancelled() && token.is_draining());
+        assert!(token.is_cancelled() && token.should_requeue());
         let error = token.check("stopped").unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Interrupted, "stopped"));
     }

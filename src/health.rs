@@ -1,7 +1,7 @@
 //! Health: overdue schedules, stalled runs, services that do not respond, damaged archives.
 //!
-//! Everything here is a pure function of rows, heartbeats and the time: no I/O, no clock. Whatever reports the health
-//! of an installation (`status`, its exit code, a notification) reports the same problems.
+//! Everything here is a pure function of rows, heartbeats and the time: no I/O, no clock. Facts about the
+//! whole home, such as whether the database can be written, are not among them: `status` reads and judges those.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery uses the same steps.
+//! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery renames by itself (`recover.rs`)
+//! and then uses [`Runner::finish_sealed`], too.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -14,8 +15,8 @@ use crate::store::{Claim, Completed, Intent, ScheduleRow};
 impl Runner {
     /// Renames the sealed file to its final name and syncs the folder.
     pub(super) fn rename_into_place(&self, claim: &Claim, file: SealedFile, archive: &SealedArchive<'_>) -> Result<()> {
-        // If the claim is lost, `file` is dropped, which removes the temporary file. The final name is never touched
-        // without the claim (I4).
+        // If the claim is lost, `file` is dropped, which removes the temporary file. The final name is not touched
+        // without the claim (I4). An existing file of that name is not replaced.
         self.store.check_claim(claim)?;
         file.persist(&self.home.backups().join(archive.file_name), false).map(drop)
     }
@@ -26,8 +27,9 @@ impl Runner {
         found.is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
     }
 
-    /// Verifies a sealed archive under its final name, makes it visible and ends the run. What is sealed always
-    /// finishes (I10).
+    /// Verifies a sealed archive under its final name, makes it visible and ends the run. A stop does not interrupt
+    /// this: what is sealed is finished, here or by recovery. An archive that does not read back as written becomes
+    /// visible as damaged, and its run fails. May confirm the archive before it as no sudden change.
     pub(super) fn finish_sealed(
         &self,
         claim: Claim,
@@ -60,7 +62,7 @@ impl Runner {
     fn verify(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Timestamp> {
         let path = self.home.backups().join(archive.file_name);
         let mut chunks = self.store.archive_chunks(claim.run());
-        // What is sealed always finishes (I10), so this token is never cancelled.
+        // A stop does not interrupt what is sealed, so nothing cancels this token.
         let cancel = CancelToken::new();
         check::check_file(&path, &mut chunks, &archive.digest, archive.size, self.threads, &cancel)?;
         let now = self.clock.now();

@@ -31,7 +31,7 @@ impl Runner {
             log::warn!("run @{run}: its temporary file was not removed: {error}");
         }
         let was_interrupted = failure.error.kind() == ErrorKind::Interrupted;
-        let was_drained = was_interrupted && context.cancel.is_draining();
+        let was_drained = was_interrupted && context.cancel.should_requeue();
         let reason = failure.error.to_string();
         self.record_end(claim, context, |claim| {
             if let Err(error) = self.store.discard_chunks(&claim) {

@@ -53,7 +53,7 @@ pub struct RunOutcome {
     pub run: i64,
     /// The state after this attempt; `Queued` if the run will be tried again.
     pub state: RunState,
-    /// The reason, unless the run succeeded.
+    /// The reason why the run failed, was cancelled or is retried.
     pub error: Option<Error>,
 }
 
@@ -93,8 +93,8 @@ struct SealedArchive<'a> {
 impl Runner {
     /// Executes a claimed run to its end, whatever happens on the way.
     ///
-    /// Errors: only what prevents the end itself from being recorded: `Fenced` if another worker has taken the run
-    /// over, or the error of the database once a stop was requested.
+    /// Errors: what leaves the run to recovery, because its end was not recorded: `Fenced` if another worker has taken
+    /// it over, an error after the rename, the error of the database once a stop was requested.
     pub fn execute(&self, claim: Claim, intent: &Intent, context: &RunContext<'_>) -> Result<RunOutcome> {
         let run = claim.run();
         let monitor = Monitor::new(self, run, context);

@@ -1,6 +1,7 @@
 //! `status`: the service, running and next runs, and the state of each schedule.
 //!
-//! What counts as a problem is decided by `health`; here it becomes text, JSON and the exit code.
+//! What counts as a problem of a schedule or a service is decided by `health`; here it becomes text, JSON and the exit
+//! code, together with problems of the whole home.
 
 use chrono_tz::Tz;
 use clap::Args;

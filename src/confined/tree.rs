@@ -35,11 +35,11 @@ pub enum FolderEnd {
 
 /// What a tree shares with the work that it belongs to.
 pub struct TreeContext {
-    /// Paths that hold what they shall hold.
+    /// Paths that hold what the archive has, and paths that failed and are not tried again.
     pub completed: Arc<CompletedPaths>,
     /// Set when the work ends early: folders then stay unfinished, so that the next restore recognises them.
     pub is_abandoned: Arc<AtomicBool>,
-    /// Called for each folder when it is closed, from any thread.
+    /// Called from any thread for each folder whose metadata is applied when the last reference to it is dropped.
     pub on_finished: OnFinished,
     /// What this process may do.
     pub privileges: Privileges,
@@ -213,7 +213,8 @@ impl FolderTree {
                 self.open(parent, path, node, parent.may_have_default_acl, FinalMetadata::Unchanged).map(Some)
             }
             Some(stat) if kind_of(&stat) == Some(MemberKind::Folder) => {
-                // A folder that is finished already gets back the metadata that it has now.
+                // A folder that is finished already gets back the metadata that it has now. A failed one counts as
+                // complete too, but still has exactly the mode of an unfinished folder.
                 let is_finished = is_complete && !is_unfinished(&stat, stat.st_mode);
                 let final_metadata = if is_finished && !self.context.is_dry_run {
                     FinalMetadata::Previous(Box::new(stat))
@@ -256,7 +257,7 @@ impl FolderTree {
             return Ok(FinalMetadata::Unchanged);
         }
         if applies {
-            // The node keeps the parents of the path; see there.
+            // Only the last component: the node keeps the parents, see `PathNode`.
             let path = MemberPath::parse(name).map_err(|e| io::Error::other(e.to_string()))?;
             return Ok(FinalMetadata::FromMember(Box::new(Member { path, ..member.clone() })));
         }

@@ -118,11 +118,11 @@ impl Service {
             let is_over = self.runner.clock.monotonic().saturating_sub(started) >= grace;
             if !is_cancelled && (is_over || request == Some(StopRequest::Now)) {
                 is_cancelled = true;
-                self.active.drain();
+                self.active.cancel_and_requeue();
             }
             if let Ok(Event::Stop) = events.recv_timeout(COMMIT_POLL_INTERVAL) {
                 is_cancelled = true;
-                self.active.drain();
+                self.active.cancel_and_requeue();
             }
         }
         // It notices the cancel token at its next chunk.

@@ -43,8 +43,8 @@ impl ActiveRuns {
     }
 
     /// Asks all runs to stop and to return to the queue (I10).
-    pub(super) fn drain(&self) {
-        self.lock().values().for_each(|cancel| cancel.drain());
+    pub(super) fn cancel_and_requeue(&self) {
+        self.lock().values().for_each(|cancel| cancel.cancel_and_requeue());
     }
 }
 

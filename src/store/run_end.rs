@@ -25,6 +25,7 @@ impl Store {
         };
         let done = self.write_fenced(&claim, |transaction| {
             make_visible(transaction, claim.run, completed)?;
+            // `accept` holds for one archive, also for one that turns out to be damaged.
             transaction
                 .prepare_cached("UPDATE schedule SET accepted_at_ms = NULL WHERE id = ?1")?
                 .execute([claim.schedule])?;
@@ -45,8 +46,8 @@ impl Store {
         done.map_err(|error| Box::new(EndError { claim, error }))
     }
 
-    /// Returns a run to the queue, or ends it if it cannot be tried again: cancelled, started by hand, no tries left,
-    /// its schedule paused or deleted, or superseded by another queued run. The catalog rows it wrote must be discarded
+    /// Returns a run to the queue, or ends it if it cannot be tried again: no tries left (checked first), cancelled,
+    /// started by hand, its schedule paused or deleted, or superseded by another queued run. The catalog rows it wrote must be discarded
     /// before.
     pub fn requeue(&self, claim: Claim, how: Requeue, reason: &str, now: Timestamp) -> EndResult<Requeued> {
         let done = self.write_fenced(&claim, |transaction| {
@@ -73,7 +74,8 @@ fn end_run(
     exactly_one(changed)
 }
 
-/// Ends the attempt of a claim. A take-over has no attempt of its own until it finishes what it recovers.
+/// Ends the attempt of a claim. A take-over has ended the attempt of the dead worker and opened none of its own: its
+/// row, `recovered`, is written here, whatever the end is.
 fn end_attempt(
     transaction: &Transaction<'_>,
     claim: &Claim,
@@ -156,6 +158,7 @@ fn requeue(
     if !claim.recovering {
         end_attempt(transaction, claim, next.outcome, Some(reason), now)?;
     }
+    // What a user asked for by hand (`--no-verify`, `--reread`) does not hold for a retry.
     let changed = transaction
         .prepare_cached(
             "UPDATE run SET state = 'queued', worker = NULL, tries = ?2, not_before_ms = ?3, error = ?4, \

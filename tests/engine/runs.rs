@@ -171,7 +171,7 @@ fn a_cancelled_run_leaves_no_file_and_a_drained_one_is_queued_again() {
     service.tick().unwrap();
     let (claim, intent) = world.claim(&runner);
     let cancel = CancelToken::default();
-    cancel.drain();
+    cancel.cancel_and_requeue();
     let observer = Recording::default();
     let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
     let ended = runner.execute(claim, &intent, &context).unwrap();

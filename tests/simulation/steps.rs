@@ -237,7 +237,7 @@ impl Simulation {
                 let cancel = CancelToken::default();
                 match self.random.below(6) {
                     0 => cancel.cancel(),
-                    1 => cancel.drain(),
+                    1 => cancel.cancel_and_requeue(),
                     _ => {}
                 }
                 let context = RunContext { cancel: &cancel, observer: &Silent, is_foreground: self.random.one_in(2) };

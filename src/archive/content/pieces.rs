@@ -1,4 +1,5 @@
-//! Pieces of content: what worker threads read and decode, and hand over in order.
+//! Pieces of content: what worker threads read and decode, and hand over in order, for the reader of members.
+//! Verification checks stored bytes and has threads of its own (`archive/check.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,7 @@ pub struct PlannedChunk {
 /// What one thread reads in one go.
 pub(super) enum Task {
     Chunk(PlannedChunk),
-    /// A range of a plain file that has no chunks, and its position among these ranges.
+    /// A range of an uncompressed file that has no chunks, and its position among these ranges.
     Range(u64, Span),
 }
 
@@ -68,7 +69,7 @@ pub(super) enum Piece {
         length: u64,
         reason: String,
     },
-    /// Nothing can be read from here on.
+    /// Nothing can be read from here on: the reader stops.
     Broken(String),
     /// Nothing can be decoded from here on, and a checksum of the pieces before was not reached or is wrong.
     Undecodable(String),
@@ -82,7 +83,8 @@ pub(super) struct PieceQueue {
     pub pieces: Receiver<Receiver<Piece>>,
     /// Returns buffers to the threads.
     pub spent: Sender<Buffer>,
-    /// Content before this position need not be decoded.
+    /// Content before this position, counted over all planned content, need not be decoded. A compressed stream without
+    /// chunks has to decode it all the same.
     pub skip_to: Arc<AtomicU64>,
 }
 
