@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::schedule::text_file::{self, BadLine, Change, Entry};
-use crate::schedule::{Cadence, DailyTimes, Schedule, ScheduleName};
+use crate::schedule::{Cadence, CatchUp, Compression, DailyTimes, Retention, Schedule, ScheduleName};
 use crate::source;
 use crate::store::{ScheduleRow, Store, Watermark};
 
@@ -155,12 +155,24 @@ fn import(
     Ok(imported)
 }
 
-/// Formats the schedules as a text file. Also returns the names of those that it cannot hold, each with the reason.
-pub fn export_text(rows: &[ScheduleRow]) -> (Vec<u8>, Vec<(String, String)>) {
+/// Schedules as a text file, and what it cannot hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportedText {
+    /// The file's bytes.
+    pub text: Vec<u8>,
+    /// The names of schedules that are not in it, each with the reason.
+    pub left_out: Vec<(String, String)>,
+    /// The names of schedules that are in it, each with the options that are not.
+    pub without_options: Vec<(String, Vec<&'static str>)>,
+}
+
+/// Formats the schedules as a text file.
+pub fn export_text(rows: &[ScheduleRow]) -> ExportedText {
     let mut entries = Vec::new();
-    let mut left_out = Vec::new();
+    let mut exported = ExportedText::default();
     for row in rows {
         let schedule = &row.schedule;
+        let name = schedule.name.to_string();
         match &schedule.cadence {
             Some(Cadence::Daily(times)) => entries.push(Entry {
                 name: schedule.name.clone(),
@@ -168,14 +180,37 @@ pub fn export_text(rows: &[ScheduleRow]) -> (Vec<u8>, Vec<(String, String)>) {
                 times: times.clone(),
             }),
             Some(Cadence::Cron(_)) => {
-                left_out.push((schedule.name.to_string(), "a cron schedule has no place in it".to_owned()));
+                exported.left_out.push((name, "a cron schedule has no place in it".to_owned()));
             }
-            None => left_out.push((schedule.name.to_string(), "it has no times".to_owned())),
+            None => exported.left_out.push((name, "it has no times".to_owned())),
         }
     }
     let written = text_file::format(&entries);
-    left_out.extend(written.left_out.into_iter().map(|(name, reason)| (name.to_string(), reason.to_owned())));
-    (written.text, left_out)
+    exported.text = written.text;
+    exported.left_out.extend(written.left_out.into_iter().map(|(name, reason)| (name.to_string(), reason.to_owned())));
+    for row in rows.iter().filter(|row| exported.left_out.iter().all(|(name, _)| *name != row.schedule.name.as_str())) {
+        let options = options_not_in_text(&row.schedule);
+        if !options.is_empty() {
+            exported.without_options.push((row.schedule.name.to_string(), options));
+        }
+    }
+    exported
+}
+
+/// Returns the options of a schedule that differ from those of a schedule imported from a text file.
+fn options_not_in_text(schedule: &Schedule) -> Vec<&'static str> {
+    let Schedule { name: _, source: _, cadence: _, zone, compression, excludes, retention, catch_up, verify, enabled } =
+        schedule;
+    let options = [
+        (zone.is_some(), "time zone"),
+        (*compression != Compression::default(), "compression"),
+        (!excludes.is_empty(), "excludes"),
+        (*retention != Retention::default(), "keep rules"),
+        (*catch_up != CatchUp::default(), "catch-up"),
+        (!verify, "--no-verify"),
+        (!enabled, "pause"),
+    ];
+    options.into_iter().filter_map(|(is_lost, option)| is_lost.then_some(option)).collect()
 }
 
 /// Formats the schedules with all their options as a JSON document.

@@ -90,18 +90,21 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
     OpenArchive::from_catalog(&context.home, &store, found)
 }
 
-/// Returns whether a word means a file rather than a schedule: it looks like the path of an archive, or it is a file
-/// and no schedule has that name.
+/// Returns whether a word means a file rather than a schedule or a run: it has a `/`, or it looks like the name of an
+/// archive or is a file, and no schedule has that name. `./docs.gz` is always the file.
 pub fn names_a_file(context: &Context, what: &str) -> bool {
-    let looks_like_one = what.contains('/') || [".tar", ".gz", ".zst", ".tgz"].iter().any(|end| what.ends_with(end));
-    if run_number(what).is_some() || !(looks_like_one || Path::new(what).is_file()) {
+    if run_number(what).is_some() {
         return false;
     }
+    if what.contains('/') {
+        return true;
+    }
+    let looks_like_one = what.contains(".tar") || [".gz", ".zst", ".tgz"].iter().any(|end| what.ends_with(end));
     let is_schedule = || {
-        let store = context.open_store(crate::store::Access::Existing).ok();
-        store.is_some_and(|store| schedule_or_history(&store, what).is_ok())
+        let store = context.home.db().exists().then(|| context.open_store(crate::store::Access::Existing).ok());
+        store.flatten().is_some_and(|store| schedule_or_history(&store, what).is_ok())
     };
-    looks_like_one || !context.home.db().exists() || !is_schedule()
+    (looks_like_one || Path::new(what).is_file()) && !is_schedule()
 }
 
 fn archive_of_run(store: &Store, run: i64) -> Result<Archive> {

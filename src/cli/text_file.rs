@@ -11,7 +11,7 @@ use super::Context;
 use super::render::{self, Format};
 use crate::durable::{self, FolderLock, PersistMethod};
 use crate::error::{Error, ErrorKind, Result};
-use crate::import_export::{self, Imported};
+use crate::import_export::{self, ExportedText, Imported};
 
 /// The form of a file of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -130,9 +130,9 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
 pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
     let store = context.open()?;
     let rows = store.schedules()?;
-    let (bytes, left_out) = match args.format {
+    let ExportedText { text: bytes, left_out, without_options } = match args.format {
         FileFormat::Text => import_export::export_text(&rows),
-        FileFormat::Json => (import_export::export_json(&rows)?, Vec::new()),
+        FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
     };
     match &args.file {
         None => render::print_bytes(&bytes)?,
@@ -153,5 +153,10 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
     for (name, reason) in &left_out {
         context.warn(&format!("{name} is not in the text file: {reason} (`export --format json` holds everything)"));
     }
-    Ok(if left_out.is_empty() { 0 } else { ErrorKind::Incomplete.exit_code() })
+    for (name, options) in &without_options {
+        let options = options.join(", ");
+        context
+            .warn(&format!("{name} is in the text file without: {options} (`export --format json` holds everything)"));
+    }
+    Ok(if left_out.is_empty() && without_options.is_empty() { 0 } else { ErrorKind::Incomplete.exit_code() })
 }

@@ -47,7 +47,8 @@ struct Verified {
 pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let older_than = args.older_than.as_deref().map(parse_age).transpose()?;
     let time_limit = args.time_limit.as_deref().map(parse_age).transpose()?;
-    let (files, words): (Vec<&String>, Vec<&String>) = args.what.iter().partition(|word| is_file(word));
+    let (files, words): (Vec<&String>, Vec<&String>) =
+        args.what.iter().partition(|word| select::names_a_file(context, word));
     let mut verified = Vec::new();
     if !words.is_empty() || files.is_empty() {
         let store = context.open()?;
@@ -63,11 +64,6 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
         context.print_info("there is nothing to verify");
     }
     Ok(exit_code(&verified))
-}
-
-/// Returns whether `word` names a file: it looks like a path of an archive, or a file of that name exists.
-fn is_file(word: &str) -> bool {
-    !word.starts_with('@') && (word.contains('/') || word.contains(".tar") || Path::new(word).is_file())
 }
 
 /// Returns the archives to verify, those verified longest ago first, each physical file once.

@@ -129,6 +129,24 @@ fn excludes_that_match_nothing_are_reported_at_create_edit_and_run() {
 }
 
 #[test]
+fn a_schedule_named_like_a_file_is_the_schedule_unless_a_folder_is_written() {
+    let home = TestHome::with_sources(&["documents"]);
+    for name in ["mail.gz", "my.tarball"] {
+        let _ = home.run(&["create", &format!("documents;09:00;{name}"), "--now"]).ok();
+        fs::write(home.path(name), "this is no archive").unwrap();
+        for verb in ["ls", "verify", "diff"] {
+            let _ = home.run(&[verb, name]).ok();
+        }
+        let _ = home.run(&["restore", name, "--to", &format!("out-{name}")]).ok();
+        let file = format!("./{name}");
+        let _ = home.run(&["ls", &file]).fails(4, &[name]);
+        let _ = home.run(&["verify", &file]).fails(4, &[]);
+        let _ = home.run(&["delete", name]).ok();
+        let _ = home.run(&["ls", name]).ok();
+    }
+}
+
+#[test]
 fn next_needs_no_database_for_a_cadence_on_the_command_line() {
     let home = TestHome::new();
     let said = home

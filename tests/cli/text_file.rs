@@ -77,6 +77,34 @@ fn import_from_standard_input_with_replace_and_export_with_force_and_json() {
 }
 
 #[test]
+fn text_export_names_every_option_that_it_loses() {
+    let home = TestHome::new();
+    for (index, (option, lost)) in [
+        (&["--timezone", "Asia/Tokyo"][..], "time zone"),
+        (&["--exclude", "*.iso"], "excludes"),
+        (&["-x"], "excludes"),
+        (&["--compress", "zstd"], "compression"),
+        (&["--keep-last", "3"], "keep rules"),
+        (&["--catch-up", "skip"], "catch-up"),
+        (&["--no-verify"], "--no-verify"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("s{index}");
+        let _ = home.run(&[&["create", &format!("/a;09:00;{name}")][..], option].concat()).ok();
+        let said = home.run(&["export"]).fails(3, &[&format!("{name} is in the text file without: {lost} ")]);
+        assert!(said.stdout.ends_with(&format!("/a;09:00;{name}\n")), "{said:?}");
+    }
+    let plain = TestHome::new();
+    let _ = plain.run(&["create", "/a;09:00;plain"]).ok();
+    let _ = plain.run(&["export"]).ok();
+    let _ = plain.run(&["pause", "plain"]).ok();
+    let _ = plain.run(&["export"]).fails(3, &["plain is in the text file without: pause "]);
+    let _ = plain.run(&["export", "--format", "json"]).ok();
+}
+
+#[test]
 fn a_service_follows_the_file_and_an_unchanged_line_reverts_no_edit() {
     let home = TestHome::with_sources(&["a", "b"]);
     fs::write(home.path("backup_schedules.txt"), "a;03:00;one\nb;04:00;two\n").unwrap();
