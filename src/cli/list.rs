@@ -22,7 +22,7 @@ pub struct ShowArgs {
 
 pub fn cmd_list(context: &Context) -> Result<u8> {
     let store = context.open()?;
-    let zone = context.default_zone(&store)?;
+    let zone = context.shown_zone(&store)?;
     let rows = store.schedules()?;
     match context.format {
         Format::Json => {
@@ -117,7 +117,7 @@ struct ShowDocument<'a> {
 
 pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
     let store = context.open()?;
-    let zone = context.default_zone(&store)?;
+    let zone = context.shown_zone(&store)?;
     let row = select::schedule(&store, &args.schedule)?;
     let details = ScheduleDetails {
         index: store.schedules()?.iter().position(|other| other.id == row.id).unwrap_or_default(),

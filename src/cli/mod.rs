@@ -29,6 +29,7 @@ mod serve;
 mod signals;
 mod start;
 mod status;
+mod system_zone;
 mod terminal;
 mod text_file;
 mod verify;
@@ -46,7 +47,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{Home, HomeOptions, with_suffix};
 use crate::owner;
-use crate::schedule::{self, ZoneOrigin};
+use crate::schedule::{self, ServiceZone, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
 use render::Format;
@@ -191,9 +192,11 @@ pub(crate) struct Context {
     pub verbose: bool,
     pub colour: bool,
     pub clock: Arc<dyn Clock>,
-    /// The zone of this process, which a service started from it would use.
+    /// The zone of this process, in which it shows times.
     pub zone: Tz,
     pub zone_origin: ZoneOrigin,
+    /// Whether `zone` is UTC because the zone that is set is unknown.
+    is_zone_unknown: bool,
 }
 
 impl Context {
@@ -207,9 +210,14 @@ impl Context {
         };
         let current = std::env::current_dir()
             .map_err(|e| Error::failed("the current folder does not exist").because(e).hint("cd to one that exists"))?;
-        let tz = std::env::var("TZ").ok();
-        let system = iana_time_zone::get_timezone().ok();
-        let service_zone = schedule::service_zone(tz.as_deref(), system.as_deref())?;
+        let (service_zone, is_zone_unknown) = match system_zone::service_zone() {
+            Ok(zone) => (zone, false),
+            Err(error) => {
+                let hint = error.next_step().unwrap_or_default();
+                render::print_stderr(&format!("warning: {error}; times are read and shown in UTC\n  next: {hint}"));
+                (ServiceZone { zone: Tz::UTC, origin: ZoneOrigin::Unset }, true)
+            }
+        };
         let home = Home::locate(&places, &current)?;
         owner::determine([home.db(), &with_suffix(home.db(), ".lock"), &home.workers()]);
         Ok(Context {
@@ -224,6 +232,7 @@ impl Context {
             clock: Arc::new(SystemClock::new()),
             zone: service_zone.zone,
             zone_origin: service_zone.origin,
+            is_zone_unknown,
         })
     }
 
@@ -279,15 +288,31 @@ impl Context {
         render::print_stderr(&format!("warning: {text}"));
     }
 
-    /// Returns the zone of schedules without one: that of the running service, else that of this process.
+    /// Returns the zone of this process, which a service started from it would use.
+    ///
+    /// Errors: `Usage` if the zone that is set is unknown.
+    pub fn own_zone(&self) -> Result<Tz> {
+        if self.is_zone_unknown { system_zone::service_zone().map(|found| found.zone) } else { Ok(self.zone) }
+    }
+
+    /// Returns the zone of schedules without one, to compute when they are due: that of the running service, else that
+    /// of this process.
+    ///
+    /// Errors: those of [`Context::own_zone`].
     pub fn default_zone(&self, store: &Store) -> Result<Tz> {
+        self.live_service_zone(store)?.map_or_else(|| self.own_zone(), Ok)
+    }
+
+    /// Same as [`Context::default_zone`], to show times: UTC if the zone is unknown.
+    pub fn shown_zone(&self, store: &Store) -> Result<Tz> {
+        Ok(self.live_service_zone(store)?.unwrap_or(self.zone))
+    }
+
+    fn live_service_zone(&self, store: &Store) -> Result<Option<Tz>> {
         if start::live_services(self, store)?.is_empty() {
-            return Ok(self.zone);
+            return Ok(None);
         }
-        match store.service_zone()? {
-            Some(name) => schedule::parse_zone(&name),
-            None => Ok(self.zone),
-        }
+        store.service_zone()?.map(|name| schedule::parse_zone(&name)).transpose()
     }
 }
 

@@ -44,8 +44,8 @@ struct NextDocument {
 pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
     let given_zone = args.timezone.as_deref().map(parse_zone).transpose()?;
     let (cadence, zone, first) = match (&args.at, &args.cron, &args.schedule) {
-        (Some(at), _, _) => (Cadence::parse_daily(at)?, given_zone.unwrap_or(context.zone), None),
-        (_, Some(cron), _) => (Cadence::parse_cron(cron)?, given_zone.unwrap_or(context.zone), None),
+        (Some(at), _, _) => (Cadence::parse_daily(at)?, given_zone.map_or_else(|| context.own_zone(), Ok)?, None),
+        (_, Some(cron), _) => (Cadence::parse_cron(cron)?, given_zone.map_or_else(|| context.own_zone(), Ok)?, None),
         (_, _, Some(word)) => {
             let store = context.open()?;
             let row = select::schedule(&store, word)?;
@@ -53,7 +53,8 @@ pub fn cmd_next(context: &Context, args: &NextArgs) -> Result<u8> {
                 return Err(Error::not_found(format!("{} has no times", row.schedule.name))
                     .hint(format!("set them: backup-manager edit {} --at HH:MM", row.schedule.name)));
             };
-            let zone = given_zone.or(row.schedule.zone).unwrap_or(context.default_zone(&store)?);
+            let own_zone = given_zone.or(row.schedule.zone);
+            let zone = own_zone.map_or_else(|| context.default_zone(&store), Ok)?;
             (cadence, zone, row.schedule.enabled.then_some(row.watermark.handled_until))
         }
         _ => return Err(Error::usage("name a schedule, or a cadence with --at or --cron")),

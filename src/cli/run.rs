@@ -341,7 +341,7 @@ fn summary(context: &Context, store: &Store, run: &Run, archive: Option<&Archive
     if let Some(row) = store.schedule_named(name)?
         && let Some(next) = row.watermark.next_due.filter(|_| row.schedule.enabled)
     {
-        let zone = row.schedule.zone.unwrap_or(context.default_zone(store)?);
+        let zone = row.schedule.zone.unwrap_or(context.shown_zone(store)?);
         lines.push(format!("  next run: {} ({})", next.rfc3339(&zone), zone.name()));
     }
     Ok(lines)

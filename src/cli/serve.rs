@@ -57,7 +57,8 @@ pub struct ServiceOptions {
 
 impl ServiceOptions {
     /// Fails for settings that no service could start with.
-    pub fn check(&self, _context: &Context) -> Result<()> {
+    pub fn check(&self, context: &Context) -> Result<()> {
+        context.own_zone()?;
         environment::refuse_unknown_settings(std::env::vars_os().map(|(name, _)| name))?;
         for (flag, value) in [("--workers", self.workers), ("--threads", self.threads)] {
             if value.is_some_and(|n| !(1..=256).contains(&n)) {

@@ -58,7 +58,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     if args.service {
         return print_service_health(context, &service);
     }
-    let zone = context.default_zone(&store)?;
+    let zone = context.shown_zone(&store)?;
     let running = store.running()?;
     let schedules = store
         .schedules()?

@@ -113,18 +113,21 @@ impl Service {
         Ok(service)
     }
 
-    /// Recomputes the next occurrences of schedules without a zone if the service's zone is not the last one's.
+    /// Recomputes the next occurrences of schedules without a zone. A command that changed one while no service ran
+    /// computed them in its own zone, so they may be wrong although the service's zone is the last one's.
     fn recompute_for_zone(&mut self) -> Result<()> {
         let store = &self.runner.store;
         let name = self.options.zone.name();
-        if store.service_zone()?.as_deref() == Some(name) {
-            return Ok(());
-        }
         for row in store.schedules()?.iter().filter(|row| row.schedule.zone.is_none()) {
             let next_due = row.schedule.next_after(self.options.zone, row.watermark.handled_until);
-            store.move_watermark(row.id, row.watermark, Watermark { next_due, ..row.watermark })?;
+            if next_due != row.watermark.next_due {
+                store.move_watermark(row.id, row.watermark, Watermark { next_due, ..row.watermark })?;
+            }
         }
-        store.set_service_zone(name)
+        if store.service_zone()?.as_deref() != Some(name) {
+            store.set_service_zone(name)?;
+        }
+        Ok(())
     }
 
     /// Removes the registration; the database holds nothing of this service afterwards.

@@ -72,7 +72,7 @@ fn unknown_zones_and_bad_cron_expressions_are_never_guessed() {
     let _ = create(&["--at", "09:00", "--compress", "rar"]).fails(2, &["rar"]);
     let _ = create(&["--at", "09:00", "--exclude", "[z-a]"]).fails(2, &["[z-a]"]);
     let _ = create(&["--at", "09:00", "--keep-last", "0"]).fails(2, &["keep"]);
-    let _ = home.run_with(("TZ", "Mars/Olympus"), &["list"]).fails(2, &["Mars/Olympus"]);
+    let _ = home.run_with(("TZ", "Mars/Olympus"), &["start"]).fails(2, &["Mars/Olympus"]);
     assert!(!home.path("backup.db").exists());
 }
 
@@ -194,4 +194,42 @@ fn a_file_that_is_no_archive_is_explained_and_control_characters_are_escaped() {
     fs::create_dir_all(home.path("out/docs").join(evil)).unwrap();
     let _ = home.run(&["restore", "docs", "--to", "out"]).fails(3, &["evil"]);
     assert!(!home.log("backup_manager.log").contains('\u{1b}'));
+}
+
+#[test]
+fn an_unknown_zone_only_fails_what_computes_schedules() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    for tz in ["Mars/Olympus", "CET-1CEST,M3.5.0,M10.5.0/3", "<+03>-3"] {
+        let run = |args: &[&str]| home.run_with(("TZ", tz), args);
+        for verb in [
+            &["list"][..],
+            &["show", "docs"],
+            &["stop"],
+            &["ls", "docs"],
+            &["cat", "docs", "a/file.txt"],
+            &["verify"],
+            &["history"],
+            &["backups"],
+            &["restore", "docs", "--to", &format!("to-{}", tz.len())],
+            &["run", "docs"],
+            &["config"],
+        ] {
+            let said = run(verb).ok();
+            assert!(said.stderr.contains("shown in UTC") && said.stderr.contains(tz), "{said:?}");
+        }
+        assert!(run(&["status"]).stderr.contains("shown in UTC"));
+        for verb in [
+            &["create", "a;10:00;more"][..],
+            &["edit", "docs", "--at", "10:00"],
+            &["next", "docs"],
+            &["next", "--at", "09:00"],
+            &["start"],
+            &["serve"],
+        ] {
+            let _ = run(verb).fails(2, &[tz, "IANA name"]);
+        }
+        let _ = run(&["next", "--at", "09:00", "--timezone", "Europe/Paris"]).ok();
+    }
+    assert!(!home.run(&["list"]).ok().stdout.contains("more"));
 }

@@ -99,6 +99,18 @@ fn another_zone_at_the_next_start_moves_the_next_occurrence() {
 }
 
 #[test]
+fn a_time_computed_in_the_zone_of_a_command_is_recomputed_at_the_next_start() {
+    let world = World::new();
+    let next = |world: &World| world.store.schedules().unwrap()[0].watermark.next_due.unwrap();
+    world.service_in(Tz::Europe__Paris, false).unregister().unwrap();
+    // A command in a shell without that zone computes 01:00 in UTC while no service runs.
+    world.schedule("docs", "01:00");
+    assert_eq!(next(&world), MIDNIGHT.plus(HOUR));
+    let _paris = world.service_in(Tz::Europe__Paris, false);
+    assert_eq!(next(&world), MIDNIGHT.plus(DAY), "01:00 in Paris is 00:00 UTC, and today's has passed");
+}
+
+#[test]
 fn spring_and_autumn_in_paris_run_every_night_once() {
     let world = World::new();
     // From a week before each change to a week after, in steps of ten minutes.
