@@ -8,6 +8,8 @@ use crate::member::{MemberKind, MemberPath, Span};
 
 /// Bytes that are read and passed on at a time.
 const BUFFER_BYTES: usize = 1 << 18;
+/// Longest chain of hard links that is followed.
+const MAX_LINK_CHAIN: usize = 64;
 
 /// Passes the content of a file to `put`, holes as zeros. If an archive of another program has several members of this
 /// path, the last one counts, as in a restore. A hard link has the content of the file that it refers to.
@@ -88,28 +90,53 @@ fn read_entry(
             if first == *path {
                 return Err(damaged(path, "it is a hard link to itself"));
             }
-            return read_linked_file(archive, &first, put);
+            return read_linked_file(archive, first, put);
         }
-        _ => {
-            return Err(Error::usage(format!("{path} is not a file and has no content")).hint("list it with `ls -l`"));
-        }
+        _ => return Err(without_content(path)),
     }
     read_content(members, entry, put)
 }
 
-/// Reads the file that a hard link refers to. That is never a link itself: tar programs write links to the first name.
-fn read_linked_file(archive: &OpenArchive, first: &MemberPath, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let selection = Selection::exactly(vec![first.clone()])?;
-    let mut members = archive.members(&selection, 2)?;
-    while let Some(event) = members.next()? {
-        if let Event::Member(entry) = event
-            && entry.member.path == *first
-            && entry.member.kind == MemberKind::File
-        {
-            return read_content(&mut members, &entry, put);
+fn without_content(path: &MemberPath) -> Error {
+    Error::usage(format!("{path} is not a file and has no content")).hint("list it with `ls -l`")
+}
+
+/// Reads the file that a hard link refers to. Our archives name the file itself; others may name a further link.
+fn read_linked_file(
+    archive: &OpenArchive,
+    mut first: MemberPath,
+    put: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    for _ in 0..MAX_LINK_CHAIN {
+        let Some((mut members, entry)) = find_member(archive, &first)? else {
+            return Err(damaged(&first, "a hard link refers to it, and it does not exist"));
+        };
+        match entry.member.kind {
+            MemberKind::File => return read_content(&mut members, &entry, put),
+            MemberKind::HardLink => {
+                first = MemberPath::parse(entry.member.link_target.as_deref().unwrap_or_default())?;
+            }
+            _ => return Err(without_content(&first)),
         }
     }
-    Err(damaged(first, "a hard link refers to it, and it does not exist"))
+    Err(damaged(&first, "hard links refer to each other, and to no file"))
+}
+
+/// Returns the member of this path, which is still to be read: a file if there is one, else the first.
+fn find_member(archive: &OpenArchive, path: &MemberPath) -> Result<Option<(Members, Box<Entry>)>> {
+    let selection = Selection::exactly(vec![path.clone()])?;
+    for only_files in [true, false] {
+        let mut members = archive.members(&selection, 2)?;
+        while let Some(event) = members.next()? {
+            if let Event::Member(entry) = event
+                && entry.member.path == *path
+                && (entry.member.kind == MemberKind::File || !only_files)
+            {
+                return Ok(Some((members, entry)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Passes the content of the current member to `put`.

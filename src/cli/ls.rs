@@ -77,7 +77,12 @@ fn visit(
     let mut members = archive.members(selection, 2)?;
     while let Some(event) = members.next()? {
         match event {
-            Event::Member(entry) if selection.selects(&entry.member.path) => list(&entry.member, None)?,
+            Event::Member(entry) if selection.selects(&entry.member.path) => {
+                if entry.has_bad_time {
+                    context.warn(&format!("{}: its time is broken: that of the header is shown", entry.member.path));
+                }
+                list(&entry.member, None)?;
+            }
             Event::Member(_) => {}
             Event::Refused { name, reason } => {
                 is_damaged = true;

@@ -254,6 +254,17 @@ fn print_report(
             render::print_stderr(&text);
         }
     }
+    print_warnings(context, args, archive, report);
+    let what =
+        format!("{}, {}", render::count(report.extent.members, "member"), render::bytes(report.extent.content_bytes));
+    let kept = if report.unchanged > 0 { format!(", {} unchanged", report.unchanged) } else { String::new() };
+    let verb = if args.dry_run { "would restore" } else { "restored" };
+    context.print_info(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
+    Ok(())
+}
+
+/// Prints what applies to the restore as a whole.
+fn print_warnings(context: &Context, args: &RestoreArgs, archive: &OpenArchive, report: &Report) {
     if let Some(reason) = &report.undecodable {
         let text = format!("damaged: {}: {reason}\n  next: restore from another archive", archive.path().display());
         log::warn!("restore of {}", text);
@@ -268,16 +279,16 @@ fn print_report(
     if report.absolute > 0 {
         context.warn(&format!("{} absolute: restored below the target", render::count(report.absolute, "name")));
     }
+    if report.bad_times > 0 {
+        context.warn(&format!(
+            "{} with a broken time: that of the header was set",
+            render::count(report.bad_times, "member")
+        ));
+    }
     if report.stripped > 0 {
         let members = render::count(report.stripped, "member");
         context.warn(&format!("{members} not restored: --strip {} removes the whole name", args.strip));
     }
-    let what =
-        format!("{}, {}", render::count(report.extent.members, "member"), render::bytes(report.extent.content_bytes));
-    let kept = if report.unchanged > 0 { format!(", {} unchanged", report.unchanged) } else { String::new() };
-    let verb = if args.dry_run { "would restore" } else { "restored" };
-    context.print_info(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
-    Ok(())
 }
 
 /// What `restore --json` prints.
@@ -298,6 +309,8 @@ struct RestoreDocument {
     owners_not_set: u64,
     /// Absolute names, which were restored below the target.
     absolute_names: u64,
+    /// Members whose time in a pax header is none: they got that of the header block.
+    bad_times: u64,
     /// Members of whose name `--strip` left nothing.
     stripped_away: u64,
     conflicts: PathsDocument,
@@ -357,6 +370,7 @@ fn report_document(
         unchanged: report.unchanged,
         owners_not_set: report.owners,
         absolute_names: report.absolute,
+        bad_times: report.bad_times,
         stripped_away: report.stripped,
         conflicts: paths_document(&report.conflicts),
         refused: paths_document(&report.refused),

@@ -184,7 +184,7 @@ fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
         ),
         ScheduleProblem::UnhealthyArchives { count } => {
             let what = render::count(*count, "archive");
-            format!("{what} damaged or missing: see `backups {name} --all`, then `forget`")
+            format!("{what} damaged or missing: see `backups {name} --all`; `run {name}` makes a new one")
         }
         ScheduleProblem::DrillFailed { error } => format!("the last restore test failed: {error}"),
         ScheduleProblem::Overdue { newest_good_age } => {

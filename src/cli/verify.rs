@@ -165,7 +165,7 @@ fn archive_of_file(context: &Context, path: &Path) -> Option<(Store, Archive)> {
 
 fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
     match &verified.result {
-        Ok(findings) if findings.is_good() => {
+        Ok(findings) if findings.is_good() && findings.refused_members.is_empty() => {
             log::info!("{}: verified", verified.path);
             if context.format != Format::Json && !context.quiet {
                 render::print_line(&format!("good: {} ({})", verified.path, render::bytes(findings.bytes)))?;
@@ -173,7 +173,11 @@ fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
         }
         Ok(findings) => {
             log::error!("{}: {}", verified.path, findings.health.as_str());
-            let mut text = format!("{}: {}\n", findings.health.as_str(), verified.path);
+            let is_refused = if findings.is_good() { ", but `restore` refuses members" } else { "" };
+            let mut text = format!("{}{is_refused}: {}\n", findings.health.as_str(), verified.path);
+            for (member, reason) in &findings.refused_members {
+                text += &format!("  refused member: {}: {reason}\n", render::printable(member));
+            }
             findings.structure.iter().for_each(|line| text += &format!("  {}\n", render::escape_control(line)));
             for member in &findings.damaged_members {
                 text += &format!("  damaged member: {}\n", render::printable(member));
@@ -208,6 +212,8 @@ enum VerifyResultDocument {
         /// What is wrong with the archive as a whole.
         structure: Vec<String>,
         damaged_members: Vec<DamagedMemberDocument>,
+        /// Members that `restore` refuses; only of an archive of another program.
+        refused_members: Vec<RefusedMemberDocument>,
     },
     Failed {
         error: String,
@@ -222,6 +228,15 @@ struct DamagedMemberDocument {
     path: PathFields,
 }
 
+/// A member that `restore` refuses.
+#[derive(Serialize)]
+struct RefusedMemberDocument {
+    /// `path`: its name in the archive.
+    #[serde(flatten)]
+    path: PathFields,
+    reason: String,
+}
+
 fn document(verified: &Verified) -> VerifiedDocument {
     let result = match &verified.result {
         Ok(findings) => {
@@ -233,6 +248,14 @@ fn document(verified: &Verified) -> VerifiedDocument {
                 damaged_members: members
                     .map(|path| DamagedMemberDocument { path: PathFields::new("path", path) })
                     .collect(),
+                refused_members: findings
+                    .refused_members
+                    .iter()
+                    .map(|(name, reason)| RefusedMemberDocument {
+                        path: PathFields::new("path", name),
+                        reason: reason.clone(),
+                    })
+                    .collect(),
             }
         }
         Err(error) => VerifyResultDocument::Failed { error: error.to_string() },
@@ -241,7 +264,7 @@ fn document(verified: &Verified) -> VerifiedDocument {
 }
 
 fn exit_code(verified: &[Verified]) -> u8 {
-    let is_damaged = |one: &Verified| one.result.as_ref().is_ok_and(|findings| !findings.is_good());
+    let is_damaged = |one: &Verified| one.result.as_ref().is_ok_and(|f| !f.is_good() || !f.refused_members.is_empty());
     if verified.iter().any(is_damaged) {
         return ErrorKind::Damage.exit_code();
     }

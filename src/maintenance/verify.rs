@@ -171,7 +171,11 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
     let trailer = match reader.trailer() {
         Ok(Some(trailer)) => trailer,
         Ok(None) => return examine_foreign(path, None, cancel),
-        Err(error) if error.kind() == ErrorKind::Damage => return Ok(Findings::of_damage(&error)),
+        Err(error) if error.kind() == ErrorKind::Damage => {
+            let mut findings = examine_foreign(path, None, cancel)?;
+            findings.structure.insert(0, error.to_string());
+            return Ok(findings.with_health());
+        }
         Err(error) => return Err(error),
     };
     let reading = |e| Error::io("read the trailer of", path)(e);

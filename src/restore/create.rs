@@ -36,6 +36,7 @@ impl Restorer<'_, '_> {
             self.conflict(&entry.member.path, &format!("it would be {member}, and another member has this path"));
             return Ok(());
         }
+        self.state.with_report(|report| report.bad_times += u64::from(entry.has_bad_time));
         if entry.member.kind != MemberKind::HardLink {
             return self.restore_at_path(members, entry);
         }

@@ -16,6 +16,8 @@ use crate::member::{Member, MemberKind, MemberPath};
 const MAX_DEFERRED_LINKS: usize = 1 << 20;
 /// Bytes of the names of these links and of their first names.
 const MAX_DEFERRED_LINK_BYTES: usize = 256 << 20;
+/// Longest chain of hard links that is followed.
+const MAX_LINK_CHAIN: usize = 64;
 
 impl Restorer<'_, '_> {
     /// Creates a hard link to the file at `carrier`. If the restore did not complete that file, the link is deferred
@@ -126,12 +128,32 @@ impl Restorer<'_, '_> {
         for (first, link) in std::mem::take(&mut self.deferred_links) {
             links_by_first.entry(first).or_default().push(link);
         }
-        if links_by_first.is_empty() {
-            return Ok(());
+        for _ in 0..MAX_LINK_CHAIN {
+            if links_by_first.is_empty() {
+                return Ok(());
+            }
+            if !self.restore_links_to(&mut links_by_first)? {
+                break;
+            }
         }
+        for (first, links) in links_by_first {
+            for link in links {
+                self.refuse(link.member.path.as_bytes(), &format!("it is a hard link to {first}, which is not there"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the archive once for the first names of these links, and restores those that are found. A first name that
+    /// is a hard link itself, as another program may write it, is replaced by the one that it names. Returns whether
+    /// there was one, so that the archive is to be read again.
+    fn restore_links_to(&mut self, links_by_first: &mut HashMap<MemberPath, Vec<Box<Entry>>>) -> Result<bool> {
+        let mut next_firsts = Vec::new();
         let selection = Selection::exactly(links_by_first.keys().cloned().collect())?;
         let read = self.read_members(&selection, |restorer, members, mut entry| {
             if entry.member.kind == MemberKind::HardLink {
+                let next = MemberPath::parse(entry.member.link_target.as_deref().unwrap_or_default())?;
+                next_firsts.push((entry.member.path, next));
                 return Ok(());
             }
             let Some(links) = links_by_first.remove(&entry.member.path) else { return Ok(()) };
@@ -151,11 +173,13 @@ impl Restorer<'_, '_> {
             links_by_first.values().flatten().for_each(|link| self.leave_out(&link.member.path));
         }
         read?;
-        for (first, links) in links_by_first {
-            for link in links {
-                self.refuse(link.member.path.as_bytes(), &format!("it is a hard link to {first}, which is not there"));
+        let mut is_chained = false;
+        for (first, next) in next_firsts {
+            if let Some(links) = links_by_first.remove(&first) {
+                links_by_first.entry(next).or_default().extend(links);
+                is_chained = true;
             }
         }
-        Ok(())
+        Ok(is_chained)
     }
 }

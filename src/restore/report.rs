@@ -58,6 +58,8 @@ pub struct Report {
     pub setuid: Paths,
     /// Members with an absolute name, restored beneath the target all the same.
     pub absolute: u64,
+    /// Members whose time in a pax header is none: they got that of the header block.
+    pub bad_times: u64,
     /// Members, folders aside, whose name has no component left after stripping.
     pub stripped: u64,
     /// Paths that were requested and that the archive, which is whole, does not contain.

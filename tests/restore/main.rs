@@ -4,6 +4,7 @@
 mod support;
 
 mod damaged_streams;
+mod dialects;
 mod fidelity;
 mod foreign;
 mod hostile;

@@ -27,6 +27,8 @@ pub struct Entry {
     pub offset: u64,
     /// The archive has an absolute name, from which the leading `/` was removed.
     pub was_absolute: bool,
+    /// The time in its pax header is none, so it has that of its header block.
+    pub has_bad_time: bool,
 }
 
 /// The headers before a header block that extend it.
@@ -136,8 +138,10 @@ impl EntryReader {
             Err(reason) => return Err(HeaderError::refused(name, reason)),
         };
         let sparse = std::mem::take(&mut pax.sparse);
+        let has_bad_time = pax.has_bad_time;
         let member = Member { link_target, ..self.make_member(block, pax, kind, path, stored) };
-        let mut entry = Box::new(Entry { member, stored, spans: None, sequence: 0, offset: 0, was_absolute });
+        let (spans, sequence, offset) = (None, 0, 0);
+        let mut entry = Box::new(Entry { member, stored, spans, sequence, offset, was_absolute, has_bad_time });
         if kind == MemberKind::File {
             let layout = spans::read_layout(&mut self.blocks, block, &sparse, stored);
             if let Some(layout) = layout.map_err(|error| error.with_name(name))? {
@@ -182,8 +186,8 @@ impl EntryReader {
 
 /// Returns the number of bytes of data after a header.
 fn stored_bytes(block: &HeaderBlock, pax: &Pax) -> Option<u64> {
-    // A hard link has no data whatever its size says; GNU tar and Python read it so too.
-    let stated = if block.type_flag() == b'1' { Some(0) } else { pax.size.or_else(|| block.size()) };
+    // Links, devices, folders and FIFOs have no data whatever their size says: bsdtar, Python and Go read them so too.
+    let stated = if matches!(block.type_flag(), b'1'..=b'6') { Some(0) } else { pax.size.or_else(|| block.size()) };
     stated.filter(|&size| size <= i64::MAX as u64)
 }
 

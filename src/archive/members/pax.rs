@@ -14,6 +14,8 @@ pub(super) struct Pax {
     pub user_name: Option<Vec<u8>>,
     pub group_name: Option<Vec<u8>>,
     pub modified: Option<FileTime>,
+    /// It has an mtime that is no time.
+    pub has_bad_time: bool,
     pub xattrs: Xattrs,
     pub comment: Option<Vec<u8>>,
     pub sparse: Sparse,
@@ -56,6 +58,12 @@ impl Pax {
     }
 
     fn add_record(&mut self, key: &[u8], value: &[u8], max_spans: usize) -> Result<(), String> {
+        // An empty value means that there is none: the header block has it.
+        if value.is_empty()
+            && matches!(key, b"path" | b"linkpath" | b"size" | b"uid" | b"gid" | b"mtime" | b"GNU.sparse.name")
+        {
+            return Ok(());
+        }
         let number = || decimal(value).ok_or_else(|| format!("its {} is no number", String::from_utf8_lossy(key)));
         match key {
             b"path" => self.path = Some(value.to_vec()),
@@ -66,7 +74,8 @@ impl Pax {
             b"gid" => self.gid = Some(decimal(value).unwrap_or(u64::MAX)),
             b"uname" => self.user_name = Some(value.to_vec()),
             b"gname" => self.group_name = Some(value.to_vec()),
-            b"mtime" => self.modified = Some(time(value).ok_or("its mtime is no time")?),
+            // The content is worth more than the time.
+            b"mtime" => (self.modified, self.has_bad_time) = (time(value), time(value).is_none()),
             b"comment" => self.comment = Some(value.to_vec()),
             b"SCHILY.acl.access" => self.set_acl(acl::ACCESS, value),
             b"SCHILY.acl.default" => self.set_acl(acl::DEFAULT, value),

@@ -1,0 +1,157 @@
+//! What other programs write that this one does not: sizes without data, times that are none, chains of links.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use backup_manager::browse::{Globs, OpenArchive, Selection, read_file};
+use backup_manager::cancel::CancelToken;
+use backup_manager::error::{ErrorKind, Result};
+use backup_manager::maintenance::verify::verify_file;
+use backup_manager::member::MemberPath;
+use backup_manager::restore::{Options, Report};
+
+use crate::fidelity::restore_with;
+use crate::tar_file::{Block, TarFile};
+
+/// A file with an archive, and a folder to restore to.
+struct Case {
+    folder: tempfile::TempDir,
+    file: PathBuf,
+    to: PathBuf,
+}
+
+impl Case {
+    fn new(bytes: &[u8]) -> Case {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, to) = (folder.path().join("a.tar"), folder.path().join("to"));
+        fs::write(&file, bytes).unwrap();
+        Case { folder, file, to }
+    }
+
+    fn restore(&self, paths: &[&str]) -> Report {
+        let paths = paths.iter().map(|path| MemberPath::parse(path.as_bytes()).unwrap()).collect();
+        let none = || Globs::parse(&[]).unwrap();
+        let options = Options { sync: false, ..Options::to(&self.to) };
+        restore_with(&self.file, &Selection::new(paths, none(), none()), &options).unwrap()
+    }
+
+    fn text(&self, path: &str) -> String {
+        fs::read_to_string(self.to.join(path)).unwrap()
+    }
+
+    fn cat(&self, path: &str) -> Result<String> {
+        let archive = OpenArchive::from_file(&self.file)?;
+        let mut content = Vec::new();
+        read_file(&archive, &archive.member_path(Path::new(path))?, &mut |bytes| {
+            content.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(String::from_utf8(content).unwrap())
+    }
+
+    fn is_good(&self) -> bool {
+        verify_file(&self.file, 1, &CancelToken::new()).unwrap().is_good()
+    }
+}
+
+#[test]
+fn members_that_have_no_data_swallow_none_whatever_their_size_says() {
+    for flag in b'1'..=b'6' {
+        for is_pax in [false, true] {
+            let size = if is_pax { 0 } else { 4096 };
+            let mut tar = TarFile::default().file("first", b"first");
+            if is_pax {
+                tar = tar.pax(&[("size", b"4096")]);
+            }
+            tar = tar.block(Block::new(b"odd", flag, size).link(b"first"));
+            for name in ["a", "b", "c"] {
+                tar = tar.file(name, name.as_bytes());
+            }
+            let case = Case::new(&tar.end());
+            let report = case.restore(&[]);
+            assert_eq!((report.refused.count, report.damaged.count), (0, 0), "{flag}: {report:?}");
+            for name in ["a", "b", "c", "first"] {
+                assert_eq!(case.text(name), name, "{flag}, pax {is_pax}");
+            }
+            assert!(case.is_good(), "{flag}, pax {is_pax}");
+        }
+    }
+}
+
+#[test]
+fn a_time_that_is_none_costs_the_time_and_not_the_file() {
+    for bad in ["", "nonsense", "1e9", "99999999999999999999", "12:30"] {
+        let case = Case::new(&TarFile::default().pax(&[("mtime", bad.as_bytes())]).file("f", b"content").end());
+        let report = case.restore(&[]);
+        assert_eq!((report.refused.count, report.extent.files), (0, 1), "{bad}: {report:?}");
+        assert_eq!(report.bad_times, u64::from(!bad.is_empty()), "{bad}");
+        assert_eq!(case.text("f"), "content");
+        let modified = fs::metadata(case.to.join("f")).unwrap().modified().unwrap();
+        let seconds = modified.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert_eq!(seconds, 1_700_000_000, "{bad}: that of the header block");
+        assert!(case.is_good());
+    }
+}
+
+#[test]
+fn an_empty_pax_value_leaves_what_the_header_has() {
+    let keys = ["path", "size", "uid", "gid", "mtime", "linkpath", "GNU.sparse.name"];
+    let records: Vec<(&str, &[u8])> = keys.iter().map(|key| (*key, &b""[..])).collect();
+    let case = Case::new(&TarFile::default().pax(&records).file("f", b"content").end());
+    let report = case.restore(&[]);
+    assert_eq!((report.refused.count, report.extent.files, report.bad_times), (0, 1, 0), "{report:?}");
+    assert_eq!(case.text("f"), "content");
+}
+
+#[test]
+fn chains_of_hard_links_lead_to_the_content() {
+    let tar = TarFile::default().file("a", b"content").hard_link("b", "a").hard_link("c", "b").hard_link("d", "c");
+    let case = Case::new(&tar.end());
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(case.cat(name).unwrap(), "content", "{name}");
+    }
+    for names in [&["d"][..], &["c", "b"], &["d", "b"], &[]] {
+        let _ = fs::remove_dir_all(&case.to);
+        let report = case.restore(names);
+        assert_ne!(report.outcome(), Some(ErrorKind::Damage), "{names:?}: {report:?}");
+        names.iter().for_each(|name| assert_eq!(case.text(name), "content", "{names:?}"));
+    }
+}
+
+#[test]
+fn hard_links_in_a_circle_are_refused_and_never_followed_without_end() {
+    let case = Case::new(&TarFile::default().hard_link("a", "b").hard_link("b", "a").file("f", b"f").end());
+    assert_eq!(case.cat("a").unwrap_err().kind(), ErrorKind::Damage);
+    let report = case.restore(&[]);
+    assert_eq!((report.refused.count, report.extent.files), (2, 1), "{report:?}");
+}
+
+#[test]
+fn a_hard_link_to_a_symbolic_link_is_no_damage() {
+    let case = Case::new(&TarFile::default().symlink("s", "target").hard_link("h", "s").end());
+    assert_eq!(case.cat("s").unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(case.cat("h").unwrap_err().kind(), ErrorKind::Usage);
+    let report = case.restore(&["h"]);
+    assert_ne!(report.outcome(), Some(ErrorKind::Damage), "{report:?}");
+    assert_eq!(fs::read_link(case.to.join("h")).unwrap(), Path::new("target"));
+}
+
+#[test]
+fn verify_reports_the_members_that_a_restore_refuses() {
+    let case = Case::new(&TarFile::default().file("../evil", b"evil").file("good", b"good").end());
+    let findings = verify_file(&case.file, 1, &CancelToken::new()).unwrap();
+    let refused: Vec<&[u8]> = findings.refused_members.iter().map(|(name, _)| &name[..]).collect();
+    assert_eq!(refused, [b"../evil"]);
+    assert_eq!(case.restore(&[]).refused.count, 1);
+}
+
+#[test]
+fn a_label_is_no_damage_and_zeros_hold_no_members() {
+    let labelled = TarFile::default().block(Block::new(b"label", b'V', 0)).file("f", b"f").end();
+    assert!(Case::new(&labelled).is_good());
+    for size in [1024, 10_240, 1 << 20] {
+        let case = Case::new(&vec![0; size]);
+        let findings = verify_file(&case.file, 1, &CancelToken::new()).unwrap();
+        assert_eq!(findings.structure, ["it holds no members"], "{size} in {}", case.folder.path().display());
+    }
+}
