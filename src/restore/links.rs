@@ -147,6 +147,7 @@ impl Restorer<'_, '_> {
     /// Reads the archive once for the first names of these links, and restores those that are found. A first name that
     /// is a hard link itself, as another program may write it, is replaced by the one that it names. Returns whether
     /// there was one, so that the archive is to be read again.
+    #[allow(clippy::vec_box, reason = "the reader makes the boxes and the restore takes them")]
     fn restore_links_to(&mut self, links_by_first: &mut HashMap<MemberPath, Vec<Box<Entry>>>) -> Result<bool> {
         let mut next_firsts = Vec::new();
         let selection = Selection::exactly(links_by_first.keys().cloned().collect())?;
