@@ -18,6 +18,11 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(15 * 60);
 /// A service whose last scheduler tick is older than this does not respond. Between two ticks it sleeps at most 30 s.
 pub const TICK_LIMIT: Duration = Duration::from_secs(120);
 
+/// The last copy of the database may be this old while a service is running: it makes one a day.
+pub const COPY_LIMIT: Duration = Duration::from_secs(26 * 3600);
+/// How long a service may take to make its first copy.
+pub const FIRST_COPY_LIMIT: Duration = Duration::from_secs(600);
+
 /// A service process and its heartbeat, if that could be read.
 pub type LiveService = (WorkerRow, Option<Heartbeat>);
 
@@ -33,6 +38,8 @@ pub enum ServiceProblem {
         /// Time since its last tick.
         silent_for: Duration,
     },
+    /// A service is running, and no copy of the database was made for more than [`COPY_LIMIT`].
+    NoRecentCopy,
     /// The service reports in its heartbeat why it does no work.
     Reported {
         /// Its process.
@@ -60,6 +67,14 @@ pub fn service_problems(services: &[LiveService], now: Timestamp) -> Vec<Service
         }
     }
     problems
+}
+
+/// Returns the problem of a database that no service could copy lately. A service that has just started has time to
+/// make its first copy.
+pub fn copy_problem(services: &[LiveService], last_copy: Option<Timestamp>, now: Timestamp) -> Option<ServiceProblem> {
+    let is_settled = services.iter().any(|(row, _)| now.since(row.started_at) > FIRST_COPY_LIMIT);
+    let is_recent = last_copy.is_some_and(|at| now.since(at) <= COPY_LIMIT);
+    (is_settled && !is_recent).then_some(ServiceProblem::NoRecentCopy)
 }
 
 /// What the database and the heartbeats hold about one schedule.
@@ -370,6 +385,21 @@ mod tests {
         for row in [paused, without_cadence] {
             assert_eq!(overdue(&row, Tz::UTC, None, false, NOW), None);
         }
+    }
+
+    #[test]
+    fn a_running_service_without_a_recent_copy_is_a_problem_once_it_had_time_to_make_one() {
+        let since = |age| {
+            let (mut row, heartbeat) = service(NOW, None);
+            row.started_at = ago(age);
+            [(row, heartbeat)]
+        };
+        let check = |age, last: Option<Duration>| copy_problem(&since(age), last.map(ago), NOW);
+        assert_eq!(check(FIRST_COPY_LIMIT, None), None);
+        assert_eq!(check(FIRST_COPY_LIMIT + MS, None), Some(ServiceProblem::NoRecentCopy));
+        assert_eq!(check(DAY, Some(COPY_LIMIT)), None);
+        assert_eq!(check(DAY, Some(COPY_LIMIT + MS)), Some(ServiceProblem::NoRecentCopy));
+        assert_eq!(copy_problem(&[], None, NOW), None, "no service is running");
     }
 
     #[test]

@@ -24,7 +24,6 @@ const ALLOWED: &[(&str, &str)] = &[
     ("WHERE archive.state = 'complete' AND TRUE ORDER BY", "returns all archives"),
     ("SELECT DISTINCT source_root FROM archive", "returns a value of every archive"),
     ("SELECT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')", "stops at the first row, bar archives in work"),
-    ("UPDATE instance SET uuid = ?1 WHERE NOT EXISTS", "likewise; runs once, on an empty catalog"),
     ("WHERE TRUE ORDER BY run.id DESC LIMIT :limit", "returns runs from the newest on, up to the limit"),
     ("WHERE instr(',' || :states || ',', ',' || run.state || ',') > 0 ORDER BY run.id DESC", "likewise"),
 ];

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::render::{self, Format};
+use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, config, select};
 use crate::cancel::CancelToken;
@@ -53,13 +54,25 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
     if rows.is_empty() {
         context.print_info("there is no good archive to restore");
     }
+    let signals = Signals::cancel_on_first()?;
     let (mut documents, mut code) = (Vec::new(), 0);
     for row in &rows {
-        let document = drill_schedule(context, args, &store, row)?;
-        if !document.passed {
-            code = ErrorKind::Damage.exit_code();
+        match drill_schedule(context, args, &store, row, &signals.cancel) {
+            Ok(document) => {
+                if !document.passed {
+                    code = ErrorKind::Damage.exit_code();
+                }
+                documents.push(document);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(signals.classify(error)),
+            // The others are tested all the same. Damage is the most severe result.
+            Err(error) => {
+                let name = &row.schedule.name;
+                let named = Error::new(error.kind(), format!("{name}: no restore test: {error}"));
+                super::report(&error.next_step().map(str::to_owned).into_iter().fold(named, Error::hint));
+                code = if code == 0 { error.kind().exit_code() } else { code };
+            }
         }
-        documents.push(document);
     }
     if context.format == Format::Json {
         render::print_json(&documents)?;
@@ -68,13 +81,19 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
 }
 
 /// Tests a restore of one schedule and prints the result.
-fn drill_schedule(context: &Context, args: &DrillArgs, store: &Store, row: &ScheduleRow) -> Result<OutcomeDocument> {
+fn drill_schedule(
+    context: &Context,
+    args: &DrillArgs,
+    store: &Store,
+    row: &ScheduleRow,
+    cancel: &CancelToken,
+) -> Result<OutcomeDocument> {
     let name = row.schedule.name.as_str();
     let observer = TerminalObserver::new(name, context.quiet);
     let drill_context = DrillContext {
         clock: &*context.clock,
         observer: &observer,
-        cancel: &CancelToken::new(),
+        cancel,
         threads: config::threads(store, None)?,
         sample_bytes: args.size.saturating_mul(1 << 20),
         scratch: args.scratch.as_deref(),

@@ -45,6 +45,9 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     let threads = config::threads(&store, None)?;
     let report = rescan::rescan(&context.home, &store, threads, &observer, &CancelToken::new(), context.now())?;
     observer.finish();
+    if let Err(error) = maintenance::copy_database(&context.home, &store, context.now()) {
+        context.warn(&format!("the database was not copied: {error}"));
+    }
     print_report(context, &report)?;
     Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
 }

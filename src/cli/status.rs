@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem};
 use crate::liveness::{self, RunHeartbeat};
 use crate::progress::Progress;
-use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Trigger};
+use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Task, Trigger};
 
 #[derive(Args)]
 pub struct StatusArgs {
@@ -96,6 +96,8 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     } else if let Some(error) = archive_folder::find_unknown_archives(&context.home, store)?.error(&context.home) {
         problems.push(with_next_step(&error));
     }
+    let last_copy = store.task_started_at(Task::Copy)?;
+    problems.extend(health::copy_problem(&workers, last_copy, context.now()).as_ref().map(service_problem_text));
     Ok(ServiceState { workers, problems })
 }
 
@@ -108,6 +110,11 @@ fn service_problem_text(problem: &ServiceProblem) -> String {
         ServiceProblem::NotRunning => "the service is not running: start it with `backup-manager start`".to_owned(),
         ServiceProblem::NotResponding { pid, silent_for } => {
             format!("the service (process {pid}) has not responded for {}", render::age(*silent_for))
+        }
+        ServiceProblem::NoRecentCopy => {
+            "the last attempts to copy the database to the archive folder failed: see logs/backup_service.log; the \
+             service tries again each hour"
+                .to_owned()
         }
         ServiceProblem::Reported { pid, reason } => format!("the service (process {pid}): {reason}"),
     }

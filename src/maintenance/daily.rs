@@ -43,6 +43,8 @@ pub struct MaintenanceReport {
     pub bad: Vec<i64>,
     /// Whether the database was copied.
     pub copied: bool,
+    /// Whether the copy was due and failed.
+    pub copy_failed: bool,
     /// Number of runs removed from the history.
     pub forgotten: usize,
     /// Names of the schedules whose newest good archive went through a restore test.
@@ -78,15 +80,7 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     let now = clock.now();
     // Without our folder there are no archives to verify and there is no place for a copy.
     archive_folder::ensure_ours(home, store)?;
-    if store.begin_task(Task::Copy, DAILY, now)? {
-        match copy_database(home, store, now) {
-            Ok(path) => {
-                log::info!("copied the database to {}", path.display());
-                report.copied = true;
-            }
-            Err(error) => log::error!("the database was not copied: {error}"),
-        }
-    }
+    copy_if_due(context, &mut report)?;
     if intervals.history_days > 0 && store.begin_task(Task::History, DAILY, now)? {
         let limit = now.minus(DAY * intervals.history_days);
         report.forgotten = prune_history(store, limit, cancel)?;
@@ -99,6 +93,33 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
         drill_due_schedules(context, intervals.drill_days, &mut report)?;
     }
     Ok(report)
+}
+
+/// Copies the database once a day, and before that if the last copy was made before the first schedule. A copy that
+/// failed is due again at the next check.
+fn copy_if_due(context: &MaintenanceContext<'_>, report: &mut MaintenanceReport) -> Result<()> {
+    let MaintenanceContext { home, store, clock, .. } = *context;
+    let now = clock.now();
+    let first_schedule = store.schedules()?.iter().map(|row| row.created_at).min();
+    let last_copy = store.task_started_at(Task::Copy)?;
+    if first_schedule.is_some_and(|created_at| last_copy.is_some_and(|at| at < created_at)) {
+        store.make_task_due(Task::Copy)?;
+    }
+    if !store.begin_task(Task::Copy, DAILY, now)? {
+        return Ok(());
+    }
+    match copy_database(home, store, now) {
+        Ok(path) => {
+            log::info!("copied the database to {}", path.display());
+            report.copied = true;
+        }
+        Err(error) => {
+            log::error!("the database was not copied, which is tried again: {error}");
+            store.make_task_due(Task::Copy)?;
+            report.copy_failed = true;
+        }
+    }
+    Ok(())
 }
 
 /// Removes runs without archives that ended before `limit`, batch by batch, and returns their number.

@@ -95,13 +95,21 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
         }
         None => newest_intact_copy(home, now)?,
     };
+    if let Some(folder) = home.db().parent() {
+        durable::make_folder(folder, home.folder_mode())?;
+    }
     let _lock = lock_database(home)?;
     // With the lock no process uses a file of this name; one may remain of a killed process.
     let temporary = with_suffix(home.db(), ".put-back");
     durable::remove(&temporary)?;
     let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
-    let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
-    io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
+    if with_suffix(&copy, "-wal").exists() {
+        // Part of its content lies in the journal beside it.
+        store::copy_with_journal(&copy, &temporary)?;
+    } else {
+        let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
+        io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
+    }
     let sealed = pending.seal()?;
     let previous = rename_previous(home, now)?;
     sealed.persist(home.db(), false)?;

@@ -1,6 +1,7 @@
 //! Restore tests (verb `drill`): the newest good archive of a schedule is restored into a scratch folder, compared with
 //! the catalog, and removed. Only an archive that was restored once is known to be restorable.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::maintenance::verify;
 use crate::member::{CatalogMember, MemberKind, MemberPath};
-use crate::progress::Observer;
+use crate::progress::{Observer, Problem, Progress};
 use crate::restore::{self, Options};
 use crate::store::{Archive, Drill, ScheduleRow, Store};
 
@@ -78,6 +79,8 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillConte
     scratch.check_free_space(sample.content_bytes)?;
     let started = context.clock.now();
     let found = restore_and_compare(home, store, &archive, &sample, &scratch, context);
+    // Also when it was interrupted.
+    scratch.clear()?;
     let outcome = match found {
         Ok(differences) => {
             DrillOutcome { run: archive.run, files: sample.files, content_bytes: sample.content_bytes, differences }
@@ -87,7 +90,6 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillConte
             DrillOutcome { run: archive.run, files: 0, content_bytes: 0, differences: vec![error.to_string()] }
         }
     };
-    scratch.clear()?;
     let error = (!outcome.differences.is_empty()).then(|| outcome.differences.join("; "));
     let drill = Drill {
         run: archive.run,
@@ -107,6 +109,21 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillConte
     Ok(outcome)
 }
 
+/// Passes everything on but problems: the differences report them.
+struct WithoutProblems<'a>(&'a dyn Observer);
+
+impl Observer for WithoutProblems<'_> {
+    fn progress(&self, progress: &Progress) {
+        self.0.progress(progress);
+    }
+
+    fn problem(&self, _: &Problem) {}
+
+    fn note(&self, text: &str) {
+        self.0.note(text);
+    }
+}
+
 fn restore_and_compare(
     home: &Home,
     store: &Store,
@@ -124,19 +141,29 @@ fn restore_and_compare(
     let options = Options { threads: context.threads, ..Options::to(&target) };
     let mut restore_context = restore::RestoreContext {
         clock: context.clock,
-        observer: context.observer,
+        observer: &WithoutProblems(context.observer),
         cancel: context.cancel,
         on_action: &mut |_, _| {},
     };
     let report = restore::restore(&opened, &selection, &options, &mut restore_context)?;
     let mut differences = Vec::new();
+    // A member that was not restored whole differs in other ways too: each is reported once, for the first reason.
+    let mut reported = BTreeSet::new();
     for paths in [&report.damaged, &report.refused, &report.failed, &report.conflicts] {
-        differences.extend(paths.list.iter().map(|(path, why)| format!("{}: {why}", String::from_utf8_lossy(path))));
+        for (path, why) in &paths.list {
+            if reported.insert(path.clone()) {
+                differences.push(format!("{}: {why}", String::from_utf8_lossy(path)));
+            }
+        }
     }
     let is_root = rustix::process::geteuid().is_root();
     opened.catalog_members(&mut |_, entry| {
+        if context.cancel.is_cancelled() {
+            return Err(Error::new(ErrorKind::Interrupted, "the restore test was interrupted"));
+        }
         if differences.len() < MAX_DIFFERENCES
             && selection.selects(&entry.member.path)
+            && !reported.contains(entry.member.path.as_bytes())
             && let Some(why) = difference(&target, &entry, is_root)?
         {
             differences.push(format!("{}: {why}", entry.member.path));

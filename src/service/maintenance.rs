@@ -1,6 +1,7 @@
 //! Maintenance tasks of a service, on one thread beside the runs.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::runs::LogObserver;
@@ -12,6 +13,8 @@ use crate::maintenance::{self, MaintenanceContext, MaintenanceReport};
 
 /// How often the service checks whether a maintenance task is due.
 const MAINTENANCE_CHECK_INTERVAL: Duration = Duration::from_secs(3600);
+/// After how long it checks again when maintenance failed for the first time in a row.
+const FIRST_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The thread that runs maintenance tasks, and the token that stops it.
 pub(super) struct MaintenanceThread {
@@ -29,16 +32,26 @@ impl Service {
     /// runs, one task at a time.
     pub(super) fn start_maintenance(&mut self) {
         let now = self.runner.clock.monotonic();
-        let is_time = self.maintenance_started_at.is_none_or(|at| now.saturating_sub(at) >= MAINTENANCE_CHECK_INTERVAL);
+        let interval = match self.maintenance_failures.load(Ordering::SeqCst) {
+            1 => FIRST_RETRY_INTERVAL,
+            _ => MAINTENANCE_CHECK_INTERVAL,
+        };
+        let is_time = self.maintenance_started_at.is_none_or(|at| now.saturating_sub(at) >= interval);
         let is_busy = self.maintenance.as_ref().is_some_and(|maintenance| !maintenance.thread.is_finished());
         if self.stop.is_some() || !is_time || is_busy {
             return;
         }
         self.maintenance_started_at = Some(now);
         let (runner, options, cancel) = (self.runner.clone(), self.options.clone(), Arc::new(CancelToken::new()));
-        let thread_cancel = Arc::clone(&cancel);
+        let (thread_cancel, failures) = (Arc::clone(&cancel), Arc::clone(&self.maintenance_failures));
         let thread = std::thread::Builder::new().name("maintenance".to_owned()).spawn(move || {
-            if let Err(error) = run_maintenance(&runner, &options, &thread_cancel) {
+            let result = run_maintenance(&runner, &options, &thread_cancel);
+            if result.as_ref().is_ok_and(|report| !report.copy_failed) {
+                failures.store(0, Ordering::SeqCst);
+            } else {
+                failures.fetch_add(1, Ordering::SeqCst);
+            }
+            if let Err(error) = result {
                 log::warn!("maintenance failed: {error}");
             }
         });

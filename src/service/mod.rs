@@ -11,6 +11,7 @@ mod tick;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub struct Service {
     maintenance: Option<MaintenanceThread>,
     /// When the last maintenance thread was started, by the monotonic clock.
     maintenance_started_at: Option<Duration>,
+    /// How many times in a row maintenance failed.
+    maintenance_failures: Arc<AtomicU32>,
 }
 
 impl Service {
@@ -104,6 +107,7 @@ impl Service {
             stop: None,
             maintenance: None,
             maintenance_started_at: None,
+            maintenance_failures: Arc::default(),
         };
         service.recompute_for_zone()?;
         match archive_folder::reserve_run_numbers(&service.runner.home, &service.runner.store) {

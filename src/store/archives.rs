@@ -71,15 +71,17 @@ impl Store {
             transaction
                 .prepare_cached(
                     "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms, started_at_ms, \
-                     finished_at_ms, members, content_bytes, archive_bytes, notes) \
-                 VALUES (?1, 'rescan', 'succeeded', ?2, ?2, ?2, ?2, ?3, ?4, ?5, 'made by the old system, moved aside')",
+                     finished_at_ms, members, content_bytes, archive_bytes, notes, error) \
+                 VALUES (?1, 'rescan', ?6, ?2, ?2, ?2, ?2, ?3, ?4, ?5, 'made by the old system, moved aside', ?7)",
                 )?
                 .execute(params![
                     schedule,
                     now.millis(),
                     legacy.extent.members,
                     legacy.extent.content_bytes,
-                    legacy.size
+                    legacy.size,
+                    if legacy.readable { "succeeded" } else { "failed" },
+                    (!legacy.readable).then_some("the file cannot be read to its end as a tar archive")
                 ])?;
             let run = transaction.last_insert_rowid();
             let health = if legacy.readable { Health::Good } else { Health::Damaged };

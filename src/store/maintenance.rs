@@ -51,9 +51,7 @@ pub struct Drill {
 impl Store {
     /// Writes a copy of the database into the file at `path`, which must be empty or not exist.
     pub fn copy_into(&self, path: &Path) -> Result<()> {
-        let target = path
-            .to_str()
-            .ok_or_else(|| Error::failed(format!("the path {} is not UTF-8, which SQLite requires", path.display())))?;
+        let target = utf8(path)?;
         self.read(|connection| connection.execute("VACUUM INTO ?1", [target]).map(drop))
     }
 
@@ -67,6 +65,24 @@ impl Store {
                 params![task.as_str(), now.millis(), now.minus(every).millis()],
             )?;
             Ok(changed == 1)
+        })
+    }
+
+    /// Makes a task due again at the next check, although it was started.
+    pub fn make_task_due(&self, task: Task) -> Result<()> {
+        self.write(|transaction| {
+            transaction.execute("UPDATE upkeep SET done_at_ms = 0 WHERE task = ?1", [task.as_str()]).map(drop)
+        })
+    }
+
+    /// Returns when a task was last started; `None` if it never was or is due again.
+    pub fn task_started_at(&self, task: Task) -> Result<Option<Timestamp>> {
+        self.read(|connection| {
+            connection
+                .query_row("SELECT done_at_ms FROM upkeep WHERE task = ?1 AND done_at_ms > 0", [task.as_str()], |row| {
+                    row.get(0).map(Timestamp::from_millis)
+                })
+                .optional()
         })
     }
 
@@ -149,6 +165,19 @@ pub fn check_copy(path: &Path) -> Result<()> {
     let found: String =
         connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
     if found == "ok" { Ok(()) } else { Err(damaged(path, &found)) }
+}
+
+/// Writes the content of the database at `from`, with that of the journal beside it, into the empty file at `to`.
+pub fn copy_with_journal(from: &Path, to: &Path) -> Result<()> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(from, flags).map_err(|e| database_error(from, e))?;
+    let target = utf8(to)?;
+    connection.execute("VACUUM INTO ?1", [target]).map(drop).map_err(|e| database_error(from, e))
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str()
+        .ok_or_else(|| Error::failed(format!("the path {} is not UTF-8, which SQLite requires", path.display())))
 }
 
 fn damaged(path: &Path, what: &str) -> Error {

@@ -56,7 +56,7 @@ use connection::{BUSY_TIMEOUT, RECOVERY_OPTIONS, configure, database_error};
 
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
-pub use maintenance::{Drill, Task, check_copy};
+pub use maintenance::{Drill, Task, check_copy, copy_with_journal};
 pub use settings::Imported;
 pub use types::*;
 pub use workers::{Role, StopRequest, WorkerRow};

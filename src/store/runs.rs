@@ -133,10 +133,11 @@ impl Store {
         self.read(|connection| {
             connection
                 .prepare_cached(
+                    // NOT IN builds an index of the older paths once; NOT EXISTS would read them all for each new path.
                     "SELECT count(*) FROM run_problem AS new WHERE new.run_id = ?1 \
-                     AND new.kind NOT IN ('grew', 'skipped') AND NOT EXISTS ( \
-                         SELECT 1 FROM run_problem AS old WHERE old.path = new.path AND old.run_id = ( \
-                             SELECT max(id) FROM run WHERE schedule_id = ?2 AND id < ?1 \
+                     AND new.kind NOT IN ('grew', 'skipped') AND new.path NOT IN ( \
+                         SELECT old.path FROM run_problem AS old WHERE old.run_id = ( \
+                             SELECT max(id) FROM run WHERE schedule_id = ?2 AND id < ?1 AND trigger <> 'rescan' \
                              AND state IN ('succeeded', 'incomplete')))",
                 )?
                 .query_row(params![run.id, run.schedule_id], |row| row.get(0))

@@ -148,3 +148,52 @@ fn one_way_out_is_advised_for_a_lost_database_and_a_folder_without_identity() {
     let said = home.run(&["run", "docs"]).fails(1, &["rescan --from-copy"]);
     assert!(!said.stderr.contains("--adopt"), "{said:?}");
 }
+
+#[test]
+fn a_copy_is_restored_into_a_new_folder_and_with_the_journal_beside_it() {
+    let (home, _) = home_with_archive();
+    // A connection that stays open keeps the last changes in the journal.
+    let connection = rusqlite::Connection::open(home.path("backup.db")).unwrap();
+    connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).unwrap();
+    let _ = home.run(&["create", "docs;10:00;later"]).ok();
+    fs::create_dir(home.path("copy")).unwrap();
+    for suffix in ["", "-wal"] {
+        fs::copy(home.path(&format!("backup.db{suffix}")), home.path(&format!("copy/old.db{suffix}"))).unwrap();
+    }
+    drop(connection);
+    assert!(fs::metadata(home.path("copy/old.db-wal")).unwrap().len() > 0);
+    let (new, copy) = (home.path("deep/new").display().to_string(), home.path("copy/old.db").display().to_string());
+    let folder = home.path("backups").display().to_string();
+    let said = home.run(&["--home", &new, "--backups", &folder, "rescan", "--from-copy", &copy]).ok();
+    assert!(said.stdout.contains("1 archive known before"), "{said:?}");
+    let listed = home.run(&["--home", &new, "--backups", &folder, "--plain", "list"]).ok();
+    assert!(listed.stdout.contains("later"), "{listed:?}");
+    let nowhere = home.path("nowhere").display().to_string();
+    let _ = home.run(&["--home", &nowhere, "rescan", "--from-copy", "missing.db"]).fails(10, &["missing.db"]);
+    assert!(!home.path("nowhere").exists());
+}
+
+#[test]
+fn a_rescan_copies_the_database() {
+    let (home, _) = home_with_archive();
+    lose_database(&home);
+    let _ = home.run(&["rescan"]).ok();
+    let copies = || fs::read_dir(home.path("backups/.database")).unwrap().count();
+    assert_eq!(copies(), 1);
+    lose_database(&home);
+    let _ = home.run(&["rescan", "--from-copy"]).ok();
+    assert_eq!(newest_run(&home), 1);
+}
+
+#[test]
+fn a_restore_test_of_all_continues_after_a_schedule_that_cannot_be_tested() {
+    let home = TestHome::with_sources(&["docs", "photos"]);
+    fs::write(home.path("docs/large"), vec![7; 3 << 20]).unwrap();
+    fs::remove_file(home.path("docs/file.txt")).unwrap();
+    let _ = home.run(&["create", "docs;09:00;docs"]).ok();
+    let _ = home.run(&["create", "photos;09:00;photos"]).ok();
+    let _ = home.run(&["run", "--all", "-q"]).ok();
+    let said = home.run(&["drill", "--size", "1"]).fails(1, &["docs: no restore test"]);
+    assert!(said.stdout.contains("photos: @2 restored and compared"), "{said:?}");
+    assert_eq!(fs::read_dir(home.path("backups/.scratch")).unwrap().count(), 0);
+}

@@ -336,6 +336,7 @@ fn a_restore_test_compares_and_removes_what_it_restored() {
     let scratch = home.path("elsewhere");
     let failed = home.run(&["drill", "docs", "--scratch", scratch.to_str().unwrap()]).fails(4, &["docs/file.txt"]);
     assert!(failed.stderr.contains("is not restored as it was archived"), "{failed:?}");
+    assert_eq!(failed.stderr.matches("docs/file.txt").count(), 1, "each member once: {failed:?}");
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     assert_eq!(archives(&home).iter().filter(|archive| archive["health"] == "damaged").count(), 1);
     let _ = home.run(&["drill", "docs"]).ok();

@@ -9,13 +9,15 @@ use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
+use backup_manager::maintenance::drill::{DrillContext, drill};
 use backup_manager::maintenance::prune::{self, PrunePlan};
 use backup_manager::maintenance::verify::{Findings, verify_archive, verify_file};
+use backup_manager::progress::{Problem, ProblemKind};
 use backup_manager::schedule::Retention;
-use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow};
+use backup_manager::store::{Archive, ClaimNow, Health, Role, RunCounts, RunRequest, RunState, ScheduleRow, Task};
 
-use crate::runs::run_now;
-use crate::world::{DAY, HOUR, World};
+use crate::runs::{Recording, run_now};
+use crate::world::{DAY, HOUR, MINUTE, World};
 
 fn keep(world: &World, row: &ScheduleRow, policy: Retention) {
     let mut schedule = world.store.schedule(row.id).unwrap().schedule;
@@ -317,4 +319,100 @@ fn old_runs_are_removed_from_the_history_unless_they_have_an_archive() {
     assert_eq!(report.forgotten, 2, "the newest is kept");
     let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
     assert_eq!(left, [1, 4]);
+}
+
+#[test]
+fn a_copy_of_the_database_that_failed_is_due_again_and_one_follows_the_first_schedule() {
+    let world = World::new();
+    let service = world.service(false);
+    let cancel = CancelToken::new();
+    fs::create_dir_all(world.path("backups")).unwrap();
+    fs::write(world.path("backups/.database"), "in the way").unwrap();
+    let report = service.run_maintenance(&cancel).unwrap();
+    assert!(report.copy_failed && !report.copied);
+    world.clock.advance(MINUTE);
+    assert!(service.run_maintenance(&cancel).unwrap().copy_failed);
+    assert_eq!(world.store.task_started_at(Task::Copy).unwrap(), None);
+    fs::remove_file(world.path("backups/.database")).unwrap();
+    world.clock.advance(MINUTE);
+    assert!(service.run_maintenance(&cancel).unwrap().copied);
+    world.clock.advance(HOUR);
+    assert!(!service.run_maintenance(&cancel).unwrap().copied, "not due");
+    world.schedule("docs", "01:00");
+    world.clock.advance(HOUR);
+    assert!(service.run_maintenance(&cancel).unwrap().copied, "the first schedule");
+    world.schedule("photos", "01:00");
+    world.clock.advance(HOUR);
+    assert!(!service.run_maintenance(&cancel).unwrap().copied, "a further schedule waits for the next day");
+}
+
+#[test]
+fn an_unreadable_file_of_the_old_system_is_a_failed_run_and_a_readable_one_succeeded() {
+    let world = World::new();
+    world.schedule("bad", "01:00");
+    world.schedule("good", "01:00");
+    archive_folder::ensure_ours(&world.home, &world.store).unwrap();
+    fs::write(world.path("backups/bad.tar"), vec![7; 4096]).unwrap();
+    let mut tar = std::process::Command::new("tar");
+    tar.arg("-C").arg(world.dir.path()).arg("-cf").arg(world.path("backups/good.tar")).arg("good");
+    assert!(tar.status().unwrap().success());
+    let rows = world.store.schedules().unwrap();
+    archive_folder::refresh_stable_links(&world.home, &world.store, &rows, world.clock.now()).unwrap();
+    let state = |name: &str| {
+        let run = world.runs().into_iter().find(|run| run.schedule_name == name).unwrap();
+        (run.state, run.error.is_some(), world.store.archive(run.id).unwrap().unwrap().health)
+    };
+    assert_eq!(state("bad"), (RunState::Failed, true, Health::Damaged));
+    assert_eq!(state("good"), (RunState::Succeeded, false, Health::Good));
+}
+
+#[test]
+fn ten_thousand_known_problems_are_compared_at_once() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let problem = |number: usize| Problem {
+        path: format!("docs/{number:05}").into_bytes().into(),
+        kind: ProblemKind::Unreadable,
+        reason: "permission denied".to_owned(),
+    };
+    let request = RunRequest { verify: true, reread: false };
+    let mut runs = Vec::new();
+    for count in [10_000, 10_003] {
+        world.clock.advance(DAY);
+        let claimed = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+        let ClaimNow::Claimed(claim) = claimed.0 else { panic!("a claim") };
+        let problems: Vec<Problem> = (0..count).map(problem).collect();
+        world.store.record_counts(&claim, &RunCounts::default(), &problems).unwrap();
+        runs.push(claim.run());
+        world.store.end_without_archive(claim, RunState::Failed, "over", world.clock.now()).unwrap();
+    }
+    let connection = rusqlite::Connection::open(world.home.db()).unwrap();
+    connection.execute("UPDATE run SET state = 'incomplete'", []).unwrap();
+    let started = std::time::Instant::now();
+    assert_eq!(world.store.new_problems(&world.store.run(runs[1]).unwrap()).unwrap(), 3);
+    assert_eq!(world.store.new_problems(&world.store.run(runs[0]).unwrap()).unwrap(), 10_000);
+    assert!(started.elapsed().as_millis() < 500, "{:?}", started.elapsed());
+}
+
+#[test]
+fn an_interrupted_restore_test_leaves_nothing_behind() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    run_daily(&world, &world.process(Role::Command), &row, 1);
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    let scratch = world.path("scratch");
+    let context = DrillContext {
+        clock: &*world.clock,
+        observer: &Recording::default(),
+        cancel: &cancel,
+        threads: 1,
+        sample_bytes: 1 << 30,
+        scratch: Some(&scratch),
+    };
+    let error = drill(&world.home, &world.store, &row, &context).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    assert!(world.store.last_drill(row.id).unwrap().is_none());
 }
