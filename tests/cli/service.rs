@@ -19,6 +19,11 @@ fn large_source(home: &TestHome, megabytes: usize) {
     }
 }
 
+/// Whether the archive of `large` is being written: the identity of the folder has a temporary file too.
+fn is_half_written(home: &TestHome) -> bool {
+    home.archive_files().iter().any(|name| name.starts_with(".large-") && name.contains(".part"))
+}
+
 #[test]
 fn start_serves_in_the_background_and_stop_ends_it() {
     let home = TestHome::with_sources(&["a"]);
@@ -82,7 +87,7 @@ fn a_service_killed_in_the_middle_is_recovered_at_the_next_start() {
     let _ = home.run(&["create", "large", "--name", "large", "--cron", "* * * * * *", "--compress", "zstd:19"]).ok();
     let mut command = home.command(&["serve", "--threads", "1", "--nice", "0"]);
     let mut service = Running(command.stderr(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.ends_with(".part")));
+    home.wait_until("half-written archive", 20, || is_half_written(&home));
     service.0.kill().unwrap();
     service.0.wait().unwrap();
     assert!(home.archive_files().iter().any(|name| name.ends_with(".part")), "killed in the middle");
@@ -119,7 +124,7 @@ fn a_run_of_a_dead_process_is_reported_and_blocks_no_command() {
     let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
     let die = || {
         let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
-        home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.ends_with(".part")));
+        home.wait_until("half-written archive", 20, || is_half_written(&home));
         run.0.kill().unwrap();
         run.0.wait().unwrap();
     };
@@ -288,7 +293,7 @@ fn hangup_cancels_a_run_which_leaves_no_file() {
     large_source(&home, 24);
     let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
     let mut run = Running(home.command(&["run", "large", "-q"]).stdout(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.ends_with(".part")));
+    home.wait_until("half-written archive", 20, || is_half_written(&home));
     // A terminal that closes sends it twice: by the kernel and by the shell.
     send(run.0.id().into(), rustix::process::Signal::HUP);
     send(run.0.id().into(), rustix::process::Signal::HUP);
@@ -303,7 +308,7 @@ fn a_run_that_cannot_be_recovered_is_an_error_and_not_a_wait() {
     large_source(&home, 24);
     let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
     let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || home.archive_files().iter().any(|name| name.starts_with(".large")));
+    home.wait_until("half-written archive", 20, || is_half_written(&home));
     run.0.kill().unwrap();
     run.0.wait().unwrap();
     let _ = home.run(&["edit", "large", "--compress", "none"]).ok();
