@@ -146,16 +146,7 @@ fn restore_and_compare(
         on_action: &mut |_, _| {},
     };
     let report = restore::restore(&opened, &selection, &options, &mut restore_context)?;
-    let mut differences = Vec::new();
-    // A member that was not restored whole differs in other ways too: each is reported once, for the first reason.
-    let mut reported = BTreeSet::new();
-    for paths in [&report.damaged, &report.refused, &report.failed, &report.conflicts] {
-        for (path, why) in &paths.list {
-            if reported.insert(path.clone()) {
-                differences.push(format!("{}: {why}", String::from_utf8_lossy(path)));
-            }
-        }
-    }
+    let (mut differences, reported) = reported_differences(&report);
     let is_root = rustix::process::geteuid().is_root();
     opened.catalog_members(&mut |_, entry| {
         if context.cancel.is_cancelled() {
@@ -172,6 +163,20 @@ fn restore_and_compare(
     })?;
     differences.truncate(MAX_DIFFERENCES);
     Ok(differences)
+}
+
+/// Returns what the restore reported, in words, and the paths it is about. A member that was not restored whole differs
+/// in other ways too: each is reported once, for the first reason.
+fn reported_differences(report: &restore::Report) -> (Vec<String>, BTreeSet<Box<[u8]>>) {
+    let (mut differences, mut reported) = (Vec::new(), BTreeSet::new());
+    for paths in [&report.damaged, &report.refused, &report.failed, &report.conflicts] {
+        for (path, why) in &paths.list {
+            if reported.insert(path.clone()) {
+                differences.push(format!("{}: {why}", String::from_utf8_lossy(path)));
+            }
+        }
+    }
+    (differences, reported)
 }
 
 /// Compares a restored file with its member in the catalog; returns the first difference, in words.
