@@ -51,6 +51,9 @@ pub struct RestoreArgs {
     /// Whether to replace existing files that differ
     #[arg(long, value_enum, default_value_t = OverwriteArg::Never, value_name = "WHEN")]
     overwrite: OverwriteArg,
+    /// How to tell whether an existing file has the content of the archive
+    #[arg(long, value_enum, default_value_t = CompareArg::Time, value_name = "WHAT")]
+    compare: CompareArg,
     /// Print what would happen at each path, and write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
@@ -75,10 +78,18 @@ pub struct RestoreArgs {
 enum OverwriteArg {
     /// Do not replace them; list them
     Never,
-    /// Replace them unless size and time are equal
+    /// Replace them unless size and time are equal; correct owner, mode and attributes
     IfChanged,
     /// Replace them
     Always,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CompareArg {
+    /// By its size and modification time
+    Time,
+    /// By its digest, too: reads the file
+    Content,
 }
 
 /// What happens at a path.
@@ -162,7 +173,15 @@ fn restore_options(args: &RestoreArgs, archive: &OpenArchive) -> Result<Options>
         OverwriteArg::Always => Overwrite::Always,
     };
     let target = target_options(args, archive)?;
-    Ok(Options { overwrite, dry_run: args.dry_run, setuid: args.setuid, devices: args.devices, ..target })
+    let compare_content = args.compare == CompareArg::Content;
+    Ok(Options {
+        overwrite,
+        compare_content,
+        dry_run: args.dry_run,
+        setuid: args.setuid,
+        devices: args.devices,
+        ..target
+    })
 }
 
 /// Returns options with the folder to restore to and how member names map to paths below it.
@@ -185,6 +204,7 @@ fn word(action: Action) -> &'static str {
         Action::Create => "create",
         Action::Replace => "replace",
         Action::Keep => "same",
+        Action::Correct => "correct",
         Action::Conflict => "conflict",
     }
 }
@@ -255,11 +275,8 @@ fn print_report(
         }
     }
     print_warnings(context, args, archive, report);
-    let what =
-        format!("{}, {}", render::count(report.extent.members, "member"), render::bytes(report.extent.content_bytes));
-    let kept = if report.unchanged > 0 { format!(", {} unchanged", report.unchanged) } else { String::new() };
-    let verb = if args.dry_run { "would restore" } else { "restored" };
-    context.print_info(&format!("{verb} {what}{kept} to {} from {}", to.display(), archive.path().display()));
+    let done = summary(args, report);
+    context.print_info(&format!("{done} to {} from {}", to.display(), archive.path().display()));
     Ok(())
 }
 
@@ -291,6 +308,19 @@ fn print_warnings(context: &Context, args: &RestoreArgs, archive: &OpenArchive, 
     }
 }
 
+/// Returns what was done, in one line.
+fn summary(args: &RestoreArgs, report: &Report) -> String {
+    let what =
+        format!("{}, {}", render::count(report.extent.members, "member"), render::bytes(report.extent.content_bytes));
+    let kept = if report.unchanged > 0 { format!(", {} unchanged", report.unchanged) } else { String::new() };
+    let corrected = match report.corrected {
+        0 => String::new(),
+        count => format!(", owner, mode or attributes of {} corrected", render::count(count, "member")),
+    };
+    let verb = if args.dry_run { "would restore" } else { "restored" };
+    format!("{verb} {what}{kept}{corrected}")
+}
+
 /// What `restore --json` prints.
 #[derive(Serialize)]
 struct RestoreDocument {
@@ -306,6 +336,8 @@ struct RestoreDocument {
     bytes: u64,
     /// Members that existed with the same content.
     unchanged: u64,
+    /// Members that existed, of which owner, mode or attributes were corrected.
+    corrected: u64,
     owners_not_set: u64,
     /// Absolute names, which were restored below the target.
     absolute_names: u64,
@@ -348,7 +380,7 @@ struct ActionDocument {
     /// `path`: the path in the archive.
     #[serde(flatten)]
     path: PathFields,
-    /// `create`, `replace`, `same` or `conflict`.
+    /// `create`, `replace`, `same`, `correct` (owner, mode, attributes) or `conflict`.
     action: &'static str,
 }
 
@@ -368,6 +400,7 @@ fn report_document(
         files: report.extent.files,
         bytes: report.extent.content_bytes,
         unchanged: report.unchanged,
+        corrected: report.corrected,
         owners_not_set: report.owners,
         absolute_names: report.absolute,
         bad_times: report.bad_times,

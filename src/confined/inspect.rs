@@ -1,6 +1,7 @@
 //! Inspects the entries of an open folder.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -41,6 +42,16 @@ pub fn modified_of(stat: &Stat) -> FileTime {
 /// Returns the target of a symbolic link, unresolved.
 pub fn link_target(folder: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(folder, OsStr::from_bytes(name), Vec::new())?.into_bytes())
+}
+
+/// Opens an existing regular file for reading; never a link, and never waits for a fifo.
+pub fn open_file(folder: impl AsFd, name: &[u8]) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())?;
+    if kind_of(&rustix::fs::fstat(&file)?) != Some(MemberKind::File) {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    Ok(File::from(file))
 }
 
 /// Returns whether the folder `name` has no entries. Temporary files of an interrupted restore count as entries.

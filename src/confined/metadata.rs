@@ -50,7 +50,7 @@ pub struct MetadataLoss {
 
 /// Returns whether the system refuses an operation permanently: for lack of privileges, or because the file system does
 /// not support it. Other errors are returned as such.
-fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
+pub(super) fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
     match result {
         Ok(()) => Ok(false),
         Err(Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(true),
@@ -134,7 +134,7 @@ fn apply_mode_and_xattrs(
 }
 
 /// Returns the mode that a member gets, regardless of the umask.
-fn granted_mode(member: &Member, privileges: Privileges, loss: &mut MetadataLoss) -> Mode {
+pub(super) fn granted_mode(member: &Member, privileges: Privileges, loss: &mut MetadataLoss) -> Mode {
     let mut mode = member.mode & 0o7777;
     if member.kind == MemberKind::Folder {
         if loss.owner {
@@ -147,7 +147,7 @@ fn granted_mode(member: &Member, privileges: Privileges, loss: &mut MetadataLoss
     Mode::from_raw_mode(mode)
 }
 
-fn set_xattrs(
+pub(super) fn set_xattrs(
     member: &Member,
     privileges: Privileges,
     loss: &mut MetadataLoss,
@@ -211,11 +211,11 @@ fn times(modified: FileTime) -> Timestamps {
 }
 
 /// Returns the user, or `None` for the number that means "leave it as it is" to the kernel.
-fn valid_uid(uid: u32) -> Option<Uid> {
+pub(super) fn valid_uid(uid: u32) -> Option<Uid> {
     (uid != u32::MAX).then(|| Uid::from_raw(uid))
 }
 
 /// Returns the group, or `None` for the number that means "leave it as it is" to the kernel.
-fn valid_gid(gid: u32) -> Option<Gid> {
+pub(super) fn valid_gid(gid: u32) -> Option<Gid> {
     (gid != u32::MAX).then(|| Gid::from_raw(gid))
 }

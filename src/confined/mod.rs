@@ -5,6 +5,7 @@
 //! has it, else component by component. Everything is created under a random name in its own folder and renamed, so
 //! that an existing file is never written to.
 
+mod compare;
 mod completed_paths;
 mod create;
 mod inspect;
@@ -12,9 +13,10 @@ mod metadata;
 mod open;
 mod tree;
 
+pub use compare::{correct_metadata, metadata_differences};
 pub use completed_paths::CompletedPaths;
 pub use create::{NewEntry, lock_folder, remove};
-pub use inspect::{device_of, is_empty_folder, kind_of, link_target, modified_of, stat_entry};
+pub use inspect::{device_of, is_empty_folder, kind_of, link_target, modified_of, open_file, stat_entry};
 pub use metadata::{MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished};
 pub use open::ConfinedFolder;
 pub use tree::{CreateError, FolderEnd, FolderTree, OnFinished, OpenFolder, TreeContext};

@@ -1,17 +1,12 @@
 //! Decides what happens to each member and creates it.
 
-use std::io;
-use std::sync::Arc;
-
-use rustix::fs::Stat;
-
 use super::interruption::StoppedAt;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
 use super::target_paths::target_path;
 use super::write_file::{FileJob, WriteError};
 use crate::archive::members::{Entry, Members};
-use crate::confined::{self, CreateError, NewEntry, OpenFolder};
+use crate::confined::{self, CreateError, NewEntry};
 use crate::error::{Error, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 
@@ -92,63 +87,20 @@ impl Restorer<'_, '_> {
         action
     }
 
-    /// Decides what happens at the path of a member in its parent folder, and reports it.
-    fn decide(&mut self, parent: Option<&OpenFolder>, member: &Member) -> io::Result<Action> {
-        let path = &member.path;
-        let Some(parent) = parent else { return Ok(self.report_action(Action::Create, path)) };
-        // Asked first: this waits for an earlier member of this path that is still being written.
-        let is_ours = self.state.completed.contains(path);
-        let Some(stat) = confined::stat_entry(&*parent.handle, path.file_name())? else {
-            return Ok(self.report_action(Action::Create, path));
-        };
-        // Of a path that the archive has several times, the last member counts.
-        let overwrite = if is_ours { Overwrite::Always } else { self.options.overwrite };
-        let action = match (is_as_archived(parent, &stat, member)?, overwrite) {
-            (true, Overwrite::Never | Overwrite::IfChanged) => Action::Keep,
-            (true, Overwrite::Always) if member.kind == MemberKind::Folder => Action::Keep,
-            _ if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
-                return self.decide_over_folder(parent, path, is_ours);
-            }
-            (false, Overwrite::Never) => return Ok(self.conflict(path, "something else stands there")),
-            _ => Action::Replace,
-        };
-        Ok(self.report_action(action, path))
-    }
-
-    /// Decides what happens at the path of a member where a folder exists: an empty one may be replaced.
-    pub(super) fn decide_over_folder(
-        &mut self,
-        parent: &OpenFolder,
-        path: &MemberPath,
-        is_ours: bool,
-    ) -> io::Result<Action> {
-        if is_ours {
-            return Ok(self.conflict(path, "it is a folder in the archive, too"));
-        }
-        if !confined::is_empty_folder(&*parent.handle, path.file_name())? {
-            return Ok(self.conflict(path, "a folder that is not empty exists there"));
-        }
-        if self.options.overwrite == Overwrite::Never {
-            return Ok(self.conflict(path, "an empty folder exists there"));
-        }
-        Ok(self.report_action(Action::Replace, path))
-    }
-
-    /// Opens the parent folder of a member, and decides what happens to the member.
-    fn decide_in_parent(
-        &mut self,
-        member: &Member,
-    ) -> std::result::Result<(Option<Arc<OpenFolder>>, Action), CreateError> {
-        let parent = self.tree.parent_of(&member.path)?;
-        let action = self.decide(parent.as_deref(), member)?;
-        Ok((parent, action))
-    }
-
     fn restore_folder(&mut self, member: &Member) -> std::result::Result<(), CreateError> {
         let path = &member.path;
-        let (parent, action) = self.decide_in_parent(member)?;
+        let (parent, action) = self.decide_in_parent(member, None)?;
         let (exists, applies_metadata, is_ours) = match (action, &parent) {
-            (Action::Conflict, _) => return Ok(()),
+            (Action::Conflict, None) => return Ok(()),
+            (Action::Conflict, Some(parent)) => {
+                // A folder that differs in its metadata only is still the place of what lies below it.
+                let existing = confined::stat_entry(&*parent.handle, path.file_name())?;
+                return match existing.and_then(|stat| confined::kind_of(&stat)) {
+                    Some(MemberKind::Folder) => self.tree.create_folder(member, true, false),
+                    _ => Ok(()),
+                };
+            }
+            (Action::Correct, Some(_)) => (true, true, false),
             (Action::Create, _) | (_, None) => (false, true, true),
             (Action::Replace, Some(parent)) => {
                 if !self.options.dry_run {
@@ -166,7 +118,11 @@ impl Restorer<'_, '_> {
         drop(parent);
         self.tree.create_folder(member, exists, applies_metadata)?;
         self.state.complete(path, |report| {
-            let count = if is_ours { &mut report.extent.members } else { &mut report.unchanged };
+            let count = match action {
+                Action::Correct => &mut report.corrected,
+                _ if is_ours => &mut report.extent.members,
+                _ => &mut report.unchanged,
+            };
             *count += 1;
         });
         Ok(())
@@ -174,13 +130,10 @@ impl Restorer<'_, '_> {
 
     fn restore_special(&mut self, member: &Member) -> std::result::Result<(), CreateError> {
         let path = &member.path;
-        let (parent, action) = self.decide_in_parent(member)?;
+        let (parent, action) = self.decide_in_parent(member, None)?;
         match action {
             Action::Conflict => return Ok(()),
-            Action::Keep => {
-                self.state.complete(path, |report| report.unchanged += 1);
-                return Ok(());
-            }
+            Action::Keep | Action::Correct => return Ok(self.keep(parent.as_deref(), action, member)?),
             Action::Create | Action::Replace => {}
         }
         let Some(parent) = parent.filter(|_| !self.options.dry_run) else {
@@ -198,7 +151,13 @@ impl Restorer<'_, '_> {
 
     fn restore_file(&mut self, members: &mut Members, entry: Box<Entry>) -> Result<()> {
         let path = entry.member.path.clone();
-        let (parent, action) = match self.decide_in_parent(&entry.member) {
+        let mut content = None;
+        if self.options.compare_content {
+            // A file without a digest counts as different, unless it is empty.
+            content = Some(self.digests.find(self.archive, entry.sequence, entry.offset)?.unwrap_or_default());
+        }
+        let content = content.filter(|_| entry.member.size > 0);
+        let (parent, action) = match self.decide_in_parent(&entry.member, content) {
             Ok(decided) => decided,
             Err(error) => {
                 self.record_create_error(&path, error);
@@ -207,8 +166,10 @@ impl Restorer<'_, '_> {
         };
         match action {
             Action::Conflict => return Ok(()),
-            Action::Keep => {
-                self.state.complete(&path, |report| report.unchanged += 1);
+            Action::Keep | Action::Correct => {
+                if let Err(error) = self.keep(parent.as_deref(), action, &entry.member) {
+                    self.record_create_error(&path, error.into());
+                }
                 return Ok(());
             }
             Action::Create | Action::Replace => {}
@@ -277,23 +238,4 @@ impl Restorer<'_, '_> {
     fn report_damage(&self, job: &FileJob, reason: &str) {
         self.report_problem(job.entry.member.path.as_bytes(), &format!("damaged: {reason}"));
     }
-}
-
-/// Returns whether the existing entry is what the archive has: for a file by size and time, for a link by its target,
-/// for a device by its number.
-fn is_as_archived(parent: &OpenFolder, stat: &Stat, member: &Member) -> io::Result<bool> {
-    if confined::kind_of(stat) != Some(member.kind) {
-        return Ok(false);
-    }
-    Ok(match member.kind {
-        MemberKind::File => {
-            stat.st_size.cast_unsigned() == member.size && confined::modified_of(stat) == member.modified
-        }
-        MemberKind::Symlink => {
-            confined::link_target(&*parent.handle, member.path.file_name())?[..]
-                == *member.link_target.as_deref().unwrap_or_default()
-        }
-        MemberKind::Folder => true,
-        _ => confined::device_of(stat) == member.device_number.unwrap_or((0, 0)),
-    })
 }

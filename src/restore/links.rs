@@ -73,7 +73,7 @@ impl Restorer<'_, '_> {
         let action = self.decide_link(&folder, &carrier_stat, path)?;
         match action {
             Action::Conflict => {}
-            Action::Keep => self.state.complete(path, |report| report.unchanged += 1),
+            Action::Keep | Action::Correct => self.state.complete(path, |report| report.unchanged += 1),
             Action::Create | Action::Replace => {
                 if !is_dry_run {
                     let link = NewEntry::hard_link(&folder.handle, &*carrier_folder, carrier.file_name())?;

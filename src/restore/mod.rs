@@ -4,6 +4,7 @@
 
 mod create;
 mod digests;
+mod existing;
 mod interruption;
 mod left_out;
 mod links;
@@ -42,7 +43,7 @@ pub fn restore(
     options: &Options,
     context: &mut RestoreContext<'_>,
 ) -> Result<Report> {
-    raise_open_file_limit();
+    check_has_digests(archive, options)?;
     let target = open_target(options)?;
     let state = Arc::new(RestoreState::default());
     let privileges = Privileges::of_process(options.setuid);
@@ -131,6 +132,7 @@ fn write_small_file(state: &RestoreState, privileges: Privileges, job: &FileJob,
 
 /// Opens the target, and creates it if it does not exist. Returns `None` if it does not exist in a dry run.
 fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
+    raise_open_file_limit();
     let to = &options.to;
     match std::fs::metadata(to) {
         Ok(stat) if !stat.is_dir() => {
@@ -151,6 +153,16 @@ fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
         confined::lock_folder(&target.root()).map_err(Error::io("remove temporary files in the target", to))?;
     }
     Ok(Some(if options.without_openat2 { target.without_openat2() } else { target }))
+}
+
+/// Checks that contents can be compared if that is requested.
+fn check_has_digests(archive: &OpenArchive, options: &Options) -> Result<()> {
+    if !options.compare_content || archive.catalog_page(0)?.is_some() {
+        return Ok(());
+    }
+    let file = archive.path().display();
+    Err(Error::usage(format!("the catalog has no digests of {file}, so that no content can be compared"))
+        .hint("restore with --overwrite always, or to another folder with --to"))
 }
 
 /// Checks the folder in which the restore begins to write. With `rename_root` that is a folder in the target if it

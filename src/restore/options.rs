@@ -13,7 +13,8 @@ pub enum Overwrite {
     /// It is kept. If it differs from the archive, that is a conflict.
     #[default]
     Never,
-    /// It is replaced if its kind, size or modification time differs.
+    /// It is replaced if its kind, size or modification time differs; if only owner, mode or attributes differ, these
+    /// are corrected.
     IfChanged,
     /// It is replaced.
     Always,
@@ -26,6 +27,8 @@ pub struct Options {
     pub to: PathBuf,
     /// What happens to existing files.
     pub overwrite: Overwrite,
+    /// Reads existing files of equal size and time, and compares their digests with those in the catalog.
+    pub compare_content: bool,
     /// Number of leading components removed from every name.
     pub strip: usize,
     /// Replaces the first component of every name, before any component is stripped.
@@ -50,6 +53,7 @@ impl Options {
         Options {
             to: to.to_owned(),
             overwrite: Overwrite::Never,
+            compare_content: false,
             strip: 0,
             rename_root: None,
             dry_run: false,
@@ -71,6 +75,8 @@ pub enum Action {
     Replace,
     /// Keeps the existing entry, which is as the archive has it.
     Keep,
+    /// Keeps the content of the existing entry, and corrects its owner, mode and attributes.
+    Correct,
     /// Keeps the existing entry, which differs from the archive.
     Conflict,
 }

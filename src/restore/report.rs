@@ -38,6 +38,8 @@ pub struct Report {
     pub extent: Extent,
     /// Members that existed already as the archive has them.
     pub unchanged: u64,
+    /// Members that existed, and of which owner, mode or attributes were corrected.
+    pub corrected: u64,
     /// Paths where something else exists, which was kept.
     pub conflicts: Paths,
     /// Members that are hostile or cannot be trusted.
@@ -84,7 +86,7 @@ impl Report {
     /// Returns whether no member was selected.
     pub fn is_empty(&self) -> bool {
         let problems = [&self.conflicts, &self.refused, &self.damaged, &self.failed, &self.devices];
-        self.extent.members + self.unchanged + self.stripped == 0
+        self.extent.members + self.unchanged + self.corrected + self.stripped == 0
             && self.undecodable.is_none()
             && problems.iter().all(|paths| paths.count == 0)
     }

@@ -247,3 +247,33 @@ fn diff_opens_no_fifo_and_no_device_that_took_the_place_of_a_file() {
     }
     assert!(!stdout.contains("docs/file"), "{stdout}");
 }
+
+#[test]
+fn restore_compares_contents_by_digest_if_requested() {
+    let home = TestHome::with_sources(&["docs"]);
+    let file = home.path("docs/file");
+    fs::write(&file, "right").unwrap();
+    let modified = fs::metadata(&file).unwrap().modified().unwrap();
+    let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
+    fs::write(&file, "wrong").unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+    let restore = ["restore", "docs", "--in-place"];
+    let _ = home.run(&restore).ok();
+    let content = [&restore[..], &["--compare", "content"]].concat();
+    let _ = home.run(&content).fails(3, &["docs/file", "--overwrite always"]);
+    let replace = [&content[..], &["--overwrite", "if-changed"]].concat();
+    let planned = home.run(&[&replace[..], &["-n"]].concat()).ok().stdout;
+    assert!(planned.contains("replace\tdocs/file"), "{planned}");
+    let _ = home.run(&replace).ok();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "right");
+    let _ = home.run(&content).ok();
+    // Without the catalog there is nothing to compare with: that is said, not passed over.
+    fs::copy(home.path("backups/docs.tar.zst"), home.path("other.tar.zst"))
+        .or_else(|_| {
+            let link = fs::read_dir(home.path("backups")).unwrap().map(|e| e.unwrap().path());
+            let link = link.into_iter().find(|path| path.is_file()).unwrap();
+            fs::copy(link, home.path("other.tar.zst"))
+        })
+        .unwrap();
+    let _ = home.run(&["restore", "./other.tar.zst", "--to", "out", "--compare", "content"]).fails(2, &["no digests"]);
+}

@@ -10,7 +10,7 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
 use backup_manager::error::{ErrorKind, Result};
 use backup_manager::member::MemberPath;
-use backup_manager::restore::{self, Options, Report, RestoreContext};
+use backup_manager::restore::{self, Options, Overwrite, Report, RestoreContext};
 use backup_manager::schedule::Compression;
 
 use crate::support::archive::{Silent, make};
@@ -215,4 +215,49 @@ fn paths_globs_and_strip_select_and_rename() {
     let report = restore_with(&made.path, &paths(&["source/sub/012", "source/nope"]), &options).unwrap();
     assert_eq!((report.outcome(), report.unchanged), (Some(ErrorKind::NotFound), 1));
     assert_eq!(report.missing, [MemberPath::parse(b"source/nope").unwrap()]);
+}
+
+#[test]
+fn existing_members_that_differ_in_metadata_only_are_listed_or_corrected() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    make_tree(&source);
+    let was = tree(&source, ALL);
+    let made = make(&source, folder.path(), Compression::None);
+    let to = folder.path().join("to");
+    let options = Options { sync: false, devices: is_root(), setuid: true, ..Options::to(&to) };
+    restore_all(&made.path, &options).unwrap();
+    let report = restore_all(&made.path, &options).unwrap();
+    assert_eq!((report.outcome(), report.extent.members, report.corrected), (None, 0, 0), "{report:?}");
+    let changed = ["sub/005", "sub/deep", "empty", "fifo"];
+    for name in changed {
+        fs::set_permissions(to.join("source").join(name), fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let has_xattr = xattr::get(source.join("sub/002"), "user.colour").is_ok_and(|value| value.is_some());
+    if has_xattr {
+        xattr::set(to.join("source/sub/002"), "user.colour", b"red").unwrap();
+    }
+    if is_root() {
+        for name in ["sub/006", "link"] {
+            std::os::unix::fs::lchown(to.join("source").join(name), Some(12), Some(34)).unwrap();
+        }
+    }
+    let expected = 4 + u64::from(has_xattr) + if is_root() { 2 } else { 0 };
+    let inode = |name: &str| to.join("source").join(name).symlink_metadata().unwrap().ino();
+    let inodes = ["sub/005", "sub/002", "sub/006"].map(inode);
+    let before = tree(&to, ALL);
+    let report = restore_all(&made.path, &options).unwrap();
+    assert_eq!((report.outcome(), report.conflicts.count), (Some(ErrorKind::Incomplete), expected), "{report:?}");
+    let reasons: Vec<_> = report.conflicts.list.iter().map(|(_, reason)| reason.as_str()).collect();
+    assert!(reasons.contains(&"it differs in mode"), "{reasons:?}");
+    assert!(!has_xattr || reasons.contains(&"it differs in attributes"), "{reasons:?}");
+    assert!(!is_root() || reasons.contains(&"it differs in owner"), "{reasons:?}");
+    let planned = Options { dry_run: true, overwrite: Overwrite::IfChanged, ..options.clone() };
+    let planned = restore_all(&made.path, &planned).unwrap();
+    assert_eq!((planned.outcome(), planned.corrected), (None, expected), "{planned:?}");
+    assert_same(&before, &tree(&to, ALL), "never and a dry run change nothing");
+    let report = restore_all(&made.path, &Options { overwrite: Overwrite::IfChanged, ..options }).unwrap();
+    assert_eq!((report.outcome(), report.corrected, report.extent.files), (None, expected, 0), "{report:?}");
+    assert_same(&was, &tree(&to.join("source"), ALL), "corrected");
+    assert_eq!(inodes, ["sub/005", "sub/002", "sub/006"].map(inode), "no content is written again");
 }

@@ -317,7 +317,7 @@ fn a_target_on_a_read_only_file_system_is_refused_with_the_way_out() {
     small.remount("rw");
     let docs = mount.join("docs");
     let bind = |arguments: &[&str]| std::process::Command::new("mount").args(arguments).arg(&docs).status().unwrap();
-    assert!(bind(&["-t", "tmpfs", "tmpfs"]).success());
+    assert!(bind(&["-t", "tmpfs", "-o", "mode=755", "tmpfs"]).success());
     small.remount("ro");
     let report = restore_all(&file, &in_place);
     let _ = std::process::Command::new("umount").arg(&docs).status();
