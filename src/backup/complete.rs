@@ -1,5 +1,5 @@
-//! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery renames by itself (`recover.rs`)
-//! and then uses [`Runner::finish_sealed`], too.
+//! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery renames by itself
+//! (`recover.rs`) and then uses [`Runner::finish_sealed`], too.
 
 use std::os::unix::fs::MetadataExt;
 

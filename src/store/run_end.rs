@@ -47,8 +47,8 @@ impl Store {
     }
 
     /// Returns a run to the queue, or ends it if it cannot be tried again: no tries left (checked first), cancelled,
-    /// started by hand, its schedule paused or deleted, or superseded by another queued run. The catalog rows it wrote must be discarded
-    /// before.
+    /// started by hand, its schedule paused or deleted, or superseded by another queued run. The catalog rows it wrote
+    /// must be discarded before.
     pub fn requeue(&self, claim: Claim, how: Requeue, reason: &str, now: Timestamp) -> EndResult<Requeued> {
         let done = self.write_fenced(&claim, |transaction| {
             delete_intent(transaction, claim.run)?;
