@@ -69,6 +69,11 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
         FileFormat::Text => Some(import_export::parse_text(&bytes, &name)?),
         FileFormat::Json => None,
     };
+    if args.replace && path == Path::new("-") && bytes.trim_ascii().is_empty() {
+        // As from a command in a pipe that failed.
+        return Err(Error::usage("standard input is empty: --replace would delete every schedule")
+            .hint("pass a file; to delete schedules, name them: backup-manager delete NAME"));
+    }
     let store = context.open_or_create()?;
     let (zone, now) = (context.default_zone(&store)?, context.now());
     let imported = match &entries {

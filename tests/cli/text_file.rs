@@ -31,6 +31,17 @@ fn windows_1252_accents_become_utf_8() {
 }
 
 #[test]
+fn empty_standard_input_deletes_no_schedule() {
+    let home = TestHome::with_sources(&["documents"]);
+    let _ = home.run(&["create", "documents;09:00;docs"]).ok();
+    for format in ["text", "json"] {
+        let said = home.run(&["import", "-", "--replace", "--format", format]);
+        let _ = said.fails(2, &["standard input is empty", "delete NAME"]);
+    }
+    assert_eq!(home.run(&["list"]).ok().stdout, "0: documents;09:00;docs\n");
+}
+
+#[test]
 fn all_bad_lines_are_reported_and_nothing_is_imported() {
     let home = TestHome::new();
     fs::write(
