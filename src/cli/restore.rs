@@ -24,7 +24,8 @@ Without this program: archives are plain tar files.
   tar --xattrs --xattrs-include='*' -xpf FILE -C DIR    with extended attributes and ACLs
 
 After an interruption, run the same command again: it restores the rest.
-Exit codes: 0 all restored, 3 files were not replaced or owners not set, 4 members are damaged or refused.";
+Exit codes: 0 all restored, 3 files were not replaced or owners not set, 4 members are damaged or refused,
+130 or 143 interrupted.";
 
 /// Paths of each list that are printed without `--verbose`.
 const MAX_PRINTED_PATHS: usize = 20;
@@ -214,7 +215,8 @@ fn conflicts_hint(args: &RestoreArgs) -> String {
     let hint = match args.overwrite {
         OverwriteArg::Always => "move what is in the way elsewhere and run again, or restore to another folder",
         OverwriteArg::Never | OverwriteArg::IfChanged => {
-            "run again with --overwrite always to replace them; move folders that are not empty elsewhere first"
+            "run again with --overwrite always to replace them, or with if-changed to correct owner, mode and attributes \
+             only; move folders that are not empty elsewhere first"
         }
     };
     let strip = if args.strip > 0 { "; members that share a path need a smaller --strip" } else { "" };
