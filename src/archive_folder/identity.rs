@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,9 @@ struct Identity {
     /// When it last used the folder, to the day.
     #[serde(default)]
     last_used_at_ms: Option<i64>,
+    /// The inode of the folder: a copy of the folder has another one, and does not belong to that database any more.
+    #[serde(default)]
+    folder_inode: Option<u64>,
 }
 
 impl Identity {
@@ -43,9 +47,10 @@ impl Identity {
         }
     }
 
-    /// Returns whether the database is another one that still exists on this machine.
+    /// Returns whether the folder is used by another database, which still exists on this machine.
     fn is_in_use(&self, home: &Home) -> bool {
-        self.path.as_ref().is_some_and(|path| path != home.db() && path.exists())
+        let is_copied = self.folder_inode != inode_of(home.backups());
+        !is_copied && self.path.as_ref().is_some_and(|path| path != home.db() && path.exists())
     }
 }
 
@@ -101,7 +106,7 @@ pub fn adopt(home: &Home, store: &Store, force: bool, now: Timestamp) -> Result<
 pub fn record_use(home: &Home, store: &Store, now: Timestamp) {
     let is_recent = |identity: &Identity| {
         let used_at = identity.last_used_at_ms.map(Timestamp::from_millis);
-        let is_path = identity.path.as_deref() == Some(home.db());
+        let is_path = identity.path.as_deref() == Some(home.db()) && identity.folder_inode == inode_of(home.backups());
         is_path && used_at.is_some_and(|at| at <= now && now.since(at) < USE_RECORDED_EVERY)
     };
     if found_identity(home).is_some_and(|identity| identity.database == store.identity() && !is_recent(&identity))
@@ -211,9 +216,14 @@ fn write_identity(home: &Home, store: &Store, now: Option<Timestamp>, replace: b
         database: store.identity(),
         path: Some(home.db().to_owned()),
         last_used_at_ms: now.map(Timestamp::millis),
+        folder_inode: inode_of(folder),
     };
     let text = serde_json::to_vec(&identity).map_err(|e| Error::failed("cannot write the identity").because(e))?;
     durable::write_file(&folder.join(IDENTITY), &text, 0o644, replace).map(drop).map_err(|e| unwritable(folder, e))
+}
+
+fn inode_of(folder: &Path) -> Option<u64> {
+    fs::metadata(folder).ok().map(|metadata| metadata.ino())
 }
 
 fn check_writable(folder: &Path) -> Result<()> {

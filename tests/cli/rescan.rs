@@ -108,6 +108,11 @@ fn the_folder_of_another_home_is_not_taken_over_while_that_home_exists() {
     let folder = home.path("backups").display().to_string();
     let with = |args: &[&str]| other.run(&[&["--backups", &folder], args].concat());
     let database = home.path("backup.db").display().to_string();
+    // A copy of the folder is not in use by the home that it was copied from.
+    let copy = TestHome::new();
+    let mut copied = Command::new("cp");
+    assert!(copied.arg("-a").arg(home.path("backups")).arg(copy.path("backups")).status().unwrap().success());
+    let _ = copy.run(&["rescan"]).ok();
     // Empty, with a schedule, and with the path of the living database gone.
     let _ = with(&["rescan"]).fails(1, &["belongs to another database", &database, "last used", "use another folder"]);
     let _ = other.run(&["create", "docs;09:00;docs"]).ok();
