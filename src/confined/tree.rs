@@ -1,10 +1,11 @@
 //! The folders that are open for creating entries in them. A folder gets its metadata, mode and times last, when the
 //! last handle to it is dropped, because creating entries changes its times and may need a wider mode.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use rustix::fs::Stat;
 use rustix::io::Errno;
@@ -130,6 +131,8 @@ impl From<io::Error> for CreateError {
 pub struct FolderTree {
     root: Option<Arc<OpenFolder>>,
     levels: Vec<(Arc<PathNode>, Option<Arc<OpenFolder>>)>,
+    /// Folders that were left while other threads still create entries in them.
+    left: HashMap<MemberPath, Weak<OpenFolder>>,
     confined: Option<ConfinedFolder>,
     context: Arc<TreeContext>,
 }
@@ -147,7 +150,7 @@ impl FolderTree {
                 context: context.clone(),
             })
         });
-        FolderTree { root, levels: Vec::new(), confined, context }
+        FolderTree { root, levels: Vec::new(), left: HashMap::new(), confined, context }
     }
 
     /// Opens the parent folder of `path`, and creates it if it does not exist. Returns `None` in a dry run if it does
@@ -156,7 +159,7 @@ impl FolderTree {
         match path.parent() {
             Some(parent) => self.enter(&parent),
             None => {
-                self.levels.clear();
+                self.leave_below(0)?;
                 Ok(self.root.clone())
             }
         }
@@ -164,7 +167,7 @@ impl FolderTree {
 
     fn enter(&mut self, path: &MemberPath) -> Result<Option<Arc<OpenFolder>>, CreateError> {
         let open_levels = self.open_levels(path);
-        self.levels.truncate(open_levels);
+        self.leave_below(open_levels)?;
         let mut current = self.levels.last().map_or_else(|| self.root.clone(), |(_, folder)| folder.clone());
         let bytes = path.as_bytes();
         let ends = (0..bytes.len()).filter(|&at| bytes[at] == b'/').chain([bytes.len()]);
@@ -178,6 +181,28 @@ impl FolderTree {
             self.levels.push((node, current.clone()));
         }
         Ok(current)
+    }
+
+    /// Leaves all levels but the first `kept`. A folder that another thread still uses is remembered: if the archive
+    /// returns to it, it must not get its metadata in between.
+    fn leave_below(&mut self, kept: usize) -> io::Result<()> {
+        while self.levels.len() > kept {
+            let Some((node, Some(folder))) = self.levels.pop() else { continue };
+            if Arc::strong_count(&folder) > 1 {
+                // As many as files are in flight, so the map stays small.
+                self.left.retain(|_, folder| folder.strong_count() > 0);
+                let path = node.to_path().map_err(|e| io::Error::other(e.to_string()))?;
+                self.left.insert(path, Arc::downgrade(&folder));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a folder that was left, is still in use, and is what `stat` describes.
+    fn return_to(&self, path: &MemberPath, stat: &Stat) -> io::Result<Option<Arc<OpenFolder>>> {
+        let Some(folder) = self.left.get(path).and_then(Weak::upgrade) else { return Ok(None) };
+        let open = rustix::fs::fstat(&*folder.handle)?;
+        Ok(((open.st_dev, open.st_ino) == (stat.st_dev, stat.st_ino)).then_some(folder))
     }
 
     /// Returns how many of the open levels lead to `path`.
@@ -213,6 +238,9 @@ impl FolderTree {
                 self.open(parent, path, node, parent.may_have_default_acl, FinalMetadata::Unchanged).map(Some)
             }
             Some(stat) if kind_of(&stat) == Some(MemberKind::Folder) => {
+                if let Some(folder) = self.return_to(path, &stat)? {
+                    return Ok(Some(folder));
+                }
                 // A folder that is finished already gets back the metadata that it has now. A failed one counts as
                 // complete too, but still has exactly the mode of an unfinished folder.
                 let is_finished = is_complete && !is_unfinished(&stat, stat.st_mode);
@@ -233,7 +261,7 @@ impl FolderTree {
         let path = &member.path;
         let parent = self.parent_of(path)?;
         let depth = path.as_bytes().iter().filter(|&&b| b == b'/').count();
-        self.levels.truncate(depth);
+        self.leave_below(depth)?;
         let node = self.node_below(path);
         let Some(parent) = parent.filter(|_| !self.context.is_dry_run || exists) else {
             self.levels.push((node, None));
@@ -311,5 +339,61 @@ impl FolderTree {
     pub fn close(mut self) -> Option<ConfinedFolder> {
         while self.levels.pop().is_some() {}
         self.confined.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::member::{FileTime, Xattrs};
+
+    fn folder(path: &str) -> Member {
+        Member {
+            path: MemberPath::parse(path.as_bytes()).unwrap(),
+            kind: MemberKind::Folder,
+            size: 0,
+            mode: 0o555,
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            user_name: Box::default(),
+            group_name: Box::default(),
+            modified: FileTime { seconds: 1_000_000, nanoseconds: 0 },
+            link_target: None,
+            device_number: None,
+            xattrs: Xattrs::new(),
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_left_and_entered_again_while_it_is_in_use_is_finished_once_and_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let finished = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&finished);
+        let context = TreeContext {
+            completed: Arc::default(),
+            is_abandoned: Arc::default(),
+            on_finished: Box::new(move |path, _| record.lock().unwrap().push(path.to_string())),
+            privileges: Privileges::of_process(false),
+            is_dry_run: false,
+        };
+        let mut tree = FolderTree::new(Some(ConfinedFolder::open(dir.path()).unwrap()), context);
+        let parent_of = |tree: &mut FolderTree, path: &str| {
+            tree.parent_of(&MemberPath::parse(path.as_bytes()).unwrap()).unwrap().unwrap()
+        };
+        tree.create_folder(&folder("d"), false, true).unwrap();
+        // A thread that still writes d/a, while the archive goes on elsewhere and then returns.
+        let writer = parent_of(&mut tree, "d/a");
+        drop(parent_of(&mut tree, "elsewhere/x"));
+        let again = parent_of(&mut tree, "d/b");
+        drop(writer);
+        assert!(finished.lock().unwrap().is_empty(), "d/b is still to be created in it");
+        create_folder(&*again.handle, b"b").unwrap();
+        drop(again);
+        tree.close();
+        assert_eq!(*finished.lock().unwrap(), ["d"]);
+        let stat = stat_entry(rustix::fs::CWD, dir.path().join("d").as_os_str().as_encoded_bytes()).unwrap().unwrap();
+        assert_eq!((stat.st_mode & 0o7777, stat.st_mtime), (0o555, 1_000_000));
     }
 }
