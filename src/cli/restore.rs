@@ -215,8 +215,8 @@ fn conflicts_hint(args: &RestoreArgs) -> String {
     let hint = match args.overwrite {
         OverwriteArg::Always => "move what is in the way elsewhere and run again, or restore to another folder",
         OverwriteArg::Never | OverwriteArg::IfChanged => {
-            "run again with --overwrite always to replace them, or with if-changed to correct owner, mode and attributes \
-             only; move folders that are not empty elsewhere first"
+            "run again with --overwrite always to replace them, or with if-changed to correct owner, mode and \
+             attributes only; move folders that are not empty elsewhere first"
         }
     };
     let strip = if args.strip > 0 { "; members that share a path need a smaller --strip" } else { "" };
