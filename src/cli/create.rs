@@ -13,7 +13,7 @@ use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, list, run};
 use crate::backup;
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, Schedule, ScheduleName, Spec};
+use crate::schedule::{Cadence, DayRule, Schedule, ScheduleName, Spec};
 use crate::store::{Revived, ScheduleRow, Store, Watermark};
 
 /// How long the estimate of the size of a source may take.
@@ -185,6 +185,14 @@ fn created_text(
     let path = context.home.source_path(&row.schedule.source);
     let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&zone));
     text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), zone.name());
+    if let Some(Cadence::Cron(cron)) = &row.schedule.cadence
+        && let Some(rule) = cron.day_rule()
+    {
+        text += match rule {
+            DayRule::Either => "  days: each that matches the day of the month, and each that matches the weekday\n",
+            DayRule::Both => "  days: only those that match both the day of the month and the weekday\n",
+        };
+    }
     if let (Some(size), Some(free)) = (document.source_bytes, document.free_bytes) {
         let more = if is_exact { "" } else { "more than " };
         let kept = document.kept_copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));

@@ -14,7 +14,7 @@ use crate::archive_folder;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::verify::{self, Findings};
-use crate::schedule::parse_age;
+use crate::schedule::{parse_age, parse_duration};
 use crate::store::{Access, Archive, Store};
 
 #[derive(Args)]
@@ -29,7 +29,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "AGE")]
     older_than: Option<String>,
     /// Begin no further archive after this long: 90m, 2h
-    #[arg(long, value_name = "AGE")]
+    #[arg(long, value_name = "DURATION")]
     time_limit: Option<String>,
     /// Decoder threads [default: cores]
     #[arg(long, value_name = "N")]
@@ -46,7 +46,7 @@ struct Verified {
 
 pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let older_than = args.older_than.as_deref().map(parse_age).transpose()?;
-    let time_limit = args.time_limit.as_deref().map(parse_age).transpose()?;
+    let time_limit = args.time_limit.as_deref().map(parse_duration).transpose()?;
     let (files, words): (Vec<&String>, Vec<&String>) =
         args.what.iter().partition(|word| select::names_a_file(context, word));
     let mut verified = Vec::new();

@@ -20,6 +20,7 @@ pub struct CronExpr {
     minutes: Vec<i64>,
     seconds: Vec<i64>,
     at_a_fixed_time: bool,
+    day_rule: Option<DayRule>,
 }
 
 const HINT: &str = "write minute, hour, day, month and weekday (or six fields with seconds in front), \
@@ -39,14 +40,42 @@ const FIELDS: [(&str, u32, &[&str]); 6] = [
     ),
 ];
 
+/// The names that cronie has for common expressions. `@reboot` has no time.
+const NAMES: [(&str, &str); 7] = [
+    ("@hourly", "0 * * * *"),
+    ("@daily", "0 0 * * *"),
+    ("@midnight", "0 0 * * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@monthly", "0 0 1 * *"),
+    ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
+];
+
+/// Which days an expression with a day and a weekday matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DayRule {
+    /// Those that match the day of the month or the weekday.
+    Either,
+    /// Those that match both.
+    Both,
+}
+
 impl CronExpr {
-    /// Parses an expression. An invalid one, and one that never matches (30 February), is a usage error.
+    /// Parses an expression, or a name for one such as `@daily`. An invalid one, and one that never matches (30
+    /// February), is a usage error.
     pub fn parse(text: &str) -> Result<Self> {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let fields =
+            NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(&text)).map_or(&*text, |(_, fields)| fields);
         let invalid = |why: &str| Error::usage(format!("\"{text}\" is not a cron expression: {why}")).hint(HINT);
-        check_fields(&text).map_err(|why| invalid(&why))?;
-        let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-        let cron = parser.parse(&text).map_err(|e| invalid(&e.to_string()))?;
+        check_fields(fields).map_err(|why| invalid(&why))?;
+        let day_rule = day_rule(fields);
+        let parser = CronParser::builder()
+            .seconds(Seconds::Optional)
+            .year(Year::Disallowed)
+            .dom_and_dow(day_rule == Some(DayRule::Both))
+            .build();
+        let cron = parser.parse(fields).map_err(|e| invalid(&e.to_string()))?;
         let at_a_fixed_time = cron.determine_job_type() == JobType::FixedTime;
         let mut pattern = cron.pattern;
         // Years are not matched, and their table takes more memory than all the rest.
@@ -57,6 +86,7 @@ impl CronExpr {
             minutes: values(&pattern.minutes),
             seconds: values(&pattern.seconds),
             at_a_fixed_time,
+            day_rule,
             text: text.clone(),
             pattern: Box::new(pattern),
         };
@@ -71,6 +101,11 @@ impl CronExpr {
     /// Returns the expression as written, with single spaces.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Returns which days match, if both the day of the month and the weekday are given.
+    pub fn day_rule(&self) -> Option<DayRule> {
+        self.day_rule
     }
 
     /// Returns whether second, minute and hour are each a single number. Such an expression has a time of day, as
@@ -151,6 +186,19 @@ impl CronExpr {
     }
 }
 
+/// Returns how the day of the month and the weekday combine: as in cronie, a field that begins with `*` (`*/2`) is no
+/// restriction of its own, so that both must match. `None` if one of them matches every day.
+fn day_rule(fields: &str) -> Option<DayRule> {
+    let mut last = fields.rsplit(' ');
+    let (weekday, _month, day) = (last.next()?, last.next()?, last.next()?);
+    // croner's own sign for both.
+    if day == "*" || weekday == "*" || weekday.starts_with('+') {
+        return None;
+    }
+    let has_star = day.starts_with('*') || weekday.starts_with('*');
+    Some(if has_star { DayRule::Both } else { DayRule::Either })
+}
+
 fn at_or_after(sorted: &[i64], min: i64) -> Option<i64> {
     sorted.get(sorted.partition_point(|&value| value < min)).copied()
 }
@@ -210,7 +258,8 @@ mod tests {
             ("", "0 fields"),
             ("* * * *", "4 fields"),
             ("* * * * * * *", "7 fields"),
-            ("@daily", "1 fields"),
+            ("@reboot", "1 fields"),
+            ("@ daily", "2 fields"),
             ("0 MON * * *", "\"MON\" has no meaning in the field for the hour"),
             ("0 0 * * JAN", "weekday"),
             ("0 0 * * MONDAY", "MONDAY"),
@@ -256,6 +305,11 @@ mod tests {
             ("0 0 * * 7", "2026-11-23", "2026-11-29"),
             ("0 0 LW 5 *", "2026-01-01", "2026-05-29"),
             ("0 0 13 * 5", "2026-11-01", "2026-11-06"),
+            // As in cronie: the first odd day that is a Monday, not every odd day and every Monday.
+            ("0 0 */2 * 1", "2026-11-01", "2026-11-09"),
+            ("0 0 13 * */5", "2026-11-01", "2026-11-13"),
+            ("@weekly", "2026-11-23", "2026-11-29"),
+            ("@Yearly", "2026-11-23", "2027-01-01"),
         ] {
             assert_eq!(CronExpr::parse(cron).unwrap().next_day(day(from)), Some(day(found)), "{cron}");
         }

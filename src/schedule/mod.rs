@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 
 pub use cadence::{Cadence, DailyTimes, Missed, TimeOfDay};
 pub use compression::Compression;
-pub use cron::CronExpr;
+pub use cron::{CronExpr, DayRule};
 pub use excludes::Excludes;
 pub use name::ScheduleName;
 pub use retention::Retention;
 pub use spec::Spec;
-pub use when::{format_age, parse_age, parse_since, parse_when};
+pub use when::{format_age, parse_age, parse_duration, parse_since, parse_when};
 pub use zone::{ServiceZone, ZoneOrigin, parse_zone, service_zone};
 
 use crate::clock::Timestamp;

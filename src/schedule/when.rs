@@ -56,6 +56,17 @@ pub fn parse_age(text: &str) -> Result<Duration> {
     })
 }
 
+/// Parses how long something may take: a number followed by `s`, `m`, `h` or `d`. Here `m` means minutes; in an age it
+/// could mean months and is refused.
+pub fn parse_duration(text: &str) -> Result<Duration> {
+    let text = text.trim();
+    let minutes = text.strip_suffix('m').and_then(|number| seconds_of(number, 60));
+    minutes.or_else(|| age_of(text)).ok_or_else(|| {
+        Error::usage(format!("\"{}\" is not a duration", text.escape_debug()))
+            .hint("write a number of seconds, minutes or hours like 30s, 90m or 2h")
+    })
+}
+
 /// Formats an age in a form that [`parse_age`] accepts: in whole days or hours if it is a multiple, else in seconds.
 pub fn format_age(age: Duration) -> String {
     match age.as_secs() {
@@ -74,7 +85,10 @@ fn age_of(text: &str) -> Option<Duration> {
         b'w' => 7 * 86_400,
         _ => return None,
     };
-    let number = &text[..text.len() - 1];
+    seconds_of(&text[..text.len() - 1], unit)
+}
+
+fn seconds_of(number: &str, unit: u64) -> Option<Duration> {
     if !number.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
@@ -116,6 +130,17 @@ mod tests {
 
     fn at(text: &str) -> Timestamp {
         Timestamp::parse_rfc3339(text).unwrap()
+    }
+
+    #[test]
+    fn a_duration_may_be_in_minutes_and_an_age_may_not() {
+        for (text, seconds) in [("90m", 5_400), ("2h", 7_200), (" 30s ", 30), ("1d", 86_400), ("0m", 0)] {
+            assert_eq!(parse_duration(text).unwrap(), Duration::from_secs(seconds), "{text}");
+        }
+        for bad in ["", "m", "90", "-1m", "1.5h", "90 m", "99999999999999999999m", "9999999999999999999m"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert!(parse_age("90m").is_err());
     }
 
     #[test]

@@ -57,6 +57,27 @@ fn create_takes_several_times_cron_and_a_zone() {
 }
 
 #[test]
+fn create_names_the_days_of_an_expression_with_a_day_and_a_weekday() {
+    let home = TestHome::with_sources(&["a"]);
+    for (name, cron, days) in [
+        (
+            "either",
+            "0 0 13 * 5",
+            Some("days: each that matches the day of the month, and each that matches the weekday"),
+        ),
+        ("both", "0 0 */2 * 1", Some("days: only those that match both the day of the month and the weekday")),
+        ("month", "0 0 13 * *", None),
+        ("daily", "@daily", None),
+    ] {
+        let created = home.run(&["create", "a", "--name", name, "--cron", cron]).ok();
+        let found = created.stdout.lines().map(str::trim).find(|line| line.starts_with("days"));
+        assert_eq!(found, days, "{cron}");
+    }
+    let next = home.run(&["next", "--cron", "@daily", "--timezone", "UTC"]).ok().stdout;
+    assert!(next.lines().all(|line| line.contains("T00:00:00+00:00")), "{next}");
+}
+
+#[test]
 fn pause_is_listed_and_resume_reverts_it() {
     let home = home_with_three();
     let _ = home.run(&["pause", "0", "code_nightly"]).ok();
