@@ -38,7 +38,7 @@ impl ActiveRuns {
         self.lock().remove(&run);
     }
 
-    fn cancel_token(&self, run: i64) -> Arc<CancelToken> {
+    pub(super) fn cancel_token(&self, run: i64) -> Arc<CancelToken> {
         self.lock().get(&run).cloned().unwrap_or_default()
     }
 
@@ -121,10 +121,14 @@ fn execute_run(
 }
 
 /// Recovers an orphaned run. A failure is recorded in `failed_recoveries`, so that the next ticks leave the run alone.
-pub(super) fn recover_run(runner: &Runner, orphan: OrphanedRun, failed_recoveries: &Mutex<HashMap<i64, Duration>>) {
+pub(super) fn recover_run(
+    runner: &Runner,
+    orphan: OrphanedRun,
+    cancel: &CancelToken,
+    failed_recoveries: &Mutex<HashMap<i64, Duration>>,
+) {
     let run = orphan.run();
-    let cancel = CancelToken::default();
-    let context = RunContext { cancel: &cancel, observer: &LogObserver, is_foreground: false };
+    let context = RunContext { cancel, observer: &LogObserver, is_foreground: false };
     match backup::recover_run(runner, orphan, &context) {
         Ok(state) => log::info!("run @{run}: recovered, now {}", state.as_str()),
         Err(error) => {

@@ -82,10 +82,11 @@ impl Service {
             let run = orphan.run();
             self.active.insert(run);
             let guard = RunEndGuard { run, active: self.active.clone(), events: self.background.clone() };
-            let (runner, failed_recoveries) = (self.runner.clone(), Arc::clone(&self.failed_recoveries));
+            let (runner, cancel) = (self.runner.clone(), self.active.cancel_token(run));
+            let failed_recoveries = Arc::clone(&self.failed_recoveries);
             let work = move || {
                 let _guard = guard;
-                recover_run(&runner, orphan, &failed_recoveries);
+                recover_run(&runner, orphan, &cancel, &failed_recoveries);
             };
             match &self.background {
                 Some(_) => drop(spawn_for_run(run, work)),
