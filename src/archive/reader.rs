@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
 
 use super::buffer::Buffer;
 use super::codec::{self, Codec};
@@ -94,8 +95,11 @@ impl ArchiveReader {
 
     /// Drops the file from the page cache, so that the next reads come from the disk.
     pub fn drop_cached(&self) -> Result<()> {
-        // Pages that are not on disk yet cannot be dropped.
-        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
+        // Pages that are not on disk yet cannot be dropped. Read-only file systems (ISO 9660, squashfs) have no fsync.
+        match self.file.sync_all() {
+            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::ROFS)) => {}
+            synced => synced.map_err(Error::io("sync", &self.path))?,
+        }
         // Only advice: a file system without a page cache need not follow it.
         let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         let _ = fadvise(&self.file, 0, None, Advice::Sequential);

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use rustix::fs::Stat;
 use rustix::io::Errno;
@@ -131,8 +131,9 @@ impl From<io::Error> for CreateError {
 pub struct FolderTree {
     root: Option<Arc<OpenFolder>>,
     levels: Vec<(Arc<PathNode>, Option<Arc<OpenFolder>>)>,
-    /// Folders that were left while other threads still create entries in them.
-    left: HashMap<MemberPath, Weak<OpenFolder>>,
+    /// Folders that were left while other threads still create entries in them. Held here, so that none of those
+    /// threads closes one while the archive returns to it.
+    left: HashMap<MemberPath, Arc<OpenFolder>>,
     confined: Option<ConfinedFolder>,
     context: Arc<TreeContext>,
 }
@@ -190,9 +191,9 @@ impl FolderTree {
             let Some((node, Some(folder))) = self.levels.pop() else { continue };
             if Arc::strong_count(&folder) > 1 {
                 // As many as files are in flight, so the map stays small.
-                self.left.retain(|_, folder| folder.strong_count() > 0);
+                self.left.retain(|_, folder| Arc::strong_count(folder) > 1);
                 let path = node.to_path().map_err(|e| io::Error::other(e.to_string()))?;
-                self.left.insert(path, Arc::downgrade(&folder));
+                self.left.insert(path, folder);
             }
         }
         Ok(())
@@ -200,7 +201,7 @@ impl FolderTree {
 
     /// Returns a folder that was left, is still in use, and is what `stat` describes.
     fn return_to(&self, path: &MemberPath, stat: &Stat) -> io::Result<Option<Arc<OpenFolder>>> {
-        let Some(folder) = self.left.get(path).and_then(Weak::upgrade) else { return Ok(None) };
+        let Some(folder) = self.left.get(path).cloned() else { return Ok(None) };
         let open = rustix::fs::fstat(&*folder.handle)?;
         Ok(((open.st_dev, open.st_ino) == (stat.st_dev, stat.st_ino)).then_some(folder))
     }
@@ -338,6 +339,7 @@ impl FolderTree {
     /// Closes all folders, from the deepest to the confined folder, and returns that.
     pub fn close(mut self) -> Option<ConfinedFolder> {
         while self.levels.pop().is_some() {}
+        self.left.clear();
         self.confined.take()
     }
 }

@@ -36,7 +36,9 @@ impl Restorer<'_, '_> {
             return self.restore_at_path(members, entry);
         }
         let first = MemberPath::parse(entry.member.link_target.as_deref().unwrap_or_default())?;
-        match target_path(self.options, &first)? {
+        // A first name that another member has under the target leads to other content.
+        let carrier = target_path(self.options, &first)?.filter(|path| self.target_paths.is_of(path, &first));
+        match carrier {
             Some(carrier) => self.restore_link(&carrier, entry, Some(first)),
             None => self.defer_link(first, entry),
         }

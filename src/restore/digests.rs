@@ -17,6 +17,9 @@ pub(super) struct CatalogDigests {
 impl CatalogDigests {
     /// Returns the digest of the member whose header is at `offset` of the chunk `sequence`, if the catalog has it.
     pub fn find(&mut self, archive: &OpenArchive, sequence: u64, offset: u64) -> Result<Option<[u8; 32]>> {
+        // The global header fills the first chunk; a reader of the whole archive meets it on the way to the first
+        // member.
+        let (sequence, offset) = if sequence == 0 { (1, 0) } else { (sequence, offset) };
         if !(self.chunks.0..self.chunks.1).contains(&sequence) {
             let Some((members, next)) = archive.catalog_page(sequence)? else { return Ok(None) };
             self.chunks = (sequence, next.unwrap_or(u64::MAX));

@@ -42,6 +42,9 @@ impl Restorer<'_, '_> {
                 return Ok(self.conflict(path, &format!("it differs in {}", differences.join(", "))));
             }
             (true, Overwrite::Always) if !is_folder => Action::Replace,
+            (true, _) if !differences.is_empty() && !is_safe_to_correct(&stat, member, content.is_some()) => {
+                Action::Replace
+            }
             (true, _) if !differences.is_empty() => Action::Correct,
             (true, _) => Action::Keep,
             _ if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
@@ -102,6 +105,14 @@ impl Restorer<'_, '_> {
         });
         Ok(())
     }
+}
+
+/// Returns whether the metadata of an existing entry may be changed in place. A file with a further name, perhaps
+/// outside the target, is replaced instead (I11); so is one that would get rights to run as its owner although its
+/// content was not compared.
+fn is_safe_to_correct(stat: &Stat, member: &Member, is_content_compared: bool) -> bool {
+    let grants_rights = member.mode & 0o6000 != 0 || member.xattrs.get(b"security.capability").is_some();
+    member.kind != MemberKind::File || stat.st_nlink == 1 && (is_content_compared || !grants_rights)
 }
 
 /// Returns whether the existing file has this content; true if `content` is `None`.

@@ -110,6 +110,8 @@ impl<'a, 'c> Restorer<'a, 'c> {
             {
                 let position = (entry.sequence, entry.offset);
                 self.stopped_at = Some(StoppedAt { position, path: entry.member.path.clone() });
+            } else if self.context.cancel.is_cancelled() {
+                self.state.with_interruption(|interruption| interruption.may_be_more = true);
             }
             self.check_cancelled()?;
             if self.state.has_fatal() {

@@ -22,11 +22,19 @@ impl TargetPaths {
         if options.strip == 0 && options.rename_root.is_none() {
             return true;
         }
-        let (key, is_folder) =
-            (|path: &MemberPath| *blake3::hash(path.as_bytes()).as_bytes(), kind == MemberKind::Folder);
+        let is_folder = kind == MemberKind::Folder;
         let (owner, is_shared) = *self.claims.entry(key(path)).or_insert_with(|| (key(member), is_folder));
         owner == key(member) || is_shared && is_folder
     }
+
+    /// Returns whether no other member than `member` has claimed `path`.
+    pub fn is_of(&self, path: &MemberPath, member: &MemberPath) -> bool {
+        self.claims.get(&key(path)).is_none_or(|(owner, _)| *owner == key(member))
+    }
+}
+
+fn key(path: &MemberPath) -> Key {
+    *blake3::hash(path.as_bytes()).as_bytes()
 }
 
 /// Returns the path of a member relative to the target; `None` if stripping leaves nothing of it.

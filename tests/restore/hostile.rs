@@ -1,6 +1,7 @@
 //! Hostile archives: nothing outside the target changes, each problem is reported, all other members are restored.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -420,4 +421,34 @@ fn members_that_get_the_same_path_by_strip_are_a_conflict() {
             assert_eq!(fs::read_to_string(to.path().join("x")).unwrap(), content, "{name} {overwrite:?}");
         }
     }
+}
+
+#[test]
+fn a_hard_link_whose_first_name_is_in_conflict_gets_its_own_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar");
+    let tar = TarFile::default().file("src/a/x", b"first").file("src/b/x", b"other").hard_link("src/b/y", "src/b/x");
+    fs::write(&file, tar.end()).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let report = restore_all(&file, &Options { strip: 2, sync: false, ..Options::to(to.path()) }).unwrap();
+    assert_eq!(report.conflicts.count, 1, "{report:?}");
+    let content = |name: &str| fs::read_to_string(to.path().join(name)).unwrap();
+    assert_eq!((content("x"), content("y")), ("first".to_owned(), "other".to_owned()));
+}
+
+#[test]
+fn metadata_is_not_corrected_under_a_name_outside_the_target() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar");
+    fs::write(&file, TarFile::default().file("x", b"text").end()).unwrap();
+    let to = folder.path().join("to");
+    let options = Options { sync: false, overwrite: Overwrite::IfChanged, ..Options::to(&to) };
+    restore_all(&file, &options).unwrap();
+    let outside = folder.path().join("outside");
+    fs::hard_link(to.join("x"), &outside).unwrap();
+    fs::set_permissions(&outside, fs::Permissions::from_mode(0o640)).unwrap();
+    let report = restore_all(&file, &options).unwrap();
+    assert_eq!((report.corrected, report.extent.files), (0, 1), "replaced instead: {report:?}");
+    assert_eq!(outside.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+    assert_ne!(to.join("x").metadata().unwrap().permissions().mode() & 0o7777, 0o640);
 }
