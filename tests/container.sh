@@ -334,12 +334,12 @@ form_damage() {
   done
   expect "up" 0 '.' dc up -d
   eventually "healthy after it" 60 is_health healthy
-  # A folder in place of the text file counts as a missing file.
+  # A folder in place of the text file, which was imported before, is an import error; the service goes on.
   down
   rm backup_schedules.txt
   expect "up without the text file" 0 '.' dc up -d
   eventually "serves nevertheless" 60 is_health healthy
-  expect "the log warns" 0 'Warning .*backup_schedules.txt is not a file' dc logs
+  expect "the log reports it" 0 'Error the text file backup_schedules.txt is not a regular file' dc logs
   # Archives on a read-only mount.
   down
   printf 'services:\n  backup-system:\n    volumes:\n      - ./backups:/app/backups:ro\n' >docker-compose.override.yml

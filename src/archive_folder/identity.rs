@@ -50,7 +50,7 @@ impl Identity {
     /// Returns whether the folder is used by another database, which still exists on this machine.
     fn is_in_use(&self, home: &Home) -> bool {
         let is_copied = self.folder_inode != inode_of(home.backups());
-        !is_copied && self.path.as_ref().is_some_and(|path| path != home.db() && path.exists())
+        !is_copied && self.path.as_ref().is_some_and(|path| path != home.db() && path.try_exists().unwrap_or(true))
     }
 }
 

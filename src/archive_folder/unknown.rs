@@ -43,7 +43,7 @@ pub fn find_unknown_archives(home: &Home, store: &Store) -> Result<UnknownArchiv
     if identity::belongs_to_other_database(home, store) {
         return Ok(unknown);
     }
-    for (path, file_name, run) in named_archives(home)? {
+    for (path, file_name, run) in named_archives(home, store)? {
         // Removed since the folder was listed, and its row with it.
         if store.has_archive_file(&file_name)? || !path.exists() {
             continue;
@@ -66,15 +66,23 @@ pub fn reserve_run_numbers(home: &Home, store: &Store) -> Result<UnknownArchives
     Ok(unknown)
 }
 
-/// Returns the path, the path below the archive folder and the run number of each file that is named as an archive.
-fn named_archives(home: &Home) -> Result<Vec<(PathBuf, String, i64)>> {
+/// Returns the path, the path below the archive folder and the run number of each regular file that is named as an
+/// archive.
+fn named_archives(home: &Home, store: &Store) -> Result<Vec<(PathBuf, String, i64)>> {
     let mut found = Vec::new();
     for (folder, name) in entries_of(home.backups())? {
         if name.starts_with('.') || !fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir()) {
             continue;
         }
-        for (path, file) in entries_of(&folder)? {
-            if let Some(parsed) = ArchiveName::parse(&file, &name) {
+        let entries = match entries_of(&folder) {
+            // `lost+found` of a disk, for example: the folder of a schedule is readable for the owner of the database.
+            Err(_) if store.schedule_named(&name)?.is_none() => continue,
+            entries => entries?,
+        };
+        for (path, file) in entries {
+            if let Some(parsed) = ArchiveName::parse(&file, &name)
+                && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file())
+            {
                 found.push((path, format!("{name}/{file}"), parsed.run));
             }
         }

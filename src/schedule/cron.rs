@@ -67,9 +67,18 @@ impl CronExpr {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let fields =
             NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(&text)).map_or(&*text, |(_, fields)| fields);
+        let day_rule = day_rule(fields);
+        match CronExpr::with_day_rule(&text, fields, day_rule) {
+            // The two never match on one day (31 April). Versions before took such an expression as either of them, and
+            // a schedule that is in the database must stay readable.
+            Err(_) if day_rule == Some(DayRule::Both) => CronExpr::with_day_rule(&text, fields, Some(DayRule::Either)),
+            parsed => parsed,
+        }
+    }
+
+    fn with_day_rule(text: &str, fields: &str, day_rule: Option<DayRule>) -> Result<Self> {
         let invalid = |why: &str| Error::usage(format!("\"{text}\" is not a cron expression: {why}")).hint(HINT);
         check_fields(fields).map_err(|why| invalid(&why))?;
-        let day_rule = day_rule(fields);
         let parser = CronParser::builder()
             .seconds(Seconds::Optional)
             .year(Year::Disallowed)
@@ -87,7 +96,7 @@ impl CronExpr {
             seconds: values(&pattern.seconds),
             at_a_fixed_time,
             day_rule,
-            text: text.clone(),
+            text: text.to_owned(),
             pattern: Box::new(pattern),
         };
         let empty = expr.hours.is_empty() || expr.minutes.is_empty() || expr.seconds.is_empty();
@@ -308,6 +317,7 @@ mod tests {
             // As in cronie: the first odd day that is a Monday, not every odd day and every Monday.
             ("0 0 */2 * 1", "2026-11-01", "2026-11-09"),
             ("0 0 13 * */5", "2026-11-01", "2026-11-13"),
+            ("0 3 31 4,6,9,11 */2", "2026-11-23", "2026-11-24"),
             ("@weekly", "2026-11-23", "2026-11-29"),
             ("@Yearly", "2026-11-23", "2027-01-01"),
         ] {

@@ -110,6 +110,10 @@ impl Service {
             maintenance_failures: Arc::default(),
         };
         service.recompute_for_zone()?;
+        if service.text_file.is_none() {
+            // Of a text file that is followed no more.
+            service.runner.store.set_import_error(None)?;
+        }
         match archive_folder::reserve_run_numbers(&service.runner.home, &service.runner.store) {
             Ok(unknown) => unknown.error(&service.runner.home).iter().for_each(|error| log::error!("{error}")),
             Err(error) => log::warn!("the archive folder was not compared with the database: {error}"),
