@@ -5,6 +5,8 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::fs::FileType;
+
 use crate::error::{Error, Result};
 
 /// A path inside an archive: one or more components joined by `/`, none empty, `.` or `..`, no NUL byte, not absolute.
@@ -113,6 +115,21 @@ pub enum MemberKind {
     CharDevice,
     /// A block device.
     BlockDevice,
+}
+
+impl MemberKind {
+    /// Returns the kind of member that a file of this type becomes; `None` for sockets and unknown types.
+    pub fn of_file_type(file_type: FileType) -> Option<MemberKind> {
+        match file_type {
+            FileType::RegularFile => Some(MemberKind::File),
+            FileType::Directory => Some(MemberKind::Folder),
+            FileType::Symlink => Some(MemberKind::Symlink),
+            FileType::Fifo => Some(MemberKind::Fifo),
+            FileType::CharacterDevice => Some(MemberKind::CharDevice),
+            FileType::BlockDevice => Some(MemberKind::BlockDevice),
+            FileType::Socket | FileType::Unknown => None,
+        }
+    }
 }
 
 /// Extended attributes of a file: names (`user.x`, `system.posix_acl_access`) and values, sorted by name.

@@ -4,7 +4,7 @@
 //! `tests/snapshots/`, and commit it with the change. No further tool is needed.
 
 #[path = "cli/environment.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests of the command line use the rest")]
 mod environment;
 
 use std::ffi::OsStr;
@@ -380,17 +380,8 @@ fn errors_of_failure_damage_and_incompleteness() {
 
 #[test]
 fn errors_of_what_is_busy() {
-    use rustix::fs::{FlockOperation, flock};
     let home = home_with_runs();
-    // A worker that lives as long as this test holds its lock, and a run of its own.
-    let worker = "6f7a1f3e-0c64-4d0b-9d5e-0a5c5d1b7f11";
-    let file = fs::File::create(home.path("backup.db.workers").join(worker)).unwrap();
-    flock(&file, FlockOperation::LockExclusive).unwrap();
-    let insert = format!(
-        "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, state, attempt, tries, worker, not_before_ms, \
-             queued_at_ms, started_at_ms) VALUES (1, 'schedule', 1000, 'running', 1, 1, '{worker}', 1000, 1000, 1000)"
-    );
-    let _ = rusqlite::Connection::open(home.path("backup.db")).unwrap().execute(&insert, []).unwrap();
+    let _lock = home.start_run_of_other_worker();
     pin(&home, "error_busy", &["run", "docs", "--no-wait"]);
     pin(&home, "status_running", &["--json", "status"]);
     pin(&home, "status_running_text", &["status"]);

@@ -23,15 +23,7 @@ pub fn stat_entry(folder: impl AsFd, name: &[u8]) -> io::Result<Option<Stat>> {
 
 /// Returns the kind of member that such a file would be; `None` for a socket.
 pub fn kind_of(stat: &Stat) -> Option<MemberKind> {
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Some(MemberKind::File),
-        FileType::Directory => Some(MemberKind::Folder),
-        FileType::Symlink => Some(MemberKind::Symlink),
-        FileType::Fifo => Some(MemberKind::Fifo),
-        FileType::CharacterDevice => Some(MemberKind::CharDevice),
-        FileType::BlockDevice => Some(MemberKind::BlockDevice),
-        _ => None,
-    }
+    MemberKind::of_file_type(FileType::from_raw_mode(stat.st_mode))
 }
 
 /// Returns the modification time of a file.

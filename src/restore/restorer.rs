@@ -190,7 +190,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
             let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
             lost.extend(here.filter(|path| selection.selects(path)).map(|path| (path, reason.to_owned())));
         } else if let Some(after) = after {
-            let reason = format!("{reason}; members that stand behind this one may be lost");
+            let reason = format!("{reason}; members after this one may be lost");
             lost.push((after, reason));
         } else {
             self.state.with_report(|report| report.damaged.add(b"", reason.to_owned()));

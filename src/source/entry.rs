@@ -14,7 +14,7 @@ use super::attributes;
 use super::location::{Location, fs_path};
 use super::open_file::OpenFile;
 use super::path_error::PathError;
-use super::stat::{Stat, member_kind};
+use super::stat::Stat;
 use crate::member::{MemberKind, MemberPath, Xattrs};
 use crate::progress::Problem;
 
@@ -66,7 +66,7 @@ impl SourceEntry {
     pub fn stat_again(&self) -> Result<SourceEntry, Problem> {
         let stat = || {
             let (kind, stat) = self.location.stat(&self.path)?;
-            let kind = member_kind(kind).ok_or_else(|| PathError::replaced("it has become a socket"))?;
+            let kind = MemberKind::of_file_type(kind).ok_or_else(|| PathError::replaced("it has become a socket"))?;
             Ok(SourceEntry { path: self.path.clone(), kind, stat, location: self.location.clone() })
         };
         stat().map_err(|error: PathError| error.at(&self.fs_path()))
@@ -101,7 +101,7 @@ impl SourceEntry {
         if !xattrs.is_empty() {
             // The inode number of a removed file may be reused for the new one, so the kind is compared too.
             let (kind, stat) = self.location.stat(&self.path)?;
-            if !stat.is_same_file(&self.stat) || member_kind(kind) != Some(self.kind) {
+            if !stat.is_same_file(&self.stat) || MemberKind::of_file_type(kind) != Some(self.kind) {
                 return Err(PathError::replaced("something else has taken its place"));
             }
         }

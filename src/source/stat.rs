@@ -2,7 +2,7 @@
 
 use rustix::fs::{FileType, major, minor};
 
-use crate::member::{FileTime, MemberKind};
+use crate::member::FileTime;
 
 /// What `stat` reports of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,18 +56,5 @@ impl Stat {
     /// Returns whether both have the same device and inode.
     pub(super) fn is_same_file(&self, other: &Stat) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
-    }
-}
-
-/// Returns the kind of member that a file of this type becomes; `None` for sockets and unknown types.
-pub(super) fn member_kind(kind: FileType) -> Option<MemberKind> {
-    match kind {
-        FileType::RegularFile => Some(MemberKind::File),
-        FileType::Directory => Some(MemberKind::Folder),
-        FileType::Symlink => Some(MemberKind::Symlink),
-        FileType::Fifo => Some(MemberKind::Fifo),
-        FileType::CharacterDevice => Some(MemberKind::CharDevice),
-        FileType::BlockDevice => Some(MemberKind::BlockDevice),
-        FileType::Socket | FileType::Unknown => None,
     }
 }

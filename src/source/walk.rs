@@ -19,7 +19,7 @@ use super::listing::{Lister, Listing};
 use super::location::{Location, fs_path};
 use super::own_files::OwnFiles;
 use super::path_error::PathError;
-use super::stat::{Stat, member_kind};
+use super::stat::Stat;
 use crate::error::{Error, Result};
 use crate::member::{Extent, MemberKind, MemberPath};
 use crate::progress::Problem;
@@ -124,7 +124,7 @@ fn find_root(tree: &Arc<Tree>, name: &MemberPath) -> Result<SourceEntry> {
             unreadable(tree, reason)
         }
     })?;
-    let kind = member_kind(kind).ok_or_else(|| {
+    let kind = MemberKind::of_file_type(kind).ok_or_else(|| {
         Error::failed(format!("the source {} is a socket", tree.path().display())).hint("archives do not hold sockets")
     })?;
     Ok(SourceEntry { path: name.clone(), kind, stat, location })
@@ -235,7 +235,7 @@ impl Walker<'_> {
             self.summary.own_paths_skipped.push(fs_path(&self.tree, &path));
             return None;
         }
-        match member_kind(kind) {
+        match MemberKind::of_file_type(kind) {
             Some(kind) => Some(SourceEntry { path, kind, stat, location }),
             None => {
                 (self.report)(PathError::skipped("its kind is unknown").at(&fs_path(&self.tree, &path)));

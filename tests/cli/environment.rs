@@ -138,6 +138,19 @@ impl TestHome {
         rows.collect::<Result<_, _>>().unwrap()
     }
 
+    /// Gives the first schedule a running run of another worker, which is alive until the returned lock is dropped.
+    pub fn start_run_of_other_worker(&self) -> fs::File {
+        let worker = "6f7a1f3e-0c64-4d0b-9d5e-0a5c5d1b7f11";
+        let file = fs::File::create(self.path("backup.db.workers").join(worker)).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let insert = format!(
+            "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, state, attempt, tries, worker, not_before_ms, \
+             queued_at_ms, started_at_ms) VALUES (1, 'schedule', 1000, 'running', 1, 1, '{worker}', 1000, 1000, 1000)"
+        );
+        let _ = rusqlite::Connection::open(self.path("backup.db")).unwrap().execute(&insert, []).unwrap();
+        file
+    }
+
     pub fn number(&self, sql: &str) -> i64 {
         match self.query(sql)[0][0] {
             rusqlite::types::Value::Integer(number) => number,

@@ -124,7 +124,7 @@ fn the_folder_of_another_home_is_not_taken_over_while_that_home_exists() {
     let _ = with(&["rescan"]).fails(1, &[&database, "rescan --adopt"]);
     let _ = with(&["rescan", "--adopt"]).ok();
     let _ = with(&["run", "docs"]).ok();
-    // The home that comes back is told whose folder it is now.
+    // The home that comes back reports the present owner of the folder.
     fs::rename(home.path("moved.db"), home.path("backup.db")).unwrap();
     let _ = home.run(&["run", "docs"]).fails(1, &[&other.path("backup.db").display().to_string()]);
 }

@@ -155,21 +155,12 @@ fn a_home_of_the_old_system_goes_on_and_loses_nothing() {
 
 #[test]
 fn a_command_that_waits_for_a_run_takes_it_over_if_its_process_dies() {
-    use rustix::fs::{FlockOperation, flock};
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs", "--name", "docs", "--at", "9:00", "--now"]).ok();
-    // A worker that lives as long as this test holds its lock, and a scheduled run in its hands.
-    let worker = "6f7a1f3e-0c64-4d0b-9d5e-0a5c5d1b7f11";
-    let file = fs::File::create(home.path("backup.db.workers").join(worker)).unwrap();
-    flock(&file, FlockOperation::LockExclusive).unwrap();
-    let insert = format!(
-        "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, state, attempt, tries, worker, not_before_ms, \
-             queued_at_ms, started_at_ms) VALUES (1, 'schedule', 1000, 'running', 1, 1, '{worker}', 1000, 1000, 1000)"
-    );
-    let _ = rusqlite::Connection::open(home.path("backup.db")).unwrap().execute(&insert, []).unwrap();
+    let lock = home.start_run_of_other_worker();
     let waiting = home.command(&["run", "docs"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     home.wait_until("waiting", 10, || home.number("SELECT count(*) FROM worker") == 1);
-    drop(file);
+    drop(lock);
     let mut waiting = crate::environment::Running(waiting);
     let mut code = None;
     home.wait_until("end", 20, || {
