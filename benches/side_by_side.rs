@@ -12,7 +12,7 @@ use std::time::Duration;
 use backup_manager::archive::check;
 use backup_manager::backup::pipeline::{self, PipelineOptions, WrittenArchive};
 use backup_manager::cancel::CancelToken;
-use backup_manager::chunk::CatalogChunk;
+use backup_manager::chunk::{CatalogChunk, ChunkRecord};
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::durable::PendingFile;
 use backup_manager::member::MemberPath;
@@ -122,7 +122,8 @@ fn archive(
     let mut records = Vec::new();
     let written = pipeline::write(&job, &mut file, &mut |batch| {
         // The catalog stores rows, not members; verification needs the chunks only.
-        records.extend(batch.iter().map(|record| CatalogChunk { members: Vec::new(), ..record.clone() }));
+        let rows = batch.iter().map(|chunk| (chunk, ChunkRecord::New { members: Vec::new() }));
+        records.extend(rows.map(|(chunk, record)| CatalogChunk { record, ..*chunk }));
         Ok(())
     })
     .expect("the tree can be read");

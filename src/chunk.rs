@@ -27,14 +27,82 @@ impl Chunk {
     }
 }
 
-/// A chunk and the members whose headers start in it, as recorded in the catalog. A file that spans several chunks is a
-/// member of the first; the others hold only its content.
+/// A chunk of a new archive, to be recorded in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogChunk {
     /// Where it is stored and what it must be.
     pub chunk: Chunk,
     /// Wall-clock time before the first of its members was read.
     pub read_started: Timestamp,
-    /// The members, in order.
-    pub members: Vec<CatalogMember>,
+    /// The row that it gets.
+    pub record: ChunkRecord,
+}
+
+impl CatalogChunk {
+    /// Returns the number of rows that recording it writes at most.
+    pub fn rows(&self) -> usize {
+        2 + self.new_members().count()
+    }
+
+    /// Returns the members that it adds to the catalog, in order.
+    pub fn new_members(&self) -> impl Iterator<Item = &CatalogMember> + Clone {
+        let members = match &self.record {
+            ChunkRecord::New { members } => members.as_slice(),
+            ChunkRecord::Reused { .. } => &[],
+        };
+        members.iter().filter_map(|member| match member {
+            MemberRecord::New(member) => Some(member),
+            MemberRecord::Known(_) => None,
+        })
+    }
+}
+
+/// The row of a chunk of a new archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChunkRecord {
+    /// That of a chunk of the base with the same bytes and members.
+    Reused {
+        /// The row.
+        id: i64,
+        /// It was read again and was equal, so that the row gets the new time of reading.
+        reread: bool,
+    },
+    /// A new one.
+    New {
+        /// The members whose headers start in it, in order. A file that spans several chunks is a member of the first;
+        /// the others hold only its content.
+        members: Vec<MemberRecord>,
+    },
+}
+
+/// The row of a member in a new chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a first run records new members only, and boxes cost it time")]
+pub enum MemberRecord {
+    /// That of an equal member of the base.
+    Known(i64),
+    /// A new one.
+    New(CatalogMember),
+}
+
+/// A chunk in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseChunk {
+    /// Its row.
+    pub id: i64,
+    /// Where the base stores it and what it must be.
+    pub chunk: Chunk,
+    /// Wall-clock time before the first of its members was read.
+    pub read_started: Timestamp,
+    /// The members whose headers start in it, in order.
+    pub members: Vec<BaseMember>,
+}
+
+/// A member in the catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseMember {
+    /// Its row.
+    pub id: i64,
+    /// What the catalog stores of it; of extended attributes only the digest.
+    pub entry: CatalogMember,
 }

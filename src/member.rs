@@ -249,13 +249,14 @@ pub struct Member {
     pub xattrs: Xattrs,
 }
 
-/// One member as the catalog records it: its headers, its place in the archive, and the file it was read from.
+/// One member as the catalog records it: its headers, its length, and the file it was read from. Its place in an
+/// archive is not part of it, because archives share members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogMember {
     /// Its headers.
     pub member: Member,
-    /// Offset of its first header block in the content of the chunk that holds it.
-    pub offset: u64,
+    /// Bytes of its entry (headers, content, padding) in the chunk in which it starts.
+    pub entry_bytes: u64,
     /// Device number of the file it was read from.
     pub device: u64,
     /// Inode number of the file it was read from.
@@ -266,8 +267,9 @@ pub struct CatalogMember {
     pub content_digest: Option<[u8; 32]>,
     /// BLAKE3 over names and values of the extended attributes, if there are any.
     pub xattr_digest: Option<[u8; 32]>,
-    /// The file changed while it was read, in every attempt.
-    pub changed_while_read: bool,
+    /// A later run may take the member as it is if its file did not change. Not so if any problem was recorded for it,
+    /// as that it changed while it was read, or if a rescan added it.
+    pub is_reusable: bool,
 }
 
 #[cfg(test)]

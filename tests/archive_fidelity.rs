@@ -297,7 +297,7 @@ fn seen_by(reader: &str, tree: &BTreeMap<PathBuf, Seen>) -> BTreeMap<PathBuf, Se
 
 /// Asserts that the rows of the catalog agree with the file system.
 fn assert_catalog_agrees(made: &TestArchive, expected: &BTreeMap<PathBuf, Seen>) {
-    let mut members = made.records.iter().flat_map(|record| &record.members);
+    let mut members = made.records.iter().flat_map(|record| record.new_members());
     let mut previous = None;
     for row in &mut members {
         let path = row.member.path.as_path().strip_prefix("source").unwrap();
@@ -308,7 +308,7 @@ fn assert_catalog_agrees(made: &TestArchive, expected: &BTreeMap<PathBuf, Seen>)
             assert_eq!(row.content_digest, seen.content.map(|hash| *hash.as_bytes()), "{}", path.display());
             assert_eq!(row.member.size, seen.size);
         }
-        assert!(!row.changed_while_read);
+        assert!(row.is_reusable);
         assert_eq!(row.xattr_digest.is_some(), !row.member.xattrs.is_empty());
     }
 }

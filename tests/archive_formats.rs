@@ -125,10 +125,13 @@ fn members_lie_at_the_offsets_in_the_catalog() {
     for record in &made.records {
         assert_eq!(record.chunk.offset, end, "no gap");
         end += record.chunk.stored_length;
-        for row in &record.members {
-            let at = (record.chunk.offset + row.offset) as usize;
+        let mut at = record.chunk.offset as usize;
+        for row in record.new_members() {
             assert_eq!(&bytes[at + 257..at + 262], b"ustar", "{}", row.member.path);
+            at += row.entry_bytes as usize;
         }
+        let is_filled = record.new_members().count() == 0 || at as u64 == record.chunk.end();
+        assert!(is_filled, "the entries fill the chunk");
     }
     assert_eq!(bytes[end as usize - 1024..end as usize], END_MARKS);
     assert!(made.records.len() > 10, "small files are cut into chunks, large ones into pieces");

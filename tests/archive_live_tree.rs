@@ -180,7 +180,7 @@ fn check(made: &TestArchive, source: &Path) {
         assert_ne!(problem.kind, ProblemKind::Unreadable, "{}: {}", path.display(), problem.reason);
     }
     let secret = *blake3::hash(SECRET).as_bytes();
-    let rows = made.records.iter().flat_map(|record| &record.members);
+    let rows = made.records.iter().flat_map(|record| record.new_members());
     assert!(rows.clone().all(|row| row.content_digest != Some(secret)), "a link was followed out of the source");
     // A reader extracts what the catalog records for each file.
     let out = tempfile::tempdir().unwrap();

@@ -189,7 +189,7 @@ fn a_file_that_grew_after_it_was_listed_is_archived_whole() {
             let made = scene.make_changed(compression, 4, || fs::write(scene.path("b"), &content).unwrap());
             assert_eq!(made.written.problems, []);
             let row =
-                made.records.iter().flat_map(|r| &r.members).find(|row| row.member.path.as_bytes() == b"source/b");
+                made.records.iter().flat_map(|r| r.new_members()).find(|row| row.member.path.as_bytes() == b"source/b");
             assert_eq!(row.unwrap().content_digest, Some(*blake3::hash(&content).as_bytes()));
             let found = extracted(&made);
             assert!(found["b"] == content && found["c"] == b"c", "{size} {compression}");
@@ -199,7 +199,7 @@ fn a_file_that_grew_after_it_was_listed_is_archived_whole() {
 
 fn linked(made: &TestArchive) -> Vec<(String, MemberKind, Option<String>)> {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    let rows = made.records.iter().flat_map(|record| &record.members).map(|row| &row.member);
+    let rows = made.records.iter().flat_map(|record| record.new_members()).map(|row| &row.member);
     rows.filter(|member| member.kind != MemberKind::Folder)
         .map(|member| (member.path.to_string(), member.kind, member.link_target.as_deref().map(text)))
         .collect()
@@ -328,7 +328,7 @@ fn a_missing_source_is_an_error_and_an_odd_one_an_archive() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().contains("nothing"), "{error}");
     let names = |made: &TestArchive| {
-        made.records.iter().flat_map(|r| &r.members).map(|row| row.member.path.clone()).collect::<Vec<_>>()
+        made.records.iter().flat_map(|r| r.new_members()).map(|row| row.member.path.clone()).collect::<Vec<_>>()
     };
     // A file, an empty folder, a link to a folder.
     let made = make(&scene.path("only"), scene.scratch.path(), Compression::Gzip(1));

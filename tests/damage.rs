@@ -18,9 +18,10 @@ use backup_manager::archive::damaged_members;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::rebuild;
 use backup_manager::cancel::CancelToken;
-use backup_manager::chunk::CatalogChunk;
+use backup_manager::chunk::{CatalogChunk, ChunkRecord, MemberRecord};
 use backup_manager::clock::Timestamp;
 use backup_manager::maintenance::verify::verify_file;
+use backup_manager::member::CatalogMember;
 use support::archive::{TestArchive, make, run_tool};
 
 /// A small random number generator.
@@ -56,8 +57,14 @@ fn owners(records: &[CatalogChunk]) -> BTreeMap<u64, Vec<(u64, String)>> {
     records
         .iter()
         .map(|chunk| {
-            let members = chunk.members.iter().map(|m| (m.offset, m.member.path.to_string())).collect();
-            (chunk.chunk.sequence, members)
+            let mut offset = 0;
+            let start = |member: &CatalogMember| {
+                offset += member.entry_bytes;
+                offset - member.entry_bytes
+            };
+            let starts: Vec<u64> = chunk.new_members().map(start).collect();
+            let names = chunk.new_members().map(|m| m.member.path.to_string());
+            (chunk.chunk.sequence, starts.into_iter().zip(names).collect())
         })
         .collect()
 }
@@ -104,7 +111,8 @@ fn every_flip_is_found(compression: &str, seed: u64) {
         };
         assert_eq!(damaged.len(), 1, "byte {at} bit {bit}");
         assert_eq!(damaged[0].chunk.sequence, chunk.chunk.sequence);
-        if chunk.members.is_empty() || chunk.chunk.sequence == 0 || chunk.chunk.sequence == last {
+        let members: Vec<CatalogMember> = chunk.new_members().cloned().collect();
+        if members.is_empty() || chunk.chunk.sequence == 0 || chunk.chunk.sequence == last {
             continue;
         }
         // The member is named while the bit is still flipped.
@@ -113,7 +121,7 @@ fn every_flip_is_found(compression: &str, seed: u64) {
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
         let reader = ArchiveReader::open(&made.path).unwrap();
-        let names: Vec<String> = damaged_members::differing(&reader, &damaged[0].chunk, &chunk.members)
+        let names: Vec<String> = damaged_members::differing(&reader, &damaged[0].chunk, &members)
             .iter()
             .map(|member| member.path.to_string())
             .collect();
@@ -169,17 +177,21 @@ fn the_rebuilt_catalog_equals_the_written_one() {
             Ok(())
         })
         .unwrap();
-        let plain = |chunk: &CatalogChunk| {
+        let plain = |chunk: &CatalogChunk, is_written: bool| {
             let mut chunk = chunk.clone();
             chunk.read_started = Timestamp::from_millis(0);
-            for member in &mut chunk.members {
+            let ChunkRecord::New { members } = &mut chunk.record else { panic!("no chunk is reused") };
+            for member in members {
+                let MemberRecord::New(member) = member else { panic!("no member is known") };
+                assert!(member.is_reusable == is_written);
+                member.is_reusable = true;
                 (member.device, member.inode, member.changed) = (0, 0, Default::default());
                 member.member.xattrs.clear();
             }
             chunk
         };
         let (written, read): (Vec<_>, Vec<_>) =
-            (made.records.iter().map(plain).collect(), records.iter().map(plain).collect());
+            (made.records.iter().map(|c| plain(c, true)).collect(), records.iter().map(|c| plain(c, false)).collect());
         assert_eq!(written, read, "{compression}");
     }
 }

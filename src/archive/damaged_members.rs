@@ -13,16 +13,14 @@ use crate::member::{CatalogMember, Member, MemberKind};
 /// each member is compared by header and content; else all members are returned.
 pub fn differing<'m>(reader: &ArchiveReader, chunk: &Chunk, members: &'m [CatalogMember]) -> Vec<&'m Member> {
     let Some(content) = content_of(reader, chunk) else { return members.iter().map(|m| &m.member).collect() };
-    let ends = members.iter().skip(1).map(|next| next.offset).chain([content.len() as u64]);
-    let is_whole = |member: &CatalogMember, end: u64| {
-        usize::try_from(member.offset)
-            .ok()
-            .zip(usize::try_from(end).ok())
-            .and_then(|(from, to)| content.get(from..to))
-            .is_some_and(|bytes| is_as_written(member, bytes))
-    };
-    let found: Vec<&Member> =
-        members.iter().zip(ends).filter(|(member, end)| !is_whole(member, *end)).map(|(m, _)| &m.member).collect();
+    let mut rest: &[u8] = &content;
+    let mut found = Vec::new();
+    for member in members {
+        let entry = usize::try_from(member.entry_bytes).ok().and_then(|bytes| rest.split_off(..bytes));
+        if !entry.is_some_and(|bytes| is_as_written(member, bytes)) {
+            found.push(&member.member);
+        }
+    }
     // Something differs in the chunk, but the comparison did not find it, so any member may be damaged.
     if found.is_empty() { members.iter().map(|m| &m.member).collect() } else { found }
 }

@@ -8,7 +8,7 @@ use super::content::{Content, Plan, PlannedChunk};
 use super::members::{Entry, Event, Members};
 use super::reader::ArchiveReader;
 use super::trailer::Trailer;
-use crate::chunk::{CatalogChunk, Chunk};
+use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{CatalogMember, FileTime, MemberKind, Span};
@@ -36,7 +36,8 @@ pub fn read_records(
     let mut found = MembersByChunk::new(&archive, &chunks, threads);
     for (chunk, content_digest) in chunks.iter().zip(digests) {
         let chunk = Chunk { content_digest: Some(content_digest), ..*chunk };
-        put(CatalogChunk { chunk, read_started, members: found.in_chunk(chunk.sequence)? })?;
+        let members = found.in_chunk(&chunk)?.into_iter().map(MemberRecord::New).collect();
+        put(CatalogChunk { chunk, read_started, record: ChunkRecord::New { members } })?;
     }
     Ok(())
 }
@@ -94,11 +95,18 @@ fn decode(
     decoder.decode(stored, chunk.content_length, content)
 }
 
+/// A member, the chunk in which its entry begins, and its offset there.
+struct FoundMember {
+    sequence: u64,
+    offset: u64,
+    member: CatalogMember,
+}
+
 /// The members of an archive, grouped by chunk.
 struct MembersByChunk {
     members: Members,
-    /// A member that was read already, with its chunk, which comes later.
-    next_chunk: Option<(u64, CatalogMember)>,
+    /// A member that was read already and lies in a later chunk.
+    next_chunk: Option<FoundMember>,
     buffer: Vec<u8>,
     name: String,
 }
@@ -116,25 +124,36 @@ impl MembersByChunk {
         }
     }
 
-    fn in_chunk(&mut self, sequence: u64) -> Result<Vec<CatalogMember>> {
-        let mut found = Vec::new();
+    fn in_chunk(&mut self, chunk: &Chunk) -> Result<Vec<CatalogMember>> {
+        let mut found: Vec<CatalogMember> = Vec::new();
+        let mut start = 0;
         loop {
-            let (at, member) = match self.next_chunk.take() {
-                Some(next) => next,
-                None => match self.next()? {
-                    Some(next) => next,
-                    None => return Ok(found),
-                },
+            let next = match self.next_chunk.take() {
+                Some(next) => Some(next),
+                None => self.next()?,
             };
-            if at > sequence {
-                self.next_chunk = Some((at, member));
-                return Ok(found);
+            let next_here = next.as_ref().filter(|next| next.sequence == chunk.sequence).map(|next| next.offset);
+            let end = next_here.unwrap_or(chunk.content_length);
+            match found.last_mut() {
+                Some(last) => last.entry_bytes = end.saturating_sub(start),
+                None if next_here.is_some_and(|offset| offset > 0) => {
+                    let what = format!("{}: chunk {} does not begin with a member", self.name, chunk.sequence);
+                    return Err(Error::new(ErrorKind::Damage, what));
+                }
+                None => {}
             }
-            found.push(member);
+            match next {
+                Some(next) if next_here.is_some() => found.push(next.member),
+                later => {
+                    self.next_chunk = later;
+                    return Ok(found);
+                }
+            }
+            start = end;
         }
     }
 
-    fn next(&mut self) -> Result<Option<(u64, CatalogMember)>> {
+    fn next(&mut self) -> Result<Option<FoundMember>> {
         let damage = |what: String| Error::new(ErrorKind::Damage, format!("{}: {what}", self.name));
         let entry = match self.members.next()? {
             None => return Ok(None),
@@ -150,15 +169,16 @@ impl MembersByChunk {
         let member = CatalogMember {
             xattr_digest: entry.member.xattrs.digest(),
             member: entry.member,
-            offset,
-            // The source file is unknown; with these values no later run considers the member unchanged.
+            // Known only when the next member has been read.
+            entry_bytes: 0,
+            // The source file is unknown.
             device: 0,
             inode: 0,
             changed: FileTime::default(),
             content_digest,
-            changed_while_read: false,
+            is_reusable: false,
         };
-        Ok(Some((sequence, member)))
+        Ok(Some(FoundMember { sequence, offset, member }))
     }
 
     /// Returns the digest of the logical content: the stored data, and zeros for the holes.

@@ -257,7 +257,7 @@ fn add_chunks(
 ) -> Result<()> {
     let (mut batch, mut rows): (Vec<CatalogChunk>, usize) = (Vec::new(), 0);
     rebuild::read_records(reader, trailer, candidate.created_at, threads, &mut |chunk| {
-        rows += 2 + chunk.members.len();
+        rows += chunk.rows();
         batch.push(chunk);
         if rows >= BATCH_ROWS {
             rows = 0;

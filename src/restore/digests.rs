@@ -24,9 +24,8 @@ impl CatalogDigests {
             let Some((members, next)) = archive.catalog_page(sequence)? else { return Ok(None) };
             self.chunks = (sequence, next.unwrap_or(u64::MAX));
             self.digests.clear();
-            self.digests.extend(
-                members.into_iter().filter_map(|m| Some(((m.sequence, m.entry.offset), m.entry.content_digest?))),
-            );
+            self.digests
+                .extend(members.into_iter().filter_map(|m| Some(((m.sequence, m.offset), m.entry.content_digest?))));
         }
         Ok(self.digests.get(&(sequence, offset)).copied())
     }

@@ -22,7 +22,7 @@ impl Restorer<'_, '_> {
             is_in_catalog = true;
             for listed in members {
                 let member_path = &listed.entry.member.path;
-                if (listed.sequence, listed.entry.offset) >= position && selection.selects(member_path) {
+                if (listed.sequence, listed.offset) >= position && selection.selects(member_path) {
                     self.leave_out(member_path);
                 }
             }

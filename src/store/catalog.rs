@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::Store;
 use super::rows::{CHUNK, OF_FILE, chunk_row, word_of_kind};
 use super::types::Claim;
-use crate::chunk::{CatalogChunk, Chunk};
+use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::CatalogMember;
@@ -24,7 +24,7 @@ impl Store {
             let fitting = rest
                 .iter()
                 .take_while(|chunk| {
-                    rows += 2 + chunk.members.len();
+                    rows += chunk.rows();
                     rows <= MAX_BATCH_ROWS
                 })
                 .count();
@@ -188,13 +188,21 @@ pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, entry: &Cat
             "INSERT INTO archive_chunk (archive_file_id, sequence, chunk_id, stored_offset) VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute(params![file, chunk.sequence, id, chunk.offset])?;
-    entry.members.iter().enumerate().try_for_each(|(ordinal, member)| insert_member(transaction, id, ordinal, member))
+    let ChunkRecord::New { members } = &entry.record else { return Err(rusqlite::Error::InvalidQuery) };
+    let mut offset = 0;
+    for (ordinal, member) in members.iter().enumerate() {
+        let MemberRecord::New(member) = member else { return Err(rusqlite::Error::InvalidQuery) };
+        insert_member(transaction, id, ordinal, offset, member)?;
+        offset += member.entry_bytes;
+    }
+    Ok(())
 }
 
 fn insert_member(
     transaction: &Transaction<'_>,
     chunk: i64,
     ordinal: usize,
+    offset: u64,
     entry: &CatalogMember,
 ) -> rusqlite::Result<()> {
     let member = &entry.member;
@@ -228,8 +236,8 @@ fn insert_member(
             member.link_target,
             entry.xattr_digest,
             entry.content_digest,
-            entry.offset,
-            entry.changed_while_read,
+            offset,
+            !entry.is_reusable,
         ])
         .map(drop)
 }

@@ -12,7 +12,11 @@ use crate::member::{CatalogMember, FileTime, Member, MemberPath, Xattrs};
 
 const MEMBER: &str = "member.path, kind, size, mode, uid, gid, user_name, group_name, modified_s, modified_ns, \
      changed_s, changed_ns, device, inode, device_major, device_minor, link_target, xattr_digest, \
-     content_digest, content_offset, changed_while_read";
+     content_digest, \
+     coalesce((SELECT next.content_offset FROM member AS next WHERE next.chunk_id = member.chunk_id \
+         AND next.ordinal = member.ordinal + 1), (SELECT content_length FROM chunk WHERE chunk.id = member.chunk_id)) \
+         - member.content_offset AS entry_bytes, \
+     1 - changed_while_read";
 
 impl Store {
     /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the chunk that
@@ -24,11 +28,12 @@ impl Store {
         let members = self.read(|connection| {
             connection
                 .prepare_cached(&format!(
-                    "SELECT sequence, {MEMBER} FROM archive_chunk JOIN member USING (chunk_id) WHERE {OF_FILE} \
+                    "SELECT sequence, content_offset, {MEMBER} FROM archive_chunk JOIN member USING (chunk_id) \
+                     WHERE {OF_FILE} \
                      AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence, ordinal"
                 ))?
                 .query_map(params![run, sequence, end], |row| {
-                    Ok(CatalogEntry { sequence: row.get(0)?, entry: member_row(row, 1)? })
+                    Ok(CatalogEntry { sequence: row.get(0)?, offset: row.get(1)?, entry: member_row(row, 2)? })
                 })?
                 .collect()
         })?;
@@ -187,7 +192,7 @@ fn member_row(row: &Row<'_>, first: usize) -> rusqlite::Result<CatalogMember> {
         inode: row.get::<_, i64>(at(13))?.cast_unsigned(),
         xattr_digest: row.get(at(17))?,
         content_digest: row.get(at(18))?,
-        offset: row.get(at(19))?,
-        changed_while_read: row.get(at(20))?,
+        entry_bytes: row.get(at(19))?,
+        is_reusable: row.get(at(20))?,
     })
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use backup_manager::archive_folder;
 use backup_manager::backup::{RecoveryReport, RunContext};
 use backup_manager::cancel::CancelToken;
-use backup_manager::chunk::CatalogChunk;
+use backup_manager::chunk::{CatalogChunk, ChunkRecord};
 use backup_manager::clock::Clock;
 use backup_manager::member::Extent;
 use backup_manager::store::{Health, Role, RunState, Sealed};
@@ -103,8 +103,9 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     let dead = world.process(Role::Command);
     let (claim, intent) = world.claim(&dead);
     let read_started = world.clock.now();
+    let no_members = ChunkRecord::New { members: Vec::new() };
     let records: Vec<_> =
-        chunks.map(|chunk| CatalogChunk { chunk: chunk.unwrap(), read_started, members: Vec::new() }).collect();
+        chunks.map(|chunk| CatalogChunk { chunk: chunk.unwrap(), read_started, record: no_members.clone() }).collect();
     world.store.add_chunks(&claim, &records).unwrap();
     let bytes = fs::read(world.home.backups().join(&good.file_name)).unwrap();
     let (temporary, last) =

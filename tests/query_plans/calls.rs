@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backup_manager::chunk::{CatalogChunk, Chunk};
+use backup_manager::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use backup_manager::clock::Timestamp;
 use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::progress::{Problem, ProblemKind};
@@ -144,13 +144,13 @@ fn chunk(path: &str) -> CatalogChunk {
     };
     let member = CatalogMember {
         member,
-        offset: 0,
+        entry_bytes: 1,
         device: 1,
         inode: 1,
         changed: FileTime { seconds: 0, nanoseconds: 0 },
         content_digest: None,
         xattr_digest: None,
-        changed_while_read: false,
+        is_reusable: true,
     };
     let chunk = Chunk {
         sequence: 0,
@@ -160,7 +160,7 @@ fn chunk(path: &str) -> CatalogChunk {
         content_length: 1,
         content_digest: Some([0; 32]),
     };
-    CatalogChunk { chunk, read_started: NOW, members: vec![member] }
+    CatalogChunk { chunk, read_started: NOW, record: ChunkRecord::New { members: vec![MemberRecord::New(member)] } }
 }
 
 /// Makes a complete archive of a schedule; returns its run.

@@ -9,13 +9,15 @@ use super::chunk_builder::{BuiltChunk, PlanOutput};
 use super::large_file::LargeFile;
 use super::state::PipelineState;
 use crate::archive::writer::ArchiveWriter;
-use crate::chunk::{CatalogChunk, Chunk};
+use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::{CatalogMember, Extent, MemberKind};
 
 /// A batch of records is passed to the catalog when it has this many rows.
 const BATCH_ROWS: usize = 2_000;
+/// Maximum number of records that wait for the one of a chunk before them: rows with consecutive ids take less room.
+const MAX_WAITING: usize = 4_096;
 
 /// Counts of the members written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,6 +35,8 @@ pub(super) struct Assembler<'a, 'f> {
     batch_rows: usize,
     /// The record of a chunk with the header of a large file of which not all pieces have been read.
     held: Option<(CatalogChunk, Arc<LargeFile>)>,
+    /// The records of the chunks after that one.
+    waiting: Vec<CatalogChunk>,
     pub(super) counts: Counts,
 }
 
@@ -53,6 +57,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             batch: Vec::new(),
             batch_rows: 0,
             held: None,
+            waiting: Vec::new(),
             counts: Counts::default(),
         };
         assembler.keep_record(header, Vec::new(), now, None);
@@ -103,16 +108,20 @@ impl<'a, 'f> Assembler<'a, 'f> {
         read_started: Timestamp,
         large_file: Option<Arc<LargeFile>>,
     ) {
-        let record = CatalogChunk { chunk, read_started, members };
-        for CatalogMember { member, .. } in &record.members {
+        for CatalogMember { member, .. } in &members {
             self.counts.extent.members += 1;
             self.counts.extent.files += u64::from(matches!(member.kind, MemberKind::File | MemberKind::HardLink));
             self.counts.folders += u64::from(member.kind == MemberKind::Folder);
             self.counts.extent.content_bytes += member.size;
         }
+        let members = members.into_iter().map(MemberRecord::New).collect();
+        let record = CatalogChunk { chunk, read_started, record: ChunkRecord::New { members } };
         match large_file {
             Some(file) => self.held = Some((record, file)),
-            None => self.add_to_batch(record),
+            None => self.waiting.push(record),
+        }
+        if self.held.is_none() || self.waiting.len() >= MAX_WAITING {
+            self.release_waiting();
         }
         self.release_held();
     }
@@ -123,16 +132,23 @@ impl<'a, 'f> Assembler<'a, 'f> {
         let Some((_, file)) = &self.held else { return };
         let Some(result) = file.result() else { return };
         if let Some((mut record, _)) = self.held.take() {
-            if let Some(header) = record.members.last_mut() {
+            if let ChunkRecord::New { members } = &mut record.record
+                && let Some(MemberRecord::New(header)) = members.last_mut()
+            {
                 header.content_digest = Some(result.digest);
-                header.changed_while_read = result.is_doubtful;
+                header.is_reusable = !result.is_doubtful;
             }
             self.add_to_batch(record);
+            self.release_waiting();
         }
     }
 
+    fn release_waiting(&mut self) {
+        std::mem::take(&mut self.waiting).into_iter().for_each(|record| self.add_to_batch(record));
+    }
+
     fn add_to_batch(&mut self, record: CatalogChunk) {
-        self.batch_rows += 2 + record.members.len();
+        self.batch_rows += record.rows();
         self.batch.push(record);
         if self.batch_rows >= BATCH_ROWS {
             self.send_batch();

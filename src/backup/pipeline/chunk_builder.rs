@@ -54,25 +54,25 @@ pub(super) struct ChunkBuilder<'a, 'f> {
 }
 
 impl ChunkBuilder<'_, '_> {
-    /// Adds the catalog record of a member whose header begins at `offset` of the chunk being built.
+    /// Adds the catalog record of a member whose entry begins at `offset` of the chunk being built and is at its end.
     pub(super) fn push_member(
         &mut self,
         offset: usize,
         member: Member,
         stat: &Stat,
         content_digest: Option<[u8; 32]>,
-        changed_while_read: bool,
+        is_reusable: bool,
     ) {
         let xattr_digest = member.xattrs.digest();
         self.members.push(CatalogMember {
             member,
-            offset: offset as u64,
+            entry_bytes: (self.content.len() - offset) as u64,
             device: stat.device,
             inode: stat.inode,
             changed: stat.changed,
             content_digest,
             xattr_digest,
-            changed_while_read,
+            is_reusable,
         });
     }
 

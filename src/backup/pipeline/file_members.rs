@@ -56,7 +56,7 @@ impl ChunkBuilder<'_, '_> {
                 problem.into_iter().for_each(|problem| self.state.problem(problem));
             }
             self.bytes_read += member.size;
-            self.push_member(offset, member, opened.file.stat(), Some(digest), is_doubtful);
+            self.push_member(offset, member, opened.file.stat(), Some(digest), !is_doubtful);
             return Ok(true);
         }
         self.add_large_file(opened)?;
@@ -109,8 +109,9 @@ impl ChunkBuilder<'_, '_> {
         self.content.extend(&bytes);
         self.content.pad_block();
         self.bytes_read += member.size;
-        // Recorded as changed, so that it is never reused: its times do not show whether it changed.
-        self.push_member(offset, member, opened.file.stat(), Some(*blake3::hash(&bytes).as_bytes()), true);
+        // Its times do not show whether it changed.
+        let is_reusable = false;
+        self.push_member(offset, member, opened.file.stat(), Some(*blake3::hash(&bytes).as_bytes()), is_reusable);
         Ok(true)
     }
 
@@ -172,7 +173,6 @@ impl ChunkBuilder<'_, '_> {
         let size = large_file.member.size;
         if piece == 0 {
             header::append(&mut self.content, &large_file.member, spans);
-            self.push_member(0, large_file.member.clone(), large_file.file.stat(), None, false);
         }
         let range = large_file.range(piece);
         let mut hasher = LargeFile::hasher(piece);
@@ -181,6 +181,9 @@ impl ChunkBuilder<'_, '_> {
         if piece + 1 == large_file.pieces() {
             let data_bytes = spans.map_or(size, |spans| read::data_bytes(spans, &(0..size)));
             self.content.extend_zeros((data_bytes.next_multiple_of(BLOCK_BYTES as u64) - data_bytes) as usize);
+        }
+        if piece == 0 {
+            self.push_member(0, large_file.member.clone(), large_file.file.stat(), None, true);
         }
         self.end_chunk((piece == 0).then(|| large_file.clone()))?;
         Ok(large_file.add_piece_hash(piece, &hasher, outcome.shortfall()))

@@ -100,7 +100,7 @@ pub struct WrittenArchive {
 /// Writes an archive of the source into `file`, which must be empty and is not synced here.
 ///
 /// Calls `catalog` on the calling thread with batches of the records of all chunks, in order of sequence; only the
-/// chunk with the header of a file over 4 MiB comes after the other chunks of that file, when its digest is known.
+/// chunk with the header of a file of over 4,096 pieces comes after others of that file, when its digest is known.
 ///
 /// Errors: `NotFound` if the source does not exist; `Interrupted` if cancelled; `DiskFull`; the errors of `catalog`.
 /// Problems of single paths are not errors (I9).

@@ -109,7 +109,7 @@ impl ChunkBuilder<'_, '_> {
         member.link_target = Some(carrier.as_bytes().into());
         let offset = self.content.len();
         header::append(&mut self.content, &member, None);
-        self.push_member(offset, member, &entry.stat, None, false);
+        self.push_member(offset, member, &entry.stat, None, true);
     }
 
     /// Adds a folder, a symbolic link, a fifo or a device.
@@ -136,7 +136,7 @@ impl ChunkBuilder<'_, '_> {
         member.link_target = target;
         let offset = self.content.len();
         header::append(&mut self.content, &member, None);
-        self.push_member(offset, member, &entry.stat, None, false);
+        self.push_member(offset, member, &entry.stat, None, true);
         Ok(())
     }
 }

@@ -233,6 +233,8 @@ pub struct FoundArchive {
 pub struct CatalogEntry {
     /// Position of the chunk in the archive file.
     pub sequence: u64,
+    /// Offset of its first header block in the content of the chunk.
+    pub offset: u64,
     /// What the catalog stores of it; of extended attributes only the digest.
     pub entry: CatalogMember,
 }
