@@ -237,7 +237,7 @@ mod tests {
             stop_requested: None,
         };
         let trouble = trouble.map(str::to_owned);
-        (row, Some(Heartbeat { pid: 7, ticked_at_ms: ticked_at.millis(), trouble, runs: Vec::new() }))
+        (row, Some(Heartbeat { pid: 7, ticked_at_ms: ticked_at.millis(), trouble, ..Heartbeat::default() }))
     }
 
     /// A daily schedule, created and edited 100 days ago.

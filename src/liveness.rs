@@ -24,6 +24,12 @@ use crate::{home, owner};
 pub struct Heartbeat {
     /// Its process ID.
     pub pid: u32,
+    /// The user it runs as; `None` from a version that did not write it.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// How long running work may go on after a request to stop, in milliseconds; `None` for a command.
+    #[serde(default)]
+    pub grace_ms: Option<u64>,
     /// Its last scheduler tick, in milliseconds since 1970; for a command, when it registered.
     pub ticked_at_ms: i64,
     /// Why it does no work although it is alive; `None` if it works.
@@ -85,7 +91,12 @@ impl Worker {
         // On file systems without hard links it was renamed and no longer exists.
         let _ = fs::remove_file(&temporary);
         locked.map_err(Error::io("lock the heartbeat file", &path))?;
-        let heartbeat = Heartbeat { pid: std::process::id(), ticked_at_ms: now.millis(), ..Heartbeat::default() };
+        let heartbeat = Heartbeat {
+            pid: std::process::id(),
+            uid: Some(rustix::process::geteuid().as_raw()),
+            ticked_at_ms: now.millis(),
+            ..Heartbeat::default()
+        };
         let worker = Worker { uuid, path, file, heartbeat: Mutex::new(heartbeat) };
         worker.update(|_| {})?;
         Ok(worker)

@@ -1,13 +1,12 @@
-//! `edit`, `pause`, `resume`, `delete`: changes to schedules.
+//! `edit`, `pause`, `resume`: changes to schedules.
 
 use clap::Args;
 
 use super::schedule_options::{ScheduleOptions, source_path};
-use super::{Context, render, select};
-use crate::archive_folder;
+use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
-use crate::store::{ScheduleRow, Store, Watermark};
+use crate::store::{Store, Watermark};
 
 #[derive(Args)]
 pub struct EditArgs {
@@ -28,16 +27,6 @@ pub struct PauseArgs {
     /// All schedules
     #[arg(long)]
     all: bool,
-}
-
-#[derive(Args)]
-pub struct DeleteArgs {
-    /// Names, or indexes in `list`
-    #[arg(required = true)]
-    schedule: Vec<String>,
-    /// Also delete its archives
-    #[arg(long)]
-    with_archives: bool,
 }
 
 pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
@@ -92,40 +81,4 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
 fn watermark_from_now(context: &Context, store: &Store, schedule: &Schedule) -> Result<Watermark> {
     let now = context.now();
     Ok(Watermark::starting(schedule, context.default_zone(store)?, now))
-}
-
-pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
-    let store = context.open()?;
-    // All are found before any is deleted: each deletion changes the indexes.
-    for row in select::schedules(&store, &args.schedule)? {
-        delete(context, &store, &row, args.with_archives)?;
-    }
-    Ok(0)
-}
-
-fn delete(context: &Context, store: &Store, row: &ScheduleRow, with_archives: bool) -> Result<()> {
-    let name = &row.schedule.name;
-    let archives = store.archives(Some(row.id))?.len();
-    if with_archives {
-        super::worker::recover_if_needed(context, store)?;
-        if archives > 0 {
-            archive_folder::ensure_ours(&context.home, store)?;
-        }
-        let count = store.delete_schedule_with_archives(row, context.now())?;
-        archive_folder::finish_deletions(&context.home, store).map_err(|e| {
-            e.hint(format!("{name} is deleted; the next `backup-manager prune` removes the rest of its archives"))
-        })?;
-        context.print_info(&format!("deleted {name} and {}", render::count(count as u64, "archive")));
-        return Ok(());
-    }
-    store.delete_schedule(row.id, context.now())?;
-    let kept = match archives {
-        0 => "its history is kept".to_owned(),
-        n => {
-            let archives = render::count(n as u64, "archive");
-            format!("its history and {archives} in {} are kept", context.home.backups().display())
-        }
-    };
-    context.print_info(&format!("deleted {name}; {kept}"));
-    Ok(())
 }

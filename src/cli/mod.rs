@@ -1,10 +1,15 @@
 //! The command line: parses arguments, prints text or JSON, returns exit codes. One file for each verb or family of
 //! verbs.
 
+mod accept;
+mod active_runs;
 mod archives;
+mod cancel;
 mod cat;
 mod config;
 mod create;
+mod delete;
+mod descriptors;
 mod diff;
 mod documents;
 mod drill;
@@ -126,14 +131,14 @@ enum Command {
     /// Resume a paused schedule from now on
     Resume(edit::PauseArgs),
     /// Delete a schedule; its history and archives are kept
-    Delete(edit::DeleteArgs),
+    Delete(delete::DeleteArgs),
     /// Print the next times of a schedule or of a cadence
     Next(next::NextArgs),
 
-    /// Cancel the running and the queued run of a schedule
-    Cancel(run::CancelArgs),
+    /// Cancel the running and the queued run of a schedule, or one run: cancel @17
+    Cancel(cancel::CancelArgs),
     /// Accept an emptied or shrunken source, or known problem paths, once
-    Accept(run::AcceptArgs),
+    Accept(accept::AcceptArgs),
     /// List archives
     #[command(alias = "snapshots")]
     Backups(archives::BackupsArgs),
@@ -353,10 +358,10 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Edit(args) => edit::cmd_edit(context, &args),
         Command::Pause(args) => edit::cmd_pause(context, &args, false),
         Command::Resume(args) => edit::cmd_pause(context, &args, true),
-        Command::Delete(args) => edit::cmd_delete(context, &args),
+        Command::Delete(args) => delete::cmd_delete(context, &args),
         Command::Next(args) => next::cmd_next(context, &args),
-        Command::Cancel(args) => run::cmd_cancel(context, &args),
-        Command::Accept(args) => run::cmd_accept(context, &args),
+        Command::Cancel(args) => cancel::cmd_cancel(context, &args),
+        Command::Accept(args) => accept::cmd_accept(context, &args),
         Command::Backups(args) => archives::cmd_backups(context, &args),
         Command::Verify(args) => verify::cmd_verify(context, &args),
         Command::Drill(args) => drill::cmd_drill(context, &args),

@@ -1,4 +1,4 @@
-//! `run`, `cancel`, `accept`: manual runs.
+//! `run`: manual runs.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,6 @@ use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select, worker};
-use crate::archive_folder;
 use crate::backup::{self, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
@@ -44,20 +43,6 @@ pub struct RunArgs {
     /// Read every file again; reuse nothing
     #[arg(long)]
     reread: bool,
-}
-
-#[derive(Args)]
-pub struct CancelArgs {
-    /// Names, or indexes in `list`
-    #[arg(required = true)]
-    schedule: Vec<String>,
-}
-
-#[derive(Args)]
-pub struct AcceptArgs {
-    /// Names, or indexes in `list`
-    #[arg(required = true)]
-    schedule: Vec<String>,
 }
 
 /// Options of manual runs.
@@ -345,36 +330,4 @@ fn summary(context: &Context, store: &Store, run: &Run, archive: Option<&Archive
         lines.push(format!("  next run: {} ({})", next.rfc3339(&zone), zone.name()));
     }
     Ok(lines)
-}
-
-pub fn cmd_cancel(context: &Context, args: &CancelArgs) -> Result<u8> {
-    let store = context.open()?;
-    worker::recover_if_needed(context, &store)?;
-    for row in select::schedules(&store, &args.schedule)? {
-        let name = &row.schedule.name;
-        match store.cancel(row.id, context.now())? {
-            0 => context.print_info(&format!("no run of {name} is running or queued")),
-            count => context.print_info(&format!("cancelling {} of {name}", render::count(count as u64, "run"))),
-        }
-    }
-    Ok(0)
-}
-
-pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
-    let store = context.open()?;
-    for row in select::schedules(&store, &args.schedule)? {
-        store.accept_source(row.id, context.now())?;
-        if let Some(run) = store.last_ended(row.id)? {
-            store.acknowledge(run.id, context.now())?;
-        }
-        // A suspect archive may be the newest good one now.
-        let rows = std::slice::from_ref(&row);
-        let notes = archive_folder::refresh_stable_links(&context.home, &store, rows, context.now())?;
-        notes.iter().for_each(|note| context.print_info(note));
-        let name = &row.schedule.name;
-        context.print_info(&format!(
-            "accepted: the next run of {name} may find its source empty, and known problems are not reported as new"
-        ));
-    }
-    Ok(0)
 }

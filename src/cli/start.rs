@@ -7,15 +7,17 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::Context;
 use super::render::{self, Format};
 use super::serve::ServiceOptions;
+use super::{Context, descriptors};
 use crate::error::{Error, Result};
-use crate::liveness;
+use crate::liveness::{self, Heartbeat};
 use crate::store::{Access, Role, StopRequest, Store, WorkerRow};
 
 /// How often `stop` checks whether the service has ended.
 const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The grace period of a service of a version that did not write it to its heartbeat: the default.
+const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How long a service may take to end after its grace period: it cancels runs and removes their temporary files.
 const STOP_ALLOWANCE: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,8 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     if context.verbose {
         command.arg("--verbose");
     }
+    descriptors::keep_from_children()
+        .map_err(|e| Error::failed("cannot list the open files of this process").because(e).hint("mount /proc"))?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| Error::failed("cannot start the service").because(e))?;
     let mut line = String::new();
@@ -138,13 +142,14 @@ pub fn cmd_stop(context: &Context, args: &StopArgs) -> Result<u8> {
     for row in &services {
         store.request_stop(row.uuid, request)?;
     }
-    wait_until_stopped(context, &store, &services)?;
+    wait_until_stopped(context, &services)?;
     print_state(context, "stopped", None, "the service has stopped")
 }
 
-fn wait_until_stopped(context: &Context, store: &Store, services: &[WorkerRow]) -> Result<()> {
+fn wait_until_stopped(context: &Context, services: &[WorkerRow]) -> Result<()> {
     let workers = context.home.workers();
-    let limit = super::config::grace(store, None)? + STOP_ALLOWANCE;
+    let heartbeats = services.iter().filter_map(|row| liveness::read_heartbeat(&workers, &row.uuid));
+    let limit = stop_limit(heartbeats);
     let started = context.clock.monotonic();
     let mut is_reported = false;
     loop {
@@ -160,5 +165,25 @@ fn wait_until_stopped(context: &Context, store: &Store, services: &[WorkerRow]) 
             context.print_info("waiting for running work to finish (`stop --now` cancels it)");
         }
         std::thread::sleep(STOP_POLL_INTERVAL);
+    }
+}
+
+/// Returns how long services with these heartbeats may take to end, by the grace period with which each was started.
+fn stop_limit(heartbeats: impl Iterator<Item = Heartbeat>) -> Duration {
+    let graces = heartbeats.map(|heartbeat| heartbeat.grace_ms.map_or(DEFAULT_GRACE, Duration::from_millis));
+    graces.max().unwrap_or_default() + STOP_ALLOWANCE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_waits_for_the_longest_grace_period_of_the_running_services() {
+        let with_grace = |grace_ms| Heartbeat { grace_ms, ..Heartbeat::default() };
+        let limit = |graces: &[Option<u64>]| stop_limit(graces.iter().copied().map(with_grace));
+        assert_eq!(limit(&[Some(1_000), Some(7_200_000)]), Duration::from_secs(7_200) + STOP_ALLOWANCE);
+        assert_eq!(limit(&[None]), DEFAULT_GRACE + STOP_ALLOWANCE);
+        assert_eq!(limit(&[Some(0)]), STOP_ALLOWANCE);
     }
 }

@@ -7,16 +7,15 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde::Serialize;
 
+use super::active_runs::{ActiveRuns, NamedRunDocument, QueuedDocument, RunningDocument, RunningRun};
 use super::documents::{self, ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
 use super::render::{self, Format};
-use super::{Context, start, terminal};
+use super::{Context, start};
 use crate::archive_folder;
-use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem};
-use crate::liveness::{self, RunHeartbeat};
-use crate::progress::Progress;
-use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Task, Trigger};
+use crate::liveness;
+use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Task};
 
 #[derive(Args)]
 pub struct StatusArgs {
@@ -31,22 +30,14 @@ struct ServiceState {
     problems: Vec<String>,
 }
 
-/// A run in the state `running`. Its process may have died.
-struct RunningRun {
-    run: Run,
-    /// The heartbeat of its process, a service or a command, if it wrote one.
-    heartbeat: Option<RunHeartbeat>,
-    is_cut_off: bool,
-}
-
 /// The state of one schedule.
-struct ScheduleState {
+struct ScheduleState<'a> {
     row: ScheduleRow,
     zone: Tz,
     last: Option<Run>,
     newest: Option<Archive>,
     drill: Option<Drill>,
-    running: Option<RunningRun>,
+    running: Option<&'a RunningRun>,
     new_problems: u64,
     problems: Vec<String>,
 }
@@ -59,20 +50,18 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
         return print_service_health(context, &service);
     }
     let zone = context.shown_zone(&store)?;
-    let running = store.running()?;
-    let schedules = store
-        .schedules()?
-        .into_iter()
-        .map(|row| schedule_state(context, &store, row, &running, zone))
-        .collect::<Result<Vec<_>>>()?;
+    let rows = store.schedules()?;
+    let runs = ActiveRuns::read(context, &store, &rows)?;
+    let schedules =
+        rows.into_iter().map(|row| schedule_state(context, &store, row, &runs, zone)).collect::<Result<Vec<_>>>()?;
     let import_error = store.imported()?.error;
     let healthy = service.problems.is_empty()
         && import_error.is_none()
         && schedules.iter().all(|state| state.problems.is_empty());
     if context.format == Format::Json {
-        render::print_json(&document(context, &service, &schedules, import_error.as_deref(), healthy, zone))?;
+        render::print_json(&document(context, &service, &runs, &schedules, import_error.as_deref(), healthy, zone))?;
     } else {
-        render::print(&status_text(context, &service, &schedules, import_error.as_deref(), zone))?;
+        render::print(&status_text(context, &service, &runs, &schedules, import_error.as_deref(), zone))?;
     }
     Ok(u8::from(!healthy))
 }
@@ -143,18 +132,18 @@ fn print_service_health(context: &Context, service: &ServiceState) -> Result<u8>
     Ok(u8::from(!healthy))
 }
 
-fn schedule_state(
+fn schedule_state<'a>(
     context: &Context,
     store: &Store,
     row: ScheduleRow,
-    running: &[Run],
+    runs: &'a ActiveRuns,
     zone: Tz,
-) -> Result<ScheduleState> {
+) -> Result<ScheduleState<'a>> {
     let zone = row.schedule.zone.unwrap_or(zone);
     let last = store.last_ended(row.id)?;
     let last_archive = last.as_ref().map(|run| store.archive(run.id)).transpose()?.flatten();
     let newest = store.newest_good(row.id)?;
-    let running = running.iter().find(|run| run.schedule_id == row.id).map(|run| running_run(context, run));
+    let running = runs.of_schedule(row.id);
     let new_problems = match last.as_ref().filter(|run| !run.acknowledged) {
         Some(run) => store.new_problems(run)?,
         None => 0,
@@ -170,7 +159,7 @@ fn schedule_state(
         unhealthy_archives: store.unhealthy_archives(row.id)?,
         last_drill: drill.as_ref(),
         is_running: running.is_some(),
-        run_heartbeat: running.as_ref().and_then(|running| running.heartbeat.as_ref()),
+        run_heartbeat: running.and_then(|running| running.heartbeat.as_ref()),
     };
     let found = health::schedule_problems(&facts, context.now());
     let problems = found.iter().map(|problem| schedule_problem_text(problem, row.schedule.name.as_str())).collect();
@@ -206,29 +195,11 @@ fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
     }
 }
 
-/// Returns the running run with the heartbeat of its process.
-fn running_run(context: &Context, run: &Run) -> RunningRun {
-    let folder = context.home.workers();
-    let is_cut_off = run.worker.is_some_and(|worker| !liveness::is_alive(&folder, &worker));
-    let heartbeat = run.worker.and_then(|worker| liveness::read_heartbeat(&folder, &worker));
-    let heartbeat = heartbeat.and_then(|of_worker| of_worker.runs.into_iter().find(|of_run| of_run.run == run.id));
-    RunningRun { run: run.clone(), heartbeat, is_cut_off }
-}
-
-fn progress(context: &Context, heartbeat: &RunHeartbeat) -> Progress {
-    Progress {
-        members: heartbeat.members,
-        bytes: heartbeat.bytes,
-        members_total: heartbeat.members_total,
-        bytes_total: heartbeat.bytes_total,
-        elapsed: context.now().since(Timestamp::from_millis(heartbeat.started_at_ms)),
-    }
-}
-
 fn status_text(
     context: &Context,
     service: &ServiceState,
-    schedules: &[ScheduleState],
+    runs: &ActiveRuns,
+    schedules: &[ScheduleState<'_>],
     import_error: Option<&str>,
     zone: Tz,
 ) -> String {
@@ -240,11 +211,7 @@ fn status_text(
     for problem in service.problems.iter().map(String::as_str).chain(import_error) {
         text += &format!("! {problem}\n");
     }
-    for state in schedules {
-        if let Some(running) = &state.running {
-            text += &running_line(context, state.row.schedule.name.as_str(), running);
-        }
-    }
+    text += &runs.text(context, &zone);
     let upcoming = schedules.iter().filter(|state| state.row.schedule.enabled);
     let upcoming = upcoming.filter_map(|state| Some((state.row.watermark.next_due?, state)));
     if let Some((at, state)) = upcoming.min_by_key(|(at, _)| *at) {
@@ -259,18 +226,7 @@ fn status_text(
     text
 }
 
-fn running_line(context: &Context, name: &str, running: &RunningRun) -> String {
-    let phase = match &running.heartbeat {
-        _ if running.is_cut_off => {
-            "interrupted, its process died: the service or the next `run` recovers it".to_owned()
-        }
-        Some(heartbeat) => format!("{}, {}", heartbeat.phase, terminal::describe(&progress(context, heartbeat))),
-        None => "in progress".to_owned(),
-    };
-    format!("running: {name} @{}: {phase}\n", running.run.id)
-}
-
-fn schedule_lines(context: &Context, state: &ScheduleState) -> String {
+fn schedule_lines(context: &Context, state: &ScheduleState<'_>) -> String {
     let schedule = &state.row.schedule;
     let last = state.last.as_ref().map_or("no run has ended yet".to_owned(), |run| {
         format!("last run {}", super::list::run_result(run, &state.zone))
@@ -307,6 +263,10 @@ struct StatusDocument<'a> {
     trouble: &'a [String],
     /// Why the text file that the service follows could not be imported.
     import_error: Option<&'a str>,
+    /// Every running run, also of a schedule that was deleted meanwhile.
+    running: Vec<NamedRunDocument<'a>>,
+    /// Runs that wait: for a free worker, or for another try.
+    queued: Vec<QueuedDocument<'a>>,
     schedules: Vec<ScheduleStateDocument<'a>>,
 }
 
@@ -333,26 +293,11 @@ struct ScheduleStateDocument<'a> {
     running: Option<RunningDocument<'a>>,
 }
 
-/// A run that has not ended. Without a heartbeat of its process the numbers are 0 and the phase is empty.
-#[derive(Serialize)]
-struct RunningDocument<'a> {
-    /// Its number.
-    run: i64,
-    /// Whether a command carries it out rather than the schedule.
-    by_hand: bool,
-    /// Whether its process has died.
-    cut_off: bool,
-    phase: &'a str,
-    members: u64,
-    bytes: u64,
-    /// Null until the size of the source is known.
-    bytes_total: Option<u64>,
-}
-
 fn document<'a>(
     context: &Context,
     service: &'a ServiceState,
-    schedules: &'a [ScheduleState],
+    runs: &'a ActiveRuns,
+    schedules: &'a [ScheduleState<'a>],
     import_error: Option<&'a str>,
     healthy: bool,
     zone: Tz,
@@ -369,11 +314,13 @@ fn document<'a>(
         services: services.collect(),
         trouble: &service.problems,
         import_error,
+        running: runs.running_documents(),
+        queued: runs.queued_documents(&zone),
         schedules: states.collect(),
     }
 }
 
-fn schedule_document<'a>(context: &Context, index: usize, state: &'a ScheduleState) -> ScheduleStateDocument<'a> {
+fn schedule_document<'a>(context: &Context, index: usize, state: &'a ScheduleState<'a>) -> ScheduleStateDocument<'a> {
     ScheduleStateDocument {
         schedule: ScheduleDocument::new(context, index, &state.row, state.zone),
         last_run: state.last.as_ref().map(|run| RunDocument::new(run, &state.zone)),
@@ -381,19 +328,6 @@ fn schedule_document<'a>(context: &Context, index: usize, state: &'a ScheduleSta
         last_drill: state.drill.as_ref().map(|drill| DrillDocument::new(drill, &state.zone)),
         new_problems: state.new_problems,
         trouble: &state.problems,
-        running: state.running.as_ref().map(running_document),
-    }
-}
-
-fn running_document(running: &RunningRun) -> RunningDocument<'_> {
-    let heartbeat = running.heartbeat.as_ref();
-    RunningDocument {
-        run: running.run.id,
-        by_hand: running.run.trigger == Trigger::Manual,
-        cut_off: running.is_cut_off,
-        phase: heartbeat.map_or("", |heartbeat| heartbeat.phase.as_str()),
-        members: heartbeat.map_or(0, |heartbeat| heartbeat.members),
-        bytes: heartbeat.map_or(0, |heartbeat| heartbeat.bytes),
-        bytes_total: heartbeat.and_then(|heartbeat| heartbeat.bytes_total),
+        running: state.running.map(RunningRun::document),
     }
 }

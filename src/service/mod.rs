@@ -109,6 +109,8 @@ impl Service {
             maintenance_started_at: None,
             maintenance_failures: Arc::default(),
         };
+        let grace_ms = u64::try_from(service.options.grace.as_millis()).ok();
+        service.update_heartbeat(|heartbeat| heartbeat.grace_ms = grace_ms);
         service.recompute_for_zone()?;
         if service.text_file.is_none() {
             // Of a text file that is followed no more.

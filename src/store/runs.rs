@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, ToSql, params};
 use super::Store;
 use super::rows::{extent_row, parse_uuid};
 use super::run_end::cancel_queued;
-use super::types::{Attempt, HistoryFilter, Run, RunCounts};
+use super::types::{Attempt, HistoryFilter, Run, RunCounts, RunState};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::progress::Problem;
@@ -62,6 +62,19 @@ impl Store {
             connection
                 .prepare_cached(&format!(
                     "{SELECT} WHERE run.id IN (SELECT id FROM run WHERE state = 'running') ORDER BY run.id"
+                ))?
+                .query_map([], run_row)?
+                .collect()
+        })
+    }
+
+    /// Returns the runs that wait to be claimed, in the order in which they are.
+    pub fn queued(&self) -> Result<Vec<Run>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "{SELECT} WHERE run.id IN (SELECT id FROM run WHERE state = 'queued') \
+                     ORDER BY run.not_before_ms, run.id"
                 ))?
                 .query_map([], run_row)?
                 .collect()
@@ -161,6 +174,27 @@ impl Store {
                 params![schedule, now.millis()],
             )?;
             Ok(running + cancel_queued(transaction, schedule, "cancelled on request", now)?)
+        })
+    }
+
+    /// Requests the cancellation of a run if it is running, and ends it if it is queued. Returns the state in which it
+    /// was found.
+    pub fn cancel_run(&self, run: i64, now: Timestamp) -> Result<RunState> {
+        self.write(|transaction| {
+            let (state, schedule) = transaction
+                .prepare_cached("SELECT state, schedule_id FROM run WHERE id = ?1")?
+                .query_row([run], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            match state {
+                RunState::Running => {
+                    transaction
+                        .prepare_cached("UPDATE run SET cancel_requested_at_ms = ?2 WHERE id = ?1")?
+                        .execute(params![run, now.millis()])?;
+                }
+                // It is the only queued run of its schedule.
+                RunState::Queued => drop(cancel_queued(transaction, schedule, "cancelled on request", now)?),
+                _ => {}
+            }
+            Ok(state)
         })
     }
 }

@@ -330,3 +330,80 @@ fn a_run_that_cannot_be_recovered_is_an_error_and_not_a_wait() {
     let _ = home.run(&["run", "large"]).ok();
     assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'running'"), 0);
 }
+
+#[test]
+fn a_background_service_inherits_no_pipe() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    // The shell passes its standard output on as descriptors 3 and 9, which no program marks as its own.
+    let mut shell = std::process::Command::new("sh");
+    shell.arg("-c").arg("exec 3>&1 9>&1; \"$0\" start >/dev/null 2>&1").arg(env!("CARGO_BIN_EXE_backup-manager"));
+    shell.env_clear().env("TZ", "UTC").current_dir(home.dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut shell = Running(shell.spawn().unwrap());
+    let mut pipe = shell.0.stdout.take().unwrap();
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(std::io::Read::read_to_end(&mut pipe, &mut Vec::new()));
+    });
+    assert_eq!(shell.0.wait().unwrap().code(), Some(0));
+    assert_eq!(home.run(&["status", "--service"]).code, 0, "the service runs");
+    let end = ended.recv_timeout(std::time::Duration::from_secs(10));
+    assert!(end.is_ok(), "the pipe has no end while the service runs");
+    let _ = home.run(&["stop"]).ok();
+}
+
+#[test]
+fn stop_goes_by_the_grace_period_of_the_running_service() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let _ = home.run(&["start", "--grace", "7200"]).ok();
+    let worker = fs::read_dir(home.path("backup.db.workers")).unwrap().next().unwrap().unwrap().path();
+    let heartbeat: serde_json::Value = serde_json::from_slice(&fs::read(worker).unwrap()).unwrap();
+    assert_eq!(heartbeat["grace_ms"], 7_200_000);
+    // The setting in the environment of the caller, even an invalid one, does not matter.
+    let _ = home.run_with(("BACKUP_GRACE", "x"), &["stop"]).ok();
+}
+
+#[test]
+fn a_schedule_deleted_while_it_runs_is_reported_and_its_run_can_be_cancelled() {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
+    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let deleted = home.run(&["delete", "large"]).ok();
+    assert!(deleted.stderr.contains("run @1 of large is still running"), "{deleted:?}");
+    assert!(deleted.stderr.contains("backup-manager cancel @1"), "{deleted:?}");
+    let status = home.run(&["status"]);
+    assert!(status.stdout.contains("running: large @1 (schedule deleted): writing"), "{status:?}");
+    let json = home.run(&["--json", "status"]).json();
+    assert_eq!((json["running"][0]["run"].as_u64(), json["running"][0]["deleted"].as_bool()), (Some(1), Some(true)));
+    let said = home.run(&["cancel", "@1"]).ok();
+    assert!(said.stderr.contains("cancelling run @1 of large"), "{said:?}");
+    assert_eq!(run.0.wait().unwrap().code(), Some(130));
+    assert!(home.archive_files().is_empty(), "{:?}", home.archive_files());
+    let again = home.run(&["cancel", "@1"]).ok();
+    assert!(again.stderr.contains("run @1 of large has ended already: cancelled"), "{again:?}");
+    let _ = home.run(&["cancel", "@9"]).fails(10, &["there is no run @9"]);
+}
+
+#[test]
+fn status_names_a_run_that_waits_for_another_try() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let at = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+    let insert = format!(
+        "INSERT INTO run (schedule_id, trigger, scheduled_for_ms, state, attempt, tries, not_before_ms, queued_at_ms, \
+         error) VALUES (1, 'schedule', 1000, 'queued', 1, 1, {at} + 240000, 1000, 'the disk is full')"
+    );
+    let _ = rusqlite::Connection::open(home.path("backup.db")).unwrap().execute(&insert, []).unwrap();
+    let status = home.run(&["status"]);
+    assert!(status.stdout.contains("queued: docs @1 will be tried again at 20"), "{status:?}");
+    assert!(status.stdout.contains(": the disk is full\n"), "{status:?}");
+    let json = home.run(&["--json", "status"]).json();
+    assert_eq!((json["queued"][0]["run"].as_u64(), json["queued"][0]["schedule"].as_str()), (Some(1), Some("docs")));
+    assert_eq!(json["queued"][0]["error"], "the disk is full");
+    let said = home.run(&["cancel", "@1"]).ok();
+    assert!(said.stderr.contains("cancelled run @1 of docs, which was queued"), "{said:?}");
+    assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'cancelled'"), 1);
+}

@@ -114,6 +114,7 @@ fn runs(store: &Store, one: &WorkerRow, two: &WorkerRow) {
     let (claim, _) = store.claim_next(one, NOW).unwrap().unwrap();
     store.cancel_requested(claim.run()).unwrap();
     store.running().unwrap();
+    store.queued().unwrap();
     store.discard_chunks(&claim).unwrap();
     assert!(matches!(store.requeue(claim, Requeue::Refund, "", NOW).unwrap(), Requeued::Queued { .. }));
     let (claim, _) = store.claim_next(one, NOW).unwrap().unwrap();
@@ -122,6 +123,7 @@ fn runs(store: &Store, one: &WorkerRow, two: &WorkerRow) {
     let (claim, _) = store.claim_next(one, NOW).unwrap().unwrap();
     assert!(matches!(store.claim_now(id, REQUEST, two, NOW).unwrap().0, ClaimNow::Running(_)));
     store.cancel(id, NOW).unwrap();
+    assert_eq!(store.cancel_run(claim.run(), NOW).unwrap(), RunState::Running);
     let claim = store.take_over(claim.run(), one.uuid, claim.attempt(), two, NOW).unwrap().unwrap();
     store.end_without_archive(claim, RunState::Failed, "", NOW).unwrap();
     store.last_ended(id).unwrap();
