@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::buffer::Buffer;
 use super::chunk_table::encode_entry;
 use super::codec::{Codec, Decoder};
+use super::direct::DirectReader;
 use super::reader::ArchiveReader;
 use super::trailer::Trailer;
 use super::writer::ArchiveDigest;
@@ -103,34 +104,36 @@ pub fn check_chunks(
 ) -> Result<[u8; 32]> {
     reader.drop_cached()?;
     let threads = threads.max(1);
-    let (work, chunks) = bounded(threads);
+    let (work, batches) = bounded(threads);
     let (answers, answered) = unbounded();
     thread::scope(|scope| {
         for _ in 0..threads {
-            let (chunks, answers) = (chunks.clone(), answers.clone());
-            scope.spawn(move || check_received(reader.codec(), &chunks, &answers));
+            let (batches, answers) = (batches.clone(), answers.clone());
+            scope.spawn(move || check_received(reader, &batches, &answers));
         }
         // Only the threads keep these ends, so that both sides notice when the other has ended.
-        drop((chunks, answers));
-        let mut feeder = Feeder { reader, work, answered, buffers_left: 2 * threads, on_damage };
+        drop((batches, answers));
+        let mut feeder = Feeder { reader, work, answered, batch: Vec::new(), on_damage };
         let summary = feeder.feed(expected, cancel)?;
         feeder.finish()?;
         compare_trailer(reader, &summary)
     })
 }
 
-/// The side of a check that reads the file in order and collects the results of the threads.
+/// The side of a check that hands the chunks to the threads, in order, and collects what they find.
 struct Feeder<'a> {
     reader: &'a ArchiveReader,
-    work: Sender<(Chunk, Buffer)>,
-    answered: Receiver<Answer>,
-    /// How many more buffers may be created: they bound the memory.
-    buffers_left: usize,
+    work: Sender<Batch>,
+    answered: Receiver<DamagedChunk>,
+    batch: Batch,
     on_damage: &'a mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
 }
 
-/// A buffer to be filled again, and what was wrong with the chunk in it.
-type Answer = (Buffer, Option<DamagedChunk>);
+/// Chunks side by side in the file, which a thread reads at once.
+type Batch = Vec<Chunk>;
+
+/// A batch is complete when it has this many bytes. Smaller direct reads cost more time.
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// What is known of the expected chunks as a whole.
 struct Summary {
@@ -158,45 +161,36 @@ impl Feeder<'_> {
             summary.end = chunk.end();
             summary.digest.add(&chunk.stored_digest);
             summary.entries.update(&encode_entry(&chunk)?);
-            let mut buffer = self.buffer()?;
-            buffer.clear();
-            match self.reader.read_stored(chunk.offset, chunk.stored_length, &mut buffer) {
-                Ok(()) => self.work.send((chunk, buffer)).map_err(|_| thread_died())?,
-                // A range that the disk cannot read is damage like any other, and the chunks after it count too.
-                Err(e) => self.report(DamagedChunk { chunk, reason: e.to_string() })?,
+            self.batch.push(chunk);
+            if chunk.end() - self.batch[0].offset >= BATCH_BYTES {
+                self.send_batch()?;
             }
         }
+        self.send_batch()?;
         Ok(summary)
     }
 
-    fn buffer(&mut self) -> Result<Buffer> {
-        if self.buffers_left > 0 {
-            self.buffers_left -= 1;
-            return Ok(Buffer::new());
-        }
-        let (buffer, damaged) = self.answered.recv().map_err(|_| thread_died())?;
-        damaged.map_or(Ok(()), |damaged| self.report(damaged))?;
-        Ok(buffer)
-    }
-
-    /// Waits for the chunks that the threads still check.
-    fn finish(self) -> Result<()> {
-        drop(self.work);
-        for (_, damaged) in &self.answered {
-            if let Some(damaged) = damaged
-                && (self.on_damage)(damaged).is_break()
-            {
-                return Err(ended_early());
-            }
+    fn send_batch(&mut self) -> Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        self.work.send(batch).map_err(|_| thread_died())?;
+        while let Ok(damaged) = self.answered.try_recv() {
+            report(self.on_damage, damaged)?;
         }
         Ok(())
     }
 
-    fn report(&mut self, damaged: DamagedChunk) -> Result<()> {
-        match (self.on_damage)(damaged) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(ended_early()),
-        }
+    /// Waits for the chunks that the threads still check.
+    fn finish(self) -> Result<()> {
+        let Feeder { work, answered, on_damage, .. } = self;
+        drop(work);
+        answered.iter().try_for_each(|damaged| report(on_damage, damaged))
+    }
+}
+
+fn report(on_damage: &mut dyn FnMut(DamagedChunk) -> ControlFlow<()>, damaged: DamagedChunk) -> Result<()> {
+    match on_damage(damaged) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ended_early()),
     }
 }
 
@@ -208,25 +202,64 @@ fn thread_died() -> Error {
     Error::failed("a thread that checks chunks panicked")
 }
 
-/// Checks the chunks that a thread receives.
-fn check_received(codec: Codec, chunks: &Receiver<(Chunk, Buffer)>, answers: &Sender<Answer>) {
-    let mut decoder = Decoder::new(codec);
-    let mut content = Buffer::new();
-    for (chunk, stored) in chunks {
-        let damage = match &mut decoder {
-            Ok(decoder) => find_damage(codec, decoder, &chunk, &stored, &mut content),
-            Err(e) => Some(e.to_string()),
+/// Reads and checks the batches that a thread receives.
+fn check_received(reader: &ArchiveReader, batches: &Receiver<Batch>, answers: &Sender<DamagedChunk>) {
+    let mut checker = Checker {
+        codec: reader.codec(),
+        direct: DirectReader::new(reader),
+        decoder: Decoder::new(reader.codec()),
+        content: Buffer::new(),
+    };
+    for batch in batches {
+        checker.check(&batch, &mut |damaged| {
+            // Nothing receives it if the check ended early.
+            let _ = answers.send(damaged);
+        });
+    }
+}
+
+/// What a thread needs to check chunks.
+struct Checker<'a> {
+    codec: Codec,
+    direct: DirectReader<'a>,
+    decoder: Result<Decoder>,
+    content: Buffer,
+}
+
+impl Checker<'_> {
+    /// Reads chunks that lie side by side, and reports those that are not as they were written.
+    fn check(&mut self, batch: &[Chunk], report: &mut dyn FnMut(DamagedChunk)) {
+        let [first, .., last] = batch else {
+            return batch.iter().for_each(|chunk| self.check_one(*chunk, report));
         };
-        // Nothing receives the answer if the check ended early.
-        let _ = answers.send((stored, damage.map(|reason| DamagedChunk { chunk, reason })));
+        let Ok(stored) = self.direct.read(first.offset, last.end() - first.offset) else {
+            // A range that the disk cannot read is damage like any other, and the chunks beside it count too.
+            return batch.iter().for_each(|chunk| self.check_one(*chunk, report));
+        };
+        let mut rest = stored;
+        for chunk in batch {
+            let (stored, after) = rest.split_at(chunk.stored_length as usize);
+            rest = after;
+            if let Some(reason) = find_damage(self.codec, &mut self.decoder, chunk, stored, &mut self.content) {
+                report(DamagedChunk { chunk: *chunk, reason });
+            }
+        }
+    }
+
+    fn check_one(&mut self, chunk: Chunk, report: &mut dyn FnMut(DamagedChunk)) {
+        let damage = match self.direct.read(chunk.offset, chunk.stored_length) {
+            Ok(stored) => find_damage(self.codec, &mut self.decoder, &chunk, stored, &mut self.content),
+            Err(error) => Some(error.to_string()),
+        };
+        damage.into_iter().for_each(|reason| report(DamagedChunk { chunk, reason }));
     }
 }
 
 fn find_damage(
     codec: Codec,
-    decoder: &mut Decoder,
+    decoder: &mut Result<Decoder>,
     chunk: &Chunk,
-    stored: &Buffer,
+    stored: &[u8],
     content: &mut Buffer,
 ) -> Option<String> {
     if blake3::hash(stored) != chunk.stored_digest {
@@ -238,8 +271,12 @@ fn find_damage(
         return (!is_same).then(|| "the catalog contradicts itself about it".to_owned());
     }
     content.clear();
-    if let Err(e) = decoder.decode(stored, chunk.content_length, content) {
-        return Some(e.to_string());
+    let decoded = match decoder {
+        Ok(decoder) => decoder.decode(stored, chunk.content_length, content),
+        Err(error) => return Some(error.to_string()),
+    };
+    if let Err(error) = decoded {
+        return Some(error.to_string());
     }
     let is_same = chunk.content_digest.is_none_or(|digest| blake3::hash(content) == digest);
     (!is_same).then(|| "it decodes to other bytes than were encoded".to_owned())

@@ -9,6 +9,7 @@ pub mod codec;
 pub mod content;
 pub mod cutter;
 pub mod damaged_members;
+mod direct;
 pub mod foreign;
 pub mod header;
 pub mod members;
