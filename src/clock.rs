@@ -7,6 +7,11 @@ use chrono::{DateTime, TimeZone, Utc};
 
 use crate::error::{Error, Result};
 
+/// 0000-01-02T00:00:00Z in milliseconds: the first instant whose year is 0 or later in every zone.
+const FIRST_SHOWN: i64 = -62_167_132_800_000;
+/// 9999-12-30T23:59:59.999Z in milliseconds: the last instant whose year has four digits in every zone.
+const LAST_SHOWN: i64 = 253_402_214_399_999;
+
 /// An instant in milliseconds since 1970-01-01T00:00:00Z, as the database stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
@@ -27,13 +32,11 @@ impl Timestamp {
         Timestamp(time.timestamp_millis())
     }
 
-    /// Returns the instant as a UTC date and time, clamped to the years that chrono supports.
+    /// Returns the instant as a UTC date and time. One outside [`FIRST_SHOWN`] and [`LAST_SHOWN`] becomes the nearer of
+    /// them: archives may hold any time, RFC 3339 has four digits for the year, and chrono panics if the offset of a
+    /// zone leads beyond its calendar.
     pub fn utc(self) -> DateTime<Utc> {
-        DateTime::from_timestamp_millis(self.0).unwrap_or(if self.0 < 0 {
-            DateTime::<Utc>::MIN_UTC
-        } else {
-            DateTime::<Utc>::MAX_UTC
-        })
+        DateTime::from_timestamp_millis(self.0.clamp(FIRST_SHOWN, LAST_SHOWN)).unwrap_or_default()
     }
 
     /// Returns the instant in RFC 3339 form in `zone`, to the second.
@@ -165,8 +168,19 @@ mod tests {
     }
 
     #[test]
-    fn instants_outside_the_calendar_are_clamped() {
-        assert_eq!(Timestamp::from_millis(i64::MAX).utc(), DateTime::<Utc>::MAX_UTC);
-        assert_eq!(Timestamp::from_millis(i64::MIN).utc(), DateTime::<Utc>::MIN_UTC);
+    fn instants_beyond_four_digits_of_years_are_shown_as_the_nearest_in_every_zone() {
+        let west = chrono::FixedOffset::west_opt(86_399).unwrap();
+        let east = chrono::FixedOffset::east_opt(86_399).unwrap();
+        for (millis, shown) in [
+            (i64::MAX, ["9999-12-30T23:59:59+00:00", "9999-12-30T00:00:00-23:59:59", "9999-12-31T23:59:58+23:59:59"]),
+            (i64::MIN, ["0000-01-02T00:00:00+00:00", "0000-01-01T00:00:01-23:59:59", "0000-01-02T23:59:59+23:59:59"]),
+        ] {
+            let at = Timestamp::from_millis(millis);
+            assert_eq!(at.rfc3339(&Utc), shown[0]);
+            let date_and_time = |text: &str| text[..19].to_owned();
+            assert_eq!(date_and_time(&at.rfc3339(&west)), date_and_time(shown[1]));
+            assert_eq!(date_and_time(&at.rfc3339(&east)), date_and_time(shown[2]));
+        }
+        assert_eq!(Timestamp::from_millis(0).rfc3339(&Utc), "1970-01-01T00:00:00+00:00");
     }
 }
