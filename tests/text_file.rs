@@ -37,6 +37,27 @@ fn a_file_of_the_old_system_is_parsed() {
 }
 
 #[test]
+fn a_last_line_without_a_line_end_is_unfinished_unless_it_is_known_blank_or_a_comment() {
+    let unfinished = |text: &str, before: &str| text_file::unfinished_line(text.as_bytes(), before.as_bytes());
+    assert_eq!(unfinished("/a;09:00;one\n/b;10:00;tw", "").as_deref(), Some("/b;10:00;tw"));
+    assert_eq!(unfinished("/a;09:00;o", "/a;09:00;one\n").as_deref(), Some("/a;09:00;o"));
+    for (text, before) in [
+        ("", ""),
+        ("/a;09:00;one\n", ""),
+        ("/a;09:00;one\r\n", ""),
+        ("/a;09:00;one\n  \t", ""),
+        ("/a;09:00;one\n# not fini", ""),
+        ("# new\n/a;09:00;one", "/a;09:00;one\r\n/b;10:00;two\r\n"),
+        ("/a;09:00;one \r", "/a;09:00;one"),
+    ] {
+        assert_eq!(unfinished(text, before), None, "{text:?} after {before:?}");
+    }
+    let utf16: Vec<u8> = "\u{feff}/a;09:00;one\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(text_file::unfinished_line(&utf16, b""), None);
+    assert!(text_file::unfinished_line(&utf16[..utf16.len() - 4], b"").is_some());
+}
+
+#[test]
 fn the_encoding_is_detected() {
     let expected = ["büro=/é/€@09:00"];
     let text = "/é/€;09:00;büro\r\n";

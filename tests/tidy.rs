@@ -39,6 +39,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("chunk", 0, ANY),
     ("archive_name", 0, ANY),
     ("schedule", 0, ANY),
+    ("words", 0, ANY),
     // Layer 1: one resource each. `durable` replaces files safely for its peers; no others use each other.
     ("durable", 1, &[]),
     ("liveness", 1, &[]),

@@ -81,7 +81,7 @@ fn read_lines(bytes: &[u8]) -> Result<(Vec<Line>, Vec<BadLine>), Vec<BadLine>> {
     let (mut lines, mut bad) = (Vec::new(), Vec::new());
     for (index, text) in decode(bytes)?.split('\n').enumerate() {
         let number = index + 1;
-        let text = text.trim_end_matches(['\r', ' ', '\t']).trim_start_matches(BLANKS);
+        let text = trimmed(text);
         if text.is_empty() || text.starts_with('#') {
             continue;
         }
@@ -96,6 +96,19 @@ fn read_lines(bytes: &[u8]) -> Result<(Vec<Line>, Vec<BadLine>), Vec<BadLine>> {
         }
     }
     Ok((lines, bad))
+}
+
+fn trimmed(line: &str) -> &str {
+    line.trim_end_matches(['\r', ' ', '\t']).trim_start_matches(BLANKS)
+}
+
+/// Returns the last line, escaped for a message, if it has no line end and is neither blank, a comment nor a line of
+/// `before`: the rest of it may be missing, and a part of a name is a valid name, too.
+pub fn unfinished_line(bytes: &[u8], before: &[u8]) -> Option<String> {
+    let (text, before) = (decode(bytes).ok()?, decode(before).unwrap_or_default());
+    let last = trimmed(text.rsplit('\n').next()?);
+    let is_known = last.is_empty() || last.starts_with('#') || before.split('\n').any(|line| trimmed(line) == last);
+    (!is_known).then(|| printable(last.as_bytes()))
 }
 
 fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, Vec<BadLine>> {

@@ -118,6 +118,27 @@ fn a_short_text_file_is_an_error_after_a_restart_too() {
 }
 
 #[test]
+fn a_last_line_cut_inside_its_name_makes_no_schedule() {
+    let world = World::new();
+    let (file, mut service) = following(&world, SIX);
+    let all = names(&world);
+    for cut in [&SIX[..SIX.len() - 2], &SIX[..SIX.len() - 1].replace("six", "seven")] {
+        fs::write(&file, cut).unwrap();
+        settle(&world, &mut service);
+        assert_eq!(names(&world), all, "{cut:?}");
+        assert!(error(&world).contains("newline"), "{}", error(&world));
+    }
+    // The same lines without the last newline are no change.
+    fs::write(&file, SIX.trim_end()).unwrap();
+    settle(&world, &mut service);
+    assert_eq!((names(&world), error(&world)), (all.clone(), String::new()));
+    fs::write(&file, SIX.replace("six", "seven")).unwrap();
+    settle(&world, &mut service);
+    assert_eq!((names(&world).len(), error(&world)), (6, String::new()));
+    assert!(names(&world).contains(&"seven".to_owned()));
+}
+
+#[test]
 fn a_name_that_comes_back_keeps_the_options_it_had() {
     let world = World::new();
     let (file, mut service) = following(&world, SIX);

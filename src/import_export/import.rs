@@ -1,0 +1,145 @@
+//! Imports: the schedules of a file become those of the database, in one transaction.
+
+use chrono_tz::Tz;
+
+use super::{DOCUMENT_VERSION, Document};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::schedule::text_file::{self, BadLine, Entry};
+use crate::schedule::{Cadence, DailyTimes, Schedule, ScheduleName};
+use crate::source;
+use crate::store::{ScheduleRow, Store, Watermark};
+use crate::words;
+
+/// The result of an import.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Names of created schedules.
+    pub created: Vec<String>,
+    /// Names of changed schedules.
+    pub changed: Vec<String>,
+    /// Names of deleted schedules.
+    pub deleted: Vec<String>,
+    /// Those of `created` that were deleted before: their history and archives belong to them again.
+    pub revived: Vec<String>,
+    /// Number of schedules that were already as imported.
+    pub unchanged: usize,
+}
+
+/// Parses a text file. Reports all bad lines in one usage error; `name` is the name of the file in it.
+pub fn parse_text(bytes: &[u8], name: &str) -> Result<Vec<Entry>> {
+    text_file::read(bytes).map_err(|bad| bad_lines_error(&bad, name))
+}
+
+fn bad_lines_error(bad: &[BadLine], name: &str) -> Error {
+    let lines: String = bad.iter().map(|line| format!("\n  {line}")).collect();
+    let count = words::count(bad.len() as u64, "bad line");
+    Error::usage(format!("{name} has {count}, and nothing of it was imported:{lines}"))
+        .hint("a line is PATH;HH:MM;NAME; correct these and import again")
+}
+
+/// Imports the entries of a text file in one transaction. Options that the file cannot hold are not changed, and a name
+/// that was deleted comes back with those that it had. With `replace`, schedules that are not in the file are deleted.
+pub fn import_text(store: &Store, entries: &[Entry], replace: bool, zone: Tz, now: Timestamp) -> Result<Imported> {
+    let rows = store.schedules()?;
+    let wanted = entries.iter().map(|entry| {
+        let present = match rows.iter().find(|row| row.schedule.name == entry.name) {
+            Some(row) => Some(row.schedule.clone()),
+            None => store.deleted_schedule(entry.name.as_str())?,
+        };
+        Ok(with_line(present, &entry.name, entry.source.clone(), entry.times.clone()))
+    });
+    import(store, &rows, wanted.collect::<Result<_>>()?, replace, zone, now)
+}
+
+/// Returns a schedule with the path and times of lines: `present`, if there is one, keeps its other options.
+pub(super) fn with_line(
+    present: Option<Schedule>,
+    name: &ScheduleName,
+    source: Vec<u8>,
+    times: DailyTimes,
+) -> Schedule {
+    let cadence = Cadence::Daily(times);
+    match present {
+        Some(present) => Schedule { source, cadence: Some(cadence), ..present },
+        None => Schedule::new(name.clone(), source, cadence),
+    }
+}
+
+/// Imports a JSON document of [`export_json`] in one transaction. With `replace`, schedules that are not in it are
+/// deleted.
+///
+/// Errors: `Usage` if the document is invalid; then nothing is changed.
+pub fn import_json(
+    store: &Store,
+    bytes: &[u8],
+    name: &str,
+    replace: bool,
+    zone: Tz,
+    now: Timestamp,
+) -> Result<Imported> {
+    let invalid = |e| {
+        Error::usage(format!("{name} is not a JSON document of schedules, and nothing of it was imported"))
+            .because(e)
+            .hint("make one with `backup-manager export --format json`")
+    };
+    let document: Document = serde_json::from_slice(bytes).map_err(invalid)?;
+    if document.version != DOCUMENT_VERSION {
+        return Err(Error::usage(format!(
+            "{name} has the format version {}, and this program supports {DOCUMENT_VERSION}",
+            document.version
+        ))
+        .hint("import it with the version that wrote it, or a newer one"));
+    }
+    let names: Vec<&str> = document.schedules.iter().map(|schedule| schedule.name.as_str()).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        return Err(Error::usage(format!("{name} has the name \"{}\" twice, and nothing of it was imported", twice.1)));
+    }
+    // Checked here as on the command line: in the database they would fail every run.
+    document.schedules.iter().try_for_each(|schedule| {
+        source::check_patterns(&schedule.excludes.globs).map_err(|cause| {
+            Error::usage(format!("the excludes of \"{}\" in {name} are invalid", schedule.name)).because(cause)
+        })
+    })?;
+    import(store, &store.schedules()?, document.schedules, replace, zone, now)
+}
+
+/// Creates and changes schedules so that those with the names of `wanted` are equal to them.
+fn import(
+    store: &Store,
+    rows: &[ScheduleRow],
+    wanted: Vec<Schedule>,
+    replace: bool,
+    zone: Tz,
+    now: Timestamp,
+) -> Result<Imported> {
+    let mut imported = Imported::default();
+    let (mut created, mut edited, mut deleted) = (Vec::new(), Vec::new(), Vec::new());
+    if replace {
+        for row in rows.iter().filter(|row| wanted.iter().all(|schedule| schedule.name != row.schedule.name)) {
+            imported.deleted.push(row.schedule.name.to_string());
+            deleted.push(row.id);
+        }
+    }
+    for schedule in wanted {
+        let watermark = Watermark::starting(&schedule, zone, now);
+        match rows.iter().find(|row| row.schedule.name == schedule.name) {
+            Some(row) if row.schedule == schedule => imported.unchanged += 1,
+            Some(row) => {
+                imported.changed.push(schedule.name.to_string());
+                edited.push((row.id, schedule, watermark));
+            }
+            None => {
+                imported.created.push(schedule.name.to_string());
+                if store.deleted_schedule(schedule.name.as_str())?.is_some() {
+                    imported.revived.push(schedule.name.to_string());
+                }
+                created.push((schedule, watermark));
+            }
+        }
+    }
+    if !(created.is_empty() && edited.is_empty() && deleted.is_empty()) {
+        store.apply_schedules(&created, &edited, &deleted, now)?;
+    }
+    Ok(imported)
+}
