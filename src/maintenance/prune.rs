@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::schedule::parse_zone;
 use crate::store::{Archive, ScheduleRow, Store};
+use crate::words;
 
 /// What retention would do to the archives of one schedule.
 #[derive(Clone, Debug)]
@@ -19,6 +20,27 @@ pub struct PrunePlan {
     pub archives: Vec<Archive>,
     /// The decision on each archive, in the same order.
     pub decisions: Vec<Decision>,
+    /// Whether the store holds the next prune of the schedule.
+    is_held: bool,
+}
+
+/// Why a plan is not applied without a user's consent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldBy {
+    /// It removes more than half of the good archives. A wrong clock or a mistake in the policy has the same effect.
+    Size,
+    /// The store holds it until the next good run: the first one since the deleted name of the schedule came back,
+    /// maybe with other rules.
+    Store,
+}
+
+impl HeldBy {
+    fn reason(self) -> &'static str {
+        match self {
+            HeldBy::Size => "over half of the good ones",
+            HeldBy::Store => "the first since its name came back",
+        }
+    }
 }
 
 impl PrunePlan {
@@ -29,7 +51,7 @@ impl PrunePlan {
         let facts: Vec<ArchiveFacts> = by_run.values().map(ArchiveFacts::from).collect();
         let decisions = retention::decide(&facts, &row.schedule.retention, zone_of(store, row)?);
         let archives = decisions.iter().filter_map(|decision| by_run.remove(&decision.run)).collect();
-        Ok(PrunePlan { archives, decisions })
+        Ok(PrunePlan { archives, decisions, is_held: store.is_prune_held(row.id)? })
     }
 
     /// Returns the archives to be removed, newest first.
@@ -37,8 +59,16 @@ impl PrunePlan {
         self.archives.iter().zip(&self.decisions).filter(|(_, decision)| decision.kept_by.is_empty()).map(|(a, _)| a)
     }
 
-    /// Returns whether the plan removes more than half of the good archives. Such a plan is not applied at once: a
-    /// wrong clock or a mistake in the policy has the same effect.
+    /// Returns why the plan waits for a later good run, or for a user who asks for it; `None` if it may be applied.
+    pub fn held_by(&self) -> Option<HeldBy> {
+        match self.removals().next() {
+            None => None,
+            Some(_) if self.is_large() => Some(HeldBy::Size),
+            Some(_) => self.is_held.then_some(HeldBy::Store),
+        }
+    }
+
+    /// Returns whether the plan removes more than half of the good archives.
     pub fn is_large(&self) -> bool {
         let good = self.archives.iter().filter(|archive| archive.good).count();
         self.removals().filter(|archive| archive.good).count() * 2 > good
@@ -82,18 +112,18 @@ impl PrunePlan {
     }
 }
 
-/// Applies retention after a good run, and returns a note about the result for the user. A plan that removes more than
-/// half of the good archives, and the first one after a deleted name came back, wait for the next good run.
+/// Applies retention after a good run, and returns a note about the result for the user. A plan that is held
+/// ([`PrunePlan::held_by`]) waits for the next good run.
 pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
     let plan = PrunePlan::compute(store, row)?;
     let count = plan.removals().count();
     if count > 0 && !store.may_prune(row.id, run, plan.is_large())? {
         let name = &row.schedule.name;
-        let why = if plan.is_large() { "over half of the good ones" } else { "the first since its name came back" };
+        let why = plan.held_by().map_or("", HeldBy::reason);
         return Ok(Some(format!(
-            "retention would remove {count} archive{} of {name}, {why}: that waits for the next good run, or \
+            "retention would remove {} of {name}, {why}: that waits for the next good run, or \
              `backup-manager prune {name} --yes`",
-            if count == 1 { "" } else { "s" }
+            words::count(count as u64, "archive")
         )));
     }
     if !plan.is_large() {
@@ -101,9 +131,28 @@ pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) 
     }
     let removed = plan.apply(home, store)?;
     store.clear_held_prune(row.id)?;
-    Ok((removed > 0).then(|| {
-        format!("retention removed {removed} archive{} of {}", if removed == 1 { "" } else { "s" }, row.schedule.name)
-    }))
+    Ok((removed > 0)
+        .then(|| format!("retention removed {} of {}", words::count(removed as u64, "archive"), row.schedule.name)))
+}
+
+/// Applies a plan at the user's request, and returns how many archives were removed. One that is held
+/// ([`PrunePlan::held_by`]) is applied only with `yes`, and then no longer held.
+///
+/// Errors: `Failed` for a held plan without `yes`; those of [`PrunePlan::apply`].
+pub fn prune_on_request(home: &Home, store: &Store, row: &ScheduleRow, plan: &PrunePlan, yes: bool) -> Result<usize> {
+    let name = &row.schedule.name;
+    if let Some(held) = plan.held_by()
+        && !yes
+    {
+        let count = words::count(plan.removals().count() as u64, "archive");
+        return Err(Error::failed(format!("pruning {name} would remove {count}, {}", held.reason()))
+            .hint(format!("check `backup-manager prune {name} --dry-run`, then add --yes")));
+    }
+    let removed = plan.apply(home, store)?;
+    if removed > 0 {
+        store.release_held_prune(row.id)?;
+    }
+    Ok(removed)
 }
 
 /// Removes one archive now, at the user's request.

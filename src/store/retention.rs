@@ -60,6 +60,16 @@ impl Store {
         })
     }
 
+    /// Returns whether a prune of a schedule is held: the first one after a deleted name came back, or one that
+    /// [`Store::may_prune`] has refused since.
+    pub fn is_prune_held(&self, schedule: i64) -> Result<bool> {
+        self.read(|connection| {
+            connection.query_row("SELECT prune_held_run IS NOT NULL FROM schedule WHERE id = ?1", [schedule], |row| {
+                row.get(0)
+            })
+        })
+    }
+
     /// Clears the record of a held prune; a first prune that is still to come stays held.
     pub fn clear_held_prune(&self, schedule: i64) -> Result<()> {
         self.write(|transaction| {
@@ -69,6 +79,13 @@ impl Store {
                     [schedule, HELD_FOR_FIRST_PRUNE],
                 )
                 .map(drop)
+        })
+    }
+
+    /// Clears the record of a held prune, also of a first one that is still to come: a user asked for it.
+    pub fn release_held_prune(&self, schedule: i64) -> Result<()> {
+        self.write(|transaction| {
+            transaction.execute("UPDATE schedule SET prune_held_run = NULL WHERE id = ?1", [schedule]).map(drop)
         })
     }
 

@@ -92,7 +92,9 @@ fn schedules(store: &Store) {
     store.accept_source(id, NOW).unwrap();
     store.move_watermark(id, watermark, Watermark { next_due: None, ..watermark }).unwrap();
     store.may_prune(id, 1, true).unwrap();
+    store.is_prune_held(id).unwrap();
     store.clear_held_prune(id).unwrap();
+    store.release_held_prune(id).unwrap();
     let row = store.schedule_named("gone").unwrap().unwrap();
     store.delete_schedule_with_archives(&row, NOW).unwrap();
 }
