@@ -33,6 +33,22 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Returns the kind as JSON documents hold it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::Failed => "failed",
+            ErrorKind::Usage => "usage",
+            ErrorKind::Incomplete => "incomplete",
+            ErrorKind::Damage => "damage",
+            ErrorKind::NotFound => "not_found",
+            ErrorKind::Busy => "busy",
+            ErrorKind::Interrupted => "interrupted",
+            ErrorKind::Terminated => "terminated",
+            ErrorKind::Fenced => "fenced",
+            ErrorKind::DiskFull => "disk_full",
+        }
+    }
+
     /// Returns the exit code of the process that ends with an error of this kind.
     pub fn exit_code(self) -> u8 {
         match self {

@@ -9,10 +9,14 @@ mod environment;
 mod file_systems;
 #[path = "cli/full_disk.rs"]
 mod full_disk;
+#[path = "cli/json.rs"]
+mod json;
 #[path = "cli/rescan.rs"]
 mod rescan;
 #[path = "cli/restore.rs"]
 mod restore;
+#[path = "cli/retention.rs"]
+mod retention;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/schedules.rs"]

@@ -30,7 +30,7 @@ const REDACTIONS: [(&str, &str); 14] = [
     (r#""pids": \[\s+\d+\s+\]"#, r#""pids": "[pids]""#),
     (r"process \d+", "process [pid]"),
     (r#""host": ".*""#, r#""host": "[host]""#),
-    (r#""(size|bytes|archive_bytes|free_bytes)": \d{3,}"#, r#""$1": "[bytes]""#),
+    (r#""(size|bytes|bytes_deleted|archive_bytes|free_bytes)": \d{3,}"#, r#""$1": "[bytes]""#),
     (r#""(uid|gid)": \d+"#, r#""$1": "[id]""#),
     (r#""(user|group)": ".*""#, r#""$1": "[name]""#),
     (r"\d+(\.\d+)? [KMGT]iB", "[size]"),
@@ -159,9 +159,12 @@ fn documents_of_schedules() {
             ("config", "--json config"),
             ("config_one", "--json config compress"),
             ("export_json", "export --format json"),
-            ("pause", "--json pause again"),
+            ("config_set", "--json config workers 2"),
+            ("pause", "--json pause again docs"),
             ("edit", "--json edit again --at 05:00"),
+            ("export_file", "--json export out.txt"),
             ("list_paused", "--json list"),
+            ("resume", "--json resume again docs photos"),
             ("delete", "--json delete again"),
         ],
     );
@@ -177,6 +180,7 @@ fn documents_of_runs() {
         &[
             ("run_dry", "--json run -n docs"),
             ("run", "--json run docs photos"),
+            ("delete_archives_asked", "--json delete photos --with-archives"),
             ("history", "--json history"),
             ("history_run", "--json history @2"),
             ("history_run_text", "history @2"),
@@ -192,6 +196,7 @@ fn documents_of_runs() {
     pin(&home, "start_running", &["--json", "start"]);
     pin(&home, "status_service", &["--json", "status", "--service"]);
     pin(&home, "stop", &["--json", "stop", "-q"]);
+    pin(&home, "delete_archives", &["--json", "delete", "photos", "docs", "--with-archives", "--yes"]);
 }
 
 #[test]
@@ -315,6 +320,8 @@ fn errors_of_usage() {
             ("error_unknown_verb", "frobnicate"),
             ("error_missing_argument", "run"),
             ("error_conflict", "list --json --plain"),
+            ("error_json", "--json history --status lost"),
+            ("error_json_arguments", "run --json --al"),
             ("error_spec", "create docs;24:00;x"),
             ("error_name_in_use", "create docs;09:00;docs"),
             ("error_zone", "create docs --name x --at 9:00 --timezone Europe/Pariss"),

@@ -1,7 +1,9 @@
 //! `accept`: accepts an emptied or shrunken source, and known problem paths.
 
 use clap::Args;
+use serde::Serialize;
 
+use super::render::{self, Format};
 use super::{Context, select};
 use crate::archive_folder;
 use crate::error::Result;
@@ -13,21 +15,36 @@ pub struct AcceptArgs {
     schedule: Vec<String>,
 }
 
+/// What `accept --json` prints of each schedule.
+#[derive(Serialize)]
+struct AcceptedDocument {
+    /// Name of the schedule, whose next run may find its source empty.
+    name: String,
+    /// The last run, whose problems are accepted; null if none has ended yet.
+    run: Option<i64>,
+}
+
 pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
     let store = context.open()?;
+    let mut documents = Vec::new();
     for row in select::schedules(&store, &args.schedule)? {
         store.accept_source(row.id, context.now())?;
-        if let Some(run) = store.last_ended(row.id)? {
+        let last = store.last_ended(row.id)?;
+        if let Some(run) = &last {
             store.acknowledge(run.id, context.now())?;
         }
         // A suspect archive may be the newest good one now.
         let rows = std::slice::from_ref(&row);
         let notes = archive_folder::refresh_stable_links(&context.home, &store, rows, context.now())?;
         notes.iter().for_each(|note| context.print_info(note));
-        let name = &row.schedule.name;
+        let name = row.schedule.name.to_string();
         context.print_info(&format!(
             "accepted: the next run of {name} may find its source empty, and known problems are not reported as new"
         ));
+        documents.push(AcceptedDocument { name, run: last.map(|run| run.id) });
+    }
+    if context.format == Format::Json {
+        render::print_json(&documents)?;
     }
     Ok(0)
 }

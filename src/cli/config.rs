@@ -120,7 +120,9 @@ pub fn cmd_config(context: &Context, args: &ConfigArgs) -> Result<u8> {
             Some(value) => format!("{} is {value} from the next start of the service", setting.name),
             None => format!("{} is {} again, from the next start of the service", setting.name, setting.default),
         });
-        return Ok(0);
+        if context.format != Format::Json {
+            return Ok(0);
+        }
     }
     let shown: Vec<&Setting> = wanted.map_or_else(|| SETTINGS.iter().collect(), |setting| vec![setting]);
     let mut rows = Vec::new();

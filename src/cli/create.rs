@@ -159,6 +159,7 @@ fn print_created(
         free_bytes: backup::free_bytes(context.home.backups()).ok(),
     };
     let is_exact = estimate.is_some_and(|estimate| estimate.is_complete);
+    warn_if_copies_do_not_fit(context, schedule.name.as_str(), &document);
     if context.format == Format::Json {
         return Ok(document);
     }
@@ -166,6 +167,24 @@ fn print_created(
         render::print(&created_text(context, index, row, own_zone, &document, is_exact))?;
     }
     Ok(document)
+}
+
+/// Warns if the copies that the retention policy keeps need more room than the archive folder has.
+fn warn_if_copies_do_not_fit(context: &Context, name: &str, document: &CreatedDocument) {
+    let (Some(size), Some(free)) = (document.source_bytes, document.free_bytes) else { return };
+    let kept = document.kept_copies.unwrap_or(1).max(1);
+    let needed = size.saturating_mul(kept);
+    if needed <= free {
+        return;
+    }
+    let copies = if kept == 1 { "a copy".to_owned() } else { format!("the {kept} copies that it keeps") };
+    context.warn(&format!(
+        "{name}: {copies} may not fit into {}: {} before compression, and {} are free\n  next: keep fewer (--keep-*), \
+         exclude some of the source, or use another archive folder",
+        context.home.backups().display(),
+        render::bytes(needed),
+        render::bytes(free)
+    ));
 }
 
 /// Describes a new schedule for people. The size of its source is a lower bound unless `is_exact`.

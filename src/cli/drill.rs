@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::render::{self, Format};
+use super::results::Results;
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, config, select};
@@ -55,29 +56,34 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
         context.print_info("there is no good archive to restore");
     }
     let signals = Signals::cancel_on_first()?;
-    let (mut documents, mut code) = (Vec::new(), 0);
+    let mut results = Results::new(rows.len());
+    let mut has_failed = false;
     for row in &rows {
+        let name = row.schedule.name.as_str();
+        if let Some(kind) = signals.interruption() {
+            results.skip(name, &Error::new(kind, format!("{name}: no restore test: interrupted")));
+            continue;
+        }
         match drill_schedule(context, args, &store, row, &signals.cancel) {
             Ok(document) => {
-                if !document.passed {
-                    code = ErrorKind::Damage.exit_code();
-                }
-                documents.push(document);
+                has_failed |= !document.passed;
+                results.add(document, 0);
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(signals.classify(error)),
-            // The others are tested all the same. Damage is the most severe result.
+            Err(error) if error.kind() == ErrorKind::Interrupted => results.fail(name, signals.classify(error))?,
+            // The others are tested all the same.
             Err(error) => {
-                let name = &row.schedule.name;
                 let named = Error::new(error.kind(), format!("{name}: no restore test: {error}"));
-                super::report(&error.next_step().map(str::to_owned).into_iter().fold(named, Error::hint));
-                code = if code == 0 { error.kind().exit_code() } else { code };
+                results.fail(name, error.next_step().map(str::to_owned).into_iter().fold(named, Error::hint))?;
             }
         }
     }
-    if context.format == Format::Json {
-        render::print_json(&documents)?;
-    }
-    Ok(code)
+    let code = results.finish(context)?;
+    Ok(match signals.interruption() {
+        Some(kind) => kind.exit_code(),
+        // Damage is the most severe result.
+        None if has_failed => ErrorKind::Damage.exit_code(),
+        None => code,
+    })
 }
 
 /// Tests a restore of one schedule and prints the result.

@@ -1,12 +1,15 @@
 //! `edit`, `pause`, `resume`: changes to schedules.
 
 use clap::Args;
+use serde::Serialize;
 
+use super::documents::ScheduleDocument;
+use super::render::{self, Format};
 use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
-use crate::store::{Store, Watermark};
+use crate::store::{ScheduleRow, Store, Watermark};
 
 #[derive(Args)]
 pub struct EditArgs {
@@ -29,6 +32,25 @@ pub struct PauseArgs {
     all: bool,
 }
 
+/// What `edit --json` prints, and `pause` and `resume` of each schedule.
+#[derive(Serialize)]
+struct EditedDocument {
+    /// The schedule as it is now.
+    #[serde(flatten)]
+    schedule: ScheduleDocument,
+    /// Whether it was different before.
+    changed: bool,
+}
+
+impl EditedDocument {
+    fn new(context: &Context, store: &Store, id: i64, changed: bool) -> Result<EditedDocument> {
+        let row = store.schedule(id)?;
+        let index = store.schedules()?.iter().position(|other| other.id == id).unwrap_or_default();
+        let zone = context.shown_zone(store)?;
+        Ok(EditedDocument { schedule: ScheduleDocument::new(context, index, &row, zone), changed })
+    }
+}
+
 pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
     let store = context.open()?;
     let row = select::schedule(&store, &args.schedule)?;
@@ -38,18 +60,22 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
     if let Some(path) = &args.path {
         schedule.source = source_path(path)?;
     }
-    if schedule == row.schedule {
+    let is_changed = schedule != row.schedule;
+    if is_changed {
+        let watermark = watermark_from_now(context, &store, &schedule)?;
+        store.edit_schedules(&[(row.id, schedule.clone(), watermark)], context.now())?;
+        let zone = schedule.zone.unwrap_or(context.default_zone(&store)?);
+        let next = match watermark.next_due {
+            Some(at) if schedule.enabled => format!("next run {}", at.rfc3339(&zone)),
+            _ => "no next run".to_owned(),
+        };
+        context.print_info(&format!("changed {}; {next} ({})", schedule.name, zone.name()));
+    } else {
         context.print_info(&format!("nothing to change in {}", schedule.name));
-        return Ok(0);
     }
-    let watermark = watermark_from_now(context, &store, &schedule)?;
-    store.edit_schedules(&[(row.id, schedule.clone(), watermark)], context.now())?;
-    let zone = schedule.zone.unwrap_or(context.default_zone(&store)?);
-    let next = match watermark.next_due {
-        Some(at) if schedule.enabled => format!("next run {}", at.rfc3339(&zone)),
-        _ => "no next run".to_owned(),
-    };
-    context.print_info(&format!("changed {}; {next} ({})", schedule.name, zone.name()));
+    if context.format == Format::Json {
+        render::print_json(&EditedDocument::new(context, &store, row.id, is_changed)?)?;
+    }
     Ok(0)
 }
 
@@ -57,12 +83,12 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
     let store = context.open()?;
     let rows = if args.all { store.schedules()? } else { select::schedules(&store, &args.schedule)? };
     let mut edited = Vec::new();
-    for row in rows.into_iter().filter(|row| row.schedule.enabled != enabled) {
+    for row in rows.iter().filter(|row| row.schedule.enabled != enabled) {
         if enabled && row.schedule.cadence.is_none() {
             return Err(Error::usage(format!("{} has no times", row.schedule.name))
                 .hint(format!("set them first: backup-manager edit {} --at HH:MM", row.schedule.name)));
         }
-        let schedule = Schedule { enabled, ..row.schedule };
+        let schedule = Schedule { enabled, ..row.schedule.clone() };
         let watermark = watermark_from_now(context, &store, &schedule)?;
         edited.push((row.id, schedule, watermark));
     }
@@ -73,6 +99,11 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
     }
     if edited.is_empty() {
         context.print_info(&format!("nothing to do: already {word}"));
+    }
+    if context.format == Format::Json {
+        let is_edited = |row: &ScheduleRow| edited.iter().any(|(id, ..)| *id == row.id);
+        let documents = rows.iter().map(|row| EditedDocument::new(context, &store, row.id, is_edited(row)));
+        render::print_json(&documents.collect::<Result<Vec<_>>>()?)?;
     }
     Ok(0)
 }

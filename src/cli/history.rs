@@ -189,7 +189,8 @@ fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String 
         text += &format!("  due        {}{more}\n", at.rfc3339(zone));
     }
     text += &format!("  started    {}\n  finished   {}\n", time(run.started_at), time(run.finished_at));
-    text += &format!("  members    {} ({} files)\n", run.counts.extent.members, run.counts.extent.files);
+    let files = render::count(run.counts.extent.files, "file");
+    text += &format!("  members    {} ({files})\n", run.counts.extent.members);
     text += &format!("  content    {}\n", render::bytes(run.counts.extent.content_bytes));
     if let Some(archive) = archive {
         let path = context.home.backups().join(&archive.file_name);

@@ -27,6 +27,7 @@ mod prune;
 mod render;
 mod rescan;
 mod restore;
+mod results;
 mod run;
 mod schedule_options;
 mod select;
@@ -106,6 +107,18 @@ struct Global {
     /// Print and log more
     #[arg(short, long, global = true, help_heading = "Output")]
     verbose: bool,
+}
+
+impl Global {
+    /// Fails for options that exclude each other: clap does not see that if one is before the verb and one behind it.
+    fn check(&self) -> Result<()> {
+        let pair = match self {
+            Global { json: true, plain: true, .. } => "--json and --plain",
+            Global { quiet: true, verbose: true, .. } => "--quiet and --verbose",
+            _ => return Ok(()),
+        };
+        Err(Error::usage(format!("{pair} cannot be used with each other")).hint("leave out one of them"))
+    }
 }
 
 #[derive(Subcommand)]
@@ -206,6 +219,7 @@ pub(crate) struct Context {
 
 impl Context {
     fn new(verb: &str, global: &Global) -> Result<Context> {
+        global.check()?;
         let places = HomeOptions {
             home: global.home.clone(),
             db: global.db.clone(),
@@ -323,28 +337,48 @@ impl Context {
 
 /// Runs the command line of this process, prints errors, and returns the exit code.
 pub fn main() -> ExitCode {
-    if let Err(error) = environment::load_setting_files() {
-        report(&error);
-        return ExitCode::from(error.kind().exit_code());
+    // Looked up here, because wrong arguments are reported in JSON, too.
+    let is_json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+    if is_json {
+        // Without a handler an interruption has no document; the verb works all the same.
+        let _ = signals::end_with_document();
     }
-    let parsed = help::grouped(Cli::command()).try_get_matches().and_then(|matches| {
-        Ok((Cli::from_arg_matches(&matches)?, matches.subcommand_name().unwrap_or_default().to_owned()))
-    });
-    let (cli, verb) = match parsed {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            // Help is printed to stdout with exit code 0. A closed pipe is no error.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    match Context::new(&verb, &cli.global).and_then(|context| dispatch(&context, cli.command)) {
+    match environment::load_setting_files().and_then(|()| run_command_line(is_json)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             report(&error);
+            if is_json {
+                render::print_json_error(&error);
+            }
             ExitCode::from(error.kind().exit_code())
         }
     }
+}
+
+fn run_command_line(is_json: bool) -> Result<u8> {
+    let parsed = help::grouped(Cli::command()).try_get_matches().and_then(|matches| {
+        Ok((Cli::from_arg_matches(&matches)?, matches.subcommand_name().unwrap_or_default().to_owned()))
+    });
+    match parsed {
+        Ok((cli, verb)) => Context::new(&verb, &cli.global).and_then(|context| dispatch(&context, cli.command)),
+        Err(error) => {
+            // Help is printed to stdout with exit code 0. A closed pipe is no error.
+            let _ = error.print();
+            if is_json && error.use_stderr() {
+                render::print_json_error(&usage_error(&error));
+            }
+            Ok(u8::try_from(error.exit_code()).unwrap_or(ErrorKind::Usage.exit_code()))
+        }
+    }
+}
+
+/// Returns what clap found wrong, without the usage that it prints below.
+fn usage_error(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let mut paragraphs = text.trim_start_matches("error: ").split("\n\n");
+    let message = paragraphs.next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    let tip = paragraphs.find_map(|paragraph| paragraph.trim().strip_prefix("tip: "));
+    Error::usage(message).hint(tip.unwrap_or("see `backup-manager VERB --help`"))
 }
 
 fn dispatch(context: &Context, command: Command) -> Result<u8> {
@@ -405,5 +439,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_takes_json() {
+        let mut command = Cli::command();
+        command.build();
+        for verb in command.get_subcommands() {
+            assert!(verb.get_arguments().any(|option| option.get_long() == Some("json")), "{}", verb.get_name());
+        }
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::documents::ArchiveDocument;
 use super::render::{self, Format};
+use super::results::Results;
 use super::{Context, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
@@ -57,62 +58,55 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
         let plan = PrunePlan::compute(&store, &row)?;
         plans.push((row, plan));
     }
+    if !args.dry_run {
+        return prune_archives(context, &store, &plans, args.yes);
+    }
     if context.format == Format::Json {
-        let documents = plans.iter().map(|(row, plan)| PlanDocument::new(context, row, plan));
+        let documents = plans.iter().map(|(row, plan)| PlanDocument::new(context, row, plan, 0));
         render::print_json(&documents.collect::<Vec<_>>())?;
-    } else if args.dry_run {
+    } else {
         print_plans(context, &plans)?;
     }
-    if args.dry_run {
-        return Ok(0);
-    }
-    prune_archives(context, &store, &plans, args.yes)
+    Ok(0)
 }
 
-/// Finishes interrupted deletions and removes the archives that the plans remove; a plan that removes over half of the
-/// good archives only with `yes`. An archive that cannot be removed does not stop the removal of others.
+/// Finishes interrupted deletions and removes the archives that the plans remove; a plan that is held only with `yes`.
+/// An archive that cannot be removed does not stop the removal of others.
 fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, PrunePlan)], yes: bool) -> Result<u8> {
-    let (mut removed, mut first_error) = (0, None);
-    match archive_folder::finish_deletions(&context.home, store) {
-        Ok(0) => (),
-        Ok(count) => {
-            context.print_info(&format!(
-                "removed {} whose removal was interrupted",
-                render::count(count as u64, "archive")
-            ));
-            removed += count;
-        }
-        Err(error) => first_error = Some(error),
+    let interrupted = archive_folder::finish_deletions(&context.home, store);
+    let mut total = *interrupted.as_ref().unwrap_or(&0);
+    if total > 0 {
+        let archives = render::count(total as u64, "archive");
+        context.print_info(&format!("removed {archives} whose removal was interrupted"));
     }
-    let (refused, allowed): (Vec<_>, Vec<_>) = plans.iter().partition(|(_, plan)| plan.is_large() && !yes);
-    for (row, plan) in allowed {
-        match plan.apply(&context.home, store) {
-            Ok(0) => (),
-            Ok(count) => {
-                context.print_info(&format!(
-                    "{}: removed {}",
-                    row.schedule.name,
-                    render::count(count as u64, "archive")
-                ));
-                removed += count;
-            }
-            Err(error) => drop(first_error.get_or_insert(error)),
+    let mut results = Results::new(plans.len());
+    for (row, plan) in plans {
+        let name = row.schedule.name.as_str();
+        let removed = prune::prune_on_request(&context.home, store, row, plan, yes);
+        if let Ok(count) = removed.as_ref().map(|count| *count as u64)
+            && count > 0
+        {
+            total += count as usize;
+            context.print_info(&format!("{name}: removed {}", render::count(count, "archive")));
+        }
+        let document = removed.map(|count| PlanDocument::new(context, row, plan, count as u64));
+        if let Err(error) = results.add_result(name, document) {
+            refresh_links(context, store, &rows_of(plans))?;
+            return Err(error);
         }
     }
-    let rows: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
-    refresh_links(context, store, &rows)?;
-    if let Some(error) = first_error {
-        return Err(error);
-    }
-    if let Some((row, _)) = refused.first() {
-        let name = &row.schedule.name;
-        return Err(Error::failed(format!("pruning {name} would remove over half of its good archives"))
-            .hint(format!("check `backup-manager prune {name} --dry-run`, then add --yes")));
-    }
-    if removed == 0 {
+    refresh_links(context, store, &rows_of(plans))?;
+    // The schedules to which its archives belong may be others.
+    let _ = interrupted?;
+    let code = results.finish(context)?;
+    if total == 0 && code == 0 {
         context.print_info("nothing to remove: a rule keeps each archive");
     }
-    Ok(0)
+    Ok(code)
+}
+
+fn rows_of(plans: &[(ScheduleRow, PrunePlan)]) -> Vec<ScheduleRow> {
+    plans.iter().map(|(row, _)| row.clone()).collect()
 }
 
 fn refresh_links(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
@@ -158,8 +152,12 @@ struct PlanDocument {
     name: String,
     /// Its retention policy.
     policy: String,
-    /// Whether it would remove over half of the good archives, which needs `--yes`.
+    /// Whether it would remove over half of the good archives.
     over_half: bool,
+    /// Whether it is removed only with `--yes`.
+    needs_yes: bool,
+    /// How many archives were removed; 0 of a dry run.
+    removed: u64,
     archives: Vec<DecisionDocument>,
 }
 
@@ -175,7 +173,8 @@ struct DecisionDocument {
 }
 
 impl PlanDocument {
-    fn new(context: &Context, row: &ScheduleRow, plan: &PrunePlan) -> PlanDocument {
+    /// Describes a plan of which `removed` archives were removed.
+    fn new(context: &Context, row: &ScheduleRow, plan: &PrunePlan, removed: u64) -> PlanDocument {
         let archives = plan.archives.iter().zip(&plan.decisions).map(|(archive, decision)| DecisionDocument {
             archive: ArchiveDocument::new(context, archive),
             kept_by: rule_names(decision),
@@ -185,6 +184,8 @@ impl PlanDocument {
             name: row.schedule.name.to_string(),
             policy: row.schedule.retention.to_string(),
             over_half: plan.is_large(),
+            needs_yes: plan.held_by().is_some(),
+            removed,
             archives: archives.collect(),
         }
     }
@@ -192,27 +193,64 @@ impl PlanDocument {
 
 pub fn cmd_pin(context: &Context, args: &PinArgs) -> Result<u8> {
     let store = context.open()?;
-    for word in &args.archive {
-        let run = parse_run_number(word)?;
+    let runs = run_numbers(&args.archive)?;
+    // All are found before any is pinned.
+    for run in &runs {
+        let _ = store.archive(*run)?.ok_or_else(|| prune::no_archive(*run))?;
+    }
+    let mut documents = Vec::new();
+    for run in runs {
         if !store.set_pinned(run, !args.off)? {
             return Err(prune::no_archive(run));
         }
-        context.print_info(&format!(
-            "@{run} is {}",
-            if args.off { "no longer pinned" } else { "pinned: retention keeps it" }
-        ));
+        let state = if args.off { "no longer pinned" } else { "pinned: retention keeps it" };
+        context.print_info(&format!("@{run} is {state}"));
+        documents.extend(store.archive(run)?.map(|archive| ArchiveDocument::new(context, &archive)));
+    }
+    if context.format == Format::Json {
+        render::print_json(&documents)?;
     }
     Ok(0)
 }
 
+/// What `forget --json` prints of each archive.
+#[derive(Serialize)]
+struct ForgottenDocument {
+    /// The archive as it was.
+    #[serde(flatten)]
+    archive: ArchiveDocument,
+    /// Always true.
+    removed: bool,
+}
+
 pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
     let store = context.open()?;
-    for word in &args.archive {
-        let archive = prune::forget(&context.home, &store, parse_run_number(word)?, args.force)?;
-        context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
-        refresh_links(context, &store, &[store.schedule(archive.schedule_id)?])?;
+    let runs = run_numbers(&args.archive)?;
+    let mut results = Results::new(runs.len());
+    for run in runs {
+        let forgotten = forget(context, &store, run, args.force);
+        results.add_result(format!("@{run}"), forgotten)?;
     }
-    Ok(0)
+    results.finish(context)
+}
+
+fn forget(context: &Context, store: &Store, run: i64, force: bool) -> Result<ForgottenDocument> {
+    let archive = prune::forget(&context.home, store, run, force)?;
+    context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
+    refresh_links(context, store, &[store.schedule(archive.schedule_id)?])?;
+    Ok(ForgottenDocument { archive: ArchiveDocument::new(context, &archive), removed: true })
+}
+
+/// Returns the numbers in words like `@17`, each once.
+fn run_numbers(words: &[String]) -> Result<Vec<i64>> {
+    let mut runs = Vec::new();
+    for word in words {
+        let run = parse_run_number(word)?;
+        if !runs.contains(&run) {
+            runs.push(run);
+        }
+    }
+    Ok(runs)
 }
 
 fn parse_run_number(word: &str) -> Result<i64> {

@@ -3,13 +3,16 @@
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use chrono_tz::Tz;
 use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use super::documents::FailureDocument;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+pub use crate::words::count;
 
 /// A terminal with fewer columns gets tables of full width: fitted ones would be unreadable.
 const MIN_FITTED_COLUMNS: u16 = 40;
@@ -55,11 +58,29 @@ pub fn print_line(text: &str) -> Result<()> {
     print(&format!("{text}\n"))
 }
 
-/// Prints a JSON document, its keys in alphabetical order.
+/// Whether this process has printed its JSON document; locked while it prints it.
+static IS_DOCUMENT_PRINTED: Mutex<bool> = Mutex::new(false);
+
+/// Prints the JSON document of this process, its keys in alphabetical order.
 pub fn print_json(document: &impl Serialize) -> Result<()> {
     let failed = |e| Error::failed("cannot write JSON").because(e);
     let sorted = serde_json::to_value(document).map_err(failed)?;
-    print_line(&serde_json::to_string_pretty(&sorted).map_err(failed)?)
+    let text = serde_json::to_string_pretty(&sorted).map_err(failed)?;
+    let mut is_printed = IS_DOCUMENT_PRINTED.lock().unwrap_or_else(PoisonError::into_inner);
+    *is_printed = true;
+    print_line(&text)
+}
+
+/// Prints the document of an error, unless another document is or is being printed: stdout holds one.
+pub fn print_json_error(error: &Error) {
+    let Ok(mut is_printed) = IS_DOCUMENT_PRINTED.try_lock() else { return };
+    if std::mem::replace(&mut *is_printed, true) {
+        return;
+    }
+    let text =
+        serde_json::to_value(FailureDocument::from(error)).and_then(|sorted| serde_json::to_string_pretty(&sorted));
+    // If stdout cannot be written, stderr and the exit code still report the error.
+    let _ = text.map(|text| print_line(&text));
 }
 
 /// Prints a table with headings, or only the line `empty` if there are no rows. `colour` makes the headings bold.
@@ -142,11 +163,6 @@ pub fn age(duration: std::time::Duration) -> String {
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} days", seconds / 86_400),
     }
-}
-
-/// Returns `1 thing` or `N things`.
-pub fn count(number: u64, thing: &str) -> String {
-    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! `rescan`: rebuilds the catalog from the archive files, or restores a copy of the database.
 
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
+use super::documents::PathFields;
 use super::render::{self, Format};
+use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, config, start};
 use crate::archive_folder;
-use crate::cancel::CancelToken;
 use crate::error::{ErrorKind, Result};
-use crate::maintenance;
 use crate::maintenance::rescan::{self, RescanReport};
+use crate::maintenance::{self, RestoredDatabase};
 use crate::store::Access;
 
 #[derive(Args)]
@@ -26,12 +28,14 @@ pub struct RescanArgs {
 }
 
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
+    let mut restored_copy = None;
     if let Some(copy) = &args.from_copy {
         let restored = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
         context.print_info(&format!("restored the copy {}", restored.copy.display()));
-        if let Some(previous) = restored.previous {
+        if let Some(previous) = &restored.previous {
             context.print_info(&format!("the previous database is now {}", previous.display()));
         }
+        restored_copy = Some(restored);
     }
     let store = context.open_or_create()?;
     let taken = archive_folder::adopt(&context.home, &store, args.adopt, context.now())?;
@@ -43,12 +47,14 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     super::worker::recover(context, &store)?;
     let observer = TerminalObserver::new("rescan", context.quiet);
     let threads = config::threads(&store, None)?;
-    let report = rescan::rescan(&context.home, &store, threads, &observer, &CancelToken::new(), context.now())?;
+    let signals = Signals::cancel_on_first()?;
+    let report = rescan::rescan(&context.home, &store, threads, &observer, &signals.cancel, context.now());
     observer.finish();
+    let report = report.map_err(|error| signals.classify(error))?;
     if let Err(error) = maintenance::copy_database(&context.home, &store, context.now()) {
         context.warn(&format!("the database was not copied: {error}"));
     }
-    print_report(context, &report)?;
+    print_report(context, &report, restored_copy.as_ref())?;
     Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
 }
 
@@ -66,6 +72,12 @@ struct RescanDocument<'a> {
     /// Files that this program did not write.
     foreign: Vec<String>,
     damaged: Vec<DamagedDocument<'a>>,
+    /// `restored_copy`: the copy of the database that was restored first; only with `--from-copy`.
+    #[serde(flatten)]
+    restored_copy: Option<PathFields>,
+    /// `previous_database`: where the database before it now is; only if there was one.
+    #[serde(flatten)]
+    previous_database: Option<PathFields>,
 }
 
 #[derive(Serialize)]
@@ -74,7 +86,11 @@ struct DamagedDocument<'a> {
     reason: &'a str,
 }
 
-fn print_report(context: &Context, report: &RescanReport) -> Result<()> {
+fn path_fields(key: &'static str, path: &Path) -> PathFields {
+    PathFields::new(key, path.as_os_str().as_bytes())
+}
+
+fn print_report(context: &Context, report: &RescanReport, copy: Option<&RestoredDatabase>) -> Result<()> {
     let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
     let damaged: Vec<(String, &String)> =
         report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();
@@ -86,6 +102,10 @@ fn print_report(context: &Context, report: &RescanReport) -> Result<()> {
             missing: &report.missing,
             foreign: paths(&report.foreign),
             damaged: damaged.into_iter().map(|(path, reason)| DamagedDocument { path, reason }).collect(),
+            restored_copy: copy.map(|copy| path_fields("restored_copy", &copy.copy)),
+            previous_database: copy
+                .and_then(|copy| copy.previous.as_deref())
+                .map(|previous| path_fields("previous_database", previous)),
         });
     }
     let mut text = String::new();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, ValueEnum};
 use serde::Serialize;
 
-use super::documents::PathFields;
+use super::documents::{ErrorDocument, PathFields};
 use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
@@ -114,11 +114,13 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
         return Err(Error::not_found(format!("nothing in {file} matches"))
             .hint(format!("list its members: `backup-manager ls {}`", args.what)));
     }
-    print_report(context, args, &archive, &options.to, &report, &plan)?;
-    if report.outcome() == Some(ErrorKind::NotFound) {
-        return Err(archive.not_found(&report.missing));
+    let missing = (report.outcome() == Some(ErrorKind::NotFound)).then(|| archive.not_found(&report.missing));
+    if context.format == Format::Json {
+        render::print_json(&report_document(args, &archive, &options.to, &report, &plan, missing.as_ref()))?;
+    } else {
+        print_report(context, args, &archive, &options.to, &report);
     }
-    Ok(report.outcome().map_or(0, ErrorKind::exit_code))
+    missing.map_or(Ok(report.outcome().map_or(0, ErrorKind::exit_code)), Err)
 }
 
 /// Restores the selected members. Prints what happens at each path if it is a dry run or verbose; for JSON, a dry run
@@ -258,17 +260,7 @@ fn paths_text(context: &Context, name: &str, paths: &Paths, next: &str) -> Strin
     text + &format!("  next: {next}")
 }
 
-fn print_report(
-    context: &Context,
-    args: &RestoreArgs,
-    archive: &OpenArchive,
-    to: &Path,
-    report: &Report,
-    plan: &[PlannedAction],
-) -> Result<()> {
-    if context.format == Format::Json {
-        return render::print_json(&report_document(args, archive, to, report, plan));
-    }
+fn print_report(context: &Context, args: &RestoreArgs, archive: &OpenArchive, to: &Path, report: &Report) {
     for (name, paths, next) in sections(args, report) {
         if paths.count > 0 {
             let text = paths_text(context, name, paths, &next);
@@ -279,7 +271,6 @@ fn print_report(
     print_warnings(context, args, archive, report);
     let done = summary(args, report);
     context.print_info(&format!("{done} to {} from {}", to.display(), archive.path().display()));
-    Ok(())
 }
 
 /// Prints what applies to the restore as a whole.
@@ -360,6 +351,9 @@ struct RestoreDocument {
     /// Only of a dry run: what would be done with each member.
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<Vec<ActionDocument>>,
+    /// Only if paths on the command line are not in the archive; the others were restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorDocument>,
 }
 
 /// Paths that share a fate. The list is cut when it is long; `count` is the whole number.
@@ -392,6 +386,7 @@ fn report_document(
     to: &Path,
     report: &Report,
     plan: &[PlannedAction],
+    error: Option<&Error>,
 ) -> RestoreDocument {
     let actions =
         plan.iter().map(|(action, path)| ActionDocument { path: PathFields::new("path", path), action: word(*action) });
@@ -416,6 +411,7 @@ fn report_document(
         attributes: paths_document(&report.attributes),
         setuid: paths_document(&report.setuid),
         plan: args.dry_run.then(|| actions.collect()),
+        error: error.map(ErrorDocument::from),
     }
 }
 

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::documents::{ArchiveDocument, PathFields, RunDocument};
 use super::render::{self, Format};
+use super::results::Results;
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select, worker};
@@ -81,10 +82,12 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
     };
     if rows.is_empty() {
         context.print_info("nothing is scheduled");
-        return Ok(0);
     }
     if args.dry_run {
         return dry_run(context, &rows);
+    }
+    if rows.is_empty() {
+        return Results::<RunResultDocument>::new(0).finish(context);
     }
     let options = RunOptions { no_wait: args.no_wait, no_verify: args.no_verify, reread: args.reread };
     run_schedules(context, &store, &rows, &options)
@@ -124,34 +127,34 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
 pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
     let runner = worker::register_command(context, store)?;
     let signals = Signals::cancel_on_first()?;
-    let mut codes = Vec::new();
-    let mut documents = Vec::new();
-    for row in rows {
-        if signals.cancel.is_cancelled() {
-            break;
-        }
-        match run_one(context, &runner, row, options, &signals.cancel) {
-            Ok((run, code)) => {
-                documents.push(print_result(context, store, &run)?);
-                codes.push(code);
-            }
-            Err(error) => {
-                super::report(&error);
-                codes.push(error.kind().exit_code());
-            }
-        }
-    }
+    let mut results = Results::new(rows.len());
+    let worked = run_each(context, &runner, rows, options, &signals, &mut results);
     runner.store.remove_worker(runner.row.uuid)?;
-    if context.format == Format::Json {
-        render::print_json(&documents)?;
-    }
-    Ok(signals.interruption().map_or_else(|| most_severe(&codes), ErrorKind::exit_code))
+    worked.map_err(|error| signals.classify(error))?;
+    let code = results.finish(context)?;
+    Ok(signals.interruption().map_or(code, ErrorKind::exit_code))
 }
 
-/// Returns the most severe exit code: a failure is more severe than damage, damage than an incomplete run.
-fn most_severe(codes: &[u8]) -> u8 {
-    let order = [1, 130, 143, 10, 11, 4, 3];
-    order.into_iter().find(|code| codes.contains(code)).unwrap_or_else(|| codes.iter().copied().max().unwrap_or(0))
+fn run_each(
+    context: &Context,
+    runner: &Runner,
+    rows: &[ScheduleRow],
+    options: &RunOptions,
+    signals: &Signals,
+    results: &mut Results<RunResultDocument>,
+) -> Result<()> {
+    for row in rows {
+        let name = row.schedule.name.as_str();
+        if let Some(kind) = signals.interruption() {
+            results.skip(name, &Error::new(kind, format!("{name} was not run: interrupted")));
+            continue;
+        }
+        match run_one(context, runner, row, options, &signals.cancel) {
+            Ok((run, code)) => results.add(print_result(context, &runner.store, &run)?, code),
+            Err(error) => results.fail(name, error)?,
+        }
+    }
+    Ok(())
 }
 
 /// Claims and executes a run of a schedule, or waits for the one that another process executes.

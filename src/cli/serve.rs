@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
 
-use super::{Context, config, environment, logging, render, signals, worker};
+use super::documents::ServiceStateDocument;
+use super::render::{self, Format};
+use super::{Context, config, environment, logging, signals, worker};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance;
@@ -132,9 +134,14 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
                     return Err(error);
                 }
             }
-            ended => return ended.map(|()| 0),
+            Err(error) => return Err(error),
+            Ok(()) => break,
         }
     }
+    if context.format == Format::Json {
+        render::print_json(&ServiceStateDocument { service: "stopped", pid: None })?;
+    }
+    Ok(0)
 }
 
 fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {

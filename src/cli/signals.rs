@@ -1,15 +1,50 @@
 //! The only place that handles signals.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM};
 
+use super::render;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Signals that a service logs and ignores: their default action would end it without a line in its log.
 const IGNORED: [i32; 6] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO];
+
+/// Whether a handler of this module other than that of [`end_with_document`] is installed.
+static IS_HANDLED_BY_VERB: AtomicBool = AtomicBool::new(false);
+/// Whether an interruption is also reported as a JSON document.
+static HAS_DOCUMENT: AtomicBool = AtomicBool::new(false);
+
+/// Makes SIGINT, SIGTERM and SIGHUP print a JSON document before they end this process, in a verb that does not handle
+/// them itself.
+pub fn end_with_document() -> Result<()> {
+    HAS_DOCUMENT.store(true, Ordering::SeqCst);
+    let mut handled = vec![SIGINT, SIGTERM];
+    handled.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
+    handle_each(&handled, |signal| {
+        if !IS_HANDLED_BY_VERB.load(Ordering::SeqCst) {
+            end(signal);
+        }
+    })
+}
+
+/// Ends this process as interrupted by `signal`.
+fn end(signal: i32) -> ! {
+    if HAS_DOCUMENT.load(Ordering::SeqCst) {
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+        render::print_json_error(&Error::new(kind_of(signal), format!("interrupted by {name}")));
+    }
+    std::process::exit(128 + signal)
+}
+
+fn kind_of(signal: i32) -> ErrorKind {
+    match signal {
+        SIGTERM | SIGHUP => ErrorKind::Terminated,
+        _ => ErrorKind::Interrupted,
+    }
+}
 
 /// The signals that a command has received. They are handled until the process ends.
 #[derive(Clone)]
@@ -25,6 +60,7 @@ impl Signals {
     /// with 128 plus its number; what the process was writing is recovered later. SIGHUP is never the second one: a
     /// terminal that closes may send it more than once.
     pub fn cancel_on_first() -> Result<Signals> {
+        IS_HANDLED_BY_VERB.store(true, Ordering::SeqCst);
         let signals = Signals { cancel: Arc::default(), last: Arc::default() };
         let shared = signals.clone();
         let mut handled = vec![SIGINT, SIGTERM];
@@ -32,7 +68,7 @@ impl Signals {
         handle_each(&handled, move |signal| {
             let last = shared.last.load(Ordering::SeqCst);
             if last != 0 && signal != SIGHUP {
-                std::process::exit(128 + signal);
+                end(signal);
             }
             if last == 0 {
                 shared.last.store(signal, Ordering::SeqCst);
@@ -46,8 +82,7 @@ impl Signals {
     pub fn interruption(&self) -> Option<ErrorKind> {
         match self.last.load(Ordering::SeqCst) {
             0 => None,
-            SIGTERM | SIGHUP => Some(ErrorKind::Terminated),
-            _ => Some(ErrorKind::Interrupted),
+            signal => Some(kind_of(signal)),
         }
     }
 
@@ -66,6 +101,7 @@ impl Signals {
 /// the first SIGHUP, which a terminal that closes may send more than once. The others that would end a process are
 /// logged and ignored.
 pub fn handle_for_service(is_background: bool, stop: impl Fn() + Send + 'static) -> Result<()> {
+    IS_HANDLED_BY_VERB.store(true, Ordering::SeqCst);
     let mut handled = vec![SIGINT, SIGTERM, SIGQUIT];
     handled.extend(IGNORED);
     // With `nohup`, SIGHUP must stay ignored; a background service has no terminal and reopens its log.

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use serde::Serialize;
 
+use super::documents::ServiceStateDocument;
 use super::render::{self, Format};
 use super::serve::ServiceOptions;
 use super::{Context, descriptors};
@@ -54,20 +54,10 @@ pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
     print_state(context, "started", Some(pid), &format!("the service runs as process {pid}"))
 }
 
-/// The JSON document of `start` and `stop`.
-#[derive(Serialize)]
-struct ServiceState<'a> {
-    /// `running` (it ran already), `started` or `stopped`.
-    service: &'a str,
-    /// Its process; absent if it is stopped.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pid: Option<u32>,
-}
-
 fn print_state(context: &Context, service: &str, pid: Option<u32>, text: &str) -> Result<u8> {
     log::info!("{text}");
     if context.format == Format::Json {
-        render::print_json(&ServiceState { service, pid })?;
+        render::print_json(&ServiceStateDocument { service, pid })?;
     } else if !context.quiet {
         render::print_line(text)?;
     }

@@ -59,7 +59,7 @@ impl Observer for TerminalObserver {
 /// Returns the bytes and members done, the rate and, if a total is known, the percentage and the time left.
 pub fn describe(progress: &Progress) -> String {
     let seconds = progress.elapsed.as_secs_f64();
-    let mut text = format!("{}, {} members", render::bytes(progress.bytes), progress.members);
+    let mut text = format!("{}, {}", render::bytes(progress.bytes), render::count(progress.members, "member"));
     if seconds >= 1.0 {
         let rate = progress.bytes as f64 / seconds;
         text += &format!(", {}/s", render::bytes(rate as u64));

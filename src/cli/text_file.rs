@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::Context;
+use super::documents::PathFields;
 use super::render::{self, Format};
 use crate::durable::{self, FolderLock, PersistMethod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::import_export::{self, ExportedText, Imported};
+use crate::schedule::text_file;
 
 /// The form of a file of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,9 +44,37 @@ pub struct ExportArgs {
     /// Replace an existing file
     #[arg(long)]
     force: bool,
-    /// Form of the file
-    #[arg(long, value_enum, default_value = "text")]
-    format: FileFormat,
+    /// Form of the file [default: text; json with --json and no FILE]
+    #[arg(long, value_enum)]
+    format: Option<FileFormat>,
+}
+
+/// What `export FILE --json` prints.
+#[derive(Serialize)]
+struct ExportDocument {
+    /// `file`: the file that was written.
+    #[serde(flatten)]
+    file: PathFields,
+    /// How many schedules are in it.
+    schedules: usize,
+    /// Schedules that are not in it.
+    left_out: Vec<LeftOutDocument>,
+    /// Schedules that are in it without some of their options.
+    without_options: Vec<WithoutOptionsDocument>,
+}
+
+/// A schedule that the text file cannot hold.
+#[derive(Serialize)]
+struct LeftOutDocument {
+    name: String,
+    reason: String,
+}
+
+/// A schedule of which the text file cannot hold all options.
+#[derive(Serialize)]
+struct WithoutOptionsDocument {
+    name: String,
+    options: Vec<&'static str>,
 }
 
 /// What `import --json` prints.
@@ -80,6 +111,9 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
         Some(entries) => import_export::import_text(&store, entries, args.replace, zone, now)?,
         None => import_export::import_json(&store, &bytes, &name, args.replace, zone, now)?,
     };
+    if let Some(line) = entries.as_ref().and_then(|_| text_file::unfinished_line(&bytes, &[])) {
+        context.warn(&format!("{name} may be cut off: its last line, \"{line}\", has no newline at its end"));
+    }
     // JSON holds all options, so those of the document count.
     let kept = if entries.is_some() { "its options, history and archives" } else { "its history and archives" };
     report(context, &name, kept, &imported)?;
@@ -133,35 +167,65 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
 }
 
 pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
+    let is_json = context.format == Format::Json;
+    let format = match (args.format, &args.file) {
+        (Some(FileFormat::Text), None) if is_json => {
+            return Err(Error::usage("--json prints one JSON document, and the text file is none")
+                .hint("name a file, or leave out --format text"));
+        }
+        (Some(format), _) => format,
+        (None, None) if is_json => FileFormat::Json,
+        (None, _) => FileFormat::Text,
+    };
     let store = context.open()?;
     let rows = store.schedules()?;
-    let ExportedText { text: bytes, left_out, without_options } = match args.format {
+    let exported = match format {
         FileFormat::Text => import_export::export_text(&rows),
         FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
     };
     match &args.file {
-        None => render::print_bytes(&bytes)?,
-        Some(file) if !args.force && file.symlink_metadata().is_ok() => {
-            return Err(Error::usage(format!("{} already exists", file.display()))
-                .hint("replace it with --force, or name another file"));
-        }
-        Some(file) => {
-            let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
-            let _lock = absolute.parent().and_then(FolderLock::try_acquire);
-            let how = match durable::write_file(&absolute, &bytes, context.home.file_mode(), args.force)? {
-                PersistMethod::Renamed => "",
-                PersistMethod::WrittenInPlace => " in place, since it is a mount point",
-            };
-            context.print_info(&format!("wrote {}{how}", file.display()));
-        }
+        None => render::print_bytes(&exported.text)?,
+        Some(file) => write_export(context, file, &exported.text, args.force)?,
     }
-    for (name, reason) in &left_out {
+    for (name, reason) in &exported.left_out {
         context.warn(&format!("{name} is not in the text file: {reason} (`export --format json` holds everything)"));
     }
-    for (name, options) in &without_options {
+    for (name, options) in &exported.without_options {
         let options = options.join(", ");
         context
             .warn(&format!("{name} is in the text file without: {options} (`export --format json` holds everything)"));
     }
-    Ok(if left_out.is_empty() && without_options.is_empty() { 0 } else { ErrorKind::Incomplete.exit_code() })
+    let is_whole = exported.left_out.is_empty() && exported.without_options.is_empty();
+    if let Some(file) = args.file.as_ref().filter(|_| is_json) {
+        render::print_json(&export_document(file, rows.len(), exported))?;
+    }
+    Ok(if is_whole { 0 } else { ErrorKind::Incomplete.exit_code() })
+}
+
+fn write_export(context: &Context, file: &Path, bytes: &[u8], force: bool) -> Result<()> {
+    if !force && file.symlink_metadata().is_ok() {
+        return Err(Error::usage(format!("{} already exists", file.display()))
+            .hint("replace it with --force, or name another file"));
+    }
+    let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
+    let _lock = absolute.parent().and_then(FolderLock::try_acquire);
+    let how = match durable::write_file(&absolute, bytes, context.home.file_mode(), force)? {
+        PersistMethod::Renamed => "",
+        PersistMethod::WrittenInPlace => " in place, since it is a mount point",
+    };
+    context.print_info(&format!("wrote {}{how}", file.display()));
+    Ok(())
+}
+
+fn export_document(file: &Path, schedules: usize, exported: ExportedText) -> ExportDocument {
+    ExportDocument {
+        file: PathFields::new("file", file.as_os_str().as_bytes()),
+        schedules: schedules - exported.left_out.len(),
+        left_out: exported.left_out.into_iter().map(|(name, reason)| LeftOutDocument { name, reason }).collect(),
+        without_options: exported
+            .without_options
+            .into_iter()
+            .map(|(name, options)| WithoutOptionsDocument { name, options })
+            .collect(),
+    }
 }

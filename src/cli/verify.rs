@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
-use super::documents::PathFields;
+use super::documents::{ErrorDocument, PathFields};
 use super::render::{self, Format};
+use super::signals::Signals;
 use super::{Context, config, select};
 use crate::archive_folder;
-use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::verify::{self, Findings};
 use crate::schedule::{parse_age, parse_duration};
@@ -47,21 +47,31 @@ struct Verified {
 pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let older_than = args.older_than.as_deref().map(parse_age).transpose()?;
     let time_limit = args.time_limit.as_deref().map(parse_duration).transpose()?;
+    let signals = Signals::cancel_on_first()?;
     let (files, words): (Vec<&String>, Vec<&String>) =
         args.what.iter().partition(|word| select::names_a_file(context, word));
     let mut verified = Vec::new();
     if !words.is_empty() || files.is_empty() {
         let store = context.open()?;
         let archives = select_archives(context, &store, &words, args.sample, older_than)?;
-        verified.extend(verify_archives(context, &store, &archives, args.threads, time_limit)?);
+        verified.extend(verify_archives(context, &store, &archives, args.threads, time_limit, &signals)?);
     }
     for file in files {
-        verified.push(verify_path(context, Path::new(file), args.threads)?);
+        if signals.cancel.is_cancelled() {
+            break;
+        }
+        verified.push(verify_path(context, Path::new(file), args.threads, &signals)?);
     }
-    if context.format == Format::Json {
-        render::print_json(&verified.iter().map(document).collect::<Vec<_>>())?;
-    } else if verified.is_empty() {
-        context.print_info("there is nothing to verify");
+    match &verified[..] {
+        // It is reported already, and the document is that of the only thing named.
+        [Verified { result: Err(error), .. }] if context.format == Format::Json && args.what.len() == 1 => {
+            render::print_json_error(error);
+        }
+        _ if context.format == Format::Json => {
+            render::print_json(&verified.iter().map(document).collect::<Vec<_>>())?;
+        }
+        [] => context.print_info("there is nothing to verify"),
+        _ => {}
     }
     Ok(exit_code(&verified))
 }
@@ -110,18 +120,22 @@ fn verify_archives(
     archives: &[Archive],
     threads: Option<usize>,
     time_limit: Option<Duration>,
+    signals: &Signals,
 ) -> Result<Vec<Verified>> {
     let threads = config::threads(store, threads)?;
     let started = context.clock.monotonic();
-    let cancel = CancelToken::new();
     let mut verified = Vec::new();
     for (position, archive) in archives.iter().enumerate() {
+        if signals.cancel.is_cancelled() {
+            break;
+        }
         if time_limit.is_some_and(|limit| context.clock.monotonic().saturating_sub(started) >= limit) {
             let left = (archives.len() - position) as u64;
             context.print_info(&format!("the time limit is over: {} not verified", render::count(left, "archive")));
             break;
         }
-        let result = verify::verify_archive(&context.home, store, archive, threads, &cancel, context.now());
+        let result = verify::verify_archive(&context.home, store, archive, threads, &signals.cancel, context.now());
+        let result = result.map_err(|error| signals.classify(error));
         // If this is not our archive folder, all of them would fail.
         if let Err(error) = &result
             && error.kind() == ErrorKind::Failed
@@ -140,15 +154,15 @@ fn verify_archives(
 }
 
 /// Verifies a file: one of this home also against its catalog, any other by its own trailer.
-fn verify_path(context: &Context, path: &Path, threads: Option<usize>) -> Result<Verified> {
+fn verify_path(context: &Context, path: &Path, threads: Option<usize>, signals: &Signals) -> Result<Verified> {
     if let Some((store, archive)) = archive_of_file(context, path) {
-        let mut verified = verify_archives(context, &store, &[archive], threads, None)?;
+        let mut verified = verify_archives(context, &store, &[archive], threads, None, signals)?;
         if let Some(verified) = verified.pop() {
             return Ok(verified);
         }
     }
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let result = verify::verify_file(path, threads, &CancelToken::new());
+    let result = verify::verify_file(path, threads, &signals.cancel).map_err(|error| signals.classify(error));
     let verified = Verified { run: None, path: path.display().to_string(), result };
     print_verified(context, &verified)?;
     Ok(verified)
@@ -217,6 +231,7 @@ enum VerifyResultDocument {
     },
     Failed {
         error: String,
+        failure: ErrorDocument,
     },
 }
 
@@ -258,7 +273,7 @@ fn document(verified: &Verified) -> VerifiedDocument {
                     .collect(),
             }
         }
-        Err(error) => VerifyResultDocument::Failed { error: error.to_string() },
+        Err(error) => VerifyResultDocument::Failed { error: error.to_string(), failure: error.into() },
     };
     VerifiedDocument { run: verified.run, path: verified.path.clone(), result }
 }

@@ -132,7 +132,7 @@ fn find_looks_in_all_archives_and_versions_groups_by_content() {
         assert_eq!((versions[1]["archives"].as_u64(), versions[1]["run"].as_i64()), (Some(1), Some(runs[0])));
     }
     // Paths go with the last archive that holds them.
-    let _ = home.run(&["delete", "other", "--with-archives"]).ok();
+    let _ = home.run(&["delete", "other", "--with-archives", "--yes"]).ok();
     assert_eq!(home.number("SELECT count(*) FROM path WHERE CAST(path AS TEXT) LIKE 'other%'"), 0);
     assert_eq!(home.number("SELECT count(*) FROM path"), 5);
 }

@@ -1,7 +1,9 @@
 //! `run`, `cancel`, `accept`, `backups`, `history`: runs by hand.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 
 use crate::environment::{TestHome, tar_lists};
 
@@ -123,12 +125,39 @@ fn delete_with_archives_removes_them() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "--now"]).ok();
     assert_eq!(home.archive_files().len(), 2);
-    let _ = home.run(&["delete", "one", "--with-archives"]).ok();
+    let _ = home.run(&["delete", "one", "--with-archives", "--yes"]).ok();
     assert_eq!(home.archive_files().len(), 1);
     assert!(home.path("backups/one.tar").symlink_metadata().is_err());
     let _ = home.run(&["delete", "two"]).ok();
     assert_eq!(home.archive_files().len(), 1);
     assert_eq!(home.run(&["--json", "history", "two"]).ok().json()[0]["state"], "succeeded");
+}
+
+#[test]
+fn deleting_archives_needs_a_yes() {
+    let home = TestHome::with_sources(&["a", "b"]);
+    let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "--now"]).ok();
+    let delete = ["delete", "one", "two", "--with-archives"];
+    let _ = home.run(&delete).fails(2, &["2 archives (", " KiB) of one, two", "nothing was deleted", "add --yes"]);
+    let on_a_terminal = |answer: &str| {
+        let mut script = Command::new("script");
+        script.args(["-qec", &format!("{} {}", env!("CARGO_BIN_EXE_backup-manager"), delete.join(" ")), "/dev/null"]);
+        script.env("TZ", "UTC").current_dir(home.dir.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut script = script.spawn().unwrap();
+        script.stdin.take().unwrap().write_all(answer.as_bytes()).unwrap();
+        let output = script.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, printed) = on_a_terminal("y\n");
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("deletes 2 archives (") && printed.contains("nothing was deleted"), "{printed}");
+    assert_eq!((home.archive_files().len(), home.run(&["list"]).ok().stdout.lines().count()), (2, 2));
+    let (code, printed) = on_a_terminal("yes\n");
+    assert_eq!(code, Some(0), "{printed}");
+    assert_eq!((home.archive_files().len(), home.run(&["list"]).ok().stdout.lines().count()), (0, 0));
+    // Without archives there is nothing to ask.
+    let _ = home.run(&["create", "a;09:00;three"]).ok();
+    let _ = home.run(&["delete", "three", "--with-archives"]).ok();
 }
 
 #[test]

@@ -14,6 +14,23 @@ fn home_with_three() -> TestHome {
 }
 
 #[test]
+fn create_warns_when_the_kept_copies_will_not_fit() {
+    let home = TestHome::with_sources(&["small", "large"]);
+    let file = fs::File::create(home.path("large/file")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let create = |source: &str, keep: &[&str]| {
+        let words = ["create", source, "--name", &format!("{source}{}", keep.concat()), "--at", "09:00"];
+        home.run(&[&words[..], keep].concat()).ok().stderr
+    };
+    let printed = create("large", &["--keep-last", "1000000"]);
+    for part in ["the 1000000 copies that it keeps may not fit into", "PiB before compression", "are free", "--keep-"] {
+        assert!(printed.contains(part), "{printed}");
+    }
+    assert!(!create("small", &["--keep-last", "1000"]).contains("fit"));
+    assert!(!create("small", &["--keep-all"]).contains("fit"));
+}
+
+#[test]
 fn the_example_of_the_old_system_is_listed_unchanged() {
     let home = home_with_three();
     let listed = home.run(&["list"]).ok();

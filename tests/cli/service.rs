@@ -135,7 +135,7 @@ fn a_run_of_a_dead_process_is_reported_and_blocks_no_command() {
     assert!(said.stderr.contains("no run of large is running or queued"), "{said:?}");
     assert!(!home.run(&["status"]).stdout.contains("running: large") && home.archive_files().is_empty());
     die();
-    let _ = home.run(&["delete", "large", "--with-archives"]).ok();
+    let _ = home.run(&["delete", "large", "--with-archives", "--yes"]).ok();
     assert!(home.archive_files().is_empty());
 }
 

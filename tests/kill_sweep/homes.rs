@@ -98,7 +98,7 @@ impl Homes {
             run(&home, "edit docs --keep-last 2");
             run(&home, "create docs --name other --at 9:00");
             self.scenarios.push(Scenario::new("prune", format, home.clone(), "prune", state::archives));
-            for command in ["forget @1", "delete docs --with-archives"] {
+            for command in ["forget @1", "delete docs --with-archives --yes"] {
                 let scenario = Scenario::new("deletion", format, home.clone(), command, state::complete_archives);
                 self.scenarios.push(scenario.then("run other"));
             }

@@ -3,6 +3,8 @@
 //! Scripts rely on them: a field keeps its name, its type, and whether it is null or absent when there is no value.
 //! Times are RFC 3339 with the offset of a time zone, sizes are bytes. `tests/snapshots.rs` pins them all.
 
+mod error;
+
 use std::os::unix::ffi::OsStrExt;
 
 use base64::Engine;
@@ -13,6 +15,8 @@ use super::Context;
 use crate::clock::Timestamp;
 use crate::schedule::Cadence;
 use crate::store::{Archive, Drill, Run, ScheduleRow};
+
+pub use error::{ErrorDocument, FailureDocument, ItemDocument};
 
 /// A path, for `#[serde(flatten)]`: the field `KEY` as text and, only if the path is not UTF-8, `KEY_b64` with its
 /// exact bytes.
@@ -247,6 +251,16 @@ impl DrillDocument {
             error: drill.error.clone(),
         }
     }
+}
+
+/// What `start`, `stop` and, at its end, `serve` print as JSON.
+#[derive(serde::Serialize)]
+pub struct ServiceStateDocument<'a> {
+    /// `running` (it ran already), `started` or `stopped`.
+    pub service: &'a str,
+    /// Its process; absent if it is stopped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
 }
 
 #[cfg(test)]
