@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::archive::foreign;
-use crate::archive_name::{EXTENSIONS, legacy_codec, legacy_name};
+use crate::archive_name::{ArchiveName, EXTENSIONS, legacy_codec, legacy_name};
 use crate::clock::Timestamp;
 use crate::durable::{self, FolderLock};
 use crate::error::{Error, Result};
@@ -62,19 +62,40 @@ fn link_note(row: &ScheduleRow, error: &Error) -> Option<String> {
 fn update_link(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     let name = row.schedule.name.as_str();
     let newest = store.newest_good(row.id)?;
+    let mut result = Ok(());
     for (extension, _) in EXTENSIONS {
         let link = folder.join(format!("{name}.{extension}"));
         let wanted = newest.as_ref().map(|a| a.file_name.as_str()).filter(|f| f.ends_with(&format!(".{extension}")));
         let current = fs::read_link(&link).ok();
-        match wanted {
+        // A link to anything else belongs to the user.
+        let is_own = current.as_deref().is_some_and(is_archive_path);
+        match (wanted, current) {
             // `.tar` is no suffix of the others, so at most one extension is wanted.
-            Some(target) if current.as_deref() == Some(Path::new(target)) => {}
-            Some(target) => durable::symlink_relative(&link, &folder.join(target))?,
-            None if current.is_some_and(|target| target.starts_with(name)) => durable::remove(&link)?,
-            None => {}
+            (Some(target), Some(current)) if current == Path::new(target) => {}
+            (Some(_), Some(current)) if !is_own => result = Err(foreign_link(&link, &current)),
+            (Some(target), _) => durable::symlink_relative(&link, &folder.join(target))?,
+            (None, _) if is_own => durable::remove(&link)?,
+            (None, _) => {}
         }
     }
-    Ok(())
+    result
+}
+
+/// Returns whether a path relative to the archive folder has the form of an archive's: `docs/docs-TIME-17.tar`.
+fn is_archive_path(path: &Path) -> bool {
+    let parts = path.to_str().and_then(|path| path.split_once('/'));
+    parts.is_some_and(|(folder, file)| {
+        ArchiveName::parse(file, folder).is_some() || legacy_codec(file, folder).is_some()
+    })
+}
+
+fn foreign_link(link: &Path, target: &Path) -> Error {
+    Error::busy(format!(
+        "{} is a link to {}, which is not an archive of this program, so it stays as it is; move it away to get the \
+         stable link",
+        link.display(),
+        target.display()
+    ))
 }
 
 /// Renames files of the old system, and adds renamed ones to the catalog. A crash between the two is repaired by the

@@ -103,6 +103,39 @@ fn each_format_has_its_stable_link_and_the_link_of_another_format_is_removed() {
 }
 
 #[test]
+fn a_link_of_the_users_own_under_the_name_of_a_stable_link_is_left_alone_and_reported() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
+    let newest = fs::read_link(world.path("backups/docs.tar")).unwrap();
+    let refresh = || archive_folder::refresh_links_only(&world.home, &world.store, std::slice::from_ref(&row)).unwrap();
+    let own = ["docs/own-file", "docs/own.tar", "/etc/docs.tar", "../docs", "docs/docs-20261123T000000Z-1.tar.bak"];
+    for (link, is_wanted) in [("docs.tar", true), ("docs.tar.gz", false)] {
+        let link = world.home.backups().join(link);
+        for target in own {
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            let notes = refresh();
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+            assert_eq!(notes.len(), usize::from(is_wanted), "{target}: {notes:?}");
+            assert!(
+                notes.iter().all(|note| note.contains("is a link to") && note.contains("move it away")),
+                "{notes:?}"
+            );
+        }
+        // Links to archives are the program's own, whichever archive it is.
+        for target in ["docs/docs-20200101T000000Z-7.tar", "old/old-20200101T000000Z-legacy.tar.gz"] {
+            fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            assert_eq!(refresh(), Vec::<String>::new());
+            assert_eq!(fs::read_link(&link).ok(), is_wanted.then(|| newest.clone()), "{target}");
+            let _ = is_wanted || std::os::unix::fs::symlink(target, &link).is_ok();
+        }
+    }
+}
+
+#[test]
 fn a_missing_source_fails_the_run_and_leaves_no_file() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
