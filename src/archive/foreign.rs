@@ -31,7 +31,7 @@ pub struct ForeignTar {
 /// Reads any tar file, plain, gzip or zstd, from its first byte to its last, with the reader that a restore uses, and
 /// records all that it finds.
 ///
-/// Errors: [`ErrorKind::Damage`] if it is no tar file; `Interrupted` after `cancel`.
+/// Errors: [`ErrorKind::Damage`] if it is no tar file or only zeros; `Interrupted` after `cancel`.
 pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
     let archive = Arc::new(ArchiveReader::open(path)?);
     // What a page cache holds may not be on disk.
@@ -61,9 +61,6 @@ pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
                 }
             }
         }
-    }
-    if found.extent.members == 0 && found.damage.is_empty() {
-        found.damage.push("it holds no members".to_owned());
     }
     Ok(found)
 }

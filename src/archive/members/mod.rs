@@ -87,8 +87,8 @@ impl Members {
 
     /// Returns the next event; `None` at the end of the archive.
     ///
-    /// Errors: [`ErrorKind::Damage`] if this is no tar archive, [`ErrorKind::Failed`] if it has too many members, and
-    /// the error that kept the plan of chunks from being read.
+    /// Errors: [`ErrorKind::Damage`] if this is no tar archive or only zeros, [`ErrorKind::Failed`] if it has
+    /// too many, and the error that kept the plan of chunks from being read.
     #[allow(clippy::should_implement_trait, reason = "its data is read between two calls")]
     pub fn next(&mut self) -> Result<Option<Event>> {
         if self.is_over {
@@ -127,12 +127,19 @@ impl Members {
     /// Ends at the end marks. What follows them is no tar, but a codec may have a checksum there.
     fn end(&mut self) -> Result<Option<Event>> {
         self.is_over = true;
+        let has_begun = self.entries.blocks.has_begun();
         let BlockReader { content, .. } = &mut self.entries.blocks;
         let result = content.read_rest();
         if let Some(error) = content.take_failure() {
             return Err(error);
         }
         match result {
+            // Nothing but zeros: an empty archive, or a file that lost its content.
+            Ok(()) if !has_begun => {
+                let file = content.path().display();
+                Err(Error::new(ErrorKind::Damage, format!("{file} holds no members, only zeros"))
+                    .hint("restore from another archive"))
+            }
             Ok(()) => Ok(None),
             Err(error @ ReadError::Undecodable(_)) => {
                 let reason = format!("{}; any of the files above may be wrong", error.reason());
