@@ -1,15 +1,15 @@
 //! Reads the content of one member without restoring it.
 
+use super::hard_links::HardLinks;
 use super::open_archive::OpenArchive;
 use super::selection::Selection;
 use crate::archive::members::{Entry, Event, Members};
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{MemberKind, MemberPath, Span};
 
 /// Bytes that are read and passed on at a time.
 const BUFFER_BYTES: usize = 1 << 18;
-/// Longest chain of hard links that is followed.
-const MAX_LINK_CHAIN: usize = 64;
 
 /// Passes the content of a file to `put`, holes as zeros. If an archive of another program has several members of this
 /// path, the last one counts, as in a restore. A hard link has the content of the file that it refers to.
@@ -107,19 +107,19 @@ fn read_linked_file(
     mut first: MemberPath,
     put: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    for _ in 0..MAX_LINK_CHAIN {
-        let Some((mut members, entry)) = find_member(archive, &first)? else {
-            return Err(damaged(&first, "a hard link refers to it, and it does not exist"));
-        };
-        match entry.member.kind {
-            MemberKind::File => return read_content(&mut members, &entry, put),
-            MemberKind::HardLink => {
-                first = MemberPath::parse(entry.member.link_target.as_deref().unwrap_or_default())?;
-            }
-            _ => return Err(without_content(&first)),
-        }
+    let mut found = find_member(archive, &first)?;
+    if found.as_ref().is_some_and(|(_, entry)| entry.member.kind == MemberKind::HardLink) {
+        let end = HardLinks::read(archive, &CancelToken::new())?.end_of_chain(&first);
+        first = end.ok_or_else(|| damaged(&first, "hard links refer to each other, and to no file"))?;
+        found = find_member(archive, &first)?;
     }
-    Err(damaged(&first, "hard links refer to each other, and to no file"))
+    let Some((mut members, entry)) = found else {
+        return Err(damaged(&first, "a hard link refers to it, and it does not exist"));
+    };
+    match entry.member.kind {
+        MemberKind::File => read_content(&mut members, &entry, put),
+        _ => Err(without_content(&first)),
+    }
 }
 
 /// Returns the member of this path, which is still to be read: a file if there is one, else the first.

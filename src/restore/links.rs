@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use rustix::fs::Stat;
 
+use super::existing::kind_words;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
 use crate::archive::members::Entry;
-use crate::browse::Selection;
+use crate::browse::{HardLinks, Selection};
 use crate::confined::{self, CreateError, NewEntry, OpenFolder};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Member, MemberKind, MemberPath};
@@ -16,8 +17,10 @@ use crate::member::{Member, MemberKind, MemberPath};
 const MAX_DEFERRED_LINKS: usize = 1 << 20;
 /// Bytes of the names of these links and of their first names.
 const MAX_DEFERRED_LINK_BYTES: usize = 256 << 20;
-/// Longest chain of hard links that is followed.
-const MAX_LINK_CHAIN: usize = 64;
+
+/// Deferred links by their first name.
+#[allow(clippy::vec_box, reason = "the reader makes the boxes and the restore takes them")]
+type LinksByFirst = HashMap<MemberPath, Vec<Box<Entry>>>;
 
 impl Restorer<'_, '_> {
     /// Creates a hard link to the file at `carrier`. If the restore did not complete that file, the link is deferred
@@ -67,10 +70,10 @@ impl Restorer<'_, '_> {
         };
         let carrier_stat = carrier_stat.filter(|stat| confined::kind_of(stat) != Some(MemberKind::Folder));
         let Some(carrier_stat) = carrier_stat else {
-            self.refuse(path.as_bytes(), &format!("it is a hard link to {carrier}, which is no file"));
+            self.refuse(path.as_bytes(), &format!("it is a hard link to {carrier}, which is not a file"));
             return Ok(());
         };
-        let action = self.decide_link(&folder, &carrier_stat, path)?;
+        let action = self.decide_link(&folder, (carrier, &carrier_stat), path)?;
         match action {
             Action::Conflict => {}
             Action::Keep | Action::Correct => self.state.complete(path, |report| report.unchanged += 1),
@@ -86,22 +89,31 @@ impl Restorer<'_, '_> {
     }
 
     /// Decides what happens at the path of a hard link, and reports it.
-    fn decide_link(&mut self, folder: &OpenFolder, carrier: &Stat, path: &MemberPath) -> std::io::Result<Action> {
+    fn decide_link(
+        &mut self,
+        folder: &OpenFolder,
+        (carrier, stat_of_carrier): (&MemberPath, &Stat),
+        path: &MemberPath,
+    ) -> std::io::Result<Action> {
         // Asked first: this waits for an earlier member of this path that is still being written.
         let is_ours = self.state.completed.contains(path);
         let existing = confined::stat_entry(&*folder.handle, path.file_name())?;
         let action = match existing {
             None => Action::Create,
-            Some(stat) if (stat.st_dev, stat.st_ino) == (carrier.st_dev, carrier.st_ino) => Action::Keep,
-            Some(stat) if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
-                return self.decide_over_folder(folder, path, is_ours);
+            Some(stat) if (stat.st_dev, stat.st_ino) == (stat_of_carrier.st_dev, stat_of_carrier.st_ino) => {
+                Action::Keep
             }
-            Some(_) if !is_ours && self.options.overwrite == Overwrite::Never => Action::Conflict,
+            Some(stat) if confined::kind_of(&stat) == Some(MemberKind::Folder) => {
+                return self.decide_over_folder(folder, path, MemberKind::HardLink, is_ours);
+            }
+            Some(stat) if !is_ours && self.options.overwrite == Overwrite::Never => {
+                let what = confined::kind_of(&stat).map_or("a socket", kind_words);
+                return Ok(
+                    self.conflict(path, &format!("{what} exists there, and the archive has a hard link to {carrier}"))
+                );
+            }
             Some(_) => Action::Replace,
         };
-        if action == Action::Conflict {
-            return Ok(self.conflict(path, "something else stands there"));
-        }
         Ok(self.report_action(action, path))
     }
 
@@ -124,37 +136,56 @@ impl Restorer<'_, '_> {
     /// Restores the links whose first name was not selected or could not be restored at its path. Reads the archive
     /// again: the first link to each file gets its content, the others become links to that.
     pub(super) fn restore_deferred_links(&mut self) -> Result<()> {
-        let mut links_by_first: HashMap<MemberPath, Vec<Box<Entry>>> = HashMap::new();
+        let mut links_by_first = LinksByFirst::new();
         for (first, link) in std::mem::take(&mut self.deferred_links) {
             links_by_first.entry(first).or_default().push(link);
         }
-        for _ in 0..MAX_LINK_CHAIN {
-            if links_by_first.is_empty() {
-                return Ok(());
-            }
-            if !self.restore_links_to(&mut links_by_first)? {
-                break;
-            }
+        if links_by_first.is_empty() {
+            return Ok(());
+        }
+        let mut chained = self.restore_links_to(&mut links_by_first)?;
+        chained.retain(|first| links_by_first.contains_key(first));
+        if !chained.is_empty() && self.skip_to_ends_of_chains(&chained, &mut links_by_first)? {
+            self.restore_links_to(&mut links_by_first)?;
         }
         for (first, links) in links_by_first {
             for link in links {
-                self.refuse(link.member.path.as_bytes(), &format!("it is a hard link to {first}, which is not there"));
+                let reason = format!("it is a hard link to {first}, of which the archive has no content");
+                self.refuse(link.member.path.as_bytes(), &reason);
             }
         }
         Ok(())
     }
 
-    /// Reads the archive once for the first names of these links, and restores those that are found. A first name that
-    /// is a hard link itself, as another program may write it, is replaced by the one that it names. Returns whether
-    /// there was one, so that the archive is to be read again.
-    #[allow(clippy::vec_box, reason = "the reader makes the boxes and the restore takes them")]
-    fn restore_links_to(&mut self, links_by_first: &mut HashMap<MemberPath, Vec<Box<Entry>>>) -> Result<bool> {
-        let mut next_firsts = Vec::new();
+    /// Replaces first names that are hard links themselves, as another program may write them, by those of the files
+    /// to which they lead. Links that lead to no file keep theirs. Returns whether any name was replaced.
+    fn skip_to_ends_of_chains(&mut self, chained: &[MemberPath], links_by_first: &mut LinksByFirst) -> Result<bool> {
+        let read = HardLinks::read(self.archive, self.context.cancel);
+        if read.is_err() && self.context.cancel.is_cancelled() {
+            links_by_first.values().flatten().for_each(|link| self.leave_out(&link.member.path));
+        }
+        let hard_links = read?;
+        let mut is_replaced = false;
+        for first in chained {
+            if let Some(end) = hard_links.end_of_chain(first)
+                && let Some(links) = links_by_first.remove(first)
+            {
+                links_by_first.entry(end).or_default().extend(links);
+                is_replaced = true;
+            }
+        }
+        Ok(is_replaced)
+    }
+
+    /// Reads the archive once for the first names of these links, and restores those that are found. Returns the first
+    /// names that are hard links themselves.
+    fn restore_links_to(&mut self, links_by_first: &mut LinksByFirst) -> Result<Vec<MemberPath>> {
+        let mut chained = Vec::new();
         let selection = Selection::exactly(links_by_first.keys().cloned().collect())?;
+        self.is_reading_again = true;
         let read = self.read_members(&selection, |restorer, members, mut entry| {
             if entry.member.kind == MemberKind::HardLink {
-                let next = MemberPath::parse(entry.member.link_target.as_deref().unwrap_or_default())?;
-                next_firsts.push((entry.member.path, next));
+                chained.push(entry.member.path);
                 return Ok(());
             }
             let Some(links) = links_by_first.remove(&entry.member.path) else { return Ok(()) };
@@ -174,13 +205,6 @@ impl Restorer<'_, '_> {
             links_by_first.values().flatten().for_each(|link| self.leave_out(&link.member.path));
         }
         read?;
-        let mut is_chained = false;
-        for (first, next) in next_firsts {
-            if let Some(links) = links_by_first.remove(&first) {
-                links_by_first.entry(next).or_default().extend(links);
-                is_chained = true;
-            }
-        }
-        Ok(is_chained)
+        Ok(chained)
     }
 }
