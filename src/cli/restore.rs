@@ -215,10 +215,12 @@ fn word(action: Action) -> &'static str {
 /// Returns what to do about conflicts.
 fn conflicts_hint(args: &RestoreArgs) -> String {
     let hint = match args.overwrite {
-        OverwriteArg::Always => "move what is in the way elsewhere and run again, or restore to another folder",
-        OverwriteArg::Never | OverwriteArg::IfChanged => {
-            "run again with --overwrite always to replace them, or with if-changed to correct owner, mode and \
-             attributes only; move folders that are not empty elsewhere first"
+        OverwriteArg::Always | OverwriteArg::IfChanged => {
+            "move what is in the way elsewhere and run again, or restore to another folder"
+        }
+        OverwriteArg::Never => {
+            "run again with --overwrite if-changed to replace files that differ and to correct owner, mode and \
+             attributes, or with --overwrite always to replace all; move folders that are not empty elsewhere first"
         }
     };
     let strip = if args.strip > 0 { "; members that share a path need a smaller --strip" } else { "" };
@@ -226,7 +228,7 @@ fn conflicts_hint(args: &RestoreArgs) -> String {
 }
 
 /// Returns the lists of a report, each with its name and what to do next.
-fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a Paths, String); 7] {
+fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a Paths, String); 8] {
     let again = conflicts_hint(args);
     let other = format!("restore them from another archive: `backup-manager find --versions PATH` ({})", args.what);
     [
@@ -244,6 +246,7 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
             &report.attributes,
             "run as root, on a file system that supports them, with --overwrite always".to_owned(),
         ),
+        ("kept", &report.kept_attributes, "run as root, on a file system that supports them".to_owned()),
         ("setuid", &report.setuid, "add --setuid --overwrite always if you want them".to_owned()),
     ]
 }
@@ -284,6 +287,12 @@ fn print_warnings(context: &Context, args: &RestoreArgs, archive: &OpenArchive, 
         context.warn(&format!(
             "{}: the owner could not be set; run as root, --overwrite always",
             render::count(report.owners, "member")
+        ));
+    }
+    if report.kept_owners > 0 {
+        context.warn(&format!(
+            "{} kept with another owner, which only root can change",
+            render::count(report.kept_owners, "member")
         ));
     }
     if report.absolute > 0 {
@@ -332,6 +341,8 @@ struct RestoreDocument {
     /// Members that existed, of which owner, mode or attributes were corrected.
     corrected: u64,
     owners_not_set: u64,
+    /// Members that existed, with an owner that this process cannot change.
+    kept_owners: u64,
     /// Absolute names, which were restored below the target.
     absolute_names: u64,
     /// Members whose time in a pax header is none: they got that of the header block.
@@ -347,6 +358,8 @@ struct RestoreDocument {
     failed: PathsDocument,
     devices: PathsDocument,
     attributes: PathsDocument,
+    /// Members that existed, with attributes, ACLs or a mode that this process cannot set.
+    kept_attributes: PathsDocument,
     setuid: PathsDocument,
     /// Only of a dry run: what would be done with each member.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -399,6 +412,7 @@ fn report_document(
         unchanged: report.unchanged,
         corrected: report.corrected,
         owners_not_set: report.owners,
+        kept_owners: report.kept_owners,
         absolute_names: report.absolute,
         bad_times: report.bad_times,
         stripped_away: report.stripped,
@@ -409,6 +423,7 @@ fn report_document(
         failed: paths_document(&report.failed),
         devices: paths_document(&report.devices),
         attributes: paths_document(&report.attributes),
+        kept_attributes: paths_document(&report.kept_attributes),
         setuid: paths_document(&report.setuid),
         plan: args.dry_run.then(|| actions.collect()),
         error: error.map(ErrorDocument::from),

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::member::MemberPath;
 
 /// A digest of a path: an archive may have millions of paths, and each may be long.
-type Key = [u8; 16];
+pub type PathKey = [u8; 16];
 
 /// The paths that are complete and those that are being written, shared by the threads that create entries.
 #[derive(Debug, Default)]
@@ -17,9 +17,9 @@ pub struct CompletedPaths {
 
 #[derive(Debug, Default)]
 struct State {
-    complete: HashSet<Key>,
-    in_progress: HashSet<Key>,
-    failed_folders: HashSet<Key>,
+    complete: HashSet<PathKey>,
+    in_progress: HashSet<PathKey>,
+    failed_folders: HashSet<PathKey>,
 }
 
 impl CompletedPaths {
@@ -29,12 +29,12 @@ impl CompletedPaths {
 
     /// Records that the entry at `path` is being created.
     pub fn begin(&self, path: &MemberPath) {
-        self.state().in_progress.insert(key(path));
+        self.state().in_progress.insert(path_key(path));
     }
 
     /// Records that the entry at `path` is complete.
     pub fn complete(&self, path: &MemberPath) {
-        let key = key(path);
+        let key = path_key(path);
         let mut state = self.state();
         state.in_progress.remove(&key);
         state.complete.insert(key);
@@ -43,13 +43,13 @@ impl CompletedPaths {
 
     /// Records that the entry at `path` is no longer being created, and is not complete.
     pub fn abort(&self, path: &MemberPath) {
-        self.state().in_progress.remove(&key(path));
+        self.state().in_progress.remove(&path_key(path));
         self.changed.notify_all();
     }
 
     /// Waits until nothing is in progress at `path`, and returns whether its entry is complete.
     pub fn contains(&self, path: &MemberPath) -> bool {
-        let key = key(path);
+        let key = path_key(path);
         let mut state = self.state();
         while state.in_progress.contains(&key) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -60,17 +60,18 @@ impl CompletedPaths {
     /// Records a folder that could not be created from its member. Members beneath it may still create it, and leave it
     /// unfinished, so that a repeated restore applies its metadata.
     pub fn add_failed_folder(&self, path: &MemberPath) {
-        self.state().failed_folders.insert(key(path));
+        self.state().failed_folders.insert(path_key(path));
     }
 
     /// Returns whether the folder at `path` could not be created from its member.
     pub fn is_failed_folder(&self, path: &MemberPath) -> bool {
-        self.state().failed_folders.contains(&key(path))
+        self.state().failed_folders.contains(&path_key(path))
     }
 }
 
-fn key(path: &MemberPath) -> Key {
-    let mut key = Key::default();
+/// Returns the digest under which a path is stored.
+pub fn path_key(path: &MemberPath) -> PathKey {
+    let mut key = PathKey::default();
     key.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
     key
 }

@@ -31,6 +31,11 @@ pub fn modified_of(stat: &Stat) -> FileTime {
     FileTime { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
 }
 
+/// Changes the modification time in the state of a file, not the file itself.
+pub(super) fn set_modified(stat: &mut Stat, modified: FileTime) {
+    (stat.st_mtime, stat.st_mtime_nsec) = (modified.seconds, modified.nanoseconds.into());
+}
+
 /// Returns the target of a symbolic link, unresolved.
 pub fn link_target(folder: impl AsFd, name: &[u8]) -> io::Result<Vec<u8>> {
     Ok(rustix::fs::readlinkat(folder, OsStr::from_bytes(name), Vec::new())?.into_bytes())
@@ -41,7 +46,7 @@ pub fn open_file(folder: impl AsFd, name: &[u8]) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(folder, OsStr::from_bytes(name), flags, Mode::empty())?;
     if kind_of(&rustix::fs::fstat(&file)?) != Some(MemberKind::File) {
-        return Err(io::Error::other("it is no regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     Ok(File::from(file))
 }

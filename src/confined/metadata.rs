@@ -42,6 +42,8 @@ impl Privileges {
 pub struct MetadataLoss {
     /// Owner or group.
     pub owner: bool,
+    /// The mode of an existing folder that belongs to another user.
+    pub mode: bool,
     /// An extended attribute or an ACL.
     pub attributes: bool,
     /// Setuid and setgid bits or capabilities, which were not requested.
@@ -116,7 +118,7 @@ fn apply_mode_and_xattrs(
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let handle = rustix::fs::openat(folder, name, flags, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&handle)?.st_mode) != kind {
-        return Err(io::Error::other("something else was put in its place while it was being made"));
+        return Err(io::Error::other("another process replaced it during the restore"));
     }
     // Not by its name, which may become a link meanwhile; this path leads to the open handle, even if that is a link.
     let handle_path = format!("/proc/self/fd/{}", handle.as_raw_fd());

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::completed_paths::CompletedPaths;
 use super::create::{create_folder, create_plain_folder, lock_folder};
-use super::inspect::{kind_of, modified_of, stat_entry};
+use super::inspect::{kind_of, modified_of, set_modified, stat_entry};
 use super::metadata::{
     MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished, make_passable, restore_metadata,
 };
@@ -110,6 +110,17 @@ impl Drop for OpenFolder {
         let Ok(path) = node.to_path() else { return };
         (self.context.on_finished)(&path, end);
     }
+}
+
+/// The metadata of its member that a folder gets when it is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderMetadata {
+    /// All of it.
+    All,
+    /// The time only: it exists and has the rest.
+    Time,
+    /// None: it exists and stays as it is.
+    Unchanged,
 }
 
 /// Why an entry cannot be created.
@@ -245,7 +256,7 @@ impl FolderTree {
                 // A folder that is finished already gets back the metadata that it has now. A failed one counts as
                 // complete too, but still has exactly the mode of an unfinished folder.
                 let is_finished = is_complete && !is_unfinished(&stat, stat.st_mode);
-                let final_metadata = if is_finished && !self.context.is_dry_run {
+                let final_metadata = if is_finished && !self.context.is_dry_run && self.may_change(&stat) {
                     FinalMetadata::Previous(Box::new(stat))
                 } else {
                     FinalMetadata::Unchanged
@@ -256,9 +267,13 @@ impl FolderTree {
         }
     }
 
-    /// Creates the folder of a member, or opens it if it `exists`. With `applies_metadata` it gets the metadata of the
-    /// member when it is closed.
-    pub fn create_folder(&mut self, member: &Member, exists: bool, applies_metadata: bool) -> Result<(), CreateError> {
+    /// Creates the folder of a member, or opens it if it `exists`. When it is closed, it gets what `metadata` says.
+    pub fn create_folder(
+        &mut self,
+        member: &Member,
+        exists: bool,
+        metadata: FolderMetadata,
+    ) -> Result<(), CreateError> {
         let path = &member.path;
         let parent = self.parent_of(path)?;
         let depth = path.as_bytes().iter().filter(|&&b| b == b'/').count();
@@ -271,7 +286,7 @@ impl FolderTree {
         if !exists {
             create_folder(&*parent.handle, path.file_name())?;
         }
-        let final_metadata = self.final_metadata(&parent, member, applies_metadata)?;
+        let final_metadata = self.final_metadata(&parent, member, exists, metadata)?;
         let folder = self.open(&parent, path, &node, exists, final_metadata)?;
         if !exists && parent.may_have_default_acl {
             clear_inherited_acl(&*folder.handle);
@@ -280,21 +295,36 @@ impl FolderTree {
         Ok(())
     }
 
-    fn final_metadata(&self, parent: &OpenFolder, member: &Member, applies: bool) -> io::Result<FinalMetadata> {
+    fn final_metadata(
+        &self,
+        parent: &OpenFolder,
+        member: &Member,
+        exists: bool,
+        metadata: FolderMetadata,
+    ) -> io::Result<FinalMetadata> {
         let name = member.path.file_name();
-        if self.context.is_dry_run {
+        let Some(mut stat) = stat_entry(&*parent.handle, name)? else { return Ok(FinalMetadata::Unchanged) };
+        if self.context.is_dry_run || exists && !self.may_change(&stat) {
             return Ok(FinalMetadata::Unchanged);
         }
-        if applies {
+        if metadata == FolderMetadata::All {
             // Only the last component: the node keeps the parents, see `PathNode`.
             let path = MemberPath::parse(name).map_err(|e| io::Error::other(e.to_string()))?;
             return Ok(FinalMetadata::FromMember(Box::new(Member { path, ..member.clone() })));
         }
+        if metadata == FolderMetadata::Time {
+            set_modified(&mut stat, member.modified);
+        }
         // A folder that has the time of the archive keeps it, even if entries that were missing are created in it.
-        Ok(match stat_entry(&*parent.handle, name)? {
-            Some(stat) if modified_of(&stat) == member.modified => FinalMetadata::Previous(Box::new(stat)),
-            _ => FinalMetadata::Unchanged,
+        Ok(match modified_of(&stat) == member.modified {
+            true => FinalMetadata::Previous(Box::new(stat)),
+            false => FinalMetadata::Unchanged,
         })
+    }
+
+    /// Returns whether this process may set mode and times of a folder: nobody but its owner and root may.
+    fn may_change(&self, stat: &Stat) -> bool {
+        self.context.privileges.is_root || stat.st_uid == self.context.privileges.uid
     }
 
     fn open(
@@ -384,7 +414,7 @@ mod tests {
         let parent_of = |tree: &mut FolderTree, path: &str| {
             tree.parent_of(&MemberPath::parse(path.as_bytes()).unwrap()).unwrap().unwrap()
         };
-        tree.create_folder(&folder("d"), false, true).unwrap();
+        tree.create_folder(&folder("d"), false, FolderMetadata::All).unwrap();
         // A thread that still writes d/a, while the archive goes on elsewhere and then returns.
         let writer = parent_of(&mut tree, "d/a");
         drop(parent_of(&mut tree, "elsewhere/x"));

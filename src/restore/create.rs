@@ -4,16 +4,14 @@ use super::interruption::StoppedAt;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
 use super::target_paths::target_path;
-use super::write_file::{FileJob, WriteError};
+use super::write_file::{FileJob, READ_BYTES, WriteError};
 use crate::archive::members::{Entry, Members};
-use crate::confined::{self, CreateError, NewEntry};
+use crate::confined::{self, CreateError, FolderMetadata, NewEntry};
 use crate::error::{Error, Result};
 use crate::member::{Member, MemberKind, MemberPath};
 
 /// Files up to this many stored bytes are read into memory and written by other threads.
 const MAX_SMALL_FILE_BYTES: u64 = 1 << 20;
-/// Bytes of a larger file that are read at a time.
-const READ_BYTES: usize = 1 << 18;
 
 impl Restorer<'_, '_> {
     /// Restores a selected member.
@@ -27,8 +25,8 @@ impl Restorer<'_, '_> {
             self.state.with_report(|report| report.absolute += 1);
         }
         let member = std::mem::replace(&mut entry.member.path, path);
-        if !self.target_paths.claim(self.options, &entry.member.path, &member, entry.member.kind) {
-            self.conflict(&entry.member.path, &format!("it would be {member}, and another member has this path"));
+        if let Err(reason) = self.target_paths.claim(&entry.member.path, &member, entry.member.kind) {
+            self.conflict(&entry.member.path, &reason);
             return Ok(());
         }
         self.state.with_report(|report| report.bad_times += u64::from(entry.has_bad_time));
@@ -55,7 +53,7 @@ impl Restorer<'_, '_> {
             }),
             MemberKind::File => return self.restore_file(members, entry),
             MemberKind::CharDevice | MemberKind::BlockDevice if !(self.options.devices && self.privileges.is_root) => {
-                let reason = "a device: made only by root with --devices";
+                let reason = "it is a device, which only root creates, with --devices";
                 self.report_problem(path.as_bytes(), reason);
                 self.state.with_report(|report| report.devices.add(path.as_bytes(), reason.to_owned()));
                 Ok(())
@@ -75,10 +73,10 @@ impl Restorer<'_, '_> {
                 self.state.record_failure(path, &error);
             }
             CreateError::NotAFolder(parent) if self.state.completed.contains(&parent) => {
-                self.refuse(path.as_bytes(), &format!("it lies beneath {parent}, which the archive made no folder"));
+                self.refuse(path.as_bytes(), &format!("it lies below {parent}, which is not a folder in this archive"));
             }
             CreateError::NotAFolder(parent) => {
-                self.conflict(path, &format!("{parent} is no folder, and links are not followed"));
+                self.conflict(path, &format!("{parent} is a file or a link there, and links are not followed"));
             }
         }
     }
@@ -92,33 +90,38 @@ impl Restorer<'_, '_> {
     fn restore_folder(&mut self, member: &Member) -> std::result::Result<(), CreateError> {
         let path = &member.path;
         let (parent, action) = self.decide_in_parent(member, None)?;
-        let (exists, applies_metadata, is_ours) = match (action, &parent) {
+        let (exists, metadata, is_ours) = match (action, &parent) {
             (Action::Conflict, None) => return Ok(()),
             (Action::Conflict, Some(parent)) => {
                 // A folder that differs in its metadata only is still the place of what lies below it.
                 let existing = confined::stat_entry(&*parent.handle, path.file_name())?;
                 return match existing.and_then(|stat| confined::kind_of(&stat)) {
-                    Some(MemberKind::Folder) => self.tree.create_folder(member, true, false),
+                    Some(MemberKind::Folder) => self.tree.create_folder(member, true, FolderMetadata::Unchanged),
                     _ => Ok(()),
                 };
             }
-            (Action::Correct, Some(_)) => (true, true, false),
-            (Action::Create, _) | (_, None) => (false, true, true),
+            (Action::Correct, Some(_)) => (true, FolderMetadata::All, false),
+            (Action::Create, _) | (_, None) => (false, FolderMetadata::All, true),
             (Action::Replace, Some(parent)) => {
                 if !self.options.dry_run {
                     confined::remove(&*parent.handle, path.file_name(), false)?;
                 }
-                (false, true, true)
+                (false, FolderMetadata::All, true)
             }
             (Action::Keep, Some(parent)) => {
                 let is_unfinished = confined::stat_entry(&*parent.handle, path.file_name())?
                     .is_some_and(|stat| confined::is_unfinished(&stat, member.mode));
                 let is_ours = is_unfinished || self.state.completed.contains(path);
-                (true, is_ours || self.options.overwrite != Overwrite::Never, is_ours)
+                let metadata = match self.options.overwrite {
+                    _ if is_ours => FolderMetadata::All,
+                    Overwrite::Never => FolderMetadata::Unchanged,
+                    Overwrite::IfChanged | Overwrite::Always => FolderMetadata::Time,
+                };
+                (true, metadata, is_ours)
             }
         };
         drop(parent);
-        self.tree.create_folder(member, exists, applies_metadata)?;
+        self.tree.create_folder(member, exists, metadata)?;
         self.state.complete(path, |report| {
             let count = match action {
                 Action::Correct => &mut report.corrected,
@@ -161,6 +164,10 @@ impl Restorer<'_, '_> {
         let content = content.filter(|_| entry.member.size > 0);
         let (parent, action) = match self.decide_in_parent(&entry.member, content) {
             Ok(decided) => decided,
+            Err(_) if self.context.cancel.is_cancelled() => {
+                self.stop_at(&entry);
+                return Ok(());
+            }
             Err(error) => {
                 self.record_create_error(&path, error);
                 return Ok(());
@@ -212,29 +219,35 @@ impl Restorer<'_, '_> {
 
     /// Writes a large file while it is read.
     fn write_large_file(&mut self, members: &mut Members, job: &FileJob) {
-        let cancel = self.context.cancel;
         let mut is_cancelled = false;
         let result = job.write(self.privileges, &mut |buffer| {
-            if cancel.is_cancelled() {
+            if self.context.cancel.is_cancelled() {
                 is_cancelled = true;
                 return Err("the restore was cancelled".to_owned());
             }
             buffer.resize(READ_BYTES, 0);
             let count = members.read(buffer)?;
             buffer.truncate(count);
+            self.current_bytes += count as u64;
+            self.report_progress();
             Ok(count > 0)
         });
+        self.current_bytes = 0;
         if is_cancelled {
-            let entry = &job.entry;
-            let position = (entry.sequence, entry.offset);
-            self.stopped_at = Some(StoppedAt { position, path: entry.member.path.clone() });
-            self.state.abort(&entry.member.path, |_| {});
+            self.stop_at(&job.entry);
+            self.state.abort(&job.entry.member.path, |_| {});
             return;
         }
         if let Err(WriteError::Damaged(reason)) = &result {
             self.report_damage(job, reason);
         }
         job.record(self.state, result);
+    }
+
+    /// Records that the restore was cancelled at this member, which is not restored.
+    fn stop_at(&mut self, entry: &Entry) {
+        let position = (entry.sequence, entry.offset);
+        self.stopped_at = Some(StoppedAt { position, path: entry.member.path.clone() });
     }
 
     fn report_damage(&self, job: &FileJob, reason: &str) {

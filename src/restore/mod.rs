@@ -49,7 +49,7 @@ pub fn restore(
     let privileges = Privileges::of_process(options.setuid);
     let tree = FolderTree::new(target, tree_context(&state, privileges, options.dry_run));
     let result = std::thread::scope(|scope| {
-        let small_files = spawn_writers(scope, options.threads.max(1), &state, privileges);
+        let small_files = spawn_writers(scope, options.threads.max(1), &state, privileges)?;
         let mut restorer = Restorer::new(archive, options, context, &state, privileges, tree, small_files);
         let result = restorer.run(selection);
         if result.is_err() {
@@ -97,22 +97,29 @@ fn tree_context(state: &Arc<RestoreState>, privileges: Privileges, is_dry_run: b
 }
 
 /// Starts the threads that write small files. They end when the sender is dropped.
+///
+/// Errors: the system starts no thread, as under a limit of processes.
 fn spawn_writers<'scope>(
     scope: &'scope Scope<'scope, '_>,
     threads: usize,
     state: &Arc<RestoreState>,
     privileges: Privileges,
-) -> Sender<SmallFile> {
+) -> Result<Sender<SmallFile>> {
     let (sender, receiver) = bounded::<SmallFile>(2 * threads);
     for _ in 0..threads {
         let (receiver, state) = (receiver.clone(), state.clone());
-        scope.spawn(move || {
+        let write = move || {
             for (job, data) in receiver {
                 write_small_file(&state, privileges, &job, data);
             }
-        });
+        };
+        std::thread::Builder::new().name("restore".to_owned()).spawn_scoped(scope, write).map_err(|e| {
+            Error::failed("cannot start a thread")
+                .because(e)
+                .hint("raise the limit of processes (`ulimit -u`), or end other programs")
+        })?;
     }
-    sender
+    Ok(sender)
 }
 
 fn write_small_file(state: &RestoreState, privileges: Privileges, job: &FileJob, data: Vec<u8>) {

@@ -56,6 +56,11 @@ pub struct Report {
     pub owners: u64,
     /// Members of which an extended attribute or an ACL could not be set.
     pub attributes: Paths,
+    /// Members that existed and whose owner is another one, which this process cannot change. No problem of this
+    /// restore: the one that created them reported it.
+    pub kept_owners: u64,
+    /// The same for members whose attributes, ACLs or mode differ.
+    pub kept_attributes: Paths,
     /// Members whose setuid and setgid bits or capabilities were not requested.
     pub setuid: Paths,
     /// Members with an absolute name, restored beneath the target all the same.
@@ -98,11 +103,29 @@ impl Report {
         self.extent.content_bytes += content_bytes;
     }
 
+    /// Records how a member that was kept differs from the archive in what this process cannot set.
+    pub(super) fn record_kept_loss(&mut self, path: &MemberPath, loss: MetadataLoss) {
+        self.kept_owners += u64::from(loss.owner);
+        if loss.attributes || loss.mode {
+            let what = match (loss.attributes, loss.mode) {
+                (true, true) => "its mode and an extended attribute or ACL differ",
+                (true, false) => "an extended attribute or ACL differs",
+                _ => "its mode differs",
+            };
+            self.kept_attributes.add(path.as_bytes(), format!("{what} from the archive and cannot be set"));
+        }
+        self.record_setuid(path, loss);
+    }
+
     pub(super) fn record_loss(&mut self, path: &MemberPath, loss: MetadataLoss) {
         self.owners += u64::from(loss.owner);
         if loss.attributes {
             self.attributes.add(path.as_bytes(), "an extended attribute or ACL could not be set".to_owned());
         }
+        self.record_setuid(path, loss);
+    }
+
+    fn record_setuid(&mut self, path: &MemberPath, loss: MetadataLoss) {
         if loss.setuid {
             self.setuid.add(path.as_bytes(), "setuid bits or capabilities were left out".to_owned());
         }

@@ -1,5 +1,6 @@
 //! The thread of a restore that reads the archive and decides what happens to each member.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::target_paths::TargetPaths;
 use super::write_file::SmallFile;
 use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{OpenArchive, Selection};
-use crate::confined::{FolderTree, Privileges};
+use crate::confined::{FolderTree, PathKey, Privileges, path_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::MemberPath;
 use crate::progress::{Observer, Problem, ProblemKind, Progress};
@@ -38,6 +39,14 @@ pub(super) struct Restorer<'a, 'c> {
     pub target_paths: TargetPaths,
     /// Set when the restore is cancelled.
     pub stopped_at: Option<StoppedAt>,
+    /// The archive is read again, for links whose first name was not restored: what is wrong with it was reported.
+    pub is_reading_again: bool,
+    /// Members that were reported as lost with a damaged chunk.
+    lost: HashSet<PathKey>,
+    /// Bytes of content that existing files have, so that it is not written.
+    pub kept_bytes: u64,
+    /// Bytes of the current file that were read.
+    pub current_bytes: u64,
     started: Duration,
     last_progress: Duration,
 }
@@ -64,8 +73,12 @@ impl<'a, 'c> Restorer<'a, 'c> {
             deferred_links: Vec::new(),
             deferred_link_bytes: 0,
             digests: CatalogDigests::default(),
-            target_paths: TargetPaths::default(),
+            target_paths: TargetPaths::new(options, archive.is_ours()),
             stopped_at: None,
+            is_reading_again: false,
+            lost: HashSet::new(),
+            kept_bytes: 0,
+            current_bytes: 0,
             started,
             last_progress: started,
         }
@@ -126,6 +139,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
                         break;
                     }
                 }
+                Event::Refused { .. } | Event::Undecodable { .. } if self.is_reading_again => {}
                 Event::Refused { name, reason } => self.refuse(&name, &reason),
                 Event::Damaged { sequence, after, reason } => {
                     self.record_damage(selection, sequence, after, &reason)?;
@@ -142,17 +156,21 @@ impl<'a, 'c> Restorer<'a, 'c> {
         self.check_cancelled()
     }
 
-    fn report_progress(&mut self) {
+    /// Reports progress if some time has passed since the last report.
+    pub fn report_progress(&mut self) {
         let now = self.context.clock.monotonic();
         if now.saturating_sub(self.last_progress) < PROGRESS_INTERVAL {
             return;
         }
         self.last_progress = now;
-        let done = self.state.with_report(|report| report.extent);
+        let (members, bytes) = self.state.with_report(|report| {
+            let kept = report.unchanged + report.corrected;
+            (report.extent.members + kept, report.extent.content_bytes)
+        });
         let totals = self.archive.totals();
         self.context.observer.progress(&Progress {
-            members: done.members,
-            bytes: done.content_bytes,
+            members,
+            bytes: bytes + self.kept_bytes + self.current_bytes,
             members_total: totals.map(|totals| totals.members),
             bytes_total: totals.map(|totals| totals.content_bytes),
             elapsed: now.saturating_sub(self.started),
@@ -188,7 +206,10 @@ impl<'a, 'c> Restorer<'a, 'c> {
         let page = if sequence == u64::MAX { None } else { self.archive.catalog_page(sequence)? };
         if let Some((members, _)) = page {
             let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
-            lost.extend(here.filter(|path| selection.selects(path)).map(|path| (path, reason.to_owned())));
+            let selected = here.filter(|path| selection.selects(path) && self.lost.insert(path_key(path)));
+            lost.extend(selected.map(|path| (path, reason.to_owned())));
+        } else if self.is_reading_again {
+            // Without the catalog all of the archive was read before.
         } else if let Some(after) = after {
             let reason = format!("{reason}; members after this one may be lost");
             lost.push((after, reason));

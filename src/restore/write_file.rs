@@ -10,6 +10,9 @@ use crate::archive::members::Entry;
 use crate::confined::{self, MetadataLoss, NewEntry, OpenFolder, Privileges};
 use crate::member::Span;
 
+/// Bytes of a file that are read at a time, unless it is small.
+pub(super) const READ_BYTES: usize = 1 << 18;
+
 /// Holes longer than this in all are not hashed as zeros: the digests of the chunks cover the map of the file.
 const MAX_HASHED_HOLE_BYTES: u64 = 256 << 20;
 
@@ -63,11 +66,14 @@ impl FileJob {
             written += buffer.len() as u64;
         }
         if written != self.entry.stored {
-            return Err(WriteError::Damaged(format!("{written} of {} bytes are there", self.entry.stored)));
+            return Err(WriteError::Damaged(format!(
+                "the archive has only {written} of its {} bytes",
+                self.entry.stored
+            )));
         }
         let digest = writer.finish(member.size)?;
         if digest.is_some() && digest != self.digest {
-            return Err(WriteError::Damaged("its content is not what the catalog says".to_owned()));
+            return Err(WriteError::Damaged("its content has not the digest in the catalog".to_owned()));
         }
         if self.folder.may_have_default_acl {
             confined::clear_inherited_acl(&file);
@@ -95,7 +101,9 @@ impl FileJob {
                 state.abort(path, |report| report.damaged.add(path.as_bytes(), reason));
             }
             Err(WriteError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
-                state.abort(path, |report| report.conflicts.add(path.as_bytes(), "it has just been made".to_owned()));
+                state.abort(path, |report| {
+                    report.conflicts.add(path.as_bytes(), "another process created it during the restore".to_owned())
+                });
             }
             Err(WriteError::Io(error)) => state.record_failure(path, &error),
         }
@@ -118,7 +126,7 @@ impl SparseWriter<'_> {
         while !data.is_empty() {
             let (offset, room) = match self.spans {
                 None => (self.position, data.len()),
-                Some([]) => return Err(io::Error::other("there is more data than the sparse map has room for")),
+                Some([]) => return Err(io::Error::other("the archive has more data than its map of holes")),
                 Some([span, ..]) => {
                     (span.offset + self.position, data.len().min((span.length - self.position) as usize))
                 }

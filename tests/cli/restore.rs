@@ -177,6 +177,7 @@ fn a_damaged_archive_gives_back_the_rest_and_names_what_it_lost() {
     let home = TestHome::with_sources(&["docs"]);
     for i in 0..20 {
         fs::write(home.path(&format!("docs/{i:02}")), vec![i; 200_000]).unwrap();
+        fs::hard_link(home.path(&format!("docs/{i:02}")), home.path(&format!("docs/{i:02}-link"))).unwrap();
     }
     let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
     let file = home.path(&format!("backups/docs/{}", home.archive_files()[0]));
@@ -187,7 +188,16 @@ fn a_damaged_archive_gives_back_the_rest_and_names_what_it_lost() {
     fs::write(&file, &bytes).unwrap();
     let said = home.run(&["restore", "docs", "--to", "out"]).fails(4, &["damaged: ", "docs/"]);
     let back = fs::read_dir(home.path("out/docs")).unwrap().count();
-    assert!((15..21).contains(&back), "{back} {said:?}");
+    assert!((30..41).contains(&back), "{back} {said:?}");
+    // The archive is read again for the links to lost files: each of those is still reported once.
+    let report = home.run(&["--json", "restore", "docs", "--to", "other"]).fails(4, &[]).json();
+    let damaged = report["damaged"]["list"].as_array().unwrap();
+    let mut paths: Vec<&str> = damaged.iter().map(|one| one["path"].as_str().unwrap()).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    assert!(paths.iter().any(|path| !path.ends_with("link")), "{report}");
+    assert_eq!(paths.len(), damaged.len(), "{report}");
+    assert_eq!(report["damaged"]["count"].as_u64(), Some(paths.len() as u64));
 }
 
 #[test]
@@ -276,4 +286,26 @@ fn restore_compares_contents_by_digest_if_requested() {
         })
         .unwrap();
     let _ = home.run(&["restore", "./other.tar.zst", "--to", "out", "--compare", "content"]).fails(2, &["no digests"]);
+}
+
+#[test]
+fn a_thread_that_cannot_be_started_is_an_error_with_the_way_out() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become somebody else");
+        return;
+    }
+    // A user without other processes, which would count.
+    const USER: u32 = 61_234;
+    let home = home_with_archives();
+    fs::copy(home.path(&format!("backups/docs/{}", home.archive_files()[0])), home.path("a.tar.zst")).unwrap();
+    fs::create_dir(home.path("user")).unwrap();
+    std::os::unix::fs::chown(home.path("user"), Some(USER), Some(USER)).unwrap();
+    for (path, mode) in [(home.path("a.tar.zst"), 0o444), (home.dir.path().to_owned(), 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut command = std::process::Command::new("prlimit");
+    // The main thread, and the one that waits for signals.
+    command.args(["--nproc=2:2", env!("CARGO_BIN_EXE_backup-manager"), "restore", "./a.tar.zst", "--to", "user/out"]);
+    command.env_clear().env("TZ", "UTC").current_dir(home.dir.path()).uid(USER).gid(USER);
+    let _ = said(&mut command).fails(1, &["cannot start a thread", "limit of processes"]);
 }

@@ -9,5 +9,7 @@ mod fidelity;
 mod foreign;
 mod hostile;
 mod interrupted;
+mod progress;
+mod repeated;
 mod tar_file;
 mod tree;
