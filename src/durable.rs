@@ -7,14 +7,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock};
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::owner;
+use crate::owner::{self, Owner};
 
 /// The beginning and the end of random temporary names.
 const TEMP_PREFIX: &str = ".backup-manager-";
@@ -35,7 +35,7 @@ impl PendingFile {
     pub fn create(final_path: &Path, mode: u32) -> Result<Self> {
         let folder = folder_of(final_path);
         loop {
-            match Self::create_exclusive(&folder.join(random_name()?), mode) {
+            match Self::create_exclusive(&folder.join(random_name()?), mode, Owner::OfDatabase) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(creation_error(final_path)(e)),
                 Ok(pending) => return Ok(pending),
@@ -46,12 +46,17 @@ impl PendingFile {
     /// Creates an empty file with exactly the permission bits `mode` under the temporary name `temp`. Errors:
     /// [`ErrorKind::Busy`] if that exists.
     pub fn create_named(temp: &Path, mode: u32) -> Result<Self> {
-        Self::create_exclusive(temp, mode).map_err(creation_error(temp))
+        Self::create_exclusive(temp, mode, Owner::OfDatabase).map_err(creation_error(temp))
     }
 
-    fn create_exclusive(temp: &Path, mode: u32) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).mode(mode).open(temp)?;
-        owner::give_created(&file, temp);
+    /// Same as [`PendingFile::create_named`], for content that only the user of this process may read: the file belongs
+    /// to that user, in whatever folder it is.
+    pub fn create_own(temp: &Path, mode: u32) -> Result<Self> {
+        Self::create_exclusive(temp, mode, Owner::OfProcess).map_err(creation_error(temp))
+    }
+
+    fn create_exclusive(temp: &Path, mode: u32, owner: Owner) -> io::Result<Self> {
+        let file = owner::create_new(temp, OFlags::RDWR, mode, owner)?;
         let pending = PendingFile { file, temp: TempName { path: temp.to_owned(), armed: true } };
         set_mode(&pending.file, mode)?;
         Ok(pending)
@@ -208,21 +213,15 @@ fn rename_after_check(from: &Path, to: &Path) -> Result<()> {
 /// Creates a folder with exactly the permission bits `mode`, and missing parents likewise, and syncs the parent of
 /// each. Returns whether the folder was created.
 pub fn make_folder(path: &Path, mode: u32) -> Result<bool> {
-    match std::fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => {}
+    let folder = match owner::create_new_folder(path, mode) {
+        Ok(folder) => folder,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return existing_folder(path),
         Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(|p| !p.as_os_str().is_empty()) => {
             make_folder(folder_of(path), mode)?;
             return make_folder(path, mode);
         }
         Err(e) => return Err(Error::io("make the folder", path)(e)),
-    }
-    let folder = File::options()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
-        .open(path)
-        .map_err(Error::io("open", path))?;
-    owner::give_created(&folder, path);
+    };
     set_mode(&folder, mode).map_err(Error::io("set the mode of", path))?;
     sync_folder(folder_of(path))?;
     Ok(true)

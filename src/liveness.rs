@@ -7,17 +7,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::{home, owner};
+use crate::home;
+use crate::owner::{self, Owner};
 
 /// The heartbeat of a live worker. The names of the fields are part of the file format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,14 +78,8 @@ impl Worker {
         let uuid = Uuid::new_v4();
         let path = folder.join(uuid.to_string());
         let temporary = folder.join(format!(".{uuid}"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&temporary)
+        let file = owner::create_new(&temporary, OFlags::RDWR, 0o644, Owner::OfDatabase)
             .map_err(|e| unwritable(folder, Error::io("create the heartbeat file", &temporary)(e)))?;
-        owner::give_created(&file, &temporary);
         let locked = flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
             .and_then(|()| fs::hard_link(&temporary, &path).or_else(|_| fs::rename(&temporary, &path)));

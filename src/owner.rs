@@ -1,11 +1,19 @@
 //! The owner of the database, to whom also belongs what root creates beside it. SQLite does the same with its `-wal`
 //! file: a command by root must not deny the service of another user what that service needs.
+//!
+//! The folder of a new file is opened first, and whose it is is asked of that descriptor: by a path, its owner could
+//! put another folder in its place between the question and the creation.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 use std::sync::OnceLock;
+
+use rustix::fs::{CWD, Mode, OFlags, fstat, mkdirat, openat};
+use rustix::io::retry_on_intr;
 
 /// The user and the group of the database; set once, as a process works on one database.
 static DATABASE: OnceLock<Option<(u32, u32)>> = OnceLock::new();
@@ -16,25 +24,69 @@ pub fn determine<'a>(paths: impl IntoIterator<Item = &'a Path>) {
     let _ = DATABASE.set(found.map(|metadata| (metadata.uid(), metadata.gid())));
 }
 
-/// Returns the user to whom the database belongs; `None` if there is no database.
-pub fn database_uid() -> Option<u32> {
-    DATABASE.get().copied().flatten().map(|(uid, _)| uid)
+/// Returns the user and the group to whom the database belongs; `None` if there is no database.
+pub fn of_database() -> Option<(u32, u32)> {
+    DATABASE.get().copied().flatten()
 }
 
-/// Gives a file or folder that this process has just created at `path` to the owner of the database, if this process
-/// is root's and the folder around it belongs to that owner, who could have created it too.
-pub fn give_created(created: &File, path: &Path) {
-    if let Some((uid, gid)) = other_owner(path) {
-        // Fails where even root has no right to change owners, which is no reason to fail.
-        let _ = fchown(created, Some(uid), Some(gid));
+/// Returns the user to whom the database belongs; `None` if there is no database.
+pub fn database_uid() -> Option<u32> {
+    of_database().map(|(uid, _)| uid)
+}
+
+/// To whom a new file belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// To the owner of the database, if this process is root's and the folder around it belongs to that owner, who
+    /// could have created it too; else to the user of this process.
+    OfDatabase,
+    /// To the user of this process: what only root may read does not get into other hands.
+    OfProcess,
+}
+
+/// Creates a file, which must not exist, with `mode`, which the umask may reduce. `access` are the flags with which it
+/// is opened.
+pub fn create_new(path: &Path, access: OFlags, mode: u32, owner: Owner) -> io::Result<File> {
+    let (folder, name) = Folder::of(path)?;
+    match owner {
+        Owner::OfDatabase => folder.create_new(name, access, mode),
+        Owner::OfProcess => Folder { heir: None, ..folder }.create_new(name, access, mode),
     }
+}
+
+/// Opens a file, and creates it with `mode`, which the umask may reduce, if it does not exist. For root in the folder
+/// of another user it follows no symbolic link.
+pub fn open_or_create(path: &Path, access: OFlags, mode: u32) -> io::Result<File> {
+    let (folder, name) = Folder::of(path)?;
+    if folder.heir.is_none() {
+        return folder.open(name, access | OFlags::CREATE, mode);
+    }
+    loop {
+        match folder.create_new(name, access, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created,
+        }
+        match folder.open(name, access | OFlags::NOFOLLOW, 0) {
+            // Another process has just removed or renamed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Creates a folder, which must not exist, with `mode`, which the umask may reduce, and opens it.
+pub fn create_new_folder(path: &Path, mode: u32) -> io::Result<File> {
+    let (folder, name) = Folder::of(path)?;
+    mkdirat(&folder.handle, name, Mode::from_raw_mode(mode))?;
+    let created = folder.open(name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0)?;
+    folder.give(&created);
+    Ok(created)
 }
 
 /// Creates the folder `path`, and missing parents, with `mode`, which the umask may reduce.
 pub fn create_folder(path: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    match fs::DirBuilder::new().mode(mode).create(path) {
-        Ok(()) => give_created_folder(path),
+    match create_new_folder(path, mode) {
+        Ok(_) => Ok(()),
         Err(_) if path.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => {
@@ -47,40 +99,80 @@ pub fn create_folder(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-fn give_created_folder(path: &Path) -> io::Result<()> {
-    if other_owner(path).is_some() {
-        let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY;
-        give_created(&OpenOptions::new().read(true).custom_flags(flags).open(path)?, path);
-    }
-    Ok(())
+/// The folder in which something is created.
+struct Folder {
+    handle: OwnedFd,
+    /// The user and the group to whom belongs what is created in it, if not to the user of this process.
+    heir: Option<(u32, u32)>,
 }
 
-/// Opens a file with `options`, and creates it if it does not exist. For root in the folder of another user it follows
-/// no symbolic link.
-pub fn open_or_create(options: &OpenOptions, path: &Path) -> io::Result<File> {
-    if other_owner(path).is_none() {
-        return options.clone().create(true).open(path);
-    }
-    loop {
-        match options.clone().create_new(true).open(path) {
-            Ok(file) => {
-                give_created(&file, path);
-                return Ok(file);
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+impl Folder {
+    /// Opens the folder of `path`; returns it with the name in it.
+    fn of(path: &Path) -> io::Result<(Folder, &OsStr)> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = retry_on_intr(|| openat(CWD, parent, flags, Mode::empty()))?;
+        let mut heir = of_database().filter(|(uid, _)| *uid != 0 && rustix::process::geteuid().is_root());
+        if let Some((uid, _)) = heir
+            && fstat(&handle)?.st_uid != uid
+        {
+            heir = None;
         }
-        match options.clone().custom_flags(libc::O_NOFOLLOW).open(path) {
-            // Another process has just removed or renamed it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened,
+        Ok((Folder { handle, heir }, name))
+    }
+
+    fn create_new(&self, name: &OsStr, access: OFlags, mode: u32) -> io::Result<File> {
+        let created = self.open(name, access | OFlags::CREATE | OFlags::EXCL, mode)?;
+        self.give(&created);
+        Ok(created)
+    }
+
+    fn open(&self, name: &OsStr, flags: OFlags, mode: u32) -> io::Result<File> {
+        let mode = Mode::from_raw_mode(mode);
+        Ok(File::from(retry_on_intr(|| openat(&self.handle, name, flags | OFlags::CLOEXEC, mode))?))
+    }
+
+    fn give(&self, created: &File) {
+        if let Some((uid, gid)) = self.heir {
+            // Fails where even root has no right to change owners, which is no reason to fail.
+            let _ = fchown(created, Some(uid), Some(gid));
         }
     }
 }
 
-/// Returns the owner of the database, if this process is root's and neither the database nor the folder of `path` is.
-fn other_owner(path: &Path) -> Option<(u32, u32)> {
-    let (uid, gid) = DATABASE.get().copied().flatten().filter(|(uid, _)| *uid != 0)?;
-    let is_theirs = || path.parent().and_then(|folder| fs::metadata(folder).ok()).is_some_and(|f| f.uid() == uid);
-    (rustix::process::geteuid().is_root() && is_theirs()).then_some((uid, gid))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_replaced_by_a_link_after_the_check_gets_the_file_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (checked, moved, other) = (dir.path().join("checked"), dir.path().join("moved"), dir.path().join("other"));
+        fs::create_dir(&checked).unwrap();
+        fs::create_dir(&other).unwrap();
+        let path = checked.join("file");
+        let (folder, name) = Folder::of(&path).unwrap();
+        fs::rename(&checked, &moved).unwrap();
+        std::os::unix::fs::symlink(&other, &checked).unwrap();
+        drop(folder.create_new(name, OFlags::WRONLY, 0o600).unwrap());
+        assert!(moved.join("file").exists());
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn folders_are_created_with_their_parents_and_existing_ones_are_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        create_folder(&path, 0o700).unwrap();
+        create_folder(&path, 0o700).unwrap();
+        create_folder(Path::new("/"), 0o700).unwrap();
+        let error = create_new_folder(&path, 0o700).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        let file = dir.path().join("file");
+        drop(open_or_create(&file, OFlags::RDWR, 0o600).unwrap());
+        drop(open_or_create(&file, OFlags::RDWR, 0o600).unwrap());
+        let twice = create_new(&file, OFlags::RDWR, 0o600, Owner::OfDatabase).unwrap_err();
+        assert_eq!(twice.kind(), io::ErrorKind::AlreadyExists);
+    }
 }

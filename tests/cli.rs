@@ -9,6 +9,8 @@ mod environment;
 mod file_systems;
 #[path = "cli/full_disk.rs"]
 mod full_disk;
+#[path = "cli/handover.rs"]
+mod handover;
 #[path = "cli/json.rs"]
 mod json;
 #[path = "cli/rescan.rs"]

@@ -23,8 +23,7 @@ impl Runner {
     ) -> std::result::Result<(PendingFile, WrittenArchive), Failure> {
         let PreparedRun { schedule: row, source, comment, .. } = prepared;
         let temporary = self.home.backups().join(&intent.temporary_name);
-        let mut pending =
-            PendingFile::create_named(&temporary, self.home.archive_mode()).map_err(Failure::retryable)?;
+        let mut pending = PendingFile::create_own(&temporary, self.home.archive_mode()).map_err(Failure::retryable)?;
         let own_paths = self.home.own_paths();
         let options = PipelineOptions {
             source: &source.path,

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::documents::ScheduleDocument;
+use super::handover::RunOptions;
 use super::render::{self, Format};
 use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, list, run};
@@ -65,7 +66,7 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
         render::print_json(&documents)?;
     }
     if args.now {
-        return run::run_schedules(context, &store, &rows, &run::RunOptions::default());
+        return run::run_schedules(context, &store, &rows, &RunOptions::default());
     }
     Ok(0)
 }

@@ -1,14 +1,14 @@
 //! The two log files: one for commands, one for the service.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrono_tz::Tz;
 use log::{Level, LevelFilter};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::render;
 use crate::clock::Clock;
@@ -136,7 +136,7 @@ impl<W: Write> Write for IgnoreErrors<W> {
 }
 
 fn append(path: &Path, mode: u32) -> io::Result<File> {
-    owner::open_or_create(OpenOptions::new().append(true).mode(mode), path)
+    owner::open_or_create(path, OFlags::WRONLY | OFlags::APPEND, mode)
 }
 
 fn unwritable(folder: &Path, cause: Error) -> Error {

@@ -16,6 +16,7 @@ mod drill;
 mod edit;
 mod environment;
 mod find;
+mod handover;
 mod help;
 mod history;
 mod io_class;
@@ -39,6 +40,7 @@ mod system_zone;
 mod terminal;
 mod text_file;
 mod verify;
+mod wait;
 mod worker;
 
 use std::io::{self, IsTerminal};
@@ -126,7 +128,7 @@ enum Command {
     /// Restore files: from the newest good archive, one of an earlier day, or any tar file
     #[command(alias = "extract")]
     Restore(restore::RestoreArgs),
-    /// Back up schedules now, in this process
+    /// Back up schedules now, in this process or, with --queue, in the service
     Run(run::RunArgs),
     /// Show the service, running and next runs, and the state of each schedule
     Status(status::StatusArgs),

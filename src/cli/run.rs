@@ -1,28 +1,20 @@
 //! `run`: manual runs.
 
-use std::path::Path;
-use std::time::Duration;
-
 use clap::Args;
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::documents::{ArchiveDocument, PathFields, RunDocument};
+use super::handover::{self, Executor, RunOptions, running_error};
 use super::render::{self, Format};
 use super::results::Results;
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
+use super::wait::{Idle, exit_code, report_end, wait_for_end};
 use super::{Context, select, worker};
 use crate::backup::{self, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
-use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::liveness;
-use crate::progress::{Observer, Progress};
-use crate::store::{Archive, Claim, ClaimNow, Intent, Run, RunRequest, RunState, ScheduleRow, Store};
-
-/// How often `run` checks the state of a run of another process.
-const JOIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
+use crate::store::{Archive, Claim, ClaimNow, Intent, Run, ScheduleRow, Store};
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -35,7 +27,10 @@ pub struct RunArgs {
     /// List what would be archived, and write nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Do not wait for a run that another process executes: exit with code 11
+    /// Have the service run it, as it does for a user other than its own
+    #[arg(long, conflicts_with = "dry_run")]
+    queue: bool,
+    /// Do not wait for another process: exit with code 11 if one runs it, or once it is queued for the service
     #[arg(long)]
     no_wait: bool,
     /// Do not verify the archive after writing it
@@ -43,15 +38,6 @@ pub struct RunArgs {
     no_verify: bool,
     /// Read every file again; reuse nothing
     #[arg(long)]
-    reread: bool,
-}
-
-/// Options of manual runs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RunOptions {
-    /// Fail with `Busy` if a run of the schedule runs in another process.
-    no_wait: bool,
-    no_verify: bool,
     reread: bool,
 }
 
@@ -89,7 +75,8 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
     if rows.is_empty() {
         return Results::<RunResultDocument>::new(0).finish(context);
     }
-    let options = RunOptions { no_wait: args.no_wait, no_verify: args.no_verify, reread: args.reread };
+    let RunArgs { queue, no_wait, no_verify, reread, .. } = *args;
+    let options = RunOptions { queue, no_wait, no_verify, reread };
     run_schedules(context, &store, &rows, &options)
 }
 
@@ -125,19 +112,27 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
 
 /// Runs schedules one after another; returns the most severe exit code.
 pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
-    let runner = worker::register_command(context, store)?;
+    let runner = match Executor::choose(context, store, options)? {
+        Executor::Command => Some(worker::register_command(context, store)?),
+        Executor::Service => None,
+        Executor::Owner { uid, gid } => return Err(handover::continue_as_owner(context, rows, options, uid, gid)),
+    };
     let signals = Signals::cancel_on_first()?;
     let mut results = Results::new(rows.len());
-    let worked = run_each(context, &runner, rows, options, &signals, &mut results);
-    runner.store.remove_worker(runner.row.uuid)?;
+    let worked = run_each(context, store, runner.as_ref(), rows, options, &signals, &mut results);
+    if let Some(runner) = &runner {
+        store.remove_worker(runner.row.uuid)?;
+    }
     worked.map_err(|error| signals.classify(error))?;
     let code = results.finish(context)?;
     Ok(signals.interruption().map_or(code, ErrorKind::exit_code))
 }
 
+/// Runs each schedule in this process, as `runner`, or without one in the service.
 fn run_each(
     context: &Context,
-    runner: &Runner,
+    store: &Store,
+    runner: Option<&Runner>,
     rows: &[ScheduleRow],
     options: &RunOptions,
     signals: &Signals,
@@ -149,8 +144,12 @@ fn run_each(
             results.skip(name, &Error::new(kind, format!("{name} was not run: interrupted")));
             continue;
         }
-        match run_one(context, runner, row, options, &signals.cancel) {
-            Ok((run, code)) => results.add(print_result(context, &runner.store, &run)?, code),
+        let ended = match runner {
+            Some(runner) => run_one(context, runner, row, options, &signals.cancel),
+            None => handover::run_one(context, store, row, options, &signals.cancel),
+        };
+        match ended {
+            Ok((run, code)) => results.add(print_result(context, store, &run)?, code),
             Err(error) => results.fail(name, error)?,
         }
     }
@@ -165,19 +164,15 @@ fn run_one(
     options: &RunOptions,
     cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
-    let request = RunRequest { verify: !options.no_verify, reread: options.reread };
     let store = &runner.store;
-    match store.claim_now(row.id, request, &runner.row, context.now())? {
+    match store.claim_now(row.id, options.request(), &runner.row, context.now())? {
         (ClaimNow::Claimed(claim), Some(intent)) => execute_run(context, runner, row, claim, &intent, cancel),
         // Its process died, and this command took it over at its start and could not recover it.
         (ClaimNow::Running(run), _) if store.run(run)?.worker == Some(runner.row.uuid) => {
             recover_own(context, runner, run, cancel)?;
             run_one(context, runner, row, options, cancel)
         }
-        (ClaimNow::Running(run), _) if options.no_wait => {
-            Err(Error::busy(format!("run @{run} of {} is running", row.schedule.name))
-                .hint("run without --no-wait to wait for it"))
-        }
+        (ClaimNow::Running(run), _) if options.no_wait => Err(running_error(row, run)),
         (ClaimNow::Running(run), _) => join(context, runner, row, run, options, cancel),
         (ClaimNow::Claimed(_), None) => Err(Error::failed("the claim has no intent")),
     }
@@ -234,62 +229,24 @@ fn join(
     options: &RunOptions,
     cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
-    let store = &runner.store;
     context.print_info(&format!("run @{run} of {} is running in another process; waiting for it", row.schedule.name));
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
-    let workers = runner.home.workers();
-    let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
-    loop {
-        let current = store.run(run)?;
-        if current.state.is_final() {
-            observer.finish();
-            let code = exit_code(&current);
-            return Ok((current, code));
-        }
-        if cancel.is_cancelled() {
-            observer.finish();
-            return Err(Error::new(
-                ErrorKind::Interrupted,
-                format!("no longer waiting for run @{run}, which continues"),
-            ));
-        }
-        match current.worker {
-            Some(uuid) if uuid != runner.row.uuid && liveness::is_alive(&workers, &uuid) => {
-                if let Some(progress) = progress_of(context, &workers, &uuid, run) {
-                    observer.progress(&progress);
-                }
-            }
+    let own = Some(runner.row.uuid);
+    let ended =
+        wait_for_end(context, &runner.store, run, own, cancel, &observer, &mut |current| match current.worker {
+            worker if worker == own => recover_own(context, runner, run, cancel).map(|()| Idle::Wait),
             // Its process died, and there may be no service that recovers it.
-            Some(uuid) if uuid != runner.row.uuid => backup::recover(runner, &run_context).map(drop)?,
-            Some(_) => recover_own(context, runner, run, cancel)?,
-            // It was interrupted and is queued again: this command claims it like any queued run.
-            None => {
-                observer.finish();
-                return run_one(context, runner, row, options, cancel);
+            Some(_) => {
+                let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
+                backup::recover(runner, &run_context).map(|_| Idle::Wait)
             }
-        }
-        std::thread::sleep(JOIN_POLL_INTERVAL);
-    }
-}
-
-/// Returns the progress that the heartbeat of a worker reports for a run.
-fn progress_of(context: &Context, workers: &Path, uuid: &Uuid, run: i64) -> Option<Progress> {
-    let line = liveness::read_heartbeat(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
-    Some(Progress {
-        members: line.members,
-        bytes: line.bytes,
-        members_total: line.members_total,
-        bytes_total: line.bytes_total,
-        elapsed: context.now().since(Timestamp::from_millis(line.started_at_ms)),
-    })
-}
-
-fn exit_code(run: &Run) -> u8 {
-    match run.state {
-        RunState::Succeeded => 0,
-        RunState::Incomplete => ErrorKind::Incomplete.exit_code(),
-        RunState::Cancelled => ErrorKind::Interrupted.exit_code(),
-        _ => ErrorKind::Failed.exit_code(),
+            // It was interrupted and is queued again: this command claims it like any queued run.
+            None => Ok(Idle::Leave),
+        });
+    observer.finish();
+    match ended? {
+        Some(run) => Ok(report_end(run)),
+        None => run_one(context, runner, row, options, cancel),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `start` and `stop`: the service in the background.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -69,17 +70,7 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     let program = std::env::current_exe().map_err(|e| Error::failed("cannot find this program").because(e))?;
     let mut command = Command::new(program);
     command.arg("serve").arg("--detached").args(args.options.to_args());
-    let places = &context.places;
-    for (flag, place) in [
-        ("--home", Some(context.home.root())),
-        ("--db", places.db.is_some().then(|| context.home.db())),
-        ("--backups", places.backups.is_some().then(|| context.home.backups())),
-        ("--logs", places.logs.is_some().then(|| context.home.logs())),
-    ] {
-        if let Some(place) = place {
-            command.arg(flag).arg(place);
-        }
-    }
+    command.args(place_args(context));
     if context.verbose {
         command.arg("--verbose");
     }
@@ -104,6 +95,19 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     let reason = printed.trim().trim_start_matches("error: ");
     Err(Error::failed(format!("the service did not start: {reason}"))
         .hint(format!("see {}", context.home.logs().join("backup_service.log").display())))
+}
+
+/// Returns the options with which another process of this program works on the same home.
+pub fn place_args(context: &Context) -> Vec<OsString> {
+    let (home, places) = (&context.home, &context.places);
+    let given = [
+        ("--home", Some(home.root())),
+        ("--db", places.db.is_some().then(|| home.db())),
+        ("--backups", places.backups.is_some().then(|| home.backups())),
+        ("--logs", places.logs.is_some().then(|| home.logs())),
+    ];
+    let given = given.into_iter().filter_map(|(flag, place)| Some([flag.into(), place?.as_os_str().to_owned()]));
+    given.flatten().collect()
 }
 
 /// Returns the live services of the database, oldest first.

@@ -2,10 +2,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::archive_folder::{self, COPIES_FOLDER};
 use crate::clock::Timestamp;
@@ -119,8 +119,7 @@ pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -
 /// Locks the database against every other process. The lock lasts until the result is dropped.
 fn lock_database(home: &Home) -> Result<File> {
     let path = with_suffix(home.db(), ".lock");
-    let lock =
-        owner::open_or_create(File::options().write(true).mode(0o644), &path).map_err(Error::io("open", &path))?;
+    let lock = owner::open_or_create(&path, OFlags::WRONLY, 0o644).map_err(Error::io("open", &path))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(Error::busy(format!("other processes have the database {} open", home.db().display()))
             .hint("stop the service first: `backup-manager stop`"));

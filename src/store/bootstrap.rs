@@ -3,20 +3,20 @@
 //! One connection does this before the pool opens, since switching to WAL and migrating need the database exclusively.
 //! Every process that has the database open holds the lock file shared, and one that migrates holds it exclusively.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::str::FromStr;
 
 use rusqlite::{Connection, OptionalExtension};
-use rustix::fs::{FlockOperation, flock, statfs};
+use rustix::fs::{FlockOperation, OFlags, flock, statfs};
 use uuid::Uuid;
 
 use super::connection::{RECOVERY_OPTIONS, configure, database_error};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, with_suffix};
-use crate::owner;
+use crate::owner::{self, Owner};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -88,7 +88,7 @@ impl Bootstrap {
     fn open_lock(&self, path: &Path) -> Result<File> {
         let lock = with_suffix(path, ".lock");
         // A lock needs no write permission, and users other than its owner may read a home.
-        owner::open_or_create(OpenOptions::new().read(true).write(true).mode(0o644), &lock)
+        owner::open_or_create(&lock, OFlags::RDWR, 0o644)
             .or_else(|error| File::open(&lock).map_err(|_| error))
             .map_err(|e| unwritable(path, Error::io("open", &lock)(e)))
     }
@@ -198,13 +198,11 @@ impl Bootstrap {
     }
 
     fn create_private(&self, path: &Path) -> Result<()> {
-        match OpenOptions::new().write(true).create_new(true).mode(self.file_mode).open(path) {
+        match owner::create_new(path, OFlags::WRONLY, self.file_mode, Owner::OfDatabase) {
             // The umask may have cleared bits.
-            Ok(file) => {
-                owner::give_created(&file, path);
-                file.set_permissions(fs::Permissions::from_mode(self.file_mode))
-                    .map_err(Error::io("set the mode of", path))
-            }
+            Ok(file) => file
+                .set_permissions(fs::Permissions::from_mode(self.file_mode))
+                .map_err(Error::io("set the mode of", path)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(Error::io("create the database", path)(error)),
         }

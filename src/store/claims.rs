@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 use uuid::Uuid;
 
 use super::Store;
-use super::enqueue::queued_run;
+use super::enqueue::{queued_or_new_run, running_run};
 use super::pending_archives::write_intent;
 use super::types::{Claim, ClaimNow, Intent, RunCounts, RunRequest};
 use super::workers::WorkerRow;
@@ -50,26 +50,11 @@ impl Store {
         now: Timestamp,
     ) -> Result<(ClaimNow, Option<Intent>)> {
         self.write(|transaction| {
-            let running: Option<i64> = transaction
-                .prepare_cached("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'")?
-                .query_row([schedule], |r| r.get(0))
-                .optional()?;
-            if let Some(run) = running {
+            if let Some(run) = running_run(transaction, schedule)? {
                 return Ok((ClaimNow::Running(run), None));
             }
-            let run = match queued_run(transaction, schedule)? {
-                Some(run) => run,
-                None => {
-                    // Queued within this transaction only: every run becomes running by the same statement.
-                    transaction
-                        .prepare_cached(
-                            "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms) \
-                             VALUES (?1, 'manual', 'queued', ?2, ?2)",
-                        )?
-                        .execute(params![schedule, now.millis()])?;
-                    transaction.last_insert_rowid()
-                }
-            };
+            // A new one is queued within this transaction only: every run becomes running by the same statement.
+            let run = queued_or_new_run(transaction, schedule, now)?;
             let (claim, intent) = claim_queued(transaction, run, Some(request), worker, now)?;
             Ok((ClaimNow::Claimed(claim), Some(intent)))
         })

@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::Store;
 use super::rows::exactly_one;
-use super::types::{Due, EnqueueOutcome, Watermark};
+use super::types::{Due, EnqueueOutcome, QueueNow, RunRequest, Watermark};
 use crate::clock::Timestamp;
 use crate::error::Result;
 
@@ -34,6 +34,46 @@ impl Store {
             }
         })
     }
+
+    /// Queues a run of one schedule for the service, which may claim it at once: the queued one, else a new one. A
+    /// running one is left to its worker.
+    pub fn queue_now(&self, schedule: i64, request: RunRequest, now: Timestamp) -> Result<QueueNow> {
+        self.write(|transaction| {
+            if let Some(run) = running_run(transaction, schedule)? {
+                return Ok(QueueNow::Running(run));
+            }
+            let run = queued_or_new_run(transaction, schedule, now)?;
+            let attempt = transaction
+                .prepare_cached(
+                    "UPDATE run SET not_before_ms = min(not_before_ms, ?2), verify = ?3, reread = ?4 \
+                     WHERE id = ?1 AND state = 'queued' RETURNING attempt",
+                )?
+                .query_row(params![run, now.millis(), request.verify, request.reread], |row| row.get(0))?;
+            Ok(QueueNow::Queued { run, attempt })
+        })
+    }
+}
+
+/// Returns the queued run of a schedule, else a new one, which a user asked for.
+pub(super) fn queued_or_new_run(transaction: &Transaction<'_>, schedule: i64, now: Timestamp) -> rusqlite::Result<i64> {
+    if let Some(run) = queued_run(transaction, schedule)? {
+        return Ok(run);
+    }
+    transaction
+        .prepare_cached(
+            "INSERT INTO run (schedule_id, trigger, state, not_before_ms, queued_at_ms) \
+             VALUES (?1, 'manual', 'queued', ?2, ?2)",
+        )?
+        .execute(params![schedule, now.millis()])?;
+    Ok(transaction.last_insert_rowid())
+}
+
+/// Returns the running run of a schedule.
+pub(super) fn running_run(transaction: &Transaction<'_>, schedule: i64) -> rusqlite::Result<Option<i64>> {
+    transaction
+        .prepare_cached("SELECT id FROM run WHERE schedule_id = ?1 AND state = 'running'")?
+        .query_row([schedule], |row| row.get(0))
+        .optional()
 }
 
 /// Moves the watermark of an enabled schedule if it still is `from`; returns whether it was.

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::environment::{Running, TestHome};
 
 /// Content that takes a while to pack at the highest level.
-fn large_source(home: &TestHome, megabytes: usize) {
+pub fn large_source(home: &TestHome, megabytes: usize) {
     fs::create_dir_all(home.path("large")).unwrap();
     let mut seed = 1_u64;
     for file in 0..megabytes {
@@ -20,7 +20,7 @@ fn large_source(home: &TestHome, megabytes: usize) {
 }
 
 /// Whether the archive of `large` is being written: the identity of the folder has a temporary file too.
-fn is_half_written(home: &TestHome) -> bool {
+pub fn is_half_written(home: &TestHome) -> bool {
     home.archive_files().iter().any(|name| name.starts_with(".large-") && name.contains(".part"))
 }
 
@@ -230,7 +230,7 @@ fn a_foreign_archive_folder_makes_the_service_unhealthy() {
     assert!(home.log("backup_service.log").contains("Error the archive folder"));
 }
 
-fn send(pid: u64, signal: rustix::process::Signal) {
+pub fn send(pid: u64, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
 }

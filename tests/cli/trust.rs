@@ -276,7 +276,7 @@ fn a_restore_test_compares_and_removes_what_it_restored() {
 }
 
 /// Makes a home of the user nobody, with one schedule; `None` without root.
-fn home_of_nobody() -> Option<TestHome> {
+pub fn home_of_nobody() -> Option<TestHome> {
     if !rustix::process::geteuid().is_root() {
         let _ = std::io::Write::write_all(&mut std::io::stderr(), b"skipped: needs root\n");
         return None;

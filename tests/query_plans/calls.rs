@@ -9,7 +9,8 @@ use backup_manager::progress::{Problem, ProblemKind};
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
     Access, Bootstrap, Claim, ClaimNow, Completed, Drill, Due, FoundArchive, Health, HistoryFilter, LegacyArchive,
-    Requeue, Requeued, Role, RunRequest, RunState, Sealed, StopRequest, Store, Task, Watermark, WorkerRow, check_copy,
+    QueueNow, Requeue, Requeued, Role, RunRequest, RunState, Sealed, StopRequest, Store, Task, Watermark, WorkerRow,
+    check_copy,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
@@ -124,11 +125,13 @@ fn runs(store: &Store, one: &WorkerRow, two: &WorkerRow) {
     assert!(matches!(store.requeue(claim, Requeue::Retry, "", NOW).unwrap(), Requeued::SupersededBy(_)));
     let (claim, _) = store.claim_next(one, NOW).unwrap().unwrap();
     assert!(matches!(store.claim_now(id, REQUEST, two, NOW).unwrap().0, ClaimNow::Running(_)));
+    assert_eq!(store.queue_now(id, REQUEST, NOW).unwrap(), QueueNow::Running(claim.run()));
     store.cancel(id, NOW).unwrap();
     assert_eq!(store.cancel_run(claim.run(), NOW).unwrap(), RunState::Running);
     let claim = store.take_over(claim.run(), one.uuid, claim.attempt(), two, NOW).unwrap().unwrap();
     store.end_without_archive(claim, RunState::Failed, "", NOW).unwrap();
     store.last_ended(id).unwrap();
+    assert!(matches!(store.queue_now(id, REQUEST, NOW).unwrap(), QueueNow::Queued { attempt: 0, .. }));
 }
 
 fn chunk(path: &str) -> CatalogChunk {

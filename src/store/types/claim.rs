@@ -85,6 +85,20 @@ pub enum ClaimNow {
     Running(i64),
 }
 
+/// Outcome of queueing a run of one schedule for the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueNow {
+    /// The run is queued, whether it was before or not.
+    Queued {
+        /// Its number.
+        run: i64,
+        /// How many attempts at it there were before.
+        attempt: i64,
+    },
+    /// A run of the schedule is running already.
+    Running(i64),
+}
+
 /// Outcome of a run whose archive is sealed.
 #[derive(Clone, Debug)]
 pub struct Completed {

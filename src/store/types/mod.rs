@@ -10,6 +10,6 @@ pub use archive::{
     Archive, ArchiveAge, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, MAX_AHEAD, PathOccurrence,
     PendingArchive, Sealed, sort_newest_first,
 };
-pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, Requeue, Requeued, RunRequest};
+pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNow, Requeue, Requeued, RunRequest};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};
