@@ -216,7 +216,8 @@ pub fn make_folder(path: &Path, mode: u32) -> Result<bool> {
     let folder = match owner::create_new_folder(path, mode) {
         Ok(folder) => folder,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return existing_folder(path),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(|p| !p.as_os_str().is_empty()) => {
+        // In /proc no folder can be created, although its parent exists.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !folder_of(path).is_dir() => {
             make_folder(folder_of(path), mode)?;
             return make_folder(path, mode);
         }

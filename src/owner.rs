@@ -89,7 +89,8 @@ pub fn create_folder(path: &Path, mode: u32) -> io::Result<()> {
         Ok(_) => Ok(()),
         Err(_) if path.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => {
+            // In /proc no folder can be created, although its parent exists.
+            Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
                 create_folder(parent, mode)?;
                 create_folder(path, mode)
             }

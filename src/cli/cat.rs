@@ -1,5 +1,6 @@
 //! `cat`: writes members of an archive to standard output.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ use crate::schedule::parse_when;
 #[derive(Args)]
 pub struct CatArgs {
     /// A schedule (its newest good archive), an archive (@17), or any tar file
-    what: String,
+    what: OsString,
     /// Files: names in the archive, or original absolute paths
     #[arg(required = true)]
     path: Vec<PathBuf>,

@@ -178,6 +178,11 @@ fn number(text: &str, min: u64, max: u64) -> Result<u64> {
         .ok_or_else(|| Error::usage(format!("\"{text}\" is not a number from {min} to {max}")))
 }
 
+/// Parses the number of threads of an option.
+pub fn parse_threads(text: &str) -> Result<usize> {
+    number(text, 1, 256).map(|n| n as usize)
+}
+
 /// Returns the maximum number of runs at once: the flag, else the setting.
 pub fn workers(store: &Store, flag: Option<usize>) -> Result<usize> {
     match flag {

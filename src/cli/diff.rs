@@ -1,5 +1,6 @@
 //! `diff`: compares two archives, or an archive with its source.
 
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
 use clap::Args;
@@ -11,6 +12,7 @@ use super::{Context, select};
 use crate::backup;
 use crate::browse::{self, Change, MemberSummary, MembersByPath};
 use crate::error::{Error, Result};
+use crate::maintenance::prune;
 use crate::member::MemberKind;
 use crate::progress::{Problem, ProblemKind};
 use crate::source::SourceEntry;
@@ -22,9 +24,9 @@ const READ_BYTES: usize = 1 << 18;
 #[derive(Args)]
 pub struct DiffArgs {
     /// The older archive: a schedule (its newest good archive), an archive (@17), or any tar file
-    older: String,
+    older: OsString,
     /// The newer one [default: the schedule's source as it is now]
-    newer: Option<String>,
+    newer: Option<OsString>,
 }
 
 /// What `diff --json` prints.
@@ -118,13 +120,15 @@ fn plain_line(path: &[u8], change: &Change<'_>) -> Vec<u8> {
     line
 }
 
-fn schedule_of(context: &Context, store: &Store, what: &str) -> Result<ScheduleRow> {
+fn schedule_of(context: &Context, store: &Store, what: &OsStr) -> Result<ScheduleRow> {
     if select::names_a_file(context, what) {
-        return Err(Error::usage(format!("{what} is a file: name what to compare it with")).hint("diff FILE NAME"));
+        return Err(Error::usage(format!("{} is a file: name what to compare it with", what.display()))
+            .hint("backup-manager diff FILE NAME"));
     }
+    let what = &*what.to_string_lossy();
     match select::run_number(what) {
         Some(run) => {
-            let archive = store.archive(run)?.ok_or_else(|| Error::not_found(format!("there is no archive {what}")))?;
+            let archive = store.archive(run)?.ok_or_else(|| prune::no_archive(run))?;
             store.schedule(archive.schedule_id)
         }
         None => select::schedule_or_history(store, what),

@@ -49,6 +49,7 @@ pub fn cmd_find(context: &Context, args: &FindArgs) -> Result<u8> {
     let only = only.map(|row| row.id);
     match (&args.versions, &args.glob) {
         (Some(path), _) => versions(context, &store, path, only),
+        (None, Some(glob)) if glob.is_empty() => Err(Error::usage("the glob is empty").hint("quote it, like '*.odt'")),
         (None, Some(glob)) => find(context, &store, glob, only),
         (None, None) => Err(Error::usage("name a glob, or a path with --versions")),
     }

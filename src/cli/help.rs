@@ -22,7 +22,8 @@ pub fn grouped(command: Command) -> Command {
         }
         verbs.push('\n');
     }
-    command.help_template(format!(
+    // Else `--keep-last -1` is an unexpected argument "-1" instead of an invalid value.
+    command.mut_subcommands(|verb| verb.allow_negative_numbers(true)).help_template(format!(
         "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{verbs}Options:\n{{options}}{{after-help}}"
     ))
 }

@@ -1,5 +1,6 @@
 //! `ls`: lists the members of an archive.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -20,7 +21,7 @@ use crate::schedule::parse_when;
 #[derive(Args)]
 pub struct LsArgs {
     /// A schedule (its newest good archive), an archive (@17), or any tar file
-    what: String,
+    what: OsString,
     /// Only these and what lies below
     path: Vec<PathBuf>,
     /// With kind, mode, owner, size and time

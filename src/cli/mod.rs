@@ -281,6 +281,10 @@ impl Context {
 
     /// Opens the database without logging the verb.
     pub fn open_store(&self, access: Access) -> Result<Store> {
+        if self.home.db().is_dir() {
+            return Err(Error::usage(format!("the database {} is a folder", self.home.db().display()))
+                .hint("name a file with --db, or the folder of the database with --home"));
+        }
         let bootstrap = Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
         Store::open(self.home.db(), &bootstrap)
     }

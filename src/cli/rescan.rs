@@ -12,7 +12,7 @@ use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, config, start};
 use crate::archive_folder;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::rescan::{self, RescanReport};
 use crate::maintenance::{self, RestoredDatabase};
 use crate::store::Access;
@@ -30,6 +30,14 @@ pub struct RescanArgs {
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     let mut restored_copy = None;
     if let Some(copy) = &args.from_copy {
+        if let Some(copy) = copy.as_deref().filter(|copy| !copy.is_file()) {
+            let (problem, kind) = match copy.exists() {
+                true => ("is not a file", ErrorKind::Usage),
+                false => ("does not exist", ErrorKind::NotFound),
+            };
+            return Err(Error::new(kind, format!("the copy {} {problem}", copy.display()))
+                .hint("name one, or leave its name out: the newest beside the archives is taken"));
+        }
         let restored = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
         context.print_info(&format!("restored the copy {}", restored.copy.display()));
         if let Some(previous) = &restored.previous {

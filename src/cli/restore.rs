@@ -1,5 +1,6 @@
 //! `restore`: restores files from an archive.
 
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,7 @@ const MAX_PRINTED_PATHS: usize = 20;
 #[command(after_help = AFTER_HELP, group = ArgGroup::new("target").required(true).args(["to", "in_place"]))]
 pub struct RestoreArgs {
     /// A schedule (its newest good archive), an archive (@17), or any tar file
-    what: String,
+    what: OsString,
     /// Files and folders: names in the archive, or original absolute paths [default: everything]
     path: Vec<PathBuf>,
     /// Restore below this folder
@@ -112,7 +113,7 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     if report.is_empty() && report.missing.is_empty() && !selection.is_everything() {
         let file = archive.path().display();
         return Err(Error::not_found(format!("nothing in {file} matches"))
-            .hint(format!("list its members: `backup-manager ls {}`", args.what)));
+            .hint(format!("list its members: `backup-manager ls {}`", args.what.display())));
     }
     let missing = (report.outcome() == Some(ErrorKind::NotFound)).then(|| archive.not_found(&report.missing));
     if context.format == Format::Json {
@@ -230,7 +231,8 @@ fn conflicts_hint(args: &RestoreArgs) -> String {
 /// Returns the lists of a report, each with its name and what to do next.
 fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a Paths, String); 8] {
     let again = conflicts_hint(args);
-    let other = format!("restore them from another archive: `backup-manager find --versions PATH` ({})", args.what);
+    let other =
+        format!("restore them from another archive: `backup-manager find --versions PATH` ({})", args.what.display());
     [
         ("conflicts", &report.conflicts, again),
         (

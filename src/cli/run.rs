@@ -89,7 +89,7 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
                 documents.push(EntryDocument { path: PathFields::new("path", path), size });
                 return Ok(());
             }
-            let mut line = path.to_owned();
+            let mut line = render::printable_bytes(path);
             line.push(b'\n');
             render::print_bytes(&line)
         })?;

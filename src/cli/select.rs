@@ -1,5 +1,6 @@
 //! Finds the schedules and archives that words on the command line name.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
 use super::Context;
@@ -60,7 +61,7 @@ pub fn run_number(word: &str) -> Option<i64> {
 /// that `archive` names, else the newest made by `at`, else the newest good one.
 ///
 /// Errors: `NotFound`, with the nearest names or times.
-pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {
+pub fn archive(context: &Context, what: &OsStr, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {
     let chosen = archive.is_some() || at.is_some();
     if names_a_file(context, what) {
         if chosen {
@@ -73,6 +74,7 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
         return Ok(opened);
     }
     let store = context.open()?;
+    let what = &*what.to_string_lossy();
     let found = match run_number(what) {
         Some(_) if chosen => {
             return Err(Error::usage(format!("{what} names one archive; --archive and --at do not apply")));
@@ -92,7 +94,9 @@ pub fn archive(context: &Context, what: &str, archive: Option<&str>, at: Option<
 
 /// Returns whether a word means a file rather than a schedule or a run: it has a `/`, or it looks like the name of an
 /// archive or is a file, and no schedule has that name. `./docs.gz` is always the file.
-pub fn names_a_file(context: &Context, what: &str) -> bool {
+pub fn names_a_file(context: &Context, what: &OsStr) -> bool {
+    // The name of a schedule is UTF-8.
+    let Some(what) = what.to_str() else { return true };
     if run_number(what).is_some() {
         return false;
     }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,6 +71,11 @@ impl ServiceOptions {
             return Err(Error::usage("--nice takes a number from 0 to 19"));
         }
         Ok(())
+    }
+
+    /// Returns the text file to follow, if there is no such file.
+    pub fn missing_import(&self) -> Option<&Path> {
+        self.import.as_deref().filter(|file| !file.is_file())
     }
 
     /// Returns these options as command-line arguments, with absolute paths.

@@ -50,6 +50,9 @@ pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
     if store.schedules()?.is_empty() {
         context.warn("nothing is scheduled yet; add schedules with `backup-manager create`");
     }
+    if let Some(file) = args.options.missing_import() {
+        context.warn(&format!("the text file {} does not exist: the service reads it once it does", file.display()));
+    }
     drop(store);
     let pid = spawn(context, args)?;
     print_state(context, "started", Some(pid), &format!("the service runs as process {pid}"))

@@ -1,6 +1,8 @@
 //! `verify`: reads archive files back from disk and compares them with their digests.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::store::{Access, Archive, Store};
 pub struct VerifyArgs {
     /// Schedules, archives (@17) or tar files [default: every archive]
     #[arg(value_name = "NAME|@RUN|FILE")]
-    what: Vec<String>,
+    what: Vec<OsString>,
     /// Verify only this share of the bytes, in per cent: those verified longest ago
     #[arg(long, value_name = "PCT", value_parser = clap::value_parser!(u8).range(1..=100))]
     sample: Option<u8>,
@@ -32,7 +34,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "DURATION")]
     time_limit: Option<String>,
     /// Decoder threads [default: cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = config::parse_threads)]
     threads: Option<usize>,
 }
 
@@ -48,8 +50,9 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let older_than = args.older_than.as_deref().map(parse_age).transpose()?;
     let time_limit = args.time_limit.as_deref().map(parse_duration).transpose()?;
     let signals = Signals::cancel_on_first()?;
-    let (files, words): (Vec<&String>, Vec<&String>) =
+    let (files, words): (Vec<&OsString>, Vec<&OsString>) =
         args.what.iter().partition(|word| select::names_a_file(context, word));
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let mut verified = Vec::new();
     if !words.is_empty() || files.is_empty() {
         let store = context.open()?;
@@ -80,7 +83,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
 fn select_archives(
     context: &Context,
     store: &Store,
-    words: &[&String],
+    words: &[Cow<'_, str>],
     sample: Option<u8>,
     older_than: Option<Duration>,
 ) -> Result<Vec<Archive>> {

@@ -9,6 +9,7 @@ use croner::{CronComponent, CronPattern, JobType, Weekday};
 
 use super::wall_clock::{DAY, MAX_SECOND};
 use crate::error::{Error, Result};
+use crate::words;
 
 /// A cron expression of five fields, or six with seconds first, that matches at least once.
 #[derive(Clone, Debug)]
@@ -222,7 +223,7 @@ fn days_left_in_month(date: NaiveDate) -> i64 {
 fn check_fields(text: &str) -> std::result::Result<(), String> {
     let fields: Vec<&str> = text.split(' ').filter(|field| !field.is_empty()).collect();
     if !(5..=6).contains(&fields.len()) {
-        return Err(format!("it has {} fields", fields.len()));
+        return Err(format!("it has {}", words::count(fields.len() as u64, "field")));
     }
     for (field, (name, largest_step, words)) in fields.iter().rev().zip(FIELDS.iter().rev()) {
         for word in field.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()) {
@@ -267,7 +268,7 @@ mod tests {
             ("", "0 fields"),
             ("* * * *", "4 fields"),
             ("* * * * * * *", "7 fields"),
-            ("@reboot", "1 fields"),
+            ("@reboot", "1 field"),
             ("@ daily", "2 fields"),
             ("0 MON * * *", "\"MON\" has no meaning in the field for the hour"),
             ("0 0 * * JAN", "weekday"),

@@ -1,9 +1,11 @@
 //! Bad input: the error names the thing, the reason and the next step, the exit code fits, and nothing is half done.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::environment::TestHome;
+use crate::environment::{TestHome, said};
 
 #[test]
 fn a_malformed_spec_is_explained_and_creates_nothing() {
@@ -172,6 +174,64 @@ fn wrong_arguments_are_usage_errors() {
         assert_eq!(home.run(args).code, 2, "{args:?}");
     }
     let _ = home.run_with(("BACKUP_COMPRES", "zstd"), &["serve"]).fails(2, &["BACKUP_COMPRES", "BACKUP_COMPRESS"]);
+}
+
+#[test]
+fn values_out_of_range_and_folders_in_place_of_files_are_named() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    for (args, words) in [
+        (&["edit", "docs", "--keep-last", "-1"][..], &["'-1'", "--keep-last"][..]),
+        (&["config", "drill_days", "-1"], &["\"-1\" is not a number from 0"]),
+        (&["verify", "--threads", "100000"], &["100000", "1 to 256"]),
+        (&["verify", "--threads", "0"], &["'0'", "1 to 256"]),
+        (&["find", ""], &["glob is empty", "next:"]),
+        (&["list", "--db", "a"], &["a is a folder", "--db"]),
+        (&["rescan", "--from-copy", "a"], &["the copy a is not a file", "next:"]),
+        (&["-v", "list", "-q"], &["--quiet and --verbose"]),
+        (&["--json", "list", "--plain"], &["--json and --plain"]),
+    ] {
+        let _ = home.run(args).fails(2, words);
+    }
+    let _ = home.run(&["run", "-1"]).fails(10, &["there is no schedule \"-1\""]);
+    let _ = home.run(&["rescan", "--from-copy", "missing"]).fails(10, &["missing does not exist", "next:"]);
+    let said = home.run(&["start", "--import", "missing.txt"]).ok();
+    assert!(said.stderr.contains("missing.txt does not exist"), "{said:?}");
+}
+
+#[test]
+fn a_place_in_which_no_folder_can_be_created_is_an_error() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--home", "/proc/no"]).fails(1, &["/proc/no", "next:"]);
+    let _ = home.run(&["create", "a;09:00;docs"]).ok();
+    let listed = home.run(&["list", "--logs", "/proc/no/logs"]).ok();
+    assert!(listed.stderr.contains("warning: ") && listed.stderr.contains("/proc/no"), "{listed:?}");
+    let _ = home.run(&["run", "docs", "--backups", "/proc/no"]).fails(1, &["/proc/no"]);
+}
+
+#[test]
+fn archives_may_have_names_that_are_not_utf_8() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    let made = home.archive_files();
+    let name = OsStr::from_bytes(b"caf\xe9.tar");
+    fs::copy(home.path("backups/docs").join(&made[0]), home.path("").join(name)).unwrap();
+    for (words, printed) in [
+        (&["ls", "", "-l"][..], "a/file.txt"),
+        (&["cat", "", "a/file.txt"], "content of a"),
+        (&["verify", ""], "good: caf"),
+        (&["diff", "", "docs"], ""),
+        (&["diff", "docs", ""], ""),
+        (&["restore", "", "--to", "out"], ""),
+        (&["--json", "ls", ""], "\"a/file.txt\""),
+    ] {
+        let mut command = home.command(&[]);
+        command.args(words.iter().map(|word| if word.is_empty() { name } else { OsStr::new(word) }));
+        let said = said(&mut command).ok();
+        assert!(said.stdout.contains(printed), "{words:?}: {said:?}");
+    }
+    let missing = said(home.command(&["--json", "ls"]).arg(OsStr::from_bytes(b"./\xe9"))).fails(10, &["./\u{fffd}"]);
+    assert!(missing.json()["error"]["message"].is_string());
 }
 
 #[test]

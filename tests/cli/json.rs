@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -74,6 +74,27 @@ fn every_verb_prints_one_document_on_success_and_on_failure() {
             _ => assert!(!json(&home, good).ok().json().is_null(), "{verb}"),
         }
         error_of(&json(&home, wrong));
+    }
+}
+
+#[test]
+fn a_time_beyond_the_calendar_is_printed_in_every_zone() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    for (mtime, east, west) in [
+        ("9223372036854775", "9999-12-31T13:59:59+14:00", "9999-12-30T12:59:59-11:00"),
+        ("-9223372036854775", "0000-01-0", "0000-01-0"),
+    ] {
+        let option = format!("--pax-option=mtime:={mtime}");
+        let made = Command::new("tar").args([&option, "-cf", "odd.tar", "a"]).current_dir(home.dir.path()).status();
+        assert!(made.unwrap().success());
+        for (zone, shown) in [("Pacific/Kiritimati", east), ("Pacific/Pago_Pago", west)] {
+            let run = |words: &[&str]| home.run_with(("TZ", zone), words).ok();
+            let listed = run(&["--json", "ls", "./odd.tar"]).json();
+            assert!(listed[0]["modified"].as_str().unwrap().starts_with(shown), "{zone}: {listed}");
+            assert!(run(&["ls", "-l", "./odd.tar"]).stdout.contains("a/file.txt"));
+            assert!(run(&["--json", "diff", "./odd.tar", "docs"]).stdout.contains("time"));
+        }
     }
 }
 
