@@ -138,6 +138,20 @@ fn find_looks_in_all_archives_and_versions_groups_by_content() {
 }
 
 #[test]
+fn several_files_that_lie_apart_are_restored_by_their_names() {
+    let home = TestHome::with_sources(&["docs"]);
+    for name in 0..6 {
+        fs::write(home.path("docs").join(name.to_string()), vec![name; 1 << 20]).unwrap();
+    }
+    let _ = home.run(&["create", "docs;09:00;docs"]).ok();
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    let _ = home.run(&["restore", "docs", "docs/0", "docs/2", "docs/5", "--to", "out"]).ok();
+    let names = |folder: &str| fs::read_dir(home.path(folder)).unwrap().count();
+    assert_eq!(names("out/docs"), 3);
+    assert_eq!(fs::read(home.path("out/docs/5")).unwrap(), vec![5; 1 << 20]);
+}
+
+#[test]
 fn diff_lists_added_removed_and_changed_members() {
     let home = home_with_archives();
     let runs = docs_archives(&home);

@@ -47,10 +47,7 @@ impl BlockReader {
         loop {
             match self.content.read_exact(&mut bytes) {
                 Ok(()) => {}
-                Err(ReadError::End) if self.content.pass_jump() => {
-                    self.is_searching = false;
-                    continue;
-                }
+                Err(ReadError::End) if self.pass_jump() => continue,
                 Err(ReadError::End) if self.is_partial || self.is_searching => return Ok(None),
                 Err(ReadError::End) if self.has_begun => {
                     return Err(ReadError::Broken("it ends without end marks: it was cut off".to_owned()));
@@ -144,6 +141,13 @@ impl BlockReader {
         let count = self.data_left + self.padding;
         self.forget_data();
         self.content.skip(count)
+    }
+
+    /// Continues after a jump, where a member begins. Returns whether there was one.
+    pub fn pass_jump(&mut self) -> bool {
+        let is_jump = self.content.pass_jump();
+        self.is_searching &= !is_jump;
+        is_jump
     }
 
     /// Takes the next byte for the beginning of a header.

@@ -100,6 +100,8 @@ impl Members {
             let is_missing = was_in_data || !matches!(error, ReadError::End);
             return if is_missing { self.interrupted(error) } else { self.next() };
         }
+        // A member after chunks that are left out begins there, not where the last one ended.
+        self.entries.blocks.pass_jump();
         let (sequence, offset) = self.entries.blocks.content.position();
         let event = match self.entries.next_entry() {
             Ok(None) => return self.end(),
