@@ -95,7 +95,8 @@ impl Encoder {
         Ok(Encoder(match compression {
             Compression::None => EncoderKind::Plain,
             Compression::Gzip(level) => {
-                let level = CompressionLvl::new(i32::from(level)).map_err(|e| refused(format!("{e:?}")))?;
+                let level =
+                    CompressionLvl::new(i32::from(level)).map_err(|_| refused(format!("it has no level {level}")))?;
                 EncoderKind::Gzip(Compressor::new(level))
             }
             Compression::Zstd(level) => {

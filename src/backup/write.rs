@@ -9,6 +9,7 @@ use super::{Failure, Runner};
 use crate::durable::{PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Claim, Intent, RunCounts, Sealed};
+use crate::words::count;
 
 impl Runner {
     /// Writes the archive into a temporary file, which is removed if the returned handle is dropped, and its chunks
@@ -67,9 +68,9 @@ impl Runner {
         }
         match self.store.newest_good(row.id)? {
             Some(last) if last.extent.members > 1 => Err(Error::failed(format!(
-                "the source {} is empty, and its last archive held {} members",
+                "the source {} is empty, and its last archive held {}",
                 prepared.source.path.display(),
-                last.extent.members
+                count(last.extent.members, "member")
             ))
             .hint(format!("mount it; if it is meant to be empty, run `backup-manager accept {}`", row.schedule.name))),
             _ => Ok(()),

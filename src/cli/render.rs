@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::documents::FailureDocument;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-pub use crate::words::count;
+pub use crate::words::{bytes, count};
 
 /// A terminal with fewer columns gets tables of full width: fitted ones would be unreadable.
 const MIN_FITTED_COLUMNS: u16 = 40;
@@ -147,11 +147,6 @@ pub fn short_time(at: Timestamp, zone: &Tz) -> String {
 /// Returns a time for people, or a dash.
 pub fn short_time_or_dash(at: Option<Timestamp>, zone: &Tz) -> String {
     at.map_or_else(|| "-".to_owned(), |at| short_time(at, zone))
-}
-
-/// Returns a number of bytes for people.
-pub fn bytes(count: u64) -> String {
-    indicatif::HumanBytes(count).to_string()
 }
 
 /// Returns a duration for people, in its largest unit that is at least 2.

@@ -3,6 +3,7 @@
 use super::report::{Paths, Report};
 use crate::error::{Error, ErrorKind};
 use crate::member::MemberPath;
+use crate::words::count;
 
 /// Paths of each list that the error names; all are counted.
 const MAX_NAMED_PATHS: usize = 10;
@@ -46,8 +47,8 @@ impl Interruption {
     }
 }
 
-fn members(count: u64) -> String {
-    if count == 1 { "1 member".to_owned() } else { format!("{count} members") }
+fn members(number: u64) -> String {
+    count(number, "member")
 }
 
 fn names(paths: &Paths) -> String {

@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::import_export::TextFileState;
 use crate::store::StopRequest;
+use crate::words::count;
 
 impl Service {
     /// Serves until the service is asked to stop and all running work has ended.
@@ -112,7 +113,7 @@ impl Service {
         let started = self.runner.clock.monotonic();
         let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };
         let mut is_cancelled = false;
-        log::info!("stopping: {} runs under way", self.active.len());
+        log::info!("stopping: {} under way", count(self.active.len() as u64, "run"));
         while !self.active.is_empty() {
             let request = self.runner.store.stop_request(self.runner.row.uuid).unwrap_or(None);
             let is_over = self.runner.clock.monotonic().saturating_sub(started) >= grace;
