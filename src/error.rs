@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Incomplete,
     /// Verification found damage or a difference.
     Damage,
+    /// The database is damaged or lost. Not [`ErrorKind::Damage`]: it says nothing about an archive.
+    DatabaseDamage,
     /// The database, schedule, run, archive or member does not exist.
     NotFound,
     /// Another process has locked or claimed what is needed.
@@ -55,7 +57,7 @@ impl ErrorKind {
             ErrorKind::Failed | ErrorKind::Fenced | ErrorKind::DiskFull => 1,
             ErrorKind::Usage => 2,
             ErrorKind::Incomplete => 3,
-            ErrorKind::Damage => 4,
+            ErrorKind::Damage | ErrorKind::DatabaseDamage => 4,
             ErrorKind::NotFound => 10,
             ErrorKind::Busy => 11,
             ErrorKind::Interrupted => 130,

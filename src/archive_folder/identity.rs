@@ -116,6 +116,11 @@ pub fn record_use(home: &Home, store: &Store, now: Timestamp) {
     }
 }
 
+/// Returns whether the archive folder has an identity: a database has written archives there.
+pub fn has_identity(home: &Home) -> bool {
+    home.backups().join(IDENTITY).exists()
+}
+
 /// Returns whether the archive folder holds a copy of the database.
 pub fn has_database_copy(home: &Home) -> bool {
     let entries = fs::read_dir(home.backups().join(COPIES_FOLDER)).into_iter().flatten().flatten();
@@ -164,9 +169,10 @@ fn owner(home: &Home, store: &Store) -> Result<Owner> {
 fn foreign_folder(home: &Home, store: &Store, found: &Identity) -> Result<Error> {
     let hint = if found.is_in_use(home) {
         "use another folder: name it with --backups or BACKUP_DIR"
+    } else if holds_archive_of(home, store)? {
+        "it holds archives of this database: adopt it with `backup-manager rescan --adopt`"
     } else if store.has_archives()? {
-        "name the folder of this database with --backups or BACKUP_DIR; if the other database is lost for good, adopt \
-         this folder with `backup-manager rescan --adopt`"
+        "name the folder that holds the archives of this database with --backups or BACKUP_DIR"
     } else if has_database_copy(home) {
         "if that database is lost, restore its newest copy with `backup-manager rescan --from-copy`"
     } else if store.is_used()? {
@@ -183,8 +189,7 @@ fn foreign_folder(home: &Home, store: &Store, found: &Identity) -> Result<Error>
 /// holds one of them.
 fn missing_identity(home: &Home, store: &Store) -> Result<Error> {
     let folder = home.backups();
-    let holds_ours = store.archives(None)?.iter().any(|archive| folder.join(&archive.file_name).exists());
-    let (what, hint) = if holds_ours {
+    let (what, hint) = if holds_archive_of(home, store)? {
         ("has lost its identity", "it holds archives of this database: adopt it with `backup-manager rescan --adopt`")
     } else {
         (
@@ -193,6 +198,11 @@ fn missing_identity(home: &Home, store: &Store) -> Result<Error> {
         )
     };
     Ok(Error::failed(format!("the archive folder {} {what}: {IDENTITY} is missing in it", folder.display())).hint(hint))
+}
+
+/// Returns whether the folder holds the file of an archive of this database.
+fn holds_archive_of(home: &Home, store: &Store) -> Result<bool> {
+    Ok(store.archives(None)?.iter().any(|archive| home.backups().join(&archive.file_name).exists()))
 }
 
 /// Returns the identity in the folder; `None` if it has none or an unreadable one.

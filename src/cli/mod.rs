@@ -51,9 +51,11 @@ use std::sync::{Arc, Once};
 use chrono_tz::Tz;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::archive_folder;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{Home, HomeOptions, with_suffix};
+use crate::maintenance;
 use crate::owner;
 use crate::schedule::{self, ServiceZone, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
@@ -261,11 +263,20 @@ impl Context {
         self.clock.now()
     }
 
-    /// Opens the database, which must exist, and logs the verb.
+    /// Opens the database, which must exist, and logs the verb, unless a monitor calls it.
     pub fn open(&self) -> Result<Store> {
         let store = self.open_store(Access::Existing)?;
-        self.log_verb();
+        if !self.is_monitoring() {
+            self.log_verb();
+        }
         Ok(store)
+    }
+
+    /// Returns whether the command is one that monitors call again and again: `status`, or what only reads and prints
+    /// JSON. Its lines would fill the log.
+    fn is_monitoring(&self) -> bool {
+        const READING: [&str; 5] = ["list", "show", "next", "history", "backups"];
+        self.verb == "status" || self.format == Format::Json && READING.contains(&self.verb.as_str())
     }
 
     /// Opens the database, which is created and reported if it does not exist, and logs the verb.
@@ -286,7 +297,18 @@ impl Context {
                 .hint("name a file with --db, or the folder of the database with --home"));
         }
         let bootstrap = Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
-        Store::open(self.home.db(), &bootstrap)
+        Store::open(self.home.db(), &bootstrap).map_err(|error| {
+            let is_lost = error.kind() == ErrorKind::NotFound && archive_folder::has_identity(&self.home);
+            if is_lost { error.hint(maintenance::recovery_step(&self.home)) } else { error }
+        })
+    }
+
+    /// Adds the way out to the error of a damaged database, unless it has one.
+    pub fn with_recovery_step(&self, error: Error) -> Error {
+        match (error.kind(), error.next_step()) {
+            (ErrorKind::DatabaseDamage, None) => error.hint(maintenance::recovery_step(&self.home)),
+            _ => error,
+        }
     }
 
     fn log_verb(&self) {
@@ -366,7 +388,8 @@ fn run_command_line(is_json: bool) -> Result<u8> {
         Ok((Cli::from_arg_matches(&matches)?, matches.subcommand_name().unwrap_or_default().to_owned()))
     });
     match parsed {
-        Ok((cli, verb)) => Context::new(&verb, &cli.global).and_then(|context| dispatch(&context, cli.command)),
+        Ok((cli, verb)) => Context::new(&verb, &cli.global)
+            .and_then(|context| dispatch(&context, cli.command).map_err(|error| context.with_recovery_step(error))),
         Err(error) => {
             // Help is printed to stdout with exit code 0. A closed pipe is no error.
             let _ = error.print();

@@ -132,7 +132,8 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     loop {
         match serve(context, args, &events, &sender) {
             // If it ended now, its supervisor would restart it again and again, with the same result.
-            Err(error) if error.kind() == ErrorKind::Damage && !args.detached => {
+            Err(error) if error.kind() == ErrorKind::DatabaseDamage && !args.detached => {
+                let error = context.with_recovery_step(error);
                 super::report(&error);
                 log::error!("waiting for the database to be repaired: {}", error.next_step().unwrap_or_default());
                 if matches!(events.recv_timeout(DAMAGED_DATABASE_RETRY_INTERVAL), Ok(Event::Stop)) {

@@ -83,14 +83,20 @@ fn copies(home: &Home) -> Result<Vec<PathBuf>> {
 
 /// Restores the database from `copy`, or from the newest copy that is intact. The previous database is renamed.
 ///
-/// Errors: `NotFound` if there is no copy; `Busy` while another process has the database open; `Damage` if the copy is
-/// damaged. In these cases nothing is changed.
+/// Errors: `NotFound` if there is no copy; `Busy` while another process has the database open; `DatabaseDamage` if the
+/// copy is damaged. In these cases nothing is changed.
 pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<RestoredDatabase> {
     let copy = match copy {
         Some(path) => {
             fs::metadata(path)
                 .map_err(|e| Error::not_found(format!("there is no copy {}", path.display())).because(e))?;
-            store::check_copy(path)?;
+            store::check_copy(path).map_err(|error| {
+                let is_beside = path.parent().is_some_and(|folder| folder.ends_with(COPIES_FOLDER));
+                error.hint(match archive_folder::has_database_copy(home) && !is_beside {
+                    true => recovery_step(home),
+                    false => rebuild_step(home),
+                })
+            })?;
             path.to_owned()
         }
         None => newest_intact_copy(home, now)?,
@@ -137,13 +143,29 @@ fn newest_intact_copy(home: &Home, now: Timestamp) -> Result<PathBuf> {
             Err(error) => newest_error = newest_error.or(Some(error)),
         }
     }
-    Err(newest_error.unwrap_or_else(|| {
-        Error::not_found(format!(
-            "there is no copy of the database in {}",
-            home.backups().join(COPIES_FOLDER).display()
-        ))
-        .hint("rebuild the catalog from the archives: `backup-manager rescan`")
-    }))
+    let error = newest_error.unwrap_or_else(|| {
+        let folder = home.backups().join(COPIES_FOLDER);
+        Error::not_found(format!("there is no copy of the database in {}", folder.display()))
+    });
+    Err(error.hint(rebuild_step(home)))
+}
+
+/// Returns the command that brings back a database that is damaged or lost.
+pub fn recovery_step(home: &Home) -> String {
+    match archive_folder::has_database_copy(home) {
+        true => "restore its newest copy with `backup-manager rescan --from-copy`".to_owned(),
+        false => rebuild_step(home),
+    }
+}
+
+/// Returns the commands that bring back a database of which there is no intact copy.
+fn rebuild_step(home: &Home) -> String {
+    let rescan = "rebuild it from the archives with `backup-manager rescan`";
+    let db = home.db().display();
+    match fs::symlink_metadata(home.db()) {
+        Ok(_) => format!("move {db}, {db}-wal and {db}-shm to another folder, then {rescan}"),
+        Err(_) => rescan.to_owned(),
+    }
 }
 
 /// Renames the database together with its journals, since a journal must never be applied to another database. Returns

@@ -10,4 +10,4 @@ pub mod retention;
 pub mod verify;
 
 pub use daily::{Intervals, MaintenanceContext, MaintenanceReport, run_maintenance};
-pub use database_copies::{RestoredDatabase, copy_database, restore_database_copy};
+pub use database_copies::{RestoredDatabase, copy_database, recovery_step, restore_database_copy};

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::str::FromStr;
 
 use rusqlite::{Connection, OptionalExtension};
-use rustix::fs::{FlockOperation, OFlags, flock, statfs};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use uuid::Uuid;
 
-use super::connection::{RECOVERY_OPTIONS, configure, database_error};
+use super::connection::{configure, database_error};
+use super::file_system::refuse_network;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, with_suffix};
 use crate::owner::{self, Owner};
@@ -70,6 +71,11 @@ impl Bootstrap {
         let lock = self.open_lock(path)?;
         share(&lock, path)?;
         if let Some(identity) = self.current(path, &lock)? {
+            // A process killed at the very end of a creation leaves the mark. With it, this database would count as
+            // new if it lost its content. Who may not write the lock file leaves it to the next process.
+            if is_creating(&lock, path)? {
+                let _ = mark_creating(&lock, b"");
+            }
             return Ok((lock, identity));
         }
         self.migrate_exclusively(path, &lock)?;
@@ -250,8 +256,7 @@ fn mark_creating(lock: &File, mark: &[u8]) -> io::Result<()> {
 }
 
 fn emptied(path: &Path) -> Error {
-    Error::new(ErrorKind::Damage, format!("the database {} is empty: its content was lost", path.display()))
-        .hint(RECOVERY_OPTIONS)
+    Error::new(ErrorKind::DatabaseDamage, format!("the database {} is empty: its content was lost", path.display()))
 }
 
 fn unwritable(path: &Path, cause: Error) -> Error {
@@ -292,10 +297,9 @@ fn opening_fault(path: &Path, error: rusqlite::Error) -> Error {
     match error.sqlite_error_code() {
         // If its first page is overwritten, only the folder of workers beside it shows that it was ours.
         Some(rusqlite::ErrorCode::NotADatabase) if with_suffix(path, ".workers").exists() => Error::new(
-            ErrorKind::Damage,
+            ErrorKind::DatabaseDamage,
             format!("{} is no longer a database of backup-manager: it is damaged", path.display()),
-        )
-        .hint(RECOVERY_OPTIONS),
+        ),
         Some(rusqlite::ErrorCode::NotADatabase) => foreign(path),
         _ => database_error(path, error),
     }
@@ -310,37 +314,6 @@ fn refuse_old_sqlite(version: i32) -> Result<()> {
         "this program was built with SQLite {major}.{minor}.{patch}, which can lose data when several processes write"
     ))
     .hint("build it with the bundled SQLite (3.51.3 or newer)"))
-}
-
-/// Refuses network and FUSE file systems, which do not support the shared memory and the locks that WAL needs.
-fn refuse_network(path: &Path) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    let kind = statfs(folder).map_err(io::Error::from).map_err(Error::io("determine the file system of", folder))?;
-    match network_name(kind.f_type as u64 & 0xFFFF_FFFF) {
-        None => Ok(()),
-        Some(name) => Err(Error::failed(format!(
-            "the database {} would be stored on {name}, where SQLite cannot protect it from damage",
-            path.display()
-        ))
-        .hint("put it on a local disk or a named volume with --db or BACKUP_DB; the archives need not be moved")),
-    }
-}
-
-/// Returns the name of a network or FUSE file system by its magic number (linux/magic.h and the file systems' own
-/// sources).
-fn network_name(magic: u64) -> Option<&'static str> {
-    Some(match magic {
-        0x6969 => "NFS",
-        0x517B | 0xFF53_4D42 | 0xFE53_4D42 => "SMB",
-        0x6573_5546 => "FUSE or virtiofs",
-        0x0102_1997 => "9p",
-        0x00C3_6400 => "Ceph",
-        0x5346_414F => "AFS",
-        0x0BD0_0BD0 => "Lustre",
-        0x0116_1970 => "GFS2",
-        0x7461_636F => "OCFS2",
-        _ => return None,
-    })
 }
 
 #[cfg(test)]
@@ -364,6 +337,19 @@ mod tests {
             drop(Store::open(&path, &CREATE).unwrap());
             assert_eq!(fs::read(with_suffix(&path, ".lock")).unwrap(), b"", "it is complete");
         }
+    }
+
+    #[test]
+    fn a_mark_left_at_the_end_of_a_creation_does_not_make_an_emptied_database_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup.db");
+        drop(Store::open(&path, &CREATE).unwrap());
+        let lock = with_suffix(&path, ".lock");
+        fs::write(&lock, CREATING).unwrap();
+        drop(Store::open(&path, &EXISTING).unwrap());
+        assert_eq!(fs::read(&lock).unwrap(), b"", "the creation was complete");
+        fs::write(&path, "").unwrap();
+        assert_eq!(Store::open(&path, &CREATE).unwrap_err().kind(), ErrorKind::DatabaseDamage);
     }
 
     #[test]
@@ -425,15 +411,13 @@ mod tests {
         fs::write(&damaged, &bytes).unwrap();
         let error = Store::open(&damaged, &CREATE).unwrap_err();
         assert!(error.to_string().contains("is damaged"), "{error}");
-        assert!(error.next_step().is_some());
+        assert_eq!(error.kind(), ErrorKind::DatabaseDamage);
     }
 
     #[test]
-    fn old_libraries_and_network_file_systems_are_refused() {
+    fn old_libraries_are_refused() {
         assert!(refuse_old_sqlite(3_051_002).is_err());
         assert!(refuse_old_sqlite(rusqlite::version_number()).is_ok(), "the bundled one is new enough");
-        assert_eq!(network_name(0x6969), Some("NFS"));
-        assert_eq!(network_name(0xEF53), None, "ext4");
     }
 
     #[test]

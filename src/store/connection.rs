@@ -9,10 +9,6 @@ use crate::error::{Error, ErrorKind};
 
 /// How long a connection waits for the write lock of another.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Hint for a database that is damaged or was removed.
-pub(super) const RECOVERY_OPTIONS: &str = "archives are plain tar files and stay whole; restore the newest copy of \
-     the database with `backup-manager rescan --from-copy`, or move it aside (with -wal and -shm) and rebuild it from \
-     the archives with `backup-manager rescan`";
 
 /// Applies the settings of a connection and reads each back: SQLite ignores a misspelt or refused PRAGMA silently.
 pub(super) fn configure(connection: &mut Connection) -> rusqlite::Result<()> {
@@ -35,7 +31,8 @@ pub(super) fn configure(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Converts an error of SQLite into one that names the database and a way out.
+/// Converts an error of SQLite into one that names the database and a way out, which for a damaged one depends on what
+/// lies beside the archives and is added by the command.
 pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> Error {
     let name = path.display();
     let (kind, message, hint) = match error.sqlite_error_code() {
@@ -53,7 +50,7 @@ pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> Error {
             "run as the user that owns it, or make its folder writable",
         ),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            (ErrorKind::Damage, format!("the database {name} is damaged"), RECOVERY_OPTIONS)
+            return Error::new(ErrorKind::DatabaseDamage, format!("the database {name} is damaged")).because(error);
         }
         _ => return Error::failed(format!("the database {name}")).because(error),
     };

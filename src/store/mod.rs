@@ -31,6 +31,7 @@ mod catalog;
 mod claims;
 mod connection;
 mod enqueue;
+mod file_system;
 mod maintenance;
 mod members;
 mod pending_archives;
@@ -51,12 +52,12 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
-use connection::{BUSY_TIMEOUT, RECOVERY_OPTIONS, configure, database_error};
+use crate::error::{Error, ErrorKind, Result};
+use connection::{BUSY_TIMEOUT, configure, database_error};
 
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
-pub use maintenance::{Drill, Task, check_copy, copy_with_journal};
+pub use maintenance::{Drill, Task, TaskState, check_copy, copy_with_journal};
 pub use settings::Imported;
 pub use types::*;
 pub use workers::{Role, StopRequest, WorkerRow};
@@ -82,8 +83,8 @@ impl Store {
     /// Opens the database, creates it first if `access` allows that, and migrates it to this program's schema.
     ///
     /// Errors: `NotFound` if it does not exist; `Busy` if it needs a migration and other processes have it open;
-    /// `Failed` for a newer or foreign database and for one on a network or FUSE file system; `Damage` for a damaged
-    /// one.
+    /// `Failed` for a newer or foreign database and for one on a network or FUSE file system; `DatabaseDamage` for a
+    /// damaged one.
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
         let file_id = file_id_of(path).map_err(Error::io("find the database", path))?;
@@ -119,8 +120,12 @@ impl Store {
 
     fn connection(&self) -> Result<PooledConnection> {
         if !self.is_in_place() {
-            return Err(Error::failed(format!("the database {} was removed or replaced", self.path.display()))
-                .hint(RECOVERY_OPTIONS));
+            let name = self.path.display();
+            return Err(match self.path.exists() {
+                true => Error::failed(format!("the database {name} was replaced by another one"))
+                    .hint("run the command again: it uses that one"),
+                false => Error::new(ErrorKind::DatabaseDamage, format!("the database {name} was removed")),
+            });
         }
         self.pool
             .get()

@@ -212,7 +212,7 @@ fn damage_database(home: &TestHome) -> Vec<u8> {
 }
 
 #[test]
-fn a_damaged_database_names_both_remedies_and_a_copy_repairs_it() {
+fn a_damaged_database_names_its_remedy_and_a_copy_repairs_it() {
     let home = home_with_history();
     let copy = make_copy(&home);
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
@@ -224,7 +224,8 @@ fn a_damaged_database_names_both_remedies_and_a_copy_repairs_it() {
     let _ = home.run(&["list"]).fails(4, &["no longer a database of backup-manager", "rescan --from-copy"]);
     fs::write(home.path("backup.db"), whole).unwrap();
     let damaged = damage_database(&home);
-    let _ = home.run(&["list"]).fails(4, &["is damaged", "rescan --from-copy", "`backup-manager rescan`"]);
+    let said = home.run(&["list"]).fails(4, &["is damaged", "`backup-manager rescan --from-copy`"]);
+    assert!(!said.stderr.contains("`backup-manager rescan`"), "one way out: {said:?}");
     let _ = home.run(&["start"]).fails(4, &["is damaged"]);
 
     // A service in the foreground waits and does not end again and again.
@@ -236,7 +237,8 @@ fn a_damaged_database_names_both_remedies_and_a_copy_repairs_it() {
     drop(service);
 
     fs::write(home.path("nonsense.db"), "no database").unwrap();
-    let _ = home.run(&["rescan", "--from-copy", "nonsense.db"]).fails(4, &["nonsense.db"]);
+    let said = home.run(&["rescan", "--from-copy", "nonsense.db"]);
+    let _ = said.fails(4, &["nonsense.db", "`backup-manager rescan --from-copy`"]);
     assert_eq!(fs::read(home.path("backup.db")).unwrap(), damaged, "nothing was changed");
     let _ = home.run(&["rescan", "--from-copy"]).ok();
     assert_eq!(facts(&home), before, "with what was made since the copy");
@@ -249,6 +251,32 @@ fn a_damaged_database_names_both_remedies_and_a_copy_repairs_it() {
     let _ = home.run(&["rescan", "--from-copy"]).ok();
     assert_eq!(facts(&home), before);
     let _ = home.run(&["verify"]).ok();
+}
+
+#[test]
+fn without_a_copy_a_damaged_or_lost_database_is_rebuilt_from_the_archives() {
+    let home = home_with_history();
+    let before = facts(&home);
+    damage_database(&home);
+    let database = home.path("backup.db").display().to_string();
+    let said = home.run(&["list"]).fails(4, &["is damaged", &format!("move {database}, "), "`backup-manager rescan`"]);
+    assert!(!said.stderr.contains("--from-copy"), "there is no copy: {said:?}");
+    let _ = home.run(&["rescan", "--from-copy"]).fails(10, &["there is no copy", &format!("move {database}, ")]);
+    // As it was advised.
+    lose_database(&home);
+    let said = home.run(&["list"]).fails(10, &["there is no database", "rebuild it from the archives"]);
+    assert!(said.stderr.contains("`backup-manager rescan`") && !said.stderr.contains("create"), "{said:?}");
+    let _ = home.run(&["rescan"]).ok();
+    assert_eq!(facts(&home), before);
+    // Now there is a copy, which is newer than nothing, and it is advised as long as it is intact.
+    lose_database(&home);
+    let _ = home.run(&["list"]).fails(10, &["`backup-manager rescan --from-copy`"]);
+    let copies = fs::read_dir(home.path("backups/.database")).unwrap().flatten();
+    copies.for_each(|copy| fs::write(copy.path(), "damaged").unwrap());
+    let said = home.run(&["rescan", "--from-copy"]).fails(4, &["is damaged", "`backup-manager rescan`"]);
+    assert!(!said.stderr.contains("--from-copy"), "no copy is intact: {said:?}");
+    // A folder in which there never was a database.
+    let _ = TestHome::new().run(&["list"]).fails(10, &["create one with `backup-manager create`"]);
 }
 
 #[test]
