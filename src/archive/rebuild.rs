@@ -28,14 +28,19 @@ pub fn read_records(
     threads: usize,
     put: &mut dyn FnMut(CatalogChunk) -> Result<()>,
 ) -> Result<()> {
-    let mut chunks = Vec::new();
+    let mut found = MembersByChunk::new(&archive, trailer, threads)?;
+    let mut reader = ChunkReader::new(&archive)?;
+    let mut content = Buffer::new();
     for chunk in trailer.entries(archive.file()) {
-        chunks.push(chunk.map_err(Error::io("read the trailer of", archive.path()))?);
-    }
-    let digests = content_digests(&archive, &chunks)?;
-    let mut found = MembersByChunk::new(&archive, &chunks, threads);
-    for (chunk, content_digest) in chunks.iter().zip(digests) {
-        let chunk = Chunk { content_digest: Some(content_digest), ..*chunk };
+        let chunk = chunk.map_err(Error::io("read the trailer of", archive.path()))?;
+        let content_digest = if archive.codec() == Codec::Plain {
+            // The same as the stored digest, and the bytes are compared with it when the members are read.
+            chunk.stored_digest
+        } else {
+            reader.read(&chunk, &mut content)?;
+            *blake3::hash(&content).as_bytes()
+        };
+        let chunk = Chunk { content_digest: Some(content_digest), ..chunk };
         let members = found.in_chunk(&chunk)?.into_iter().map(MemberRecord::New).collect();
         put(CatalogChunk { chunk, read_started, record: ChunkRecord::New { members } })?;
     }
@@ -46,10 +51,8 @@ pub fn read_records(
 pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option<Vec<u8>>> {
     let failed = Error::io("read the trailer of", archive.path());
     let Some(first) = trailer.entries(archive.file()).next().transpose().map_err(failed)? else { return Ok(None) };
-    let (mut stored, mut content) = (Buffer::new(), Buffer::new());
-    let mut decoder = Decoder::new(archive.codec())?;
-    decode(archive, &mut decoder, &first, &mut stored, &mut content)?;
-    let text = if archive.codec() == Codec::Plain { &stored } else { &content };
+    let mut text = Buffer::new();
+    ChunkReader::new(archive)?.read(&first, &mut text)?;
     // One header block, then the pax records: "LENGTH comment=VALUE\n".
     let records = text.get(super::block::BLOCK_BYTES..).unwrap_or_default();
     let key = b" comment=";
@@ -59,40 +62,33 @@ pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option
     Ok(value.map(<[u8]>::to_vec))
 }
 
-fn content_digests(archive: &ArchiveReader, chunks: &[Chunk]) -> Result<Vec<[u8; 32]>> {
-    if archive.codec() == Codec::Plain {
-        // The stored digests are the same, and the bytes are compared with them when the members are read.
-        return Ok(chunks.iter().map(|chunk| chunk.stored_digest).collect());
-    }
-    let (mut stored, mut content) = (Buffer::new(), Buffer::new());
-    let mut decoder = Decoder::new(archive.codec())?;
-    chunks
-        .iter()
-        .map(|chunk| {
-            decode(archive, &mut decoder, chunk, &mut stored, &mut content)?;
-            Ok(*blake3::hash(&content).as_bytes())
-        })
-        .collect()
+/// Reads and decodes single chunks of an archive file.
+pub struct ChunkReader<'a> {
+    archive: &'a ArchiveReader,
+    decoder: Decoder,
+    stored: Buffer,
 }
 
-fn decode(
-    archive: &ArchiveReader,
-    decoder: &mut Decoder,
-    chunk: &Chunk,
-    stored: &mut Buffer,
-    content: &mut Buffer,
-) -> Result<()> {
-    stored.clear();
-    content.clear();
-    archive.read_stored(chunk.offset, chunk.stored_length, stored)?;
-    if blake3::hash(stored) != chunk.stored_digest {
-        let (path, sequence) = (archive.path().display(), chunk.sequence);
-        return Err(Error::new(ErrorKind::Damage, format!("{path} is damaged in chunk {sequence}")));
+impl<'a> ChunkReader<'a> {
+    /// Returns a reader of the chunks of an archive file.
+    pub fn new(archive: &'a ArchiveReader) -> Result<ChunkReader<'a>> {
+        Ok(ChunkReader { archive, decoder: Decoder::new(archive.codec())?, stored: Buffer::new() })
     }
-    if archive.codec() == Codec::Plain {
-        return Ok(());
+
+    /// Replaces `content` by the bytes of tar in a chunk.
+    ///
+    /// Errors: `Damage` if the stored bytes are not those that were written, or do not decode.
+    pub fn read(&mut self, chunk: &Chunk, content: &mut Buffer) -> Result<()> {
+        let ChunkReader { archive, decoder, stored } = self;
+        content.clear();
+        stored.clear();
+        archive.read_stored(chunk.offset, chunk.stored_length, stored)?;
+        if blake3::hash(stored) != chunk.stored_digest {
+            let (path, sequence) = (archive.path().display(), chunk.sequence);
+            return Err(Error::new(ErrorKind::Damage, format!("{path} is damaged in chunk {sequence}")));
+        }
+        decoder.decode(stored, chunk.content_length, content)
     }
-    decoder.decode(stored, chunk.content_length, content)
 }
 
 /// A member, the chunk in which its entry begins, and its offset there.
@@ -112,16 +108,20 @@ struct MembersByChunk {
 }
 
 impl MembersByChunk {
-    fn new(archive: &Arc<ArchiveReader>, chunks: &[Chunk], threads: usize) -> Self {
-        let planned: Vec<_> = chunks.iter().map(|chunk| Ok(PlannedChunk { chunk: *chunk, is_jump: false })).collect();
-        let plan: Plan = Box::new(planned.into_iter());
+    fn new(archive: &Arc<ArchiveReader>, trailer: &Trailer, threads: usize) -> Result<Self> {
+        let file = archive.file().try_clone().map_err(Error::io("open", archive.path()))?;
+        let path = archive.path().to_owned();
+        let plan: Plan = Box::new(trailer.entries(file).map(move |chunk| {
+            let chunk = chunk.map_err(Error::io("read the trailer of", &path))?;
+            Ok(PlannedChunk { chunk, is_jump: false })
+        }));
         let members = Members::new(Content::chunks(Arc::clone(archive), plan, threads));
-        MembersByChunk {
+        Ok(MembersByChunk {
             members,
             next_chunk: None,
             buffer: vec![0; 1 << 17],
             name: archive.path().display().to_string(),
-        }
+        })
     }
 
     fn in_chunk(&mut self, chunk: &Chunk) -> Result<Vec<CatalogMember>> {

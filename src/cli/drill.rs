@@ -107,12 +107,10 @@ fn drill_schedule(
     let result = drill::drill(&context.home, store, row, &drill_context);
     observer.finish();
     let outcome = result?;
-    let run = outcome.run;
+    let run = outcome.archive.run;
     let passed = outcome.differences.is_empty();
     if passed {
-        let size = render::bytes(outcome.content_bytes);
-        let files = render::count(outcome.files, "file");
-        let text = format!("{name}: @{run} restored and compared, {size} in {files}");
+        let text = format!("{name}: @{run} restored and compared, {}", outcome.describe());
         log::info!("{text}");
         if context.format != Format::Json && !context.quiet {
             render::print_line(&text)?;
@@ -127,8 +125,8 @@ fn drill_schedule(
         name: name.to_owned(),
         run,
         passed,
-        files: outcome.files,
-        content_bytes: outcome.content_bytes,
+        files: outcome.extent.files,
+        content_bytes: outcome.extent.content_bytes,
         differences: outcome.differences,
     })
 }
