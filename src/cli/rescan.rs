@@ -63,7 +63,11 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
         context.warn(&format!("the database was not copied: {error}"));
     }
     print_report(context, &report, restored_copy.as_ref())?;
-    Ok(if report.damaged.is_empty() { 0 } else { ErrorKind::Damage.exit_code() })
+    Ok(match (report.damaged.is_empty(), report.unreadable.is_empty()) {
+        (false, _) => ErrorKind::Damage.exit_code(),
+        (true, false) => ErrorKind::Incomplete.exit_code(),
+        (true, true) => 0,
+    })
 }
 
 /// What `rescan --json` prints.
@@ -79,7 +83,9 @@ struct RescanDocument<'a> {
     missing: &'a [String],
     /// Files that this program did not write.
     foreign: Vec<String>,
-    damaged: Vec<DamagedDocument<'a>>,
+    damaged: Vec<FileDocument<'a>>,
+    /// Files and folders that may hold archives and cannot be read.
+    unreadable: Vec<FileDocument<'a>>,
     /// `restored_copy`: the copy of the database that was restored first; only with `--from-copy`.
     #[serde(flatten)]
     restored_copy: Option<PathFields>,
@@ -88,10 +94,15 @@ struct RescanDocument<'a> {
     previous_database: Option<PathFields>,
 }
 
+/// A file or folder that was not added to the catalog.
 #[derive(Serialize)]
-struct DamagedDocument<'a> {
+struct FileDocument<'a> {
     path: String,
     reason: &'a str,
+}
+
+fn file_documents(files: &[(PathBuf, String)]) -> Vec<FileDocument<'_>> {
+    files.iter().map(|(path, reason)| FileDocument { path: path.display().to_string(), reason }).collect()
 }
 
 fn path_fields(key: &'static str, path: &Path) -> PathFields {
@@ -100,8 +111,7 @@ fn path_fields(key: &'static str, path: &Path) -> PathFields {
 
 fn print_report(context: &Context, report: &RescanReport, copy: Option<&RestoredDatabase>) -> Result<()> {
     let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-    let damaged: Vec<(String, &String)> =
-        report.damaged.iter().map(|(path, why)| (path.display().to_string(), why)).collect();
+    let (damaged, unreadable) = (file_documents(&report.damaged), file_documents(&report.unreadable));
     if context.format == Format::Json {
         return render::print_json(&RescanDocument {
             schedules: &report.schedules,
@@ -109,7 +119,8 @@ fn print_report(context: &Context, report: &RescanReport, copy: Option<&Restored
             known: report.known,
             missing: &report.missing,
             foreign: paths(&report.foreign),
-            damaged: damaged.into_iter().map(|(path, reason)| DamagedDocument { path, reason }).collect(),
+            damaged,
+            unreadable,
             restored_copy: copy.map(|copy| path_fields("restored_copy", &copy.copy)),
             previous_database: copy
                 .and_then(|copy| copy.previous.as_deref())
@@ -123,7 +134,9 @@ fn print_report(context: &Context, report: &RescanReport, copy: Option<&Restored
     report.added.iter().for_each(|name| text += &format!("added {name}\n"));
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
     paths(&report.foreign).iter().for_each(|path| text += &format!("not ours, left unchanged: {path}\n"));
-    damaged.iter().for_each(|(path, why)| text += &format!("damaged, left unchanged: {path}: {why}\n"));
+    for (what, files) in [("damaged, left unchanged", damaged), ("cannot be read", unreadable)] {
+        files.iter().for_each(|file| text += &format!("{what}: {}: {}\n", file.path, file.reason));
+    }
     text += &format!(
         "{} added, {} known before\n",
         render::count(report.added.len() as u64, "archive"),

@@ -26,9 +26,11 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::progress::Observer;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, ScheduleName};
 use crate::store::{FoundArchive, Health, Store, Watermark};
 
+/// The folder of a file system in which `fsck` puts what it finds. Only root can read it.
+const LOST_FOUND: &str = "lost+found";
 /// Approximate number of rows written in one transaction.
 const BATCH_ROWS: usize = 5_000;
 
@@ -47,6 +49,8 @@ pub struct RescanReport {
     pub foreign: Vec<PathBuf>,
     /// Damaged files with names of ours, and the damage: left alone.
     pub damaged: Vec<(PathBuf, String)>,
+    /// Files and folders that may hold archives of ours and cannot be read, and why.
+    pub unreadable: Vec<(PathBuf, String)>,
 }
 
 /// The comment in the pax global header of an archive.
@@ -71,8 +75,8 @@ struct Candidate {
 /// Rebuilds the catalog from the archive folder, which must already belong to this database: see
 /// [`archive_folder::adopt`].
 ///
-/// Errors: `Interrupted` after `cancel`; `Failed` if the folder is not ours or cannot be read, or if the database
-/// cannot be written.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the folder is not ours or cannot be read itself, or if the
+/// database cannot be written.
 pub fn rescan(
     home: &Home,
     store: &Store,
@@ -122,7 +126,18 @@ fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Res
             report.foreign.push(folder);
             continue;
         }
-        for path in entries_of(&folder)? {
+        let entries = match entries_of(&folder) {
+            Ok(entries) => entries,
+            Err(_) if name == LOST_FOUND || ScheduleName::parse(&name).is_err() => {
+                report.foreign.push(folder);
+                continue;
+            }
+            Err(error) => {
+                report.unreadable.push((folder, error.to_string()));
+                continue;
+            }
+        };
+        for path in entries {
             let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let file_name = format!("{name}/{file}");
             if store.has_archive_file(&file_name)? {
@@ -132,7 +147,8 @@ fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Res
             match inspect_file(&path, &name, file_name) {
                 Ok(Some(candidate)) => candidates.push(candidate),
                 Ok(None) => report.foreign.push(path),
-                Err(error) => report.damaged.push((path, error.to_string())),
+                Err(error) if error.kind() == ErrorKind::Damage => report.damaged.push((path, error.to_string())),
+                Err(error) => report.unreadable.push((path, error.to_string())),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `rescan` and the archive folder as a whole: many archives, older databases, folders of other homes.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -191,14 +192,49 @@ fn a_rescan_copies_the_database() {
 }
 
 #[test]
-fn a_restore_test_of_all_continues_after_a_schedule_that_cannot_be_tested() {
+fn a_restore_test_continues_after_a_schedule_that_cannot_be_tested() {
     let home = TestHome::with_sources(&["docs", "photos"]);
-    fs::write(home.path("docs/large"), vec![7; 3 << 20]).unwrap();
-    fs::remove_file(home.path("docs/file.txt")).unwrap();
+    fs::write(home.path("photos/large"), vec![7; 3 << 20]).unwrap();
     let _ = home.run(&["create", "docs;09:00;docs"]).ok();
     let _ = home.run(&["create", "photos;09:00;photos"]).ok();
-    let _ = home.run(&["run", "--all", "-q"]).ok();
-    let said = home.run(&["drill", "--size", "1"]).fails(1, &["docs: no restore test"]);
-    assert!(said.stdout.contains("photos: @2 restored and compared"), "{said:?}");
+    let status = home.run(&["status"]);
+    assert!(!status.stdout.contains("restore test"), "there is nothing to restore: {status:?}");
+    let _ = home.run(&["run", "photos", "-q"]).ok();
+    let status = home.run(&["status"]);
+    assert!(status.stdout.contains("no restore test yet"), "{status:?}");
+    let said = home.run(&["drill", "docs", "photos", "--size", "1"]).fails(10, &["docs: no restore test"]);
+    assert!(said.stdout.contains("photos: @1 restored and compared"), "{said:?}");
+    assert!(said.stdout.contains("of photos/large a part of"), "{said:?}");
+    assert!(home.run(&["status"]).stdout.contains("restore test passed"));
     assert_eq!(fs::read_dir(home.path("backups/.scratch")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_a_rescan_may_not_read_is_named_and_not_called_damaged() {
+    let (home, archive) = home_with_archive();
+    let folder = |name: &str| {
+        fs::create_dir(home.path("backups").join(name)).unwrap();
+        home.path("backups").join(name)
+    };
+    let (lost_found, other) = (folder("lost+found"), folder("photos"));
+    lose_database(&home);
+    let _ = home.run_unprivileged(&["rescan"]).ok();
+    lose_database(&home);
+    for path in [&archive, &lost_found, &other] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+    }
+    let said = home.run_unprivileged(&["--json", "rescan"]);
+    assert_eq!(said.code, 3, "{said:?}");
+    let document = said.json();
+    assert_eq!(document["damaged"].as_array().unwrap().len(), 0, "{document}");
+    let unreadable: Vec<&str> =
+        document["unreadable"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap()).collect();
+    assert_eq!(unreadable, [archive.to_str().unwrap(), other.to_str().unwrap()]);
+    assert_eq!(document["foreign"], serde_json::json!([lost_found.to_str().unwrap()]));
+    let said = home.run_unprivileged(&["rescan"]);
+    assert!(said.stdout.contains(&format!("cannot be read: {}", archive.display())), "{said:?}");
+    for path in [&archive, &lost_found, &other] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    assert_eq!(home.run_unprivileged(&["--json", "rescan"]).ok().json()["added"].as_array().unwrap().len(), 1);
 }
