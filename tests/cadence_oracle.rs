@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use backup_manager::clock::Timestamp;
-use backup_manager::schedule::{Cadence, Missed};
+use backup_manager::schedule::{Cadence, DueOccurrences};
 use chrono::{DateTime, Offset, TimeZone};
 use chrono_tz::{TZ_VARIANTS, Tz};
 
@@ -213,12 +213,12 @@ fn compare(zone: Tz, change: i64) -> usize {
         let until = first + numbers.below(last - first);
         let all: Vec<i64> = expected.iter().copied().filter(|&at| at <= until).collect();
         for limit in [1, 5, 10_000] {
-            let expected = all.last().map(|&newest| Missed {
+            let expected = all.last().map(|&newest| DueOccurrences {
                 newest: Timestamp::from_millis(newest * 1_000),
                 count: limit.min(all.len() as u64),
             });
             let (first, until) = (Timestamp::from_millis(first * 1_000), Timestamp::from_millis(until * 1_000));
-            assert_eq!(cadence.missed(zone, first, until, limit), expected, "{} limit {limit}", context());
+            assert_eq!(cadence.due_occurrences(zone, first, until, limit), expected, "{} limit {limit}", context());
         }
         compared += found.len() + 1 + 4 + 3;
     }

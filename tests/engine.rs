@@ -2,8 +2,12 @@
 
 #[path = "engine/claims.rs"]
 mod claims;
+#[path = "engine/drill.rs"]
+mod drill;
 #[path = "engine/follow.rs"]
 mod follow;
+#[path = "engine/maintenance.rs"]
+mod maintenance;
 #[path = "engine/recovery.rs"]
 mod recovery;
 #[path = "engine/runs.rs"]

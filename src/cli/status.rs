@@ -15,7 +15,7 @@ use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem};
 use crate::liveness;
-use crate::store::{Access, Archive, Drill, Run, ScheduleRow, Store, Task};
+use crate::store::{Archive, Drill, Run, ScheduleRow, Store, Task};
 
 #[derive(Args)]
 pub struct StatusArgs {
@@ -43,8 +43,7 @@ struct ScheduleState<'a> {
 }
 
 pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
-    // Health checks run every few seconds and must not fill the log.
-    let store = if args.service { context.open_store(Access::Existing)? } else { context.open()? };
+    let store = context.open()?;
     let service = service_state(context, &store)?;
     if args.service {
         return print_service_health(context, &service);
@@ -85,8 +84,8 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     } else if let Some(error) = archive_folder::find_unknown_archives(&context.home, store)?.error(&context.home) {
         problems.push(with_next_step(&error));
     }
-    let last_copy = store.task_started_at(Task::Copy)?;
-    problems.extend(health::copy_problem(&workers, last_copy, context.now()).as_ref().map(service_problem_text));
+    let copy = store.task_state(Task::Copy)?;
+    problems.extend(health::copy_problem(&workers, copy, context.now()).as_ref().map(service_problem_text));
     Ok(ServiceState { workers, problems })
 }
 
@@ -100,10 +99,15 @@ fn service_problem_text(problem: &ServiceProblem) -> String {
         ServiceProblem::NotResponding { pid, silent_for } => {
             format!("the service (process {pid}) has not responded for {}", render::age(*silent_for))
         }
-        ServiceProblem::NoRecentCopy => {
-            "the last attempts to copy the database to the archive folder failed: see logs/backup_service.log; the \
-             service tries again each hour"
-                .to_owned()
+        ServiceProblem::CopyFailed => "the database could not be copied to the archive folder: see \
+                                       logs/backup_service.log; the service tries again each hour"
+            .to_owned(),
+        ServiceProblem::NoRecentCopy { age } => {
+            let since = age.map_or_else(|| "yet".to_owned(), |age| format!("for {}", render::age(age)));
+            format!(
+                "no copy of the database was made {since}, although a service is running: see \
+                     logs/backup_service.log"
+            )
         }
         ServiceProblem::Reported { pid, reason } => format!("the service (process {pid}): {reason}"),
     }
@@ -239,10 +243,11 @@ fn schedule_lines(context: &Context, state: &ScheduleState<'_>) -> String {
         }
     });
     let paused = if schedule.enabled { "" } else { " (paused)" };
-    let drill = state
-        .drill
-        .as_ref()
-        .map_or(String::new(), |d| format!("; restore test {}", super::list::drill_result(d, &state.zone)));
+    let drill = match &state.drill {
+        Some(drill) => format!("; restore test {}", super::list::drill_result(drill, &state.zone)),
+        None if state.newest.is_some() => "; no restore test yet".to_owned(),
+        None => String::new(),
+    };
     let mut text = format!("{}{paused}: {last}; {newest}{drill}\n", schedule.name);
     for problem in &state.problems {
         text += &format!("  ! {problem}\n");

@@ -11,7 +11,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::progress::Observer;
-use crate::store::{Archive, ScheduleRow, Store, Task};
+use crate::store::{Archive, ScheduleRow, Store, Task, TaskState};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Time from one start of a task to the next: a little less than a day, so that its time of day does not drift.
@@ -43,8 +43,8 @@ pub struct MaintenanceReport {
     pub bad: Vec<i64>,
     /// Whether the database was copied.
     pub copied: bool,
-    /// Whether the copy was due and failed.
-    pub copy_failed: bool,
+    /// Tasks that were due and not done in full. They are due again.
+    pub failed: Vec<Task>,
     /// Number of runs removed from the history.
     pub forgotten: usize,
     /// Names of the schedules whose newest good archive went through a restore test.
@@ -70,56 +70,74 @@ pub struct MaintenanceContext<'a> {
     pub cancel: &'a CancelToken,
 }
 
-/// Runs the daily tasks that are due. A problem with one archive, restore test or copy is logged and does not keep the
-/// others from running.
+/// Runs the daily tasks that are due. A task that fails is logged, does not keep the others from running, and is due
+/// again at the next check; so is one that was interrupted.
 ///
 /// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours or the database cannot be written.
 pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -> Result<MaintenanceReport> {
-    let MaintenanceContext { home, store, clock, cancel, .. } = *context;
+    let MaintenanceContext { home, store, .. } = *context;
     let mut report = MaintenanceReport::default();
-    let now = clock.now();
     // Without our folder there are no archives to verify and there is no place for a copy.
     archive_folder::ensure_ours(home, store)?;
-    copy_if_due(context, &mut report)?;
-    if intervals.history_days > 0 && store.begin_task(Task::History, DAILY, now)? {
-        let limit = now.minus(DAY * intervals.history_days);
-        report.forgotten = prune_history(store, limit, cancel)?;
+    // Once a day, and before that if the last copy was made before the first schedule.
+    let copy_every = if store.lacks_copy_of_first_schedule()? { Duration::ZERO } else { DAILY };
+    run_task(context, Task::Copy, copy_every, &mut report, |report, _| copy(context, report))?;
+    if intervals.history_days > 0 {
+        run_task(context, Task::History, DAILY, &mut report, |report, _| {
+            let limit = context.clock.now().minus(DAY * intervals.history_days);
+            report.forgotten = prune_history(store, limit, context.cancel)?;
+            Ok(true)
+        })?;
     }
-    if intervals.reverify_days > 0 && store.begin_task(Task::Reverify, DAILY, now)? {
-        let due = due_for_verification(store.archives(None)?, intervals.reverify_days, now);
-        verify_due_archives(context, &due, &mut report)?;
+    if intervals.reverify_days > 0 {
+        run_task(context, Task::Reverify, DAILY, &mut report, |report, is_retry| {
+            let archives = store.archives(None)?;
+            let due = due_for_verification(archives, intervals.reverify_days, is_retry, context.clock.now());
+            verify_due_archives(context, &due, report)
+        })?;
     }
-    if intervals.drill_days > 0 && store.begin_task(Task::Drill, DAILY, now)? {
-        drill_due_schedules(context, intervals.drill_days, &mut report)?;
+    if intervals.drill_days > 0 {
+        run_task(context, Task::Drill, DAILY, &mut report, |report, _| {
+            drill_due_schedules(context, intervals.drill_days, report)
+        })?;
     }
     Ok(report)
 }
 
-/// Copies the database once a day, and before that if the last copy was made before the first schedule. A copy that
-/// failed is due again at the next check.
-fn copy_if_due(context: &MaintenanceContext<'_>, report: &mut MaintenanceReport) -> Result<()> {
-    let MaintenanceContext { home, store, clock, .. } = *context;
-    let now = clock.now();
-    let first_schedule = store.schedules()?.iter().map(|row| row.created_at).min();
-    let last_copy = store.task_started_at(Task::Copy)?;
-    if first_schedule.is_some_and(|created_at| last_copy.is_some_and(|at| at < created_at)) {
-        store.make_task_due(Task::Copy)?;
-    }
-    if !store.begin_task(Task::Copy, DAILY, now)? {
+/// Runs `work` if its task is due: if its last start is at least `every` ago, or if it failed then. `work` gets whether
+/// it failed, and returns whether all of it was done.
+fn run_task(
+    context: &MaintenanceContext<'_>,
+    task: Task,
+    every: Duration,
+    report: &mut MaintenanceReport,
+    work: impl FnOnce(&mut MaintenanceReport, bool) -> Result<bool>,
+) -> Result<()> {
+    let MaintenanceContext { store, clock, .. } = *context;
+    let is_retry = store.task_state(task)? == TaskState::Failed;
+    if !store.begin_task(task, every, clock.now())? {
         return Ok(());
     }
-    match copy_database(home, store, now) {
-        Ok(path) => {
-            log::info!("copied the database to {}", path.display());
-            report.copied = true;
-        }
-        Err(error) => {
-            log::error!("the database was not copied, which is tried again: {error}");
-            store.make_task_due(Task::Copy)?;
-            report.copy_failed = true;
-        }
+    let done = work(report, is_retry);
+    if !matches!(done, Ok(true)) {
+        store.record_task_failure(task)?;
+        report.failed.push(task);
     }
-    Ok(())
+    match done {
+        Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
+        Err(error) => {
+            log::error!("{} failed and will be tried again: {error}", task.describe());
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn copy(context: &MaintenanceContext<'_>, report: &mut MaintenanceReport) -> Result<bool> {
+    let path = copy_database(context.home, context.store, context.clock.now())?;
+    log::info!("copied the database to {}", path.display());
+    report.copied = true;
+    Ok(true)
 }
 
 /// Removes runs without archives that ended before `limit`, batch by batch, and returns their number.
@@ -134,16 +152,17 @@ fn prune_history(store: &Store, limit: Timestamp, cancel: &CancelToken) -> Resul
     Ok(removed)
 }
 
-/// Returns the archives to verify today, each physical file once, least recently verified first: one day's share of all
-/// bytes, and whatever would otherwise be late.
-fn due_for_verification(mut archives: Vec<Archive>, days: u32, now: Timestamp) -> Vec<Archive> {
+/// Returns the archives to verify today, each physical file once, least recently verified first: one day's share of
+/// all bytes, and whatever would otherwise be late. A retry verifies only the latter: today's share was read already,
+/// as far as it can be read.
+fn due_for_verification(mut archives: Vec<Archive>, days: u32, is_retry: bool, now: Timestamp) -> Vec<Archive> {
     let mut seen = BTreeSet::new();
     archives.retain(|archive| seen.insert(archive.archive_file));
     // A time in the future was written under a wrong clock and is ignored.
     let verified_at = |archive: &Archive| archive.verified_at.filter(|at| *at <= now);
     archives.sort_by_key(|archive| (verified_at(archive), archive.run));
     let total_bytes: u64 = archives.iter().map(|archive| archive.size).sum();
-    let share_bytes = total_bytes.div_ceil(u64::from(days));
+    let share_bytes = if is_retry { 0 } else { total_bytes.div_ceil(u64::from(days)) };
     // The task runs once a day: an archive not verified today is verified tomorrow at the latest.
     let late = now.minus(DAY * days.saturating_sub(2));
     let recent = now.minus(DAY);
@@ -158,42 +177,48 @@ fn due_for_verification(mut archives: Vec<Archive>, days: u32, now: Timestamp) -
     archives
 }
 
+/// Verifies archives and returns whether each could be read, good or bad.
 fn verify_due_archives(
     context: &MaintenanceContext<'_>,
     due: &[Archive],
     report: &mut MaintenanceReport,
-) -> Result<()> {
+) -> Result<bool> {
     let MaintenanceContext { home, store, clock, cancel, threads, .. } = *context;
+    let mut is_done = true;
     for archive in due {
         if cancel.is_cancelled() {
             return Err(Error::new(ErrorKind::Interrupted, "the service stops"));
         }
+        let run = archive.run;
         match verify::verify_archive(home, store, archive, threads, cancel, clock.now()) {
             Ok(findings) => {
-                report.verified.push(archive.run);
+                report.verified.push(run);
                 if !findings.is_good() {
-                    report.bad.push(archive.run);
-                    log::error!(
-                        "{} is {}: see `backup-manager verify @{}`",
-                        archive.file_name,
-                        findings.health.as_str(),
-                        archive.run
-                    );
+                    report.bad.push(run);
+                    let health = findings.health.as_str();
+                    log::error!("{}: {health}: see `backup-manager verify @{run}`", archive.describe());
                 }
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-            Err(error) => log::error!("{} was not verified: {error}", archive.file_name),
+            // Retention removed it.
+            Err(_) if store.archive(run)?.is_none() => {}
+            Err(error) => {
+                is_done = false;
+                log::error!("{}: not verified, will be tried again: {error}", archive.describe());
+            }
         }
     }
     if !report.bad.is_empty() {
         archive_folder::refresh_stable_links(home, store, &store.schedules()?, clock.now())?;
     }
-    Ok(())
+    Ok(is_done)
 }
 
-fn drill_due_schedules(context: &MaintenanceContext<'_>, days: u32, report: &mut MaintenanceReport) -> Result<()> {
+/// Tests a restore of each schedule for which that is due, and returns whether each test could be done.
+fn drill_due_schedules(context: &MaintenanceContext<'_>, days: u32, report: &mut MaintenanceReport) -> Result<bool> {
     let now = context.clock.now();
     let limit = now.minus(DAY * days).plus(DAY - DAILY);
+    let mut is_done = true;
     for row in context.store.schedules()? {
         let last = context.store.last_drill(row.id)?.map(|drill| drill.started_at);
         // A drill in the future was recorded under a wrong clock.
@@ -204,10 +229,13 @@ fn drill_due_schedules(context: &MaintenanceContext<'_>, days: u32, report: &mut
         match drill_schedule(context, &row) {
             Ok(()) => report.drilled.push(row.schedule.name.to_string()),
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-            Err(error) => log::error!("{}: no restore drill: {error}", row.schedule.name),
+            Err(error) => {
+                is_done = false;
+                log::error!("{}: restore test not done, will be tried again: {error}", row.schedule.name);
+            }
         }
     }
-    Ok(())
+    Ok(is_done)
 }
 
 fn drill_schedule(context: &MaintenanceContext<'_>, row: &ScheduleRow) -> Result<()> {
@@ -220,10 +248,10 @@ fn drill_schedule(context: &MaintenanceContext<'_>, row: &ScheduleRow) -> Result
         scratch: context.scratch,
     };
     let outcome = drill::drill(context.home, context.store, row, &drill_context)?;
-    let name = &row.schedule.name;
+    let archive = outcome.archive.describe();
     match outcome.differences.first() {
-        None => log::info!("{name}: the restore drill of @{} passed, {} files", outcome.run, outcome.files),
-        Some(why) => log::error!("{name}: the restore drill of @{} failed: {why}", outcome.run),
+        None => log::info!("{archive}: restore test passed: {}", outcome.describe()),
+        Some(why) => log::error!("{archive}: restore test failed: {why}"),
     }
     Ok(())
 }

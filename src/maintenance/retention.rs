@@ -63,7 +63,7 @@ pub enum KeepRule {
     /// The policy keeps all archives.
     All,
     /// Its time cannot be right.
-    OutOfTime,
+    WrongClock,
     /// It is not older than the policy's limit, counted back from the newest good archive.
     Within,
     /// It is one of the newest.
@@ -91,7 +91,7 @@ impl KeepRule {
             KeepRule::NewestWhole => "newest whole",
             KeepRule::Pinned => "pinned",
             KeepRule::All => "all",
-            KeepRule::OutOfTime => "out of time",
+            KeepRule::WrongClock => "wrong clock",
             KeepRule::Within => "within",
             KeepRule::Last => "last",
             KeepRule::Hourly => "hourly",
@@ -146,7 +146,7 @@ pub fn decide(archives: &[ArchiveFacts], policy: &Retention, zone: Tz) -> Vec<De
                 keep(run, rule);
             }
         }
-        misdated.into_iter().for_each(|run| keep(run, KeepRule::OutOfTime));
+        misdated.into_iter().for_each(|run| keep(run, KeepRule::WrongClock));
     } else {
         newest_first.iter().for_each(|archive| keep(archive.run, KeepRule::NothingGood));
     }

@@ -118,9 +118,9 @@ pub enum Cadence {
     Cron(CronExpr),
 }
 
-/// Occurrences that were missed because no service was running.
+/// The occurrences of a schedule that are due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Missed {
+pub struct DueOccurrences {
     /// The newest of them.
     pub newest: Timestamp,
     /// Number of occurrences, counted up to the limit given.
@@ -187,14 +187,14 @@ impl Cadence {
 
     /// Returns the newest of the occurrences after `after` and up to `until` inclusive, and their number, counted up to
     /// `limit`; `None` if there are none. The computing time depends on `limit`, not on the number of occurrences.
-    pub fn missed(&self, zone: Tz, after: Timestamp, until: Timestamp, limit: u64) -> Option<Missed> {
+    pub fn due_occurrences(&self, zone: Tz, after: Timestamp, until: Timestamp, limit: u64) -> Option<DueOccurrences> {
         let next = |after| self.next_after(zone, after).filter(|&next| next <= until);
         let mut newest = next(after)?;
         let mut count = 1;
         while count < limit {
             match next(newest) {
                 Some(later) => newest = later,
-                None => return Some(Missed { newest, count }),
+                None => return Some(DueOccurrences { newest, count }),
             }
             count += 1;
         }
@@ -207,7 +207,7 @@ impl Cadence {
                 None => high = middle,
             }
         }
-        Some(Missed { newest, count: limit.min(count) })
+        Some(DueOccurrences { newest, count: limit.min(count) })
     }
 }
 
@@ -355,19 +355,19 @@ mod tests {
     }
 
     #[test]
-    fn occurrences_missed_for_years_are_counted_up_to_the_limit() {
+    fn occurrences_due_for_years_are_counted_up_to_the_limit() {
         let (after, until) = (at("2006-01-01T00:00:00Z"), at("2026-06-30T12:00:00.5Z"));
-        let missed = |text: &str, limit| cadence(text).missed(Paris, after, until, limit).unwrap();
-        let each_second = missed("cron * * * * * *", 100);
+        let due = |text: &str, limit| cadence(text).due_occurrences(Paris, after, until, limit).unwrap();
+        let each_second = due("cron * * * * * *", 100);
         assert_eq!((each_second.newest, each_second.count), (at("2026-06-30T12:00:00Z"), 100));
         // Every minute of one day, then none for a year.
-        let new_year = missed("cron * * 1 1 *", 100);
+        let new_year = due("cron * * 1 1 *", 100);
         assert_eq!((new_year.newest, new_year.count), (at("2026-01-01T23:59:00+01:00"), 100));
-        let daily = missed("09:00", 1_000_000);
+        let daily = due("09:00", 1_000_000);
         assert_eq!((daily.newest, daily.count), (at("2026-06-30T09:00:00+02:00"), 7_486));
         let nine = cadence("09:00");
-        assert_eq!(nine.missed(Paris, daily.newest, until, 10), None);
-        assert_eq!(nine.missed(Paris, until, after, 10), None);
+        assert_eq!(nine.due_occurrences(Paris, daily.newest, until, 10), None);
+        assert_eq!(nine.due_occurrences(Paris, until, after, 10), None);
     }
 
     #[test]
@@ -382,7 +382,7 @@ mod tests {
                     assert!(next.is_none() || from.millis() < MAX_SECOND * 1_000, "{zone} {text} {from:?}");
                     assert!(cadence(text).period(zone, from) > Duration::ZERO);
                     for &until in &ends {
-                        cadence(text).missed(zone, from, Timestamp::from_millis(until), 3);
+                        cadence(text).due_occurrences(zone, from, Timestamp::from_millis(until), 3);
                     }
                 }
             }

@@ -20,7 +20,7 @@ use std::str::FromStr;
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 
-pub use cadence::{Cadence, DailyTimes, Missed, TimeOfDay};
+pub use cadence::{Cadence, DailyTimes, DueOccurrences, TimeOfDay};
 pub use compression::Compression;
 pub use cron::{CronExpr, DayRule};
 pub use excludes::Excludes;

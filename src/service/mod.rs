@@ -5,13 +5,13 @@
 
 mod event_loop;
 mod maintenance;
+mod run_log;
 mod runs;
 pub mod systemd;
 mod tick;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::import_export::TextFileState;
 use crate::liveness::{self, Heartbeat, Registration};
 use crate::maintenance::Intervals;
 use crate::store::{Role, ScheduleRow, StopRequest, Watch, Watermark};
-use maintenance::MaintenanceThread;
+use maintenance::{MaintenancePace, MaintenanceThread};
 use runs::ActiveRuns;
 pub use tick::Tick;
 
@@ -75,10 +75,7 @@ pub struct Service {
     text_file: Option<TextFileState>,
     stop: Option<StopRequest>,
     maintenance: Option<MaintenanceThread>,
-    /// When the last maintenance thread was started, by the monotonic clock.
-    maintenance_started_at: Option<Duration>,
-    /// How many times in a row maintenance failed.
-    maintenance_failures: Arc<AtomicU32>,
+    maintenance_pace: MaintenancePace,
 }
 
 impl Service {
@@ -106,8 +103,7 @@ impl Service {
             last_tick: None,
             stop: None,
             maintenance: None,
-            maintenance_started_at: None,
-            maintenance_failures: Arc::default(),
+            maintenance_pace: MaintenancePace::default(),
         };
         let grace_ms = u64::try_from(service.options.grace.as_millis()).ok();
         service.update_heartbeat(|heartbeat| heartbeat.grace_ms = grace_ms);

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
+use super::run_log::RunLog;
 use super::{Event, Service, lock};
 use crate::backup::{self, OrphanedRun, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
-use crate::error::{ErrorKind, Result};
-use crate::progress::{Observer, Problem, Progress};
-use crate::store::{Claim, Intent, RunState};
+use crate::error::Result;
+use crate::store::{Claim, Intent};
 
 /// The runs that this process executes or recovers, each with the token that cancels it.
 #[derive(Clone, Default)]
@@ -103,19 +103,11 @@ fn execute_run(
     cancel: &CancelToken,
 ) -> Result<RunOutcome> {
     let run = claim.run();
-    log::info!("run @{run}: started, attempt {}", claim.attempt());
-    let context = RunContext { cancel, observer: &LogObserver, is_foreground: false };
+    let log = RunLog::new(&runner.store, run);
+    log.started(claim.attempt());
+    let context = RunContext { cancel, observer: &log, is_foreground: false };
     let ended = runner.execute(claim, intent, &context);
-    match &ended {
-        Ok(RunOutcome { state: RunState::Succeeded, .. }) => log::info!("run @{run}: succeeded"),
-        Ok(RunOutcome { state: RunState::Incomplete, .. }) => log::warn!("run @{run}: done, but incomplete"),
-        Ok(RunOutcome { state, error, .. }) => {
-            let reason = error.as_ref().map(ToString::to_string).unwrap_or_default();
-            log::error!("run @{run}: {}: {reason}", state.as_str());
-        }
-        Err(error) if error.kind() == ErrorKind::Fenced => log::warn!("run @{run}: {error}"),
-        Err(error) => log::error!("run @{run}: its result was not recorded: {error}"),
-    }
+    log.ended(&ended);
     active.remove(run);
     ended
 }
@@ -128,13 +120,12 @@ pub(super) fn recover_run(
     failed_recoveries: &Mutex<HashMap<i64, Duration>>,
 ) {
     let run = orphan.run();
-    let context = RunContext { cancel, observer: &LogObserver, is_foreground: false };
-    match backup::recover_run(runner, orphan, &context) {
-        Ok(state) => log::info!("run @{run}: recovered, now {}", state.as_str()),
-        Err(error) => {
-            log::error!("run @{run}: recovery failed and will be retried: {error}");
-            lock(failed_recoveries).insert(run, runner.clock.monotonic());
-        }
+    let log = RunLog::new(&runner.store, run);
+    let context = RunContext { cancel, observer: &log, is_foreground: false };
+    let recovered = backup::recover_run(runner, orphan, &context);
+    log.recovered(&recovered);
+    if recovered.is_err() {
+        lock(failed_recoveries).insert(run, runner.clock.monotonic());
     }
 }
 
@@ -161,20 +152,5 @@ impl Drop for RunEndGuard {
         if let Some(events) = &self.events {
             let _ = events.send(Event::RunEnded(self.run));
         }
-    }
-}
-
-/// Logs problems and notes.
-pub(super) struct LogObserver;
-
-impl Observer for LogObserver {
-    fn progress(&self, _: &Progress) {}
-
-    fn problem(&self, problem: &Problem) {
-        log::warn!("{}: {} ({})", String::from_utf8_lossy(&problem.path), problem.reason, problem.kind.as_str());
-    }
-
-    fn note(&self, text: &str) {
-        log::info!("{text}");
     }
 }

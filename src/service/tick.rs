@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::run_log::log_due;
 use super::runs::{RunEndGuard, recover_run, spawn_for_run};
 use super::{MAX_WAIT, Service, lock};
 use crate::archive_folder;
@@ -19,7 +20,7 @@ const MISSED_AFTER: Duration = Duration::from_secs(120);
 const MAX_CLOCK_SETBACK: Duration = Duration::from_secs(3 * 3600);
 /// Due schedules that one query returns.
 const DUE_BATCH: u32 = 500;
-/// Missed occurrences that are counted one by one.
+/// Due occurrences that are counted one by one.
 const MAX_COUNTED_OCCURRENCES: u64 = 100_000;
 /// How long a run whose recovery failed is left alone.
 const RECOVERY_RETRY_INTERVAL: Duration = MAX_WAIT;
@@ -139,31 +140,26 @@ impl Service {
     /// Enqueues one run for all occurrences of a schedule that are due. Returns whether there was one.
     fn enqueue_due(&self, row: &ScheduleRow, now: Timestamp) -> Result<bool> {
         let Some(cadence) = &row.schedule.cadence else { return Ok(false) };
-        let missed = cadence.missed(self.zone(row), row.watermark.handled_until, now, MAX_COUNTED_OCCURRENCES);
+        let zone = self.zone(row);
+        let found = cadence.due_occurrences(zone, row.watermark.handled_until, now, MAX_COUNTED_OCCURRENCES);
         let to = Watermark::starting(&row.schedule, self.options.zone, now);
-        let Some(missed) = missed else {
+        let Some(found) = found else {
             // `next_due` was computed in another zone or by other rules: no occurrence is due after all.
             let to = Watermark { next_due: to.next_due, ..row.watermark };
             self.runner.store.move_watermark(row.id, row.watermark, to)?;
             return Ok(false);
         };
-        let is_late = now.since(missed.newest) > MISSED_AFTER;
+        let is_late = now.since(found.newest) > MISSED_AFTER;
         let due = Due {
             schedule: row.id,
             from: row.watermark,
             to,
-            occurrence: missed.newest,
-            count: missed.count,
+            occurrence: found.newest,
+            count: found.count,
             missed: is_late && row.schedule.catch_up == CatchUp::Skip,
         };
-        let enqueued = self.runner.store.enqueue_due(&due, now)?;
-        log::info!(
-            "{}: due at {} ({} occurrence{}): {enqueued:?}",
-            row.schedule.name,
-            missed.newest.rfc3339(&self.zone(row)),
-            missed.count,
-            if missed.count == 1 { "" } else { "s" }
-        );
+        let outcome = self.runner.store.enqueue_due(&due, now)?;
+        log_due(row.schedule.name.as_str(), &found, outcome, zone);
         Ok(true)
     }
 }

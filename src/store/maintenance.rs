@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::Store;
-use super::connection::{RECOVERY_OPTIONS, database_error};
+use super::connection::database_error;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -27,7 +27,30 @@ pub enum Task {
     History,
 }
 
+impl Task {
+    /// Returns what the task does, for messages.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Task::Reverify => "verifying old archives",
+            Task::Drill => "testing restores",
+            Task::Copy => "copying the database",
+            Task::History => "pruning the history",
+        }
+    }
+}
+
 text_enum!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history");
+
+/// What is known of the last start of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskState {
+    /// It was never started.
+    NeverStarted,
+    /// It failed when it was last started, and is due again.
+    Failed,
+    /// It was last started then, and has not failed since.
+    Started(Timestamp),
+}
 
 /// The result of a restore test.
 #[derive(Clone, Debug)]
@@ -68,21 +91,38 @@ impl Store {
         })
     }
 
-    /// Makes a task due again at the next check, although it was started.
-    pub fn make_task_due(&self, task: Task) -> Result<()> {
+    /// Records that a task failed: it is due again at the next check.
+    pub fn record_task_failure(&self, task: Task) -> Result<()> {
         self.write(|transaction| {
             transaction.execute("UPDATE upkeep SET done_at_ms = 0 WHERE task = ?1", [task.as_str()]).map(drop)
         })
     }
 
-    /// Returns when a task was last started; `None` if it never was or is due again.
-    pub fn task_started_at(&self, task: Task) -> Result<Option<Timestamp>> {
+    /// Returns what is known of the last start of a task.
+    pub fn task_state(&self, task: Task) -> Result<TaskState> {
+        let started: Option<i64> = self.read(|connection| {
+            connection
+                .prepare_cached("SELECT done_at_ms FROM upkeep WHERE task = ?1")?
+                .query_row([task.as_str()], |row| row.get(0))
+                .optional()
+        })?;
+        Ok(match started {
+            None => TaskState::NeverStarted,
+            Some(0) => TaskState::Failed,
+            Some(at) => TaskState::Started(Timestamp::from_millis(at)),
+        })
+    }
+
+    /// Returns whether no copy of the database has been begun since the first schedule was created. A copy that failed
+    /// was begun: it is tried again at the next check.
+    pub fn lacks_copy_of_first_schedule(&self) -> Result<bool> {
         self.read(|connection| {
             connection
-                .query_row("SELECT done_at_ms FROM upkeep WHERE task = ?1 AND done_at_ms > 0", [task.as_str()], |row| {
-                    row.get(0).map(Timestamp::from_millis)
-                })
-                .optional()
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM upkeep WHERE task = 'copy' AND done_at_ms > 0 AND done_at_ms <= \
+                     (SELECT created_at_ms FROM schedule WHERE deleted_at_ms IS NULL ORDER BY id LIMIT 1))",
+                )?
+                .query_row([], |row| row.get(0))
         })
     }
 
@@ -153,7 +193,7 @@ impl Store {
 
 /// Checks a copy of a database from end to end, without changing it.
 ///
-/// Errors: `Damage` if it is damaged, or not a database of ours.
+/// Errors: `DatabaseDamage` if it is damaged, or not a database of ours.
 pub fn check_copy(path: &Path) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(|e| database_error(path, e))?;
@@ -181,5 +221,5 @@ fn utf8(path: &Path) -> Result<&str> {
 }
 
 fn damaged(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Damage, format!("the database {} is damaged: {what}", path.display())).hint(RECOVERY_OPTIONS)
+    Error::new(ErrorKind::DatabaseDamage, format!("the database {} is damaged: {what}", path.display()))
 }

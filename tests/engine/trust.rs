@@ -1,4 +1,4 @@
-//! Retention, sources that shrink, verification, deletion and daily maintenance, on real archives.
+//! Retention, sources that shrink, verification and deletion, on real archives.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -9,23 +9,22 @@ use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
-use backup_manager::maintenance::drill::{DrillContext, drill};
 use backup_manager::maintenance::prune::{self, PrunePlan};
 use backup_manager::maintenance::verify::{Findings, verify_archive, verify_file};
 use backup_manager::progress::{Problem, ProblemKind};
 use backup_manager::schedule::Retention;
-use backup_manager::store::{Archive, ClaimNow, Health, Role, RunCounts, RunRequest, RunState, ScheduleRow, Task};
+use backup_manager::store::{Archive, ClaimNow, Health, Role, RunCounts, RunRequest, RunState, ScheduleRow};
 
-use crate::runs::{Recording, run_now};
-use crate::world::{DAY, HOUR, MINUTE, World};
+use crate::runs::run_now;
+use crate::world::{DAY, World};
 
-fn keep(world: &World, row: &ScheduleRow, policy: Retention) {
+pub fn keep(world: &World, row: &ScheduleRow, policy: Retention) {
     let mut schedule = world.store.schedule(row.id).unwrap().schedule;
     schedule.retention = policy;
     world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
 }
 
-fn run_daily(world: &World, runner: &Runner, row: &ScheduleRow, days: u32) {
+pub fn run_daily(world: &World, runner: &Runner, row: &ScheduleRow, days: u32) {
     for _ in 0..days {
         world.clock.advance(DAY);
         assert_eq!(run_now(world, runner, row).state, RunState::Succeeded);
@@ -36,11 +35,11 @@ fn runs_of(world: &World, row: &ScheduleRow) -> Vec<i64> {
     world.store.archives(Some(row.id)).unwrap().iter().map(|archive| archive.run).collect()
 }
 
-fn path_of(world: &World, archive: &Archive) -> PathBuf {
+pub fn path_of(world: &World, archive: &Archive) -> PathBuf {
     world.home.backups().join(&archive.file_name)
 }
 
-fn flip(path: &PathBuf, at: u64, bit: u8) {
+pub fn flip(path: &PathBuf, at: u64, bit: u8) {
     let mut permissions = fs::metadata(path).unwrap().permissions();
     std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o600);
     fs::set_permissions(path, permissions).unwrap();
@@ -244,109 +243,6 @@ fn a_deletion_interrupted_at_any_step_is_finished() {
 }
 
 #[test]
-fn maintenance_verifies_every_archive_each_month_and_drills_each_week() {
-    let world = World::new();
-    let row = world.schedule("docs", "01:00");
-    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
-    let mut service = world.service(false);
-    let cancel = CancelToken::new();
-    let (mut drills, mut copies, mut max_verified) = (0, 0, 0);
-    for day in 0..75 {
-        for _ in 0..24 {
-            world.clock.advance(HOUR);
-            service.tick().unwrap();
-            if let Some((claim, intent)) = service.claim().unwrap() {
-                assert_eq!(service.execute(claim, &intent).unwrap().state, RunState::Succeeded);
-            }
-            let report = service.run_maintenance(&cancel).unwrap();
-            assert!(report.bad.is_empty());
-            drills += report.drilled.len();
-            copies += usize::from(report.copied);
-            max_verified = max_verified.max(report.verified.len());
-        }
-        for archive in world.store.archives(Some(row.id)).unwrap() {
-            let age = world.clock.now().since(archive.verified_at.unwrap());
-            assert!(age <= DAY * 30, "day {day}: @{} was read {age:?} ago", archive.run);
-        }
-    }
-    assert!((10..=12).contains(&drills), "{drills} drills in 75 days");
-    assert!((74..=79).contains(&copies), "{copies} copies in 75 days");
-    assert!(max_verified <= 6, "a share each day, not {max_verified} archives at once");
-    assert_eq!(fs::read_dir(world.path("backups/.database")).unwrap().count(), 7);
-    let drill = world.store.last_drill(row.id).unwrap().unwrap();
-    assert!(drill.passed && drill.files == 1);
-}
-
-#[test]
-fn maintenance_finds_a_damaged_archive_and_updates_the_stable_link() {
-    let world = World::new();
-    let row = world.schedule("docs", "01:00");
-    let runner = world.process(Role::Command);
-    run_daily(&world, &runner, &row, 2);
-    let newest = world.store.newest_good(row.id).unwrap().unwrap();
-    flip(&path_of(&world, &newest), newest.size / 2, 0);
-    let service = world.service(false);
-    let cancel = CancelToken::new();
-    let mut found = None;
-    for day in 0..32 {
-        world.clock.advance(DAY);
-        if service.run_maintenance(&cancel).unwrap().bad.contains(&newest.run) {
-            found = Some(day);
-            break;
-        }
-    }
-    // The restore test of the first day has found it already if verification did not.
-    let good = world.store.newest_good(row.id).unwrap().unwrap();
-    assert!(found.is_some() || good.run != newest.run);
-    assert_eq!(good.run, 1);
-    assert!(fs::read_link(world.path("backups/docs.tar")).unwrap().ends_with(&good.file_name));
-}
-
-#[test]
-fn old_runs_are_removed_from_the_history_unless_they_have_an_archive() {
-    let world = World::new();
-    let row = world.schedule("docs", "01:00");
-    let runner = world.process(Role::Command);
-    run_daily(&world, &runner, &row, 1);
-    fs::rename(world.path("docs"), world.path("away")).unwrap();
-    for _ in 0..3 {
-        world.clock.advance(DAY);
-        assert_eq!(run_now(&world, &runner, &row).state, RunState::Failed);
-    }
-    world.clock.advance(DAY * 401);
-    let service = world.service(false);
-    let report = service.run_maintenance(&CancelToken::new()).unwrap();
-    assert_eq!(report.forgotten, 2, "the newest is kept");
-    let left: Vec<i64> = world.runs().iter().map(|run| run.id).collect();
-    assert_eq!(left, [1, 4]);
-}
-
-#[test]
-fn a_copy_of_the_database_that_failed_is_due_again_and_one_follows_the_first_schedule() {
-    let world = World::new();
-    let service = world.service(false);
-    let cancel = CancelToken::new();
-    fs::create_dir_all(world.path("backups")).unwrap();
-    fs::write(world.path("backups/.database"), "in the way").unwrap();
-    let report = service.run_maintenance(&cancel).unwrap();
-    assert!(report.copy_failed && !report.copied);
-    world.clock.advance(MINUTE);
-    assert!(service.run_maintenance(&cancel).unwrap().copy_failed);
-    assert_eq!(world.store.task_started_at(Task::Copy).unwrap(), None);
-    fs::remove_file(world.path("backups/.database")).unwrap();
-    world.clock.advance(MINUTE);
-    assert!(service.run_maintenance(&cancel).unwrap().copied);
-    world.clock.advance(HOUR);
-    assert!(!service.run_maintenance(&cancel).unwrap().copied, "not due");
-    world.schedule("docs", "01:00");
-    world.clock.advance(HOUR);
-    assert!(service.run_maintenance(&cancel).unwrap().copied, "the first schedule");
-    world.schedule("photos", "01:00");
-    world.clock.advance(HOUR);
-    assert!(!service.run_maintenance(&cancel).unwrap().copied, "a further schedule waits for the next day");
-}
-
-#[test]
 fn an_unreadable_file_of_the_old_system_is_a_failed_run_and_a_readable_one_succeeded() {
     let world = World::new();
     world.schedule("bad", "01:00");
@@ -393,26 +289,4 @@ fn ten_thousand_known_problems_are_compared_at_once() {
     assert_eq!(world.store.new_problems(&world.store.run(runs[1]).unwrap()).unwrap(), 3);
     assert_eq!(world.store.new_problems(&world.store.run(runs[0]).unwrap()).unwrap(), 10_000);
     assert!(started.elapsed().as_millis() < 500, "{:?}", started.elapsed());
-}
-
-#[test]
-fn an_interrupted_restore_test_leaves_nothing_behind() {
-    let world = World::new();
-    let row = world.schedule("docs", "01:00");
-    run_daily(&world, &world.process(Role::Command), &row, 1);
-    let cancel = CancelToken::new();
-    cancel.cancel();
-    let scratch = world.path("scratch");
-    let context = DrillContext {
-        clock: &*world.clock,
-        observer: &Recording::default(),
-        cancel: &cancel,
-        threads: 1,
-        sample_bytes: 1 << 30,
-        scratch: Some(&scratch),
-    };
-    let error = drill(&world.home, &world.store, &row, &context).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Interrupted);
-    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
-    assert!(world.store.last_drill(row.id).unwrap().is_none());
 }

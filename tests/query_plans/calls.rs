@@ -303,8 +303,9 @@ fn maintenance(store: &Store, dir: &TempDir) {
     store.copy_into(&copy).unwrap();
     check_copy(&copy).unwrap();
     store.begin_task(Task::Copy, HOUR, NOW).unwrap();
-    store.make_task_due(Task::Copy).unwrap();
-    store.task_started_at(Task::Copy).unwrap();
+    store.record_task_failure(Task::Copy).unwrap();
+    store.task_state(Task::Copy).unwrap();
+    store.lacks_copy_of_first_schedule().unwrap();
     store.prune_history(NOW.plus(HOUR)).unwrap();
     let drill = Drill {
         run: 1,

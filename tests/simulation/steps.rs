@@ -316,9 +316,9 @@ impl Simulation {
             let zone = row.schedule.zone.unwrap_or(self.zone);
             let cadence = row.schedule.cadence.as_ref().expect("a cadence");
             let later = now.plus(DAY);
-            let Some(missed) = cadence.missed(zone, row.watermark.handled_until, later, 1_000) else { return };
+            let Some(found) = cadence.due_occurrences(zone, row.watermark.handled_until, later, 1_000) else { return };
             let to = Watermark::starting(&row.schedule, self.zone, later);
-            let (occurrence, count) = (missed.newest, missed.count);
+            let (occurrence, count) = (found.newest, found.count);
             let due = Due { schedule: row.id, from: row.watermark, to, occurrence, count, missed: false };
             self.stale = Some((due, now));
             return;

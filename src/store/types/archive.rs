@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::member::{CatalogMember, Extent};
+use crate::quantity::bytes;
 
 /// How far an archive has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,19 @@ pub struct Archive {
     pub good: bool,
     /// How much it holds.
     pub extent: Extent,
+}
+
+impl Archive {
+    /// Returns the name of its file without the folder, and its size, for log lines.
+    pub fn file_and_size(&self) -> String {
+        let name = self.file_name.rsplit('/').next().unwrap_or(&self.file_name);
+        format!("{name} {}", bytes(self.size))
+    }
+
+    /// Returns its schedule, run, file and size, for log lines.
+    pub fn describe(&self) -> String {
+        format!("{}: run @{}, {}", self.schedule_name, self.run, self.file_and_size())
+    }
 }
 
 /// An archive dated further ahead of later ones than this was made under a wrong clock.

@@ -1,81 +1,17 @@
-//! Health: overdue schedules, stalled runs, services that do not respond, damaged archives.
-//!
-//! Everything here is a pure function of rows, heartbeats and the time: no I/O, no clock. Facts about the
-//! whole home, such as whether the database can be written, are not among them: `status` reads and judges those.
+//! Health of a schedule: what its rows and heartbeats show to be wrong.
 
 use std::time::Duration;
 
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
-use crate::liveness::{Heartbeat, RunHeartbeat};
-use crate::store::{Archive, Drill, Run, RunState, ScheduleRow, WorkerRow};
+use crate::liveness::RunHeartbeat;
+use crate::store::{Archive, Drill, Run, RunState, ScheduleRow};
 
 /// How much older than one period the newest good archive may be.
 pub const OVERDUE_GRACE: Duration = Duration::from_secs(3 * 3600);
 /// A writing run whose numbers have not changed for longer than this is stalled.
 pub const STALLED_AFTER: Duration = Duration::from_secs(15 * 60);
-/// A service whose last scheduler tick is older than this does not respond. Between two ticks it sleeps at most 30 s.
-pub const TICK_LIMIT: Duration = Duration::from_secs(120);
-
-/// The last copy of the database may be this old while a service is running: it makes one a day.
-pub const COPY_LIMIT: Duration = Duration::from_secs(26 * 3600);
-/// How long a service may take to make its first copy.
-pub const FIRST_COPY_LIMIT: Duration = Duration::from_secs(600);
-
-/// A service process and its heartbeat, if that could be read.
-pub type LiveService = (WorkerRow, Option<Heartbeat>);
-
-/// Something wrong with the service that its rows and heartbeats show.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServiceProblem {
-    /// No service is alive.
-    NotRunning,
-    /// The service process is alive, and its last tick is older than [`TICK_LIMIT`].
-    NotResponding {
-        /// Its process.
-        pid: u32,
-        /// Time since its last tick.
-        silent_for: Duration,
-    },
-    /// A service is running, and no copy of the database was made for more than [`COPY_LIMIT`].
-    NoRecentCopy,
-    /// The service reports in its heartbeat why it does no work.
-    Reported {
-        /// Its process.
-        pid: u32,
-        /// The reason, as the service wrote it.
-        reason: String,
-    },
-}
-
-/// Returns the problems of the services that are alive, in the order of `services`. A service whose heartbeat could not
-/// be read is alive and has no problem.
-pub fn service_problems(services: &[LiveService], now: Timestamp) -> Vec<ServiceProblem> {
-    if services.is_empty() {
-        return vec![ServiceProblem::NotRunning];
-    }
-    let mut problems = Vec::new();
-    for (row, heartbeat) in services {
-        let Some(heartbeat) = heartbeat else { continue };
-        let silent_for = now.since(Timestamp::from_millis(heartbeat.ticked_at_ms));
-        if silent_for > TICK_LIMIT {
-            problems.push(ServiceProblem::NotResponding { pid: row.pid, silent_for });
-        }
-        if let Some(reason) = &heartbeat.trouble {
-            problems.push(ServiceProblem::Reported { pid: row.pid, reason: reason.clone() });
-        }
-    }
-    problems
-}
-
-/// Returns the problem of a database that no service could copy lately. A service that has just started has time to
-/// make its first copy.
-pub fn copy_problem(services: &[LiveService], last_copy: Option<Timestamp>, now: Timestamp) -> Option<ServiceProblem> {
-    let is_settled = services.iter().any(|(row, _)| now.since(row.started_at) > FIRST_COPY_LIMIT);
-    let is_recent = last_copy.is_some_and(|at| now.since(at) <= COPY_LIMIT);
-    (is_settled && !is_recent).then_some(ServiceProblem::NoRecentCopy)
-}
 
 /// What the database and the heartbeats hold about one schedule.
 #[derive(Clone, Copy, Debug)]
@@ -212,12 +148,10 @@ fn stalled(heartbeat: &RunHeartbeat, now: Timestamp) -> Option<ScheduleProblem> 
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::member::Extent;
     use crate::schedule::{Cadence, Schedule, ScheduleName};
-    use crate::store::{Health, Role, RunCounts, Trigger, Watermark};
+    use crate::store::{Health, RunCounts, Trigger, Watermark};
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
     const MS: Duration = Duration::from_millis(1);
@@ -225,19 +159,6 @@ mod tests {
 
     fn ago(duration: Duration) -> Timestamp {
         NOW.minus(duration)
-    }
-
-    fn service(ticked_at: Timestamp, trouble: Option<&str>) -> LiveService {
-        let row = WorkerRow {
-            uuid: Uuid::nil(),
-            role: Role::Service,
-            pid: 7,
-            host: "host".to_owned(),
-            started_at: ago(DAY),
-            stop_requested: None,
-        };
-        let trouble = trouble.map(str::to_owned);
-        (row, Some(Heartbeat { pid: 7, ticked_at_ms: ticked_at.millis(), trouble, ..Heartbeat::default() }))
     }
 
     /// A daily schedule, created and edited 100 days ago.
@@ -314,34 +235,6 @@ mod tests {
     }
 
     #[test]
-    fn a_service_responds_up_to_the_tick_limit() {
-        let problems = |silent_for| service_problems(&[service(ago(silent_for), None)], NOW);
-        assert_eq!(problems(TICK_LIMIT), []);
-        let silent_for = TICK_LIMIT + MS;
-        assert_eq!(problems(silent_for), [ServiceProblem::NotResponding { pid: 7, silent_for }]);
-    }
-
-    #[test]
-    fn a_tick_in_the_future_is_no_problem() {
-        assert_eq!(service_problems(&[service(NOW.plus(DAY), None)], NOW), []);
-    }
-
-    #[test]
-    fn no_live_service_is_a_problem_and_one_without_a_heartbeat_is_none() {
-        assert_eq!(service_problems(&[], NOW), [ServiceProblem::NotRunning]);
-        let (row, _) = service(NOW, None);
-        assert_eq!(service_problems(&[(row, None)], NOW), []);
-    }
-
-    #[test]
-    fn a_silent_service_and_what_it_reported_are_two_problems() {
-        let silent_for = TICK_LIMIT * 2;
-        let problems = service_problems(&[service(ago(silent_for), Some("the disk is full"))], NOW);
-        let reported = ServiceProblem::Reported { pid: 7, reason: "the disk is full".to_owned() };
-        assert_eq!(problems, [ServiceProblem::NotResponding { pid: 7, silent_for }, reported]);
-    }
-
-    #[test]
     fn a_schedule_is_overdue_after_one_period_and_the_grace() {
         let check = |age| overdue(&daily(), Tz::UTC, Some(ago(age)), false, NOW);
         assert_eq!(check(DAY + OVERDUE_GRACE), None);
@@ -385,21 +278,6 @@ mod tests {
         for row in [paused, without_cadence] {
             assert_eq!(overdue(&row, Tz::UTC, None, false, NOW), None);
         }
-    }
-
-    #[test]
-    fn a_running_service_without_a_recent_copy_is_a_problem_once_it_had_time_to_make_one() {
-        let since = |age| {
-            let (mut row, heartbeat) = service(NOW, None);
-            row.started_at = ago(age);
-            [(row, heartbeat)]
-        };
-        let check = |age, last: Option<Duration>| copy_problem(&since(age), last.map(ago), NOW);
-        assert_eq!(check(FIRST_COPY_LIMIT, None), None);
-        assert_eq!(check(FIRST_COPY_LIMIT + MS, None), Some(ServiceProblem::NoRecentCopy));
-        assert_eq!(check(DAY, Some(COPY_LIMIT)), None);
-        assert_eq!(check(DAY, Some(COPY_LIMIT + MS)), Some(ServiceProblem::NoRecentCopy));
-        assert_eq!(copy_problem(&[], None, NOW), None, "no service is running");
     }
 
     #[test]
