@@ -116,9 +116,10 @@ pub fn record_use(home: &Home, store: &Store, now: Timestamp) {
     }
 }
 
-/// Returns whether the archive folder has an identity: a database has written archives there.
-pub fn has_identity(home: &Home) -> bool {
-    home.backups().join(IDENTITY).exists()
+/// Returns whether the archive folder belongs to a database that is lost, if that of this home does not exist: to none
+/// that exists elsewhere.
+pub fn belongs_to_lost_database(home: &Home) -> bool {
+    !home.db().exists() && found_identity(home).is_some_and(|identity| !identity.is_in_use(home))
 }
 
 /// Returns whether the archive folder holds a copy of the database.

@@ -7,6 +7,8 @@ mod stable_links;
 mod unknown;
 
 pub use deletion::{finish_deletions, remove_orphaned_files};
-pub use identity::{COPIES_FOLDER, adopt, ensure_ours, has_database_copy, has_identity, inspect, record_use};
+pub use identity::{
+    COPIES_FOLDER, adopt, belongs_to_lost_database, ensure_ours, has_database_copy, inspect, record_use,
+};
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

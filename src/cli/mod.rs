@@ -298,15 +298,20 @@ impl Context {
         }
         let bootstrap = Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
         Store::open(self.home.db(), &bootstrap).map_err(|error| {
-            let is_lost = error.kind() == ErrorKind::NotFound && archive_folder::has_identity(&self.home);
+            let is_lost = error.kind() == ErrorKind::NotFound && archive_folder::belongs_to_lost_database(&self.home);
             if is_lost { error.hint(maintenance::recovery_step(&self.home)) } else { error }
         })
     }
 
-    /// Adds the way out to the error of a damaged database, unless it has one.
+    /// Adds the way out to the error of a damaged or lost database, unless it has one.
     pub fn with_recovery_step(&self, error: Error) -> Error {
-        match (error.kind(), error.next_step()) {
-            (ErrorKind::DatabaseDamage, None) => error.hint(maintenance::recovery_step(&self.home)),
+        let is_in_need = match error.kind() {
+            ErrorKind::DatabaseDamage => true,
+            ErrorKind::NotFound => archive_folder::belongs_to_lost_database(&self.home),
+            _ => false,
+        };
+        match error.next_step() {
+            None if is_in_need => error.hint(maintenance::recovery_step(&self.home)),
             _ => error,
         }
     }

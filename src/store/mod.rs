@@ -52,7 +52,7 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use connection::{BUSY_TIMEOUT, configure, database_error};
 
 pub use bootstrap::{Access, Bootstrap};
@@ -124,7 +124,7 @@ impl Store {
             return Err(match self.path.exists() {
                 true => Error::failed(format!("the database {name} was replaced by another one"))
                     .hint("run the command again: it uses that one"),
-                false => Error::new(ErrorKind::DatabaseDamage, format!("the database {name} was removed")),
+                false => Error::not_found(format!("the database {name} was removed")),
             });
         }
         self.pool

@@ -7,7 +7,7 @@ use crate::environment::TestHome;
 #[test]
 fn each_line_of_the_service_log_about_a_run_names_schedule_run_outcome_file_and_size() {
     let home = TestHome::with_sources(&["docs"]);
-    fs::set_permissions(home.path("docs/file.txt"), std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(home.path("docs/file.txt"), std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
     fs::write(home.path("docs/other.txt"), "other").unwrap();
     let _ = home.run_unprivileged(&["create", "docs", "--name", "docs", "--cron", "* * * * * *"]).ok();
     let _ = home.run_unprivileged(&["start"]).ok();

@@ -221,7 +221,7 @@ fn what_a_rescan_may_not_read_is_named_and_not_called_damaged() {
     let _ = home.run_unprivileged(&["rescan"]).ok();
     lose_database(&home);
     for path in [&archive, &lost_found, &other] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
     }
     let said = home.run_unprivileged(&["--json", "rescan"]);
     assert_eq!(said.code, 3, "{said:?}");

@@ -109,7 +109,7 @@ fn everything_that_takes_a_file_works_without_the_database() {
     assert_eq!((report["members"].as_u64(), report["unchanged"].as_u64()), (Some(0), Some(4)));
     assert_eq!(home.run(&["diff", &file, &file]).ok().stdout, "");
     assert!(!home.path("backup.db").exists(), "nothing was made");
-    let _ = home.run(&["restore", "docs", "--to", "out"]).fails(10, &["BACKUP_HOME"]);
+    let _ = home.run(&["restore", "docs", "--to", "out"]).fails(10, &["there is no database", "rescan"]);
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl Sample {
     /// Adds a file, or a part of it if it does not fit. Returns whether there is room for more.
     fn add(&mut self, store: &Store, run: i64, listed: CatalogEntry, max_bytes: u64, seed: u64) -> Result<bool> {
         let left_bytes = max_bytes.saturating_sub(self.extent.content_bytes);
-        let CatalogEntry { sequence, entry } = listed;
+        let CatalogEntry { sequence, entry, .. } = listed;
         self.extent.files += 1;
         self.extent.members += 1;
         if entry.member.size <= left_bytes {
