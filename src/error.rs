@@ -42,6 +42,7 @@ impl ErrorKind {
             ErrorKind::Usage => "usage",
             ErrorKind::Incomplete => "incomplete",
             ErrorKind::Damage => "damage",
+            ErrorKind::DatabaseDamage => "database_damage",
             ErrorKind::NotFound => "not_found",
             ErrorKind::Busy => "busy",
             ErrorKind::Interrupted => "interrupted",

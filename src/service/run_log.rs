@@ -6,9 +6,9 @@ use chrono_tz::Tz;
 use crate::backup::RunOutcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Observer, Problem, Progress};
-use crate::quantity::count;
 use crate::schedule::DueOccurrences;
 use crate::store::{EnqueueOutcome, Run, RunState, Store};
+use crate::words::count;
 
 /// Logs what happens to one run, and what it reports.
 pub(super) struct RunLog<'a> {

@@ -9,8 +9,8 @@ use crate::error::Error;
 pub struct ErrorDocument {
     /// What failed, on what and why.
     message: String,
-    /// `failed`, `usage`, `incomplete`, `damage`, `not_found`, `busy`, `interrupted`, `terminated`, `fenced` or
-    /// `disk_full`.
+    /// `failed`, `usage`, `incomplete`, `damage`, `database_damage`, `not_found`, `busy`, `interrupted`, `terminated`,
+    /// `fenced` or `disk_full`.
     kind: &'static str,
     /// What to do next; absent if there is nothing to advise.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -20,8 +20,8 @@ use crate::home::Home;
 use crate::maintenance::verify;
 use crate::member::Extent;
 use crate::progress::Observer;
-use crate::quantity::{bytes, count};
 use crate::store::{Archive, Drill, ScheduleRow, Store};
+use crate::words::{bytes, count};
 
 /// Bytes of content that one drill restores at most by default.
 pub const SAMPLE_BYTES: u64 = 1 << 30;

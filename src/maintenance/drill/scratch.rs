@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
-use crate::quantity::bytes;
+use crate::words::bytes;
 
 /// Name of the scratch folder in the archive folder, which is used unless another one is given.
 const SCRATCH_FOLDER: &str = ".scratch";

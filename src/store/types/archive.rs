@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::member::{CatalogMember, Extent};
-use crate::quantity::bytes;
+use crate::words::bytes;
 
 /// How far an archive has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
