@@ -72,6 +72,12 @@ impl PendingFile {
         &self.temp.path
     }
 
+    /// Opens the file that has the temporary name now, for reading: after [`link_over`].
+    pub fn reopen(&mut self) -> Result<()> {
+        self.file = File::open(&self.temp.path).map_err(Error::io("open", &self.temp.path))?;
+        Ok(())
+    }
+
     /// Syncs content and metadata to disk. The file is complete then.
     pub fn seal(self) -> Result<SealedFile> {
         // After an fsync that failed the next one may succeed although data was lost, so there is no second attempt.
@@ -208,6 +214,24 @@ fn rename_after_check(from: &Path, to: &Path) -> Result<()> {
         return Err(naming_error(to)(io::ErrorKind::AlreadyExists.into()));
     }
     rustix::fs::rename(from, to).map_err(|e| naming_error(to)(e.into()))
+}
+
+/// Makes `temporary`, an existing file, a further name of `original`, whose path is `path`.
+///
+/// Errors: those of `link` (too many links, not permitted, another or an unfit file system); [`ErrorKind::Busy`] if
+/// another file has taken the path. Then `temporary` is as it was.
+pub fn link_over(original: &File, path: &Path, temporary: &Path) -> Result<()> {
+    let mut link = TempName { path: folder_of(temporary).join(random_name()?), armed: false };
+    std::fs::hard_link(path, &link.path).map_err(Error::io("link", path))?;
+    link.armed = true;
+    let is_same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    let linked = std::fs::symlink_metadata(&link.path).map_err(Error::io("inspect", &link.path))?;
+    if !is_same(linked, original.metadata().map_err(Error::io("inspect", path))?) {
+        return Err(Error::busy(format!("another file has taken the place of {}", path.display())));
+    }
+    std::fs::rename(&link.path, temporary).map_err(Error::io("replace", temporary))?;
+    link.armed = false;
+    Ok(())
 }
 
 /// Creates a folder with exactly the permission bits `mode`, and missing parents likewise, and syncs the parent of

@@ -17,6 +17,8 @@ pub enum ProblemKind {
     Replaced,
     /// It is of a kind that archives do not hold (a socket).
     Skipped,
+    /// Its content differs from that in an earlier archive although its size and times do not.
+    ChangedWithoutTimes,
 }
 
 impl ProblemKind {
@@ -29,6 +31,7 @@ impl ProblemKind {
             ProblemKind::Grew => "grew",
             ProblemKind::Replaced => "replaced",
             ProblemKind::Skipped => "skipped",
+            ProblemKind::ChangedWithoutTimes => "changed without its times",
         }
     }
 

@@ -11,6 +11,7 @@ use rustix::fs::{FileType, OFlags, fstat, readlinkat};
 use rustix::io::Errno;
 
 use super::attributes;
+use super::file_system::FileSystem;
 use super::location::{Location, fs_path};
 use super::open_file::OpenFile;
 use super::path_error::PathError;
@@ -28,6 +29,8 @@ pub struct SourceEntry {
     pub kind: MemberKind,
     /// Its facts at the time of the listing.
     pub stat: Stat,
+    /// The file system that it lies on, as known from the folder that lists it.
+    pub file_system: FileSystem,
     pub(super) location: Location,
 }
 
@@ -67,7 +70,7 @@ impl SourceEntry {
         let stat = || {
             let (kind, stat) = self.location.stat(&self.path)?;
             let kind = MemberKind::of_file_type(kind).ok_or_else(|| PathError::replaced("it has become a socket"))?;
-            Ok(SourceEntry { path: self.path.clone(), kind, stat, location: self.location.clone() })
+            Ok(SourceEntry { kind, stat, ..self.clone() })
         };
         stat().map_err(|error: PathError| error.at(&self.fs_path()))
     }

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod entry;
+mod file_system;
 mod filter;
 mod folder;
 mod listing;
@@ -19,6 +20,7 @@ mod stat;
 mod walk;
 
 pub use entry::SourceEntry;
+pub use file_system::{FileSystem, Times, boot_id, reader_rights};
 pub use filter::{check_patterns, pattern_problem};
 pub use open_file::{OpenFile, Stability};
 pub use owner_names::OwnerNames;

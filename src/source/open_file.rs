@@ -42,6 +42,11 @@ impl OpenFile {
         OpenFile { file, stat, location, path }
     }
 
+    /// Returns its descriptor.
+    pub(super) fn handle(&self) -> &OwnedFd {
+        &self.file
+    }
+
     /// Returns its facts when it was opened, or at the last [`OpenFile::refresh`].
     pub fn stat(&self) -> &Stat {
         &self.stat

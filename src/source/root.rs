@@ -54,6 +54,7 @@ impl SourceRoot {
             excludes: &schedule.excludes,
             patterns: &self.patterns,
             own_paths,
+            syncs: false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The walk through a source: depth first, names in byte order, which is the order of members in an archive.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::ops::ControlFlow;
@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, fstat, statat};
 use rustix::io::{Errno, pread};
 
 use super::entry::SourceEntry;
+use super::file_system::{FileSystem, Times};
 use super::filter::Filter;
 use super::folder::{Folder, Handle, Tree};
 use super::listing::{Lister, Listing};
@@ -42,11 +43,15 @@ pub struct WalkOptions<'a> {
     pub patterns: &'a [String],
     /// The program's own files and folders, skipped and reported by whatever path they are reached.
     pub own_paths: &'a [PathBuf],
+    /// Each file system is synced before the walk lists a folder of it, see [`FileSystem`].
+    pub syncs: bool,
 }
 
 /// What a walk skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WalkSummary {
+    /// Kinds of file systems among those entered whose times may not show changes.
+    pub untrusted: BTreeSet<&'static str>,
     /// Sockets, which archives do not hold.
     pub sockets: u64,
     /// The program's own files and folders.
@@ -81,6 +86,8 @@ pub fn walk(
         tree,
         filter,
         own_files,
+        syncs: options.syncs,
+        file_systems: HashMap::new(),
         lister: Lister::new(),
         levels: Vec::new(),
         path: options.root_name.clone(),
@@ -127,7 +134,7 @@ fn find_root(tree: &Arc<Tree>, name: &MemberPath) -> Result<SourceEntry> {
     let kind = MemberKind::of_file_type(kind).ok_or_else(|| {
         Error::failed(format!("the source {} is a socket", tree.path().display())).hint("archives do not hold sockets")
     })?;
-    Ok(SourceEntry { path: name.clone(), kind, stat, location })
+    Ok(SourceEntry { path: name.clone(), kind, stat, file_system: FileSystem::unknown(), location })
 }
 
 fn unreadable(tree: &Tree, reason: &str) -> Error {
@@ -141,6 +148,9 @@ struct Walker<'w> {
     own_files: OwnFiles,
     /// The device to stay on, if the walk is limited to one file system.
     one_device: Option<u64>,
+    syncs: bool,
+    /// The file systems that were entered, by device.
+    file_systems: HashMap<u64, FileSystem>,
     lister: Lister,
     levels: Vec<Level>,
     /// The folder whose names are being visited, and its depth below the root.
@@ -156,6 +166,7 @@ struct Level {
     folder: Arc<Folder>,
     listing: Listing,
     depth: usize,
+    device: u64,
 }
 
 impl Walker<'_> {
@@ -164,6 +175,7 @@ impl Walker<'_> {
         match root.kind {
             MemberKind::Folder => {
                 let opened = self.open_folder(&root).map_err(|error| unreadable(&self.tree, error.reason()))?;
+                self.enter(opened.stat.device, &opened.handle);
                 let (listing, failure) = self.lister.list(&opened.handle);
                 if let Some(errno) = failure {
                     return Err(unreadable(&self.tree, &io::Error::from(errno).to_string()));
@@ -173,12 +185,13 @@ impl Walker<'_> {
                 }
                 let listing = self.apply_markers(&opened.handle, listing);
                 let folder = Folder::root(&self.tree, opened.handle);
-                self.levels.push(Level { folder, listing, depth: 0 });
+                self.levels.push(Level { folder, listing, depth: 0, device: opened.stat.device });
                 Ok(self.visit_all())
             }
             MemberKind::File => {
-                root.open().map_err(|problem| fail(&problem))?;
-                Ok((self.visit)(root))
+                let file = root.open().map_err(|problem| fail(&problem))?;
+                let file_system = self.enter(root.stat.device, file.handle());
+                Ok((self.visit)(SourceEntry { file_system, ..root }))
             }
             _ => Ok((self.visit)(root)),
         }
@@ -197,8 +210,8 @@ impl Walker<'_> {
                 continue;
             };
             let Ok(path) = self.path.child(OsStr::from_bytes(name)) else { continue };
-            let folder = level.folder.clone();
-            let Some(entry) = self.examine(path, kind, folder) else { continue };
+            let (folder, device) = (level.folder.clone(), level.device);
+            let Some(entry) = self.examine(path, kind, folder, device) else { continue };
             let is_folder = entry.kind == MemberKind::Folder;
             let to_enter = is_folder.then(|| entry.clone());
             (self.visit)(entry)?;
@@ -210,7 +223,7 @@ impl Walker<'_> {
     }
 
     /// Returns the entry of one name, or `None` if it is not to be visited.
-    fn examine(&mut self, path: MemberPath, listed: FileType, folder: Arc<Folder>) -> Option<SourceEntry> {
+    fn examine(&mut self, path: MemberPath, listed: FileType, folder: Arc<Folder>, device: u64) -> Option<SourceEntry> {
         let relative = self.tree.relative(&path);
         if self.own_files.contains_path(relative) {
             self.summary.own_paths_skipped.push(fs_path(&self.tree, &path));
@@ -236,7 +249,12 @@ impl Walker<'_> {
             return None;
         }
         match MemberKind::of_file_type(kind) {
-            Some(kind) => Some(SourceEntry { path, kind, stat, location }),
+            Some(kind) => {
+                // A file may be a mount point, too.
+                let file_system = self.file_systems.get(&stat.device).filter(|_| stat.device == device);
+                let file_system = file_system.copied().unwrap_or(FileSystem::unknown());
+                Some(SourceEntry { path, kind, stat, file_system, location })
+            }
             None => {
                 (self.report)(PathError::skipped("its kind is unknown").at(&fs_path(&self.tree, &path)));
                 None
@@ -257,6 +275,19 @@ impl Walker<'_> {
         false
     }
 
+    /// Returns the facts of the file system of an open file or folder. Syncs it when it is entered for the first time.
+    fn enter(&mut self, device: u64, handle: &OwnedFd) -> FileSystem {
+        let syncs = self.syncs;
+        let enter = || if syncs { FileSystem::sync(handle) } else { FileSystem::unknown() };
+        let file_system = *self.file_systems.entry(device).or_insert_with(enter);
+        if let Times::Unknown(kind) = file_system.times
+            && syncs
+        {
+            self.summary.untrusted.insert(kind);
+        }
+        file_system
+    }
+
     fn descend(&mut self, entry: &SourceEntry) {
         if self.one_device.is_some_and(|device| device != entry.stat.device) {
             return;
@@ -272,6 +303,7 @@ impl Walker<'_> {
             return Ok(());
         }
         let Location::In(parent) = &entry.location else { return Ok(()) };
+        self.enter(opened.stat.device, &opened.handle);
         let (listing, failure) = self.lister.list(&opened.handle);
         let listing = self.apply_markers(&opened.handle, listing);
         if !listing.is_done() {
@@ -283,7 +315,7 @@ impl Walker<'_> {
             self.levels.pop_if(|level| level.listing.is_done());
             self.path = entry.path.clone();
             self.depth += 1;
-            self.levels.push(Level { folder, listing, depth: self.depth });
+            self.levels.push(Level { folder, listing, depth: self.depth, device: opened.stat.device });
         }
         failure.map_or(Ok(()), |errno| Err(errno.into()))
     }

@@ -82,6 +82,7 @@ impl FromSql for ProblemKind {
             ProblemKind::Grew,
             ProblemKind::Replaced,
             ProblemKind::Skipped,
+            ProblemKind::ChangedWithoutTimes,
         ];
         all.into_iter().find(|kind| kind.as_str() == word).ok_or(FromSqlError::InvalidType)
     }

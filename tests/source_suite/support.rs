@@ -53,6 +53,7 @@ impl Source {
             excludes: &self.excludes,
             patterns: &self.patterns,
             own_paths: &self.own_paths,
+            syncs: false,
         }
     }
 
