@@ -31,6 +31,7 @@ fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duratio
         compression,
         threads: 2,
         comment: "{}",
+        base: None,
         run: 1,
         clock: &clock,
         observer: &Silent,

@@ -126,8 +126,18 @@ impl Encoder {
 
     /// Encodes `content` into the memory of `spare`. Also returns the buffer that is no longer needed, for the next
     /// chunk.
-    pub fn encode(&mut self, content: Buffer, mut spare: Buffer) -> Result<(EncodedChunk, Buffer)> {
+    pub fn encode(&mut self, content: Buffer, spare: Buffer) -> Result<(EncodedChunk, Buffer)> {
         let content_digest = *blake3::hash(&content).as_bytes();
+        self.encode_hashed(content, content_digest, spare)
+    }
+
+    /// The same for content whose BLAKE3 digest is known.
+    pub fn encode_hashed(
+        &mut self,
+        content: Buffer,
+        content_digest: [u8; 32],
+        mut spare: Buffer,
+    ) -> Result<(EncodedChunk, Buffer)> {
         let content_length = content.len() as u64;
         let failed = |why: String| Error::failed(format!("cannot compress {content_length} bytes: {why}"));
         spare.clear();

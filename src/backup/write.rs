@@ -35,6 +35,7 @@ impl Runner {
             compression: row.schedule.compression,
             threads: self.threads,
             comment,
+            base: None,
             run: claim.run(),
             clock: &*self.clock,
             observer: monitor,

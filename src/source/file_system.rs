@@ -62,7 +62,7 @@ impl FileSystem {
     pub(super) fn sync(handle: impl AsFd) -> FileSystem {
         // A file system that cannot be synced is read all the same; nothing of it is reused later.
         let is_synced = syncfs(&handle).is_ok();
-        let times = fstatfs(&handle).map(|stat| Times::of_magic(stat.f_type as i64));
+        let times = fstatfs(&handle).map(|stat| Times::of_magic(stat.f_type));
         FileSystem { times: times.unwrap_or(Times::Unknown("unknown")), is_synced }
     }
 
@@ -73,9 +73,9 @@ impl FileSystem {
 }
 
 impl Times {
-    fn of_magic(magic: i64) -> Times {
-        // Some architectures report the number as signed, 32 bits wide.
-        let magic = magic & 0xFFFF_FFFF;
+    /// The type of the number depends on the architecture; some report it as signed, 32 bits wide.
+    fn of_magic(magic: impl Into<i64>) -> Times {
+        let magic = magic.into() & 0xFFFF_FFFF;
         if LOCAL.contains(&magic) {
             return Times::Local;
         }
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn only_file_systems_whose_ctime_a_kernel_sets_are_listed() {
         assert_eq!(Times::of_magic(0xEF53), Times::Local);
-        assert_eq!(Times::of_magic(i64::from(0x9123_683E_u32.cast_signed())), Times::Local, "a signed number");
+        assert_eq!(Times::of_magic(0x9123_683E_u32.cast_signed()), Times::Local, "a signed number");
         assert_eq!(Times::of_magic(0x6969), Times::Server);
         assert_eq!(Times::of_magic(0x0102_1994), Times::Unknown("tmpfs"));
         assert_eq!(Times::of_magic(0x794C_7630), Times::Unknown("overlay"));

@@ -158,6 +158,7 @@ fn archive(
         compression: intent.compression,
         threads: 1,
         comment: "{}",
+        base: None,
         run: claim.run(),
         clock: &*runner.clock,
         observer: &Silent,

@@ -70,6 +70,7 @@ pub fn try_make<'a>(
         compression,
         threads: 3,
         comment: "{\"schedule\":\"test\"}",
+        base: None,
         run: 17,
         clock,
         observer: &Silent,

@@ -5,62 +5,91 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::chunk_builder::{BuiltChunk, PlanOutput};
+use super::chunk_builder::{BuiltChunk, CatalogRow, ChunkBytes, ChunkMembers, MemberCounts, PlanOutput};
 use super::large_file::LargeFile;
+use super::reuse::{Base, BaseRef};
 use super::state::PipelineState;
-use crate::archive::writer::ArchiveWriter;
+use super::unwritten::Unwritten;
+use crate::archive::buffer::Buffer;
+use crate::archive::codec::EncodedChunk;
+use crate::archive::writer::{ArchiveWriter, Finished};
 use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, Extent, MemberKind};
 
 /// A batch of records is passed to the catalog when it has this many rows.
 const BATCH_ROWS: usize = 2_000;
 /// Maximum number of records that wait for the one of a chunk before them: rows with consecutive ids take less room.
 const MAX_WAITING: usize = 4_096;
 
-/// Counts of the members written.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) extent: Extent,
-    pub(super) folders: u64,
-}
-
 /// Writes chunks into the file in the order of plans.
+///
+/// As long as they are the chunks of the base, from its first one on, nothing is written: if that remains so to the
+/// end, the file of the base can be the archive.
 pub(super) struct Assembler<'a, 'f> {
     state: &'a PipelineState<'a>,
     writer: ArchiveWriter<'f>,
     records: Sender<Vec<CatalogChunk>>,
+    comment: &'a str,
+    read_started: Timestamp,
+    /// The chunks of the base that are part of the archive and not written yet; `None` once the archive was begun.
+    unwritten: Option<Unwritten<'a>>,
     batch: Vec<CatalogChunk>,
     batch_rows: usize,
-    /// The record of a chunk with the header of a large file of which not all pieces have been read.
-    held: Option<(CatalogChunk, Arc<LargeFile>)>,
+    /// The chunk with the header of a large file of which not all pieces have been read.
+    held: Option<HeldChunk>,
     /// The records of the chunks after that one.
     waiting: Vec<CatalogChunk>,
-    pub(super) counts: Counts,
+    /// Memory for bytes of the base.
+    copied: Buffer,
+    counts: MemberCounts,
+}
+
+/// A chunk with the header of a large file.
+struct HeldChunk {
+    /// Its chunk in the archive file, once it is written.
+    written: Option<Chunk>,
+    /// The chunk of the base with the same bytes.
+    base: Option<BaseRef>,
+    rows: Vec<CatalogRow>,
+    read_started: Timestamp,
+    file: Arc<LargeFile>,
+}
+
+/// What the assembler made.
+pub(super) enum Assembled<'f> {
+    /// An archive of which the trailer is still to be written.
+    Written(Box<ArchiveWriter<'f>>, MemberCounts),
+    /// Nothing: the file of the base has become the archive.
+    Unchanged(Finished, MemberCounts),
 }
 
 impl<'a, 'f> Assembler<'a, 'f> {
-    /// Starts the archive with its global header.
+    /// Starts the archive.
     pub(super) fn start(
         state: &'a PipelineState<'a>,
-        mut writer: ArchiveWriter<'f>,
+        writer: ArchiveWriter<'f>,
         records: Sender<Vec<CatalogChunk>>,
-        comment: &str,
-        now: Timestamp,
+        comment: &'a str,
+        read_started: Timestamp,
     ) -> Result<Self> {
-        let header = writer.put_global_header(comment)?;
         let mut assembler = Assembler {
             state,
             writer,
             records,
+            comment,
+            read_started,
+            unwritten: state.base.map(Unwritten::new),
             batch: Vec::new(),
             batch_rows: 0,
             held: None,
             waiting: Vec::new(),
-            counts: Counts::default(),
+            copied: Buffer::new(),
+            counts: MemberCounts::default(),
         };
-        assembler.keep_record(header, Vec::new(), now, None);
+        if state.base.is_none() {
+            assembler.put_header()?;
+        }
         Ok(assembler)
     }
 
@@ -88,11 +117,10 @@ impl<'a, 'f> Assembler<'a, 'f> {
     }
 
     fn put(&mut self, message: PlanOutput) -> Result<()> {
-        for BuiltChunk { chunk, members, read_started, large_file } in message.chunks {
-            self.release_held();
-            let written = self.writer.put(&chunk)?;
-            self.keep_record(written, members, read_started, large_file);
-            self.state.give_buffer(chunk.stored);
+        for chunk in message.chunks {
+            self.release_held()?;
+            self.put_chunk(chunk)?;
+            self.release_held()?;
         }
         if let Some(bytes) = message.ended_plan_bytes {
             self.state.next_turn(bytes);
@@ -100,47 +128,136 @@ impl<'a, 'f> Assembler<'a, 'f> {
         Ok(())
     }
 
-    /// Counts the members of the chunk written last, and keeps its record for the catalog.
-    fn keep_record(
-        &mut self,
-        chunk: Chunk,
-        members: Vec<CatalogMember>,
-        read_started: Timestamp,
-        large_file: Option<Arc<LargeFile>>,
-    ) {
-        for CatalogMember { member, .. } in &members {
-            self.counts.extent.members += 1;
-            self.counts.extent.files += u64::from(matches!(member.kind, MemberKind::File | MemberKind::HardLink));
-            self.counts.folders += u64::from(member.kind == MemberKind::Folder);
-            self.counts.extent.content_bytes += member.size;
+    /// Counts the members of a chunk, writes it unless that can be put off, and keeps its record for the catalog.
+    fn put_chunk(&mut self, built: BuiltChunk) -> Result<()> {
+        let BuiltChunk { bytes, members, read_started, large_file } = built;
+        let base = match &bytes {
+            ChunkBytes::Base(base) => Some(*base),
+            ChunkBytes::Encoded(_) => None,
+        };
+        let rows = match members {
+            ChunkMembers::Unchanged(counts) => {
+                self.counts.add_all(&counts);
+                None
+            }
+            ChunkMembers::Read(rows) => {
+                rows.iter().for_each(|row| self.counts.add(&row.entry.member));
+                Some(rows)
+            }
+        };
+        let is_held = large_file.is_some();
+        // The record of a chunk with the header of a large file is not known yet; its bytes are.
+        let is_same = base.is_some() && (is_held || rows.as_deref().is_none_or(are_known));
+        if let (Some(unwritten), Some(base), true) = (&mut self.unwritten, base, is_same)
+            && unwritten.add(&base)
+        {
+            match (large_file, rows) {
+                (Some(file), Some(rows)) => {
+                    self.held = Some(HeldChunk { written: None, base: Some(base), rows, read_started, file });
+                }
+                (_, Some(_)) => unwritten.add_reread(base.id)?,
+                (_, None) => {}
+            }
+            return Ok(());
         }
-        let members = members.into_iter().map(MemberRecord::New).collect();
-        let record = CatalogChunk { chunk, read_started, record: ChunkRecord::New { members } };
-        match large_file {
-            Some(file) => self.held = Some((record, file)),
-            None => self.waiting.push(record),
+        self.begin()?;
+        let written = self.write(bytes)?;
+        match (large_file, rows) {
+            (Some(file), Some(rows)) => {
+                self.held = Some(HeldChunk { written: Some(written), base, rows, read_started, file });
+                Ok(())
+            }
+            (_, rows) => self.keep_record(written, read_started, record_of(base, rows)),
         }
+    }
+
+    /// Begins the archive with its header and what was put off, if that was not done yet.
+    fn begin(&mut self) -> Result<()> {
+        let (Some(mut unwritten), Some(base)) = (self.unwritten.take(), self.state.base) else { return Ok(()) };
+        unwritten.flush()?;
+        self.put_header()?;
+        let mut next = 1;
+        while next < unwritten.end() {
+            if self.state.is_stopped() {
+                return Ok(());
+            }
+            let page = (base.pages)(next, unwritten.page_chunks(next))?;
+            for chunk in &page {
+                next = chunk.chunk.sequence + 1;
+                let written = self.write(ChunkBytes::Base(BaseRef::of(chunk)))?;
+                match &mut self.held {
+                    Some(held) if held.base.is_some_and(|base| base.id == chunk.id) => held.written = Some(written),
+                    _ => {
+                        let record = ChunkRecord::Reused { id: chunk.id, reread: false };
+                        self.keep_record(written, chunk.read_started, record)?;
+                    }
+                }
+            }
+            if page.is_empty() {
+                return Err(base.incomplete());
+            }
+        }
+        Ok(())
+    }
+
+    fn put_header(&mut self) -> Result<()> {
+        let header = self.writer.put_global_header(self.comment)?;
+        self.keep_record(header, self.read_started, ChunkRecord::New { members: Vec::new() })
+    }
+
+    /// Writes the bytes of a chunk; returns it with its position in the file.
+    fn write(&mut self, bytes: ChunkBytes) -> Result<Chunk> {
+        match (bytes, self.state.base) {
+            (ChunkBytes::Base(chunk), Some(base)) => {
+                let mut stored = std::mem::take(&mut self.copied);
+                base.read(&chunk.chunk, &mut stored)?;
+                let encoded = EncodedChunk { stored, chunk: chunk.chunk };
+                let written = self.writer.put(&encoded)?;
+                self.copied = encoded.stored;
+                Ok(written)
+            }
+            (ChunkBytes::Encoded(encoded), _) => {
+                let written = self.writer.put(&encoded)?;
+                self.state.give_buffer(encoded.stored);
+                Ok(written)
+            }
+            (ChunkBytes::Base(_), None) => unreachable!("without a base there are no chunks of it"),
+        }
+    }
+
+    /// Keeps the record of a chunk for the catalog, in order: after that of a held chunk.
+    fn keep_record(&mut self, chunk: Chunk, read_started: Timestamp, record: ChunkRecord) -> Result<()> {
+        self.waiting.push(CatalogChunk { chunk, read_started, record });
         if self.held.is_none() || self.waiting.len() >= MAX_WAITING {
             self.release_waiting();
         }
-        self.release_held();
+        Ok(())
     }
 
-    /// Adds the held record to the batch once all pieces of its file have been read; that is the case before any chunk
-    /// after its last piece arrives here.
-    fn release_held(&mut self) {
-        let Some((_, file)) = &self.held else { return };
-        let Some(result) = file.result() else { return };
-        if let Some((mut record, _)) = self.held.take() {
-            if let ChunkRecord::New { members } = &mut record.record
-                && let Some(MemberRecord::New(header)) = members.last_mut()
-            {
-                header.content_digest = Some(result.digest);
-                header.is_reusable = !result.is_doubtful;
-            }
-            self.add_to_batch(record);
-            self.release_waiting();
+    /// Records the held chunk once all pieces of its file have been read; that is the case before any chunk after its
+    /// last piece arrives here.
+    fn release_held(&mut self) -> Result<()> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let Some(result) = held.file.result() else { return Ok(()) };
+        if let Some(row) = held.rows.last_mut() {
+            row.entry.content_digest = Some(result.digest);
+            row.entry.is_reusable = result.is_reusable;
+            row.known = held.file.hint.as_ref().and_then(|hint| hint.row_of(&row.entry));
         }
+        if let (Some(unwritten), Some(base)) = (&mut self.unwritten, held.base) {
+            if are_known(&held.rows) {
+                self.held = None;
+                return unwritten.add_reread(base.id);
+            }
+            // The same bytes, and other facts about the file.
+            self.begin()?;
+        }
+        if let Some(HeldChunk { written: Some(chunk), base, rows, read_started, .. }) = self.held.take() {
+            let record = record_of(base, Some(rows));
+            self.add_to_batch(CatalogChunk { chunk, read_started, record });
+        }
+        self.release_waiting();
+        Ok(())
     }
 
     fn release_waiting(&mut self) {
@@ -161,12 +278,41 @@ impl<'a, 'f> Assembler<'a, 'f> {
         let _ = self.records.send(std::mem::take(&mut self.batch));
     }
 
-    /// Writes the end marks of the tar and passes the last records on. The trailer is still to be written.
-    pub(super) fn finish(mut self, now: Timestamp) -> Result<(ArchiveWriter<'f>, Counts)> {
-        self.release_held();
+    /// Ends the archive after the last chunk. If it would hold exactly the chunks of the base, `link` may make the file
+    /// of the base the archive, and returns whether it did; otherwise writes the end marks of the tar and passes the
+    /// last records on.
+    pub(super) fn finish(mut self, link: &dyn Fn(&Base<'_>, &MemberCounts) -> bool) -> Result<Assembled<'f>> {
+        self.release_held()?;
+        if let (Some(unwritten), Some(base)) = (&mut self.unwritten, self.state.base)
+            && unwritten.is_whole()
+        {
+            unwritten.flush()?;
+            if link(base, &self.counts) {
+                let finished = Finished { size: base.size, chunks: base.chunks, digest: base.digest };
+                return Ok(Assembled::Unchanged(finished, self.counts));
+            }
+        }
+        self.begin()?;
         let end_marks = self.writer.put_end_marks()?;
-        self.keep_record(end_marks, Vec::new(), now, None);
+        self.keep_record(end_marks, self.read_started, ChunkRecord::New { members: Vec::new() })?;
         self.send_batch();
-        Ok((self.writer, self.counts))
+        Ok(Assembled::Written(Box::new(self.writer), self.counts))
+    }
+}
+
+/// Returns whether all rows are those of the base.
+fn are_known(rows: &[CatalogRow]) -> bool {
+    rows.iter().all(|row| row.known.is_some())
+}
+
+/// Returns the record of a chunk with these rows, `None` if it was not read, and with the bytes of `base`.
+fn record_of(base: Option<BaseRef>, rows: Option<Vec<CatalogRow>>) -> ChunkRecord {
+    match (base, rows) {
+        (Some(base), None) => ChunkRecord::Reused { id: base.id, reread: false },
+        (Some(base), Some(rows)) if are_known(&rows) => ChunkRecord::Reused { id: base.id, reread: true },
+        (_, rows) => {
+            let record = |row: CatalogRow| row.known.map_or(MemberRecord::New(row.entry), MemberRecord::Known);
+            ChunkRecord::New { members: rows.unwrap_or_default().into_iter().map(record).collect() }
+        }
     }
 }

@@ -1,26 +1,81 @@
 //! Builds the chunks of one plan, and sends them to the assembler.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Sender;
 
 use super::large_file::LargeFile;
+use super::reuse::{BaseHint, BaseRef};
 use super::state::PipelineState;
 use crate::archive::buffer::Buffer;
 use crate::archive::codec::{EncodedChunk, Encoder};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, Member};
-use crate::source::{OwnerNames, Stat};
+use crate::member::{CatalogMember, Extent, Member, MemberKind};
+use crate::source::{OwnerNames, SourceEntry, Stat};
 
-/// An encoded chunk and the members whose headers are in it.
+/// A chunk of the new archive and the members whose headers are in it.
 pub(super) struct BuiltChunk {
-    pub(super) chunk: EncodedChunk,
-    pub(super) members: Vec<CatalogMember>,
+    pub(super) bytes: ChunkBytes,
+    pub(super) members: ChunkMembers,
+    /// When the run that read it began.
     pub(super) read_started: Timestamp,
     /// The file whose header ends this chunk. Its digest is known only when all its pieces have been read.
     pub(super) large_file: Option<Arc<LargeFile>>,
+}
+
+/// The stored bytes of a chunk.
+pub(super) enum ChunkBytes {
+    Encoded(EncodedChunk),
+    /// Those of this chunk of the base.
+    Base(BaseRef),
+}
+
+impl ChunkBytes {
+    /// Returns the memory to the pool.
+    pub(super) fn give_back(self, state: &PipelineState<'_>) {
+        if let ChunkBytes::Encoded(chunk) = self {
+            state.give_buffer(chunk.stored);
+        }
+    }
+}
+
+/// The members whose headers are in a chunk.
+pub(super) enum ChunkMembers {
+    /// Those of the base's chunk; nothing was read.
+    Unchanged(MemberCounts),
+    Read(Vec<CatalogRow>),
+}
+
+/// A member as the catalog will record it, and the row of an equal member of the base.
+pub(super) struct CatalogRow {
+    pub(super) entry: CatalogMember,
+    pub(super) known: Option<i64>,
+}
+
+/// Counts of members.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct MemberCounts {
+    pub(super) extent: Extent,
+    pub(super) folders: u64,
+}
+
+impl MemberCounts {
+    pub(super) fn add(&mut self, member: &Member) {
+        self.extent.members += 1;
+        self.extent.files += u64::from(matches!(member.kind, MemberKind::File | MemberKind::HardLink));
+        self.folders += u64::from(member.kind == MemberKind::Folder);
+        self.extent.content_bytes += member.size;
+    }
+
+    pub(super) fn add_all(&mut self, other: &MemberCounts) {
+        self.extent.members += other.extent.members;
+        self.extent.files += other.extent.files;
+        self.extent.content_bytes += other.extent.content_bytes;
+        self.folders += other.folders;
+    }
 }
 
 /// What a worker sends to the assembler.
@@ -30,6 +85,18 @@ pub(super) struct PlanOutput {
     pub(super) chunks: Vec<BuiltChunk>,
     /// Set in the last output of a plan: the bytes that the plan counted in the memory budget.
     pub(super) ended_plan_bytes: Option<u64>,
+}
+
+/// A member that was read and whose entry was appended to a chunk.
+pub(super) struct ReadMember {
+    /// Where its entry begins in the chunk.
+    pub(super) offset: usize,
+    pub(super) member: Member,
+    /// The facts that go with the content.
+    pub(super) stat: Stat,
+    pub(super) content_digest: Option<[u8; 32]>,
+    /// No problem was recorded for it.
+    pub(super) is_reusable: bool,
 }
 
 /// Builds the chunks of one plan.
@@ -43,10 +110,13 @@ pub(super) struct ChunkBuilder<'a, 'f> {
     /// Bytes that the plan counts in the memory budget.
     pub(super) memory_bytes: u64,
     pub(super) read_started: Timestamp,
+    /// The chunks of the base with the members of the plan, one for each chunk to come. If the content is the same,
+    /// their bytes are used.
+    pub(super) base_chunks: VecDeque<BaseRef>,
     /// The chunk being built, and the members in it.
     pub(super) content: Buffer,
-    pub(super) members: Vec<CatalogMember>,
-    /// Encoded chunks that have not been sent, and their bytes.
+    pub(super) members: Vec<CatalogRow>,
+    /// Chunks that have not been sent, and the bytes of the encoded ones.
     pub(super) chunks: Vec<BuiltChunk>,
     pub(super) chunk_bytes: u64,
     /// Bytes of content read that are not part of the progress yet.
@@ -54,17 +124,16 @@ pub(super) struct ChunkBuilder<'a, 'f> {
 }
 
 impl ChunkBuilder<'_, '_> {
-    /// Adds the catalog record of a member whose entry begins at `offset` of the chunk being built and is at its end.
-    pub(super) fn push_member(
-        &mut self,
-        offset: usize,
-        member: Member,
-        stat: &Stat,
-        content_digest: Option<[u8; 32]>,
-        is_reusable: bool,
-    ) {
+    /// Adds the catalog record of a member whose entry is at the end of the chunk being built. Compares it with the
+    /// member of the base with its path.
+    pub(super) fn push_member(&mut self, read: ReadMember, entry: &SourceEntry, hint: Option<&BaseHint>) {
+        let ReadMember { offset, member, stat, content_digest, mut is_reusable } = read;
+        let silent_change =
+            content_digest.filter(|_| is_reusable).and_then(|digest| self.silent_change(entry, hint, &stat, digest));
+        is_reusable &= silent_change.is_none() && (member.kind == MemberKind::Folder || entry.file_system.is_synced);
+        silent_change.into_iter().for_each(|problem| self.state.problem(problem));
         let xattr_digest = member.xattrs.digest();
-        self.members.push(CatalogMember {
+        let row = CatalogMember {
             member,
             entry_bytes: (self.content.len() - offset) as u64,
             device: stat.device,
@@ -73,30 +142,43 @@ impl ChunkBuilder<'_, '_> {
             content_digest,
             xattr_digest,
             is_reusable,
-        });
+        };
+        let known = hint.and_then(|hint| hint.row_of(&row));
+        self.members.push(CatalogRow { entry: row, known });
     }
 
-    /// Encodes the chunk being built and starts the next one.
+    /// Ends the chunk being built and starts the next one. Encodes it unless the base has the same content.
     pub(super) fn end_chunk(&mut self, large_file: Option<Arc<LargeFile>>) -> Result<()> {
         if self.content.is_empty() {
             return Ok(());
         }
         let content = std::mem::take(&mut self.content);
-        let room = if self.is_encoded { self.state.take_buffer(content.len() as u64) } else { Buffer::new() };
-        let (chunk, mut spare) = self.encoder.encode(content, room)?;
+        let content_digest = *blake3::hash(&content).as_bytes();
+        let base = self.base_chunks.pop_front().filter(|base| base.chunk.content_digest == Some(content_digest));
+        let (bytes, mut spare) = match base {
+            Some(base) => (ChunkBytes::Base(base), content),
+            None => {
+                let room = if self.is_encoded { self.state.take_buffer(content.len() as u64) } else { Buffer::new() };
+                let (chunk, spare) = self.encoder.encode_hashed(content, content_digest, room)?;
+                self.chunk_bytes += chunk.stored.len() as u64;
+                (ChunkBytes::Encoded(chunk), spare)
+            }
+        };
         spare.clear();
         self.content = spare;
-        let members = std::mem::take(&mut self.members);
-        self.chunk_bytes += chunk.stored.len() as u64;
-        self.chunks.push(BuiltChunk { chunk, members, read_started: self.read_started, large_file });
+        let members = ChunkMembers::Read(std::mem::take(&mut self.members));
+        self.chunks.push(BuiltChunk { bytes, members, read_started: self.read_started, large_file });
         Ok(())
     }
 
-    /// Sends the encoded chunks to the assembler.
+    /// Sends the chunks to the assembler.
     pub(super) fn send(&mut self, ended_plan_bytes: Option<u64>) {
         let chunks = std::mem::take(&mut self.chunks);
-        let members = chunks.iter().map(|chunk| chunk.members.len() as u64).sum();
-        self.state.members.fetch_add(members, Ordering::Relaxed);
+        let count = |chunk: &BuiltChunk| match &chunk.members {
+            ChunkMembers::Unchanged(counts) => counts.extent.members,
+            ChunkMembers::Read(rows) => rows.len() as u64,
+        };
+        self.state.members.fetch_add(chunks.iter().map(count).sum(), Ordering::Relaxed);
         self.state.bytes.fetch_add(std::mem::take(&mut self.bytes_read), Ordering::Relaxed);
         self.chunk_bytes = 0;
         // The receiver is dropped only when the pipeline has stopped.

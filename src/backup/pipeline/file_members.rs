@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::chunk_builder::ChunkBuilder;
+use super::chunk_builder::{ChunkBuilder, ReadMember};
 use super::hard_links::LinkTurn;
-use super::large_file::{FileResult, HashedFile, LargeFile, PIECE_BYTES};
+use super::large_file::{HashedFile, LargeFile, PIECE_BYTES};
 use super::plan::MAX_WHOLE_BYTES;
 use super::read::{self, MAX_ATTEMPTS, OpenedFile, ReadOutcome};
 use crate::archive::block::BLOCK_BYTES;
@@ -14,6 +14,15 @@ use crate::error::Result;
 use crate::member::{Member, MemberKind};
 use crate::progress::{Problem, ProblemKind};
 use crate::source::Stability;
+
+/// A file of one piece whose header and content were appended to a chunk.
+struct SmallFile {
+    member: Member,
+    outcome: ReadOutcome,
+    /// BLAKE3 of its content.
+    digest: [u8; 32],
+    has_lost_attributes: bool,
+}
 
 impl ChunkBuilder<'_, '_> {
     pub(super) fn add_file(&mut self, opened: OpenedFile, turn: Option<LinkTurn>) -> Result<()> {
@@ -37,10 +46,10 @@ impl ChunkBuilder<'_, '_> {
             if opened.file.stat().size > PIECE_BYTES {
                 break;
             }
-            let (member, outcome, digest) = self.read_small_file(&opened);
+            let SmallFile { member, outcome, digest, has_lost_attributes } = self.read_small_file(&opened);
             let stability = opened.file.check();
             let is_steady = matches!(stability, Ok(Stability::Unchanged));
-            let mut is_doubtful = false;
+            let mut has_problem = has_lost_attributes;
             if !(is_steady && outcome.is_exact()) {
                 let may_repeat = attempt < MAX_ATTEMPTS && outcome.error.is_none();
                 if may_repeat && opened.file.refresh().is_ok() {
@@ -52,28 +61,31 @@ impl ChunkBuilder<'_, '_> {
                     return self.add_file_of_unknown_size(&opened, member, &outcome);
                 }
                 let problem = read::file_problem(&opened.entry, outcome.shortfall(), stability);
-                is_doubtful = problem.as_ref().is_some_and(|problem| problem.kind.is_loss());
+                has_problem |= problem.is_some();
                 problem.into_iter().for_each(|problem| self.state.problem(problem));
             }
             self.bytes_read += member.size;
-            self.push_member(offset, member, opened.file.stat(), Some(digest), !is_doubtful);
+            let stat = *opened.file.stat();
+            let read = ReadMember { offset, member, stat, content_digest: Some(digest), is_reusable: !has_problem };
+            self.push_member(read, &opened.entry, opened.hint.as_ref());
             return Ok(true);
         }
         self.add_large_file(opened)?;
         Ok(true)
     }
 
-    /// Appends the header and the content of a file of one piece to the chunk. Returns the digest of its content too.
-    fn read_small_file(&mut self, opened: &OpenedFile) -> (Member, ReadOutcome, [u8; 32]) {
+    /// Appends the header and the content of a file of one piece to the chunk.
+    fn read_small_file(&mut self, opened: &OpenedFile) -> SmallFile {
         let OpenedFile { entry, file, .. } = opened;
         let spans = read::spans(file);
         let xattrs = read::xattrs(self.state, file);
-        let member = read::member(self.names, entry, file.stat(), MemberKind::File, xattrs);
+        let has_lost_attributes = xattrs.is_none();
+        let member = read::member(self.names, entry, file.stat(), MemberKind::File, xattrs.unwrap_or_default());
         header::append(&mut self.content, &member, spans.as_deref());
         let mut hasher = blake3::Hasher::new();
         let outcome = read::data(file, spans.as_deref(), &(0..member.size), &mut self.content, &mut hasher);
         self.content.pad_block();
-        (member, outcome, *hasher.finalize().as_bytes())
+        SmallFile { member, outcome, digest: *hasher.finalize().as_bytes(), has_lost_attributes }
     }
 
     /// Adds a file that cannot be read at all, or whose size is reported wrongly although it does not change, as in
@@ -111,14 +123,16 @@ impl ChunkBuilder<'_, '_> {
         self.bytes_read += member.size;
         // Its times do not show whether it changed.
         let is_reusable = false;
-        self.push_member(offset, member, opened.file.stat(), Some(*blake3::hash(&bytes).as_bytes()), is_reusable);
+        let content_digest = Some(*blake3::hash(&bytes).as_bytes());
+        let read = ReadMember { offset, member, stat: *opened.file.stat(), content_digest, is_reusable };
+        self.push_member(read, &opened.entry, opened.hint.as_ref());
         Ok(true)
     }
 
     /// Adds a file of several pieces, which this worker reads alone.
     fn add_large_file(&mut self, opened: OpenedFile) -> Result<()> {
         self.end_chunk(None)?;
-        let OpenedFile { entry, mut file, .. } = opened;
+        let OpenedFile { entry, mut file, is_same, hint } = opened;
         if file.stat().size > self.memory_bytes {
             // It grew since it was listed, and the memory budget does not include it. It may exceed the budget while no
             // other plan is written.
@@ -127,7 +141,8 @@ impl ChunkBuilder<'_, '_> {
         for attempt in 1.. {
             let is_whole = file.stat().size <= MAX_WHOLE_BYTES;
             let (chunks_before, bytes_before) = (self.chunks.len(), self.bytes_read);
-            let large_file = Arc::new(LargeFile::new(self.state, self.names, entry.clone(), file));
+            let again = OpenedFile { entry: entry.clone(), file, is_same, hint: hint.clone() };
+            let large_file = Arc::new(LargeFile::new(self.state, self.names, again));
             let Some(hashed) = self.add_pieces(&large_file, !is_whole)? else { return Ok(()) };
             let stability = large_file.file.check();
             if matches!(stability, Ok(Stability::Unchanged)) || attempt >= MAX_ATTEMPTS || !is_whole {
@@ -135,15 +150,14 @@ impl ChunkBuilder<'_, '_> {
                 return Ok(());
             }
             for built in self.chunks.drain(chunks_before..) {
-                self.state.give_buffer(built.chunk.stored);
+                built.bytes.give_back(self.state);
             }
             self.bytes_read = bytes_before;
             // The chunks that shared it were just dropped.
             let Some(unshared) = Arc::into_inner(large_file) else { return Ok(()) };
             file = unshared.file;
             if file.refresh().is_err() || file.stat().size <= PIECE_BYTES {
-                let is_same = true;
-                return self.add_small_file(OpenedFile { entry, file, is_same }).map(|_| ());
+                return self.add_small_file(OpenedFile { entry, file, is_same, hint }).map(|_| ());
             }
         }
         Ok(())
@@ -183,7 +197,9 @@ impl ChunkBuilder<'_, '_> {
             self.content.extend_zeros((data_bytes.next_multiple_of(BLOCK_BYTES as u64) - data_bytes) as usize);
         }
         if piece == 0 {
-            self.push_member(0, large_file.member.clone(), large_file.file.stat(), None, true);
+            let (member, stat) = (large_file.member.clone(), *large_file.file.stat());
+            let read = ReadMember { offset: 0, member, stat, content_digest: None, is_reusable: true };
+            self.push_member(read, &large_file.entry, None);
         }
         self.end_chunk((piece == 0).then(|| large_file.clone()))?;
         Ok(large_file.add_piece_hash(piece, &hasher, outcome.shortfall()))
@@ -196,9 +212,11 @@ impl ChunkBuilder<'_, '_> {
         hashed: HashedFile,
         stability: std::result::Result<Stability, Problem>,
     ) {
-        let problem = read::file_problem(&large_file.entry, hashed.shortfall, stability);
-        let is_doubtful = problem.as_ref().is_some_and(|problem| problem.kind.is_loss());
+        let (entry, stat) = (&large_file.entry, large_file.file.stat());
+        let problem = read::file_problem(entry, hashed.shortfall, stability)
+            .or_else(|| self.silent_change(entry, large_file.hint.as_ref(), stat, hashed.digest));
+        let has_problem = problem.is_some();
         problem.into_iter().for_each(|problem| self.state.problem(problem));
-        large_file.set_result(FileResult { digest: hashed.digest, is_doubtful });
+        large_file.set_result(hashed.digest, has_problem);
     }
 }

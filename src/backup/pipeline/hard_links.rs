@@ -67,6 +67,11 @@ impl LinkTurn {
         self.ordinal == 0
     }
 
+    /// Returns whether both are names of one file.
+    pub(super) fn is_of_same_file(&self, other: &LinkTurn) -> bool {
+        Arc::ptr_eq(&self.group, &other.group)
+    }
+
     /// Waits until the earlier names are decided, and returns the one that carries the data, or `None` if this one has
     /// to. The earlier names are in earlier chunks or earlier in the same chunk, so the wait ends.
     pub(super) fn carrier(&self) -> Option<MemberPath> {

@@ -5,7 +5,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
-use super::read::{self, Shortfall};
+use super::read::{self, OpenedFile, Shortfall};
+use super::reuse::BaseHint;
 use super::state::PipelineState;
 use crate::archive::cutter::MAX_CONTENT_BYTES;
 use crate::member::{Member, MemberKind, Span};
@@ -18,8 +19,12 @@ pub(super) const PIECE_BYTES: u64 = MAX_CONTENT_BYTES;
 pub(super) struct LargeFile {
     pub(super) entry: SourceEntry,
     pub(super) file: OpenFile,
+    /// The member of the base with its path.
+    pub(super) hint: Option<BaseHint>,
     /// The fields of its header.
     pub(super) member: Member,
+    /// Its extended attributes could not be read.
+    has_lost_attributes: bool,
     /// Its spans of data, if it is sparse.
     pub(super) spans: Option<Vec<Span>>,
     progress: Mutex<PieceProgress>,
@@ -37,19 +42,30 @@ struct PieceProgress {
 pub(super) struct FileResult {
     /// BLAKE3 of the content in the archive.
     pub(super) digest: [u8; 32],
-    /// The content may be a mixture of states, or has zeros instead of bytes that could not be read.
-    pub(super) is_doubtful: bool,
+    /// No problem was recorded for it.
+    pub(super) is_reusable: bool,
 }
 
 impl LargeFile {
     /// Reads the attributes and the spans of an open file of more than one piece.
-    pub(super) fn new(state: &PipelineState<'_>, names: &OwnerNames, entry: SourceEntry, file: OpenFile) -> Self {
+    pub(super) fn new(state: &PipelineState<'_>, names: &OwnerNames, opened: OpenedFile) -> Self {
+        let OpenedFile { entry, file, hint, .. } = opened;
         let xattrs = read::xattrs(state, &file);
-        let member = read::member(names, &entry, file.stat(), MemberKind::File, xattrs);
+        let has_lost_attributes = xattrs.is_none();
+        let member = read::member(names, &entry, file.stat(), MemberKind::File, xattrs.unwrap_or_default());
         let spans = read::spans(&file);
         let pieces_left = member.size.div_ceil(PIECE_BYTES);
         let progress = PieceProgress { hash: PieceHash::default(), pieces_left, shortfall: None };
-        LargeFile { entry, file, member, spans, progress: Mutex::new(progress), result: OnceLock::new() }
+        LargeFile {
+            entry,
+            file,
+            hint,
+            member,
+            has_lost_attributes,
+            spans,
+            progress: Mutex::new(progress),
+            result: OnceLock::new(),
+        }
     }
 
     /// Returns the number of pieces.
@@ -87,9 +103,11 @@ impl LargeFile {
             .then(|| HashedFile { digest: progress.hash.root(), shortfall: progress.shortfall.take() })
     }
 
-    /// Sets the result. Only the worker that read the last piece calls this, once.
-    pub(super) fn set_result(&self, result: FileResult) {
-        let _ = self.result.set(result);
+    /// Sets the result: the digest of the content, and whether a problem was recorded. Only the worker that read the
+    /// last piece calls this, once.
+    pub(super) fn set_result(&self, digest: [u8; 32], has_problem: bool) {
+        let is_reusable = !has_problem && !self.has_lost_attributes && self.entry.file_system.is_synced;
+        let _ = self.result.set(FileResult { digest, is_reusable });
     }
 
     /// Returns the result, or `None` before all pieces have been read.

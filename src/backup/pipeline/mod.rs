@@ -6,12 +6,16 @@
 
 mod assembler;
 mod chunk_builder;
+mod decide;
 mod file_members;
 mod hard_links;
 mod large_file;
 mod plan;
+mod planned_member;
 mod read;
+mod reuse;
 mod state;
+mod unwritten;
 mod worker;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,16 +26,17 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use self::assembler::{Assembler, Counts};
-use self::chunk_builder::PlanOutput;
+use self::assembler::{Assembled, Assembler};
+use self::chunk_builder::{MemberCounts, PlanOutput};
 use self::plan::{Plan, Planner};
+pub use self::reuse::{Base, ReadReason, ReuseCounts, Rules};
 use self::state::PipelineState;
 use crate::archive::codec::Encoder;
 use crate::archive::trailer::Facts;
 use crate::archive::writer::{ArchiveWriter, Finished};
 use crate::cancel::CancelToken;
 use crate::chunk::CatalogChunk;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::durable::PendingFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Extent, MemberPath};
@@ -64,6 +69,8 @@ pub struct PipelineOptions<'a> {
     pub threads: usize,
     /// JSON for the pax global header.
     pub comment: &'a str,
+    /// The archive that unchanged chunks are taken from.
+    pub base: Option<&'a Base<'a>>,
     /// Number of the run, for the trailer.
     pub run: i64,
     /// The source of all times.
@@ -95,6 +102,10 @@ pub struct WrittenArchive {
     pub size: u64,
     /// The archive digest, see [`crate::archive::writer::ArchiveDigest`].
     pub digest: [u8; 32],
+    /// The file is that of the base, which holds exactly the same. Its chunks were not passed to the catalog.
+    pub is_link: bool,
+    /// How many members were taken from the base, and why the others were read; `None` without a base.
+    pub reuse: Option<ReuseCounts>,
 }
 
 /// Writes an archive of the source into `file`, which must be empty and is not synced here.
@@ -110,7 +121,9 @@ pub fn write(
     catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
 ) -> Result<WrittenArchive> {
     let threads = thread_count(options);
-    let state = PipelineState::new(threads, options.cancel, options.observer);
+    let state = PipelineState::new(threads, options.cancel, options.observer, options.base);
+    // Before anything is synced or listed: what changes from now on may be missed, and is read again by the next run.
+    let read_started = options.clock.now();
     let names = OwnerNames::new();
     let path = file.temp_path().to_owned();
     let writer = ArchiveWriter::new(file.file(), &path, options.compression)?;
@@ -119,7 +132,7 @@ pub fn write(
     let (record_sender, records) = bounded(2);
     let results = thread::scope(|scope| {
         let (state, names) = (&state, &names);
-        let walker = spawn(scope, state, "walk", move || walk_source(options, state, names, plan_sender));
+        let walker = spawn(scope, state, "walk", move || walk_source(options, state, names, read_started, plan_sender));
         for _ in 0..threads {
             let (plans, output) = (plans.clone(), output_sender.clone());
             spawn(scope, state, "encode", move || {
@@ -128,15 +141,21 @@ pub fn write(
         }
         // Only the threads hold these ends, so that each side detects when the other one ends.
         drop((plans, output_sender));
-        let assembler = spawn(scope, state, "write", move || assemble(options, state, writer, &outputs, record_sender));
+        let parts = (writer, record_sender, path);
+        let assembler = spawn(scope, state, "write", move || assemble(options, state, read_started, parts, &outputs));
         pass_records(options, state, records, catalog);
         (walker.and_then(join), assembler.and_then(join))
     });
-    if let Some(error) = state.take_failure() {
-        return Err(error);
-    }
+    state.take_failure().map_or(Ok(()), Err)?;
     match results {
-        (Some(summary), Some((writer, counts))) => finish(options, &state, writer, counts, &summary),
+        (Some(summary), Some(Assembled::Written(writer, counts))) => {
+            let finished = writer.finish(&facts(options, &state, &counts))?;
+            Ok(describe(options, &state, finished, &counts, &summary))
+        }
+        (Some(summary), Some(Assembled::Unchanged(finished, counts))) => {
+            file.reopen()?;
+            Ok(WrittenArchive { is_link: true, ..describe(options, &state, finished, &counts, &summary) })
+        }
         _ => Err(Error::failed("the backup ended early for an unknown reason")),
     }
 }
@@ -182,22 +201,23 @@ fn join<T>(handle: ScopedJoinHandle<'_, Option<T>>) -> Option<T> {
 fn assemble<'f>(
     options: &PipelineOptions<'_>,
     state: &PipelineState<'_>,
-    writer: ArchiveWriter<'f>,
+    read_started: Timestamp,
+    (writer, records, path): (ArchiveWriter<'f>, Sender<Vec<CatalogChunk>>, PathBuf),
     outputs: &Receiver<PlanOutput>,
-    records: Sender<Vec<CatalogChunk>>,
-) -> Result<(ArchiveWriter<'f>, Counts)> {
-    let mut assembler = Assembler::start(state, writer, records, options.comment, options.clock.now())?;
+) -> Result<Assembled<'f>> {
+    let mut assembler = Assembler::start(state, writer, records, options.comment, read_started)?;
     assembler.assemble(outputs)?;
     if state.is_stopped() {
         return Err(Error::new(ErrorKind::Interrupted, "the backup was ended early"));
     }
-    assembler.finish(options.clock.now())
+    assembler.finish(&|base, counts| base.link_to(&path, &facts(options, state, counts)))
 }
 
 fn walk_source(
     options: &PipelineOptions<'_>,
     state: &PipelineState<'_>,
     names: &OwnerNames,
+    read_started: Timestamp,
     plans: Sender<Plan>,
 ) -> Result<WalkSummary> {
     let walk_options = WalkOptions {
@@ -206,8 +226,9 @@ fn walk_source(
         excludes: options.excludes,
         patterns: options.patterns,
         own_paths: options.own_paths,
+        syncs: true,
     };
-    let mut planner = Planner::new(state, options.clock, names, options.compression, plans);
+    let mut planner = Planner::new(state, options.clock, names, options.compression, read_started, plans);
     let summary = walk(&walk_options, &mut |entry| planner.visit(entry), &mut |problem| state.problem(problem))?;
     planner.finish();
     Ok(summary)
@@ -251,39 +272,48 @@ fn progress(state: &PipelineState<'_>, elapsed: Duration) -> Progress {
     }
 }
 
-/// Writes the trailer and returns the result.
-fn finish(
-    options: &PipelineOptions<'_>,
-    state: &PipelineState<'_>,
-    writer: ArchiveWriter<'_>,
-    counts: Counts,
-    summary: &WalkSummary,
-) -> Result<WrittenArchive> {
-    let problems = state.take_problems();
-    let facts = Facts {
+/// Returns what the trailer says. To be called when all members were read.
+fn facts(options: &PipelineOptions<'_>, state: &PipelineState<'_>, counts: &MemberCounts) -> Facts {
+    let (problems, losses) = state.problem_counts();
+    Facts {
         run: options.run,
-        outcome: if problems.losses == 0 { "succeeded" } else { "incomplete" }.to_owned(),
+        outcome: if losses == 0 { "succeeded" } else { "incomplete" }.to_owned(),
         members: counts.extent.members,
         files: counts.extent.files,
         folders: counts.folders,
         content_bytes: counts.extent.content_bytes,
-        problems: problems.total,
-        losses: problems.losses,
-    };
-    let Finished { size, chunks, digest } = writer.finish(&facts)?;
-    let notes = notes(summary);
+        problems,
+        losses,
+    }
+}
+
+/// Returns the result for a finished archive.
+fn describe(
+    options: &PipelineOptions<'_>,
+    state: &PipelineState<'_>,
+    finished: Finished,
+    counts: &MemberCounts,
+    summary: &WalkSummary,
+) -> WrittenArchive {
+    let problems = state.take_problems();
+    let mut notes = notes(summary);
+    if let Some(base) = state.base {
+        notes.extend(base.notes(&state.reads.counts(), summary));
+    }
     notes.iter().for_each(|note| options.observer.note(note));
-    Ok(WrittenArchive {
+    WrittenArchive {
         extent: counts.extent,
         folders: counts.folders,
         problems: problems.list,
         problems_total: problems.total,
         losses: problems.losses,
         notes,
-        chunks,
-        size,
-        digest,
-    })
+        chunks: finished.chunks,
+        size: finished.size,
+        digest: finished.digest,
+        is_link: false,
+        reuse: state.base.map(|_| state.reads.counts()),
+    }
 }
 
 fn notes(summary: &WalkSummary) -> Vec<String> {

@@ -5,13 +5,18 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
+use super::chunk_builder::MemberCounts;
+use super::decide;
 use super::hard_links::{HardLinks, LinkTurn};
 use super::large_file::{LargeFile, PIECE_BYTES};
+use super::planned_member::PlannedMember;
 use super::read;
+use super::reuse::{BaseCursor, BaseHint, BaseRef, Match};
 use super::state::PipelineState;
 use crate::archive::cutter::{Cutter, MAX_CONTENT_BYTES};
 use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
+use crate::error::Result;
 use crate::member::MemberKind;
 use crate::schedule::Compression;
 use crate::source::{OwnerNames, SourceEntry};
@@ -19,6 +24,9 @@ use crate::source::{OwnerNames, SourceEntry};
 /// Files up to this size are read by one thread, and again if they change meanwhile, because nothing of them is written
 /// before they are complete. Larger ones are read in parallel.
 pub(super) const MAX_WHOLE_BYTES: u64 = 4 * PIECE_BYTES;
+
+/// Chunks of an unchanged large file in one plan.
+const MAX_UNCHANGED_CHUNKS: usize = 64;
 
 /// Minimum memory that a piece counts, which limits how many sparse files are open at once.
 const MIN_PIECE_MEMORY: u64 = 256 << 10;
@@ -29,8 +37,10 @@ pub(super) struct Plan {
     pub(super) sequence: u64,
     /// Bytes that it counts in the memory budget.
     pub(super) memory_bytes: u64,
-    /// Wall-clock time before the `stat` of its first member.
+    /// When the run began: before the file systems were synced and anything was listed.
     pub(super) read_started: Timestamp,
+    /// The chunks of the base with the same members: one, and for a file of several pieces those that follow it.
+    pub(super) base_chunks: Vec<BaseRef>,
     pub(super) work: Work,
 }
 
@@ -40,13 +50,8 @@ pub(super) enum Work {
     Members(Vec<PlannedMember>),
     /// One piece of a large file that several workers read.
     Piece(Arc<LargeFile>, u64),
-}
-
-/// An entry that becomes a member.
-pub(super) struct PlannedMember {
-    pub(super) entry: SourceEntry,
-    /// Its turn among the names of its file, if that has several.
-    pub(super) turn: Option<LinkTurn>,
+    /// None: the chunks of the base are taken as they are. The counts of the members in the first of them.
+    Nothing(MemberCounts),
 }
 
 /// Turns the entries of a walk into plans.
@@ -57,15 +62,15 @@ pub(super) struct Planner<'a> {
     plans: Sender<Plan>,
     cutter: Cutter,
     links: HardLinks,
+    base: Option<BaseCursor<'a>>,
+    /// When the run began. If the clock was set back since, the earliest time that it showed: what changes now must not
+    /// seem to have changed before the run.
+    read_started: Timestamp,
     /// Encoded chunks take memory in addition to the raw ones.
     is_encoded: bool,
     sequence: u64,
     members: Vec<PlannedMember>,
     members_bytes: u64,
-    /// Time before the `stat` of the first of `members`.
-    read_started: Timestamp,
-    /// Time before the `stat` of the next entry.
-    before_next: Timestamp,
 }
 
 impl<'a> Planner<'a> {
@@ -74,9 +79,9 @@ impl<'a> Planner<'a> {
         clock: &'a dyn Clock,
         names: &'a OwnerNames,
         compression: Compression,
+        read_started: Timestamp,
         plans: Sender<Plan>,
     ) -> Self {
-        let now = clock.now();
         Planner {
             state,
             clock,
@@ -84,12 +89,12 @@ impl<'a> Planner<'a> {
             plans,
             cutter: Cutter::new(compression),
             links: HardLinks::default(),
+            base: state.base.map(BaseCursor::new),
+            read_started: read_started.min(clock.now()),
             is_encoded: compression != Compression::None,
             sequence: 0,
             members: Vec::new(),
             members_bytes: 0,
-            read_started: now,
-            before_next: now,
         }
     }
 
@@ -109,17 +114,14 @@ impl<'a> Planner<'a> {
             if is_alone || self.cutter.cuts_before(&entry.path, entry_bytes) {
                 self.send_members()?;
             }
-            if self.members.is_empty() {
-                self.read_started = self.before_next;
-            }
-            self.members.push(PlannedMember { entry, turn });
+            self.members.push(PlannedMember { entry, turn, hint: None });
             self.members_bytes += entry_bytes;
             if is_alone {
                 self.send_members()?;
                 self.cutter.cut();
             }
         }
-        self.before_next = self.clock.now();
+        self.read_started = self.read_started.min(self.clock.now());
         ControlFlow::Continue(())
     }
 
@@ -128,13 +130,32 @@ impl<'a> Planner<'a> {
         let _stopped = self.send_members();
     }
 
-    /// Opens a large file and sends a plan for each piece. It is opened here because the size of the open file
-    /// determines the number of pieces.
+    /// Sends plans for a large file: one for each piece if it is read, and one for each page of pieces if it is taken
+    /// from the base.
     fn send_large_file(&mut self, entry: SourceEntry, turn: Option<LinkTurn>) -> ControlFlow<()> {
         self.send_members()?;
         self.cutter.cut();
-        self.read_started = self.before_next;
-        let opened = match read::open(entry) {
+        let planned = [PlannedMember { entry, turn, hint: None }];
+        let (planned, first) = self.join(planned.into())?;
+        if decide::are_unchanged(self.state, self.names, &planned, first.as_slice()) {
+            return self.send_unchanged(planned, first);
+        }
+        for PlannedMember { entry, turn, hint } in planned {
+            self.open_large_file(entry, turn, hint, first)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Opens a large file and sends a plan for each piece. It is opened here because the size of the open file
+    /// determines the number of pieces.
+    fn open_large_file(
+        &mut self,
+        entry: SourceEntry,
+        turn: Option<LinkTurn>,
+        hint: Option<BaseHint>,
+        first: Option<BaseRef>,
+    ) -> ControlFlow<()> {
+        let opened = match read::open(entry, hint) {
             Ok(opened) => opened,
             Err(problem) => {
                 self.state.problem(problem);
@@ -143,21 +164,49 @@ impl<'a> Planner<'a> {
         };
         if opened.file.stat().size <= MAX_WHOLE_BYTES {
             // It shrank since it was listed: one worker is enough.
-            self.members_bytes = header::entry_bytes(MemberKind::File, opened.file.stat().size);
-            self.members.push(PlannedMember { entry: opened.entry, turn });
-            return self.send_members();
+            let bytes = header::entry_bytes(MemberKind::File, opened.file.stat().size);
+            let planned = PlannedMember { entry: opened.entry, turn, hint: opened.hint };
+            return self.send(self.memory_for(bytes), Vec::new(), Work::Members(vec![planned]));
         }
         if let Some(turn) = turn.filter(|_| opened.is_same) {
             turn.set_carrier(&opened.entry.path);
         }
-        let large = Arc::new(LargeFile::new(self.state, self.names, opened.entry, opened.file));
+        let large = Arc::new(LargeFile::new(self.state, self.names, opened));
+        let mut base_chunk = first;
         for piece in 0..large.pieces() {
             let range = large.range(piece);
             let data_bytes =
                 large.spans.as_deref().map_or(range.end - range.start, |spans| read::data_bytes(spans, &range));
-            self.send(self.memory_for(data_bytes).max(MIN_PIECE_MEMORY), Work::Piece(large.clone(), piece))?;
+            if piece > 0 && first.is_some() && data_bytes > 0 {
+                base_chunk = self.next_piece()?;
+            }
+            let work = Work::Piece(large.clone(), piece);
+            self.send(
+                self.memory_for(data_bytes).max(MIN_PIECE_MEMORY),
+                base_chunk.take().into_iter().collect(),
+                work,
+            )?;
         }
         ControlFlow::Continue(())
+    }
+
+    /// Sends the chunks of an unchanged large file, a page at a time.
+    fn send_unchanged(&mut self, planned: Vec<PlannedMember>, first: Option<BaseRef>) -> ControlFlow<()> {
+        let mut counts = decide::counts(&planned);
+        for PlannedMember { entry, turn, .. } in planned {
+            turn.into_iter().for_each(|turn| turn.set_carrier(&entry.path));
+        }
+        let mut chunks: Vec<BaseRef> = first.into_iter().collect();
+        loop {
+            let next = self.next_piece()?;
+            chunks.extend(next);
+            if chunks.len() >= MAX_UNCHANGED_CHUNKS || next.is_none() && !chunks.is_empty() {
+                self.send(0, std::mem::take(&mut chunks), Work::Nothing(std::mem::take(&mut counts)))?;
+            }
+            if next.is_none() {
+                return ControlFlow::Continue(());
+            }
+        }
     }
 
     fn send_members(&mut self) -> ControlFlow<()> {
@@ -167,7 +216,38 @@ impl<'a> Planner<'a> {
         let bytes = std::mem::take(&mut self.members_bytes);
         let memory_bytes = self.memory_for(bytes);
         let members = std::mem::take(&mut self.members);
-        self.send(memory_bytes, Work::Members(members))
+        let (members, first) = self.join(members)?;
+        let mut chunks: Vec<BaseRef> = first.into_iter().collect();
+        let is_file_of_pieces = |hint: &BaseHint| hint.entry.member.size > PIECE_BYTES;
+        if let [PlannedMember { hint: Some(hint), .. }] = &members[..]
+            && first.is_some()
+            && is_file_of_pieces(hint)
+        {
+            // A file of more pieces than this was larger, so that not all of them are the same.
+            while chunks.len() as u64 <= MAX_WHOLE_BYTES / PIECE_BYTES
+                && let Some(piece) = self.next_piece()?
+            {
+                chunks.push(piece);
+            }
+        }
+        self.send(memory_bytes, chunks, Work::Members(members))
+    }
+
+    /// Adds to the members of a plan those of the base, and returns the chunk of the base that holds exactly them.
+    fn join(&mut self, mut members: Vec<PlannedMember>) -> ControlFlow<(), (Vec<PlannedMember>, Option<BaseRef>)> {
+        let Some(cursor) = &mut self.base else { return ControlFlow::Continue((members, None)) };
+        let joined = cursor.join(members.iter().map(|planned| &planned.entry.path));
+        let Match { hints, exact } = or_stop(self.state, joined)?;
+        members.iter_mut().zip(hints).for_each(|(planned, hint)| planned.hint = hint);
+        ControlFlow::Continue((members, exact))
+    }
+
+    /// Returns the next piece of the large file that the base holds for the plan joined last.
+    fn next_piece(&mut self) -> ControlFlow<(), Option<BaseRef>> {
+        match &mut self.base {
+            Some(cursor) => or_stop(self.state, cursor.next_piece()),
+            None => ControlFlow::Continue(None),
+        }
     }
 
     /// Returns the memory that `bytes` of raw content need. A file in several pieces is encoded piece by piece, so that
@@ -176,16 +256,28 @@ impl<'a> Planner<'a> {
         if self.is_encoded { bytes + bytes.min(PIECE_BYTES) } else { bytes }
     }
 
-    fn send(&mut self, memory_bytes: u64, work: Work) -> ControlFlow<()> {
+    fn send(&mut self, memory_bytes: u64, base_chunks: Vec<BaseRef>, work: Work) -> ControlFlow<()> {
         self.state.acquire(memory_bytes);
         if self.state.is_stopped() {
             return ControlFlow::Break(());
         }
-        let plan = Plan { sequence: self.sequence, memory_bytes, read_started: self.read_started, work };
+        let (sequence, read_started) = (self.sequence, self.read_started);
+        let plan = Plan { sequence, memory_bytes, read_started, base_chunks, work };
         self.sequence += 1;
         match self.plans.send(plan) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
+        }
+    }
+}
+
+/// Stops the pipeline if the base could not be read.
+fn or_stop<T>(state: &PipelineState<'_>, result: Result<T>) -> ControlFlow<(), T> {
+    match result {
+        Ok(value) => ControlFlow::Continue(value),
+        Err(error) => {
+            state.stop(error);
+            ControlFlow::Break(())
         }
     }
 }

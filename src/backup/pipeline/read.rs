@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
+use super::reuse::BaseHint;
 use super::state::PipelineState;
 use crate::archive::buffer::Buffer;
 use crate::member::{Member, MemberKind, Span, Xattrs};
@@ -19,14 +20,16 @@ pub(super) struct OpenedFile {
     pub(super) file: OpenFile,
     /// It is the file that was listed, not another one that replaced it since.
     pub(super) is_same: bool,
+    /// The member of the base with its path.
+    pub(super) hint: Option<BaseHint>,
 }
 
 /// Opens a file. If another file has replaced it since it was listed, as programs do to save a file, opens that one.
-pub(super) fn open(mut entry: SourceEntry) -> Result<OpenedFile, Problem> {
+pub(super) fn open(mut entry: SourceEntry, hint: Option<BaseHint>) -> Result<OpenedFile, Problem> {
     let mut is_same = true;
     for _ in 1..MAX_ATTEMPTS {
         match entry.open() {
-            Ok(file) => return Ok(OpenedFile { entry, file, is_same }),
+            Ok(file) => return Ok(OpenedFile { entry, file, is_same, hint }),
             Err(problem) if problem.kind != ProblemKind::Replaced => return Err(problem),
             Err(problem) => {
                 entry = entry.stat_again()?;
@@ -37,7 +40,7 @@ pub(super) fn open(mut entry: SourceEntry) -> Result<OpenedFile, Problem> {
             }
         }
     }
-    entry.open().map(|file| OpenedFile { entry, file, is_same })
+    entry.open().map(|file| OpenedFile { entry, file, is_same, hint })
 }
 
 /// Returns the member of an entry, without the fields that only some kinds have.
@@ -58,12 +61,9 @@ pub(super) fn member(names: &OwnerNames, entry: &SourceEntry, stat: &Stat, kind:
     }
 }
 
-/// Reads the extended attributes of an open file. If that fails, records the problem and returns none.
-pub(super) fn xattrs(state: &PipelineState<'_>, file: &OpenFile) -> Xattrs {
-    file.xattrs().unwrap_or_else(|problem| {
-        state.problem(attributes_lost(problem));
-        Xattrs::new()
-    })
+/// Reads the extended attributes of an open file. If that fails, records the problem and returns `None`.
+pub(super) fn xattrs(state: &PipelineState<'_>, file: &OpenFile) -> Option<Xattrs> {
+    file.xattrs().map_err(|problem| state.problem(attributes_lost(problem))).ok()
 }
 
 /// Converts a problem into one that says that only the extended attributes are lost.

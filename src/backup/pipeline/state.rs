@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::reuse::{Base, ReadReasons};
 use crate::archive::buffer::Buffer;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind};
@@ -33,6 +34,10 @@ pub(super) struct PipelineState<'a> {
     changed: Condvar,
     pool: Mutex<Vec<Buffer>>,
     problems: Mutex<Problems>,
+    /// The archive that unchanged chunks are taken from.
+    pub(super) base: Option<&'a Base<'a>>,
+    /// Why members were read although there is a base.
+    pub(super) reads: ReadReasons,
     /// Members in encoded chunks.
     pub(super) members: AtomicU64,
     /// Bytes of content read.
@@ -59,8 +64,15 @@ pub(super) struct Problems {
 }
 
 impl<'a> PipelineState<'a> {
-    pub(super) fn new(threads: usize, cancel: &'a CancelToken, observer: &'a dyn Observer) -> Self {
+    pub(super) fn new(
+        threads: usize,
+        cancel: &'a CancelToken,
+        observer: &'a dyn Observer,
+        base: Option<&'a Base<'a>>,
+    ) -> Self {
         PipelineState {
+            base,
+            reads: ReadReasons::default(),
             budget_bytes: (threads as u64).saturating_mul(BYTES_PER_THREAD).clamp(MIN_BUDGET_BYTES, MAX_BUDGET_BYTES),
             cancel,
             observer,
@@ -156,6 +168,12 @@ impl<'a> PipelineState<'a> {
         if problems.list.len() < MAX_PROBLEMS {
             problems.list.push(problem);
         }
+    }
+
+    /// Returns how many problems were recorded so far, and how many of them mean missing or doubtful data.
+    pub(super) fn problem_counts(&self) -> (u64, u64) {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        (problems.total, problems.losses)
     }
 
     /// Takes the problems recorded so far, sorted by path.

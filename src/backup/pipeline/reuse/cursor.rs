@@ -1,0 +1,186 @@
+//! The merge join of the walk with the members of the base, which come in the same order.
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::iter::Peekable;
+use std::vec::IntoIter;
+
+use super::Base;
+use crate::chunk::{BaseChunk, BaseMember, Chunk};
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::member::{CatalogMember, MemberPath};
+
+/// Members that one page should hold, about. Chunks of a large file hold none.
+const PAGE_MEMBERS: u64 = 2_000;
+/// Maximum number of chunks of a page.
+const MAX_PAGE_CHUNKS: u32 = 64;
+
+/// A chunk of the base, without its members.
+#[derive(Clone, Copy, Debug)]
+pub struct BaseRef {
+    /// Its row.
+    pub id: i64,
+    /// Where the base stores it.
+    pub chunk: Chunk,
+    /// When the run that read it began.
+    pub read_started: Timestamp,
+}
+
+/// The member of the base with the path of an entry.
+#[derive(Clone, Debug)]
+pub struct BaseHint {
+    /// Its row.
+    pub id: i64,
+    /// What the catalog stores of it.
+    pub entry: CatalogMember,
+    /// When the run that read its chunk began.
+    pub read_started: Timestamp,
+}
+
+/// What the base holds for the members of a plan.
+#[derive(Debug, Default)]
+pub struct Match {
+    /// For each member of the plan the one of the same path.
+    pub hints: Vec<Option<BaseHint>>,
+    /// The chunk that holds exactly these members.
+    pub exact: Option<BaseRef>,
+}
+
+/// Goes through the chunks of the base in order, page by page.
+pub struct BaseCursor<'a> {
+    base: &'a Base<'a>,
+    page: VecDeque<BaseChunk>,
+    /// The first chunk that is not in a page yet.
+    next_sequence: u64,
+    page_chunks: u32,
+    current: Option<Current>,
+}
+
+/// The chunk whose members are being passed.
+struct Current {
+    chunk: BaseRef,
+    members: Peekable<IntoIter<BaseMember>>,
+    count: usize,
+    passed: usize,
+}
+
+impl<'a> BaseCursor<'a> {
+    /// Starts before the first member. The first chunk of an archive holds its global header.
+    pub fn new(base: &'a Base<'a>) -> Self {
+        BaseCursor { base, page: VecDeque::new(), next_sequence: 1, page_chunks: 8, current: None }
+    }
+
+    /// Returns the members of the base with these paths, which follow each other and all paths before.
+    pub fn join<'p>(&mut self, paths: impl Iterator<Item = &'p MemberPath>) -> Result<Match> {
+        let mut hints = Vec::new();
+        let mut exact: Option<u64> = None;
+        let mut is_exact = true;
+        for (ordinal, path) in paths.enumerate() {
+            let found = self.seek(path)?;
+            let place = found.as_ref().map(|(sequence, passed, _)| (*sequence, *passed));
+            let sequence = place.filter(|&(_, passed)| passed == ordinal).map(|(sequence, _)| sequence);
+            is_exact &= sequence.is_some() && exact.is_none_or(|first| sequence == Some(first));
+            exact = exact.or(sequence);
+            hints.push(found.map(|(_, _, hint)| hint));
+        }
+        let is_whole = |current: &&Current| is_exact && Some(current.chunk.chunk.sequence) == exact;
+        let current = self.current.as_ref().filter(is_whole).filter(|current| current.count == hints.len());
+        Ok(Match { exact: current.map(|current| current.chunk), hints })
+    }
+
+    /// Returns the next piece of the large file whose header is in the chunk found last, or `None` if it has no more.
+    pub fn next_piece(&mut self) -> Result<Option<BaseRef>> {
+        if !self.load()? || self.page.front().is_none_or(|chunk| !chunk.members.is_empty()) {
+            return Ok(None);
+        }
+        Ok(self.page.pop_front().map(|chunk| BaseRef::of(&chunk)))
+    }
+
+    /// Passes all members before `path`. Returns the one of this path with the position of its chunk and its own
+    /// position in it.
+    fn seek(&mut self, path: &MemberPath) -> Result<Option<(u64, usize, BaseHint)>> {
+        loop {
+            let Some(current) = &mut self.current else {
+                if !self.next_chunk()? {
+                    return Ok(None);
+                }
+                continue;
+            };
+            let order = current.members.peek().map(|member| member.entry.member.path.cmp(path));
+            match order {
+                None => self.current = None,
+                Some(Ordering::Greater) => return Ok(None),
+                Some(order) => {
+                    let passed = current.passed;
+                    current.passed += 1;
+                    let Some(member) = current.members.next().filter(|_| order == Ordering::Equal) else { continue };
+                    let chunk = &current.chunk;
+                    let hint = BaseHint { id: member.id, entry: member.entry, read_started: chunk.read_started };
+                    return Ok(Some((chunk.chunk.sequence, passed, hint)));
+                }
+            }
+        }
+    }
+
+    /// Goes to the next chunk with members. Returns whether there is one.
+    fn next_chunk(&mut self) -> Result<bool> {
+        while self.load()? {
+            let Some(chunk) = self.page.pop_front() else { return Ok(false) };
+            if !chunk.members.is_empty() {
+                let (reference, count) = (BaseRef::of(&chunk), chunk.members.len());
+                let members = chunk.members.into_iter().peekable();
+                self.current = Some(Current { chunk: reference, members, count, passed: 0 });
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reads the next page if the last one is used up. Returns whether there are chunks left. The last chunk of an
+    /// archive holds its end marks.
+    fn load(&mut self) -> Result<bool> {
+        if !self.page.is_empty() {
+            return Ok(true);
+        }
+        let left = (self.base.chunks - 1).saturating_sub(self.next_sequence);
+        if left == 0 {
+            return Ok(false);
+        }
+        let limit = self.page_chunks.min(u32::try_from(left).unwrap_or(u32::MAX));
+        let page = (self.base.pages)(self.next_sequence, limit)?;
+        let Some(last) = page.last() else { return Ok(false) };
+        self.next_sequence = last.chunk.sequence + 1;
+        let members: usize = page.iter().map(|chunk| chunk.members.len()).sum();
+        let per_chunk = (members / page.len()).max(1) as u64;
+        self.page_chunks = (PAGE_MEMBERS / per_chunk).clamp(1, u64::from(MAX_PAGE_CHUNKS)) as u32;
+        self.page = page.into();
+        Ok(true)
+    }
+}
+
+impl BaseRef {
+    pub fn of(chunk: &BaseChunk) -> Self {
+        BaseRef { id: chunk.id, chunk: chunk.chunk, read_started: chunk.read_started }
+    }
+}
+
+impl BaseHint {
+    /// Returns the row of this member if the catalog would record exactly `row` for it again.
+    pub fn row_of(&self, row: &CatalogMember) -> Option<i64> {
+        let base = &self.entry;
+        let (a, b) = (&base.member, &row.member);
+        // Of extended attributes the catalog has only the digest. The device number changes when the machine restarts,
+        // and identifies nothing.
+        let has_equal_header = a.path == b.path
+            && a.kind == b.kind
+            && (a.size, a.mode, a.uid, a.gid, a.modified) == (b.size, b.mode, b.uid, b.gid, b.modified)
+            && (&a.user_name, &a.group_name) == (&b.user_name, &b.group_name)
+            && (&a.link_target, a.device_number) == (&b.link_target, b.device_number);
+        let is_equal = has_equal_header
+            && (base.entry_bytes, base.inode, base.changed) == (row.entry_bytes, row.inode, row.changed)
+            && (base.content_digest, base.xattr_digest) == (row.content_digest, row.xattr_digest)
+            && base.is_reusable == row.is_reusable;
+        is_equal.then_some(self.id)
+    }
+}

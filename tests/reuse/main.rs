@@ -1,0 +1,10 @@
+//! Reuse of unchanged chunks (I13): an archive made with a base holds what a run that reads everything would have
+//! written, and nothing that did not change is read.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod catalog;
+mod changes;
+mod series;
+mod silent;
