@@ -117,6 +117,11 @@ impl Error {
         }
     }
 
+    /// Converts the error of starting a thread, which the limits of the system may not allow.
+    pub fn no_thread(source: io::Error) -> Self {
+        Error::failed("cannot start a thread").because(source).hint("raise the limit of processes (`ulimit -u`)")
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

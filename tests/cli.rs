@@ -13,6 +13,8 @@ mod full_disk;
 mod handover;
 #[path = "cli/json.rs"]
 mod json;
+#[path = "cli/limits.rs"]
+mod limits;
 #[path = "cli/logs.rs"]
 mod logs;
 #[path = "cli/rescan.rs"]

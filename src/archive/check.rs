@@ -109,7 +109,8 @@ pub fn check_chunks(
     thread::scope(|scope| {
         for _ in 0..threads {
             let (batches, answers) = (batches.clone(), answers.clone());
-            scope.spawn(move || check_received(reader, &batches, &answers));
+            let work = move || check_received(reader, &batches, &answers);
+            thread::Builder::new().spawn_scoped(scope, work).map_err(Error::no_thread)?;
         }
         // Only the threads keep these ends, so that both sides notice when the other has ended.
         drop((batches, answers));

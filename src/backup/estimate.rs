@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Runner;
+use super::monitor::Monitor;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -122,8 +123,13 @@ impl Runner {
     /// run if the archive would not fit. A run that cannot be estimated is not refused: a full disk also ends a run
     /// cleanly.
     ///
-    /// Errors: `DiskFull` with both numbers; the errors of a walk.
-    pub(super) fn expected_extent(&self, row: &ScheduleRow, root: &SourceRoot) -> Result<Extent> {
+    /// Errors: `DiskFull` with both numbers; `Interrupted` if the run was cancelled; the errors of a walk.
+    pub(super) fn expected_extent(
+        &self,
+        row: &ScheduleRow,
+        root: &SourceRoot,
+        monitor: &Monitor<'_>,
+    ) -> Result<Extent> {
         let free = free_bytes(self.home.backups())?;
         let last = self.store.newest_good(row.id)?.filter(|last| last.digest.is_some());
         if let Some(last) = &last
@@ -132,7 +138,8 @@ impl Runner {
             return Ok(last.extent);
         }
         let own_paths = self.home.own_paths();
-        let extent = source::scan(&root.walk_options(&row.schedule, &own_paths))?;
+        let extent = source::scan(&root.walk_options(&row.schedule, &own_paths), &mut || !monitor.is_cancelled())?;
+        monitor.check_not_cancelled()?;
         let plain = extent.content_bytes.saturating_add(extent.members.saturating_mul(OVERHEAD_BYTES_PER_MEMBER));
         let needed = match (row.schedule.compression, &last) {
             (Compression::None, _) => Some(plain),

@@ -116,7 +116,8 @@ impl Runner {
     ) -> std::result::Result<StagedArchive, Failure> {
         let prepared = self.prepare(claim, intent)?;
         monitor.phase("scanning");
-        monitor.expect(self.expected_extent(&prepared.schedule, &prepared.source).map_err(Failure::retryable)?);
+        let expected = self.expected_extent(&prepared.schedule, &prepared.source, monitor);
+        monitor.expect(expected.map_err(Failure::retryable)?);
         monitor.phase("writing");
         let (pending, written) = self.write_archive(claim, intent, &prepared, context, monitor)?;
         self.record_counts(claim, &written).map_err(Failure::retryable)?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Runner;
 use crate::cancel::CancelToken;
+use crate::error::Result;
 use crate::member::Extent;
 use crate::progress::{Observer, Problem, Progress};
 
@@ -51,6 +52,25 @@ impl<'a> Monitor<'a> {
         *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(expected);
     }
 
+    /// Returns whether the run was asked to stop, by its token or in the database, which is asked now and then.
+    pub(super) fn is_cancelled(&self) -> bool {
+        if self.begin_update() {
+            self.poll_cancel_request();
+        }
+        self.context.cancel.is_cancelled()
+    }
+
+    /// Fails with `Interrupted` if the run was asked to stop before it wrote.
+    pub(super) fn check_not_cancelled(&self) -> Result<()> {
+        self.context.cancel.check("the backup was cancelled before anything was written")
+    }
+
+    fn poll_cancel_request(&self) {
+        if self.runner.store.cancel_requested(self.run).unwrap_or(false) {
+            self.context.cancel.cancel();
+        }
+    }
+
     fn with_totals(&self, progress: &Progress) -> Progress {
         let expected = *self.expected.lock().unwrap_or_else(PoisonError::into_inner);
         Progress {
@@ -87,9 +107,7 @@ impl Observer for Monitor<'_> {
             (heartbeat.members, heartbeat.bytes) = (progress.members, progress.bytes);
             (heartbeat.members_total, heartbeat.bytes_total) = (progress.members_total, progress.bytes_total);
         });
-        if self.runner.store.cancel_requested(self.run).unwrap_or(false) {
-            self.context.cancel.cancel();
-        }
+        self.poll_cancel_request();
     }
 
     fn problem(&self, problem: &Problem) {

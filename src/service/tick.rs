@@ -89,9 +89,10 @@ impl Service {
                 let _guard = guard;
                 recover_run(&runner, orphan, &cancel, &failed_recoveries);
             };
-            match &self.background {
-                Some(_) => drop(spawn_for_run(run, work)),
-                None => work(),
+            if self.background.is_none() {
+                work();
+            } else if !spawn_for_run(run, work) {
+                lock(&self.failed_recoveries).insert(run, now);
             }
         }
         backup::remove_dead_workers(&self.runner)

@@ -102,8 +102,9 @@ pub fn walk(
 }
 
 /// Returns how much an archive of the source would hold, without reading any content. The content of a file counts
-/// once, however many names it has. Errors of single paths are ignored here; the run reports them. Errors: as [`walk`].
-pub fn scan(options: &WalkOptions) -> Result<Extent> {
+/// once, however many names it has. `go_on` is asked after each entry; the scan ends early if it returns false. Errors
+/// of single paths are ignored here; the run reports them. Errors: as [`walk`].
+pub fn scan(options: &WalkOptions, go_on: &mut dyn FnMut() -> bool) -> Result<Extent> {
     let mut extent = Extent::default();
     let mut seen = HashSet::new();
     let mut count = |entry: SourceEntry| {
@@ -113,7 +114,7 @@ pub fn scan(options: &WalkOptions) -> Result<Extent> {
             extent.files += 1;
             extent.content_bytes += if is_first { entry.stat.size } else { 0 };
         }
-        ControlFlow::Continue(())
+        if go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     walk(options, &mut count, &mut |_| {})?;
     Ok(extent)

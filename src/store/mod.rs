@@ -35,6 +35,7 @@ mod file_system;
 mod maintenance;
 mod members;
 mod pending_archives;
+mod pool;
 mod rescan;
 mod retention;
 mod rows;
@@ -47,13 +48,14 @@ mod workers;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use r2d2_sqlite::SqliteConnectionManager;
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use connection::{BUSY_TIMEOUT, configure, database_error};
+use connection::database_error;
+use pool::{Pool, PooledConnection};
 
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
@@ -62,22 +64,17 @@ pub use settings::Imported;
 pub use types::*;
 pub use workers::{Role, StopRequest, WorkerRow};
 
-/// Maximum number of open connections: one a run, one for the service loop, one for monitoring.
-const POOL_SIZE: u32 = 8;
-
 /// An open database. Clones are cheap and use the same pool.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: r2d2::Pool<SqliteConnectionManager>,
+    pool: Arc<Pool>,
     path: PathBuf,
     /// Device and inode of the file.
     file_id: (u64, u64),
     identity: Uuid,
     // Shared for every process that has the database open, exclusive for the one that migrates it.
-    _lock: std::sync::Arc<std::fs::File>,
+    _lock: Arc<std::fs::File>,
 }
-
-type PooledConnection = r2d2::PooledConnection<SqliteConnectionManager>;
 
 impl Store {
     /// Opens the database, creates it first if `access` allows that, and migrates it to this program's schema.
@@ -88,18 +85,8 @@ impl Store {
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
         let file_id = file_id_of(path).map_err(Error::io("find the database", path))?;
-        // Without SQLITE_OPEN_CREATE: a database that was removed must not be replaced by an empty one.
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(configure);
-        let pool = r2d2::Pool::builder()
-            .max_size(POOL_SIZE)
-            .min_idle(Some(0))
-            .test_on_check_out(false)
-            .connection_timeout(BUSY_TIMEOUT * 2)
-            .thread_pool(std::sync::Arc::new(scheduled_thread_pool::ScheduledThreadPool::new(1)))
-            .build(manager)
-            .map_err(|e| Error::failed(format!("cannot open the database {}", path.display())).because(e))?;
-        Ok(Store { pool, path: path.to_owned(), file_id, identity, _lock: std::sync::Arc::new(lock) })
+        let pool = Arc::new(Pool::new(path.to_owned()));
+        Ok(Store { pool, path: path.to_owned(), file_id, identity, _lock: Arc::new(lock) })
     }
 
     /// Returns the identity of this database, which the archive folder states too (I9).
@@ -118,7 +105,7 @@ impl Store {
         file_id_of(&self.path).is_ok_and(|file_id| file_id == self.file_id)
     }
 
-    fn connection(&self) -> Result<PooledConnection> {
+    fn connection(&self) -> Result<PooledConnection<'_>> {
         if !self.is_in_place() {
             let name = self.path.display();
             return Err(match self.path.exists() {
@@ -127,9 +114,7 @@ impl Store {
                 false => Error::not_found(format!("the database {name} was removed")),
             });
         }
-        self.pool
-            .get()
-            .map_err(|e| Error::failed(format!("cannot open the database {}", self.path.display())).because(e))
+        self.pool.take().map_err(|e| self.database_error(e))
     }
 
     /// Runs `work` on a connection without a transaction around its statements.

@@ -216,6 +216,24 @@ fn a_cancelled_run_leaves_no_file_and_a_drained_one_is_queued_again() {
 }
 
 #[test]
+fn the_first_scan_of_a_source_can_be_cancelled() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let runner = world.process(Role::Command);
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    // As `cancel` in another process does.
+    world.store.cancel_run(claim.run(), world.clock.now()).unwrap();
+    let (cancel, observer) = (CancelToken::default(), Recording::default());
+    let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: false };
+    let ended = runner.execute(claim, &intent.unwrap(), &context).unwrap();
+    assert_eq!(ended.state, RunState::Cancelled);
+    let reason = ended.error.unwrap().to_string();
+    assert!(reason.contains("before anything was written"), "{reason}");
+}
+
+#[test]
 fn the_old_systems_archive_is_moved_aside_and_pinned_and_nothing_of_it_is_lost() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");

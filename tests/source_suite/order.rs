@@ -277,9 +277,20 @@ fn a_scan_counts_members_and_each_content_once() {
     fs::write(dir.path().join("big"), vec![0; 10_000]).unwrap();
     fs::hard_link(dir.path().join("big"), dir.path().join("dir/again")).unwrap();
     symlink("a", dir.path().join("link")).unwrap();
-    let totals = scan(&Source::at(dir.path()).options()).unwrap();
+    let totals = scan(&Source::at(dir.path()).options(), &mut || true).unwrap();
     assert_eq!((totals.members, totals.content_bytes), (7, 10_000 + 1 + 5));
-    let totals = scan(&Source::at(dir.path()).globs(&["dir"]).options()).unwrap();
+    let totals = scan(&Source::at(dir.path()).globs(&["dir"]).options(), &mut || true).unwrap();
     assert_eq!((totals.members, totals.content_bytes), (4, 10_000 + 1));
-    assert!(scan(&Source::at(dir.path().join("none")).options()).is_err());
+    assert!(scan(&Source::at(dir.path().join("none")).options(), &mut || true).is_err());
+}
+
+#[test]
+fn a_scan_ends_when_it_is_told_to() {
+    let dir = tree(&["a", "b", "dir/c"]);
+    let mut asked = 0;
+    let mut go_on = || {
+        asked += 1;
+        asked < 2
+    };
+    assert_eq!(scan(&Source::at(dir.path()).options(), &mut go_on).unwrap().members, 2);
 }

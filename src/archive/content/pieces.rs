@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
@@ -73,7 +74,7 @@ pub(super) enum Piece {
     Broken(String),
     /// Nothing can be decoded from here on, and a checksum of the pieces before was not reached or is wrong.
     Undecodable(String),
-    /// The plan itself could not be read.
+    /// The plan itself could not be read, or no thread could be started.
     Failed(Error),
 }
 
@@ -100,12 +101,25 @@ impl PieceQueue {
         let (order, pieces) = bounded(threads + 1);
         let (spent, free) = unbounded();
         let skip_to = Arc::new(AtomicU64::new(0));
-        for _ in 0..threads {
-            let (archive, tasks, free, skip_to) = (archive.clone(), tasks.clone(), free.clone(), skip_to.clone());
-            std::thread::spawn(move || read_tasks(&archive, &tasks, &free, &skip_to));
+        let start = || {
+            for _ in 0..threads {
+                let (archive, tasks, free, skip_to) = (archive.clone(), tasks.clone(), free.clone(), skip_to.clone());
+                thread::Builder::new().spawn(move || read_tasks(&archive, &tasks, &free, &skip_to))?;
+            }
+            thread::Builder::new().spawn(move || distribute(plan, &order, &work))
+        };
+        match start() {
+            Ok(_) => PieceQueue { pieces, spent, skip_to },
+            Err(error) => PieceQueue::failed(Error::no_thread(error)),
         }
-        std::thread::spawn(move || distribute(plan, &order, &work));
-        PieceQueue { pieces, spent, skip_to }
+    }
+
+    /// Returns a queue from which only an error can be read.
+    pub fn failed(error: Error) -> PieceQueue {
+        let ((order, pieces), (answer, answered)) = (bounded(1), bounded(1));
+        // Both channels have room, and their other ends are held here.
+        let _ = answer.send(Piece::Failed(error)).is_ok() && order.send(answered).is_ok();
+        PieceQueue { pieces, spent: unbounded().0, skip_to: Arc::default() }
     }
 }
 

@@ -10,6 +10,7 @@ use super::pieces::{Piece, PieceQueue};
 use crate::archive::buffer::Buffer;
 use crate::archive::codec::Codec;
 use crate::archive::reader::ArchiveReader;
+use crate::error::Error;
 
 /// Bytes that are read at a time where there are no chunks.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
@@ -19,8 +20,10 @@ pub(super) fn start(archive: &Arc<ArchiveReader>) -> PieceQueue {
     let (order, pieces) = bounded(4);
     let (spent, free) = unbounded::<Buffer>();
     let archive = Arc::clone(archive);
-    std::thread::spawn(move || decode_pieces(archive, &free, &order));
-    PieceQueue { pieces, spent, skip_to: Arc::default() }
+    match std::thread::Builder::new().spawn(move || decode_pieces(archive, &free, &order)) {
+        Ok(_) => PieceQueue { pieces, spent, skip_to: Arc::default() },
+        Err(error) => PieceQueue::failed(Error::no_thread(error)),
+    }
 }
 
 fn decode_pieces(archive: Arc<ArchiveReader>, free: &Receiver<Buffer>, order: &Sender<Receiver<Piece>>) {

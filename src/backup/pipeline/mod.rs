@@ -187,7 +187,7 @@ fn spawn<'scope, T: Send + 'scope>(
     match thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, guarded) {
         Ok(handle) => Some(handle),
         Err(e) => {
-            state.stop(Error::failed("cannot start a thread").because(e).hint("raise the limit of processes"));
+            state.stop(Error::no_thread(e));
             None
         }
     }
