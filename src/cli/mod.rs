@@ -370,6 +370,7 @@ impl Context {
 
 /// Runs the command line of this process, prints errors, and returns the exit code.
 pub fn main() -> ExitCode {
+    signals::report_size_limit_as_error();
     // Looked up here, because wrong arguments are reported in JSON, too.
     let is_json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
     if is_json {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXFSZ,
+};
 
 use super::render;
 use crate::cancel::CancelToken;
@@ -16,6 +18,13 @@ const IGNORED: [i32; 6] = [SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO]
 static IS_HANDLED_BY_VERB: AtomicBool = AtomicBool::new(false);
 /// Whether an interruption is also reported as a JSON document.
 static HAS_DOCUMENT: AtomicBool = AtomicBool::new(false);
+
+/// Makes a write beyond the limit of file sizes (`ulimit -f`) fail with an error, instead of ending this process by
+/// SIGXFSZ with a temporary file left behind.
+pub fn report_size_limit_as_error() {
+    // Without a handler such a limit ends the process; all else works.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
 
 /// Makes SIGINT, SIGTERM and SIGHUP print a JSON document before they end this process, in a verb that does not handle
 /// them itself.

@@ -178,7 +178,7 @@ pub fn correct_metadata(
     }
     loss.owner |= member.uid == u32::MAX || member.gid == u32::MAX;
     let path = handle_path(&handle);
-    set_xattrs(member, privileges, &mut loss, |name, value| {
+    set_xattrs(&handle, member, privileges, &mut loss, |name, value| {
         rustix::fs::setxattr(&*path, name, value, XattrFlags::empty())
     })?;
     if member.kind != MemberKind::Symlink {

@@ -76,7 +76,7 @@ pub fn apply_metadata(file: impl AsFd, member: &Member, privileges: Privileges) 
             loss.owner |= is_refused(chown)? || member.gid == u32::MAX;
         }
     }
-    set_xattrs(member, privileges, &mut loss, |name, value| {
+    set_xattrs(file, member, privileges, &mut loss, |name, value| {
         rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
     })?;
     rustix::fs::futimens(file, &times(member.modified))?;
@@ -126,7 +126,7 @@ fn apply_mode_and_xattrs(
         // Fails for most, which have no ACL.
         let _ = rustix::fs::removexattr(&*handle_path, INHERITED_ACCESS);
     }
-    set_xattrs(member, privileges, loss, |name, value| {
+    set_xattrs(&handle, member, privileges, loss, |name, value| {
         rustix::fs::setxattr(&*handle_path, name, value, XattrFlags::empty())
     })?;
     if kind != FileType::Symlink {
@@ -149,7 +149,9 @@ pub(super) fn granted_mode(member: &Member, privileges: Privileges, loss: &mut M
     Mode::from_raw_mode(mode)
 }
 
+/// Sets the attributes of a member on the entry `handle`.
 pub(super) fn set_xattrs(
+    handle: impl AsFd,
     member: &Member,
     privileges: Privileges,
     loss: &mut MetadataLoss,
@@ -164,8 +166,9 @@ pub(super) fn set_xattrs(
             continue;
         }
         let set = set(OsStr::from_bytes(name), value);
-        // `ENOSPC` does not mean a full disk here: the attribute may be too long for the record of the file.
-        let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG | Errno::NOSPC));
+        // `ENOSPC` need not mean a full disk: the attribute may be too long for the record of the file.
+        let is_too_long = matches!(set, Err(Errno::RANGE | Errno::TOOBIG))
+            || set == Err(Errno::NOSPC) && rustix::fs::fstatvfs(&handle).is_ok_and(|disk| disk.f_bavail > 0);
         loss.attributes |= is_too_long || is_refused(set)?;
     }
     Ok(())

@@ -98,9 +98,17 @@ impl RestoreState {
         self.abandon();
     }
 
-    /// Takes the error that ended the restore.
+    /// Takes the error that ended the restore, with what was restored before.
     pub fn take_fatal(&self) -> Option<Error> {
-        self.results().fatal.take()
+        let mut results = self.results();
+        let error = results.fatal.take()?;
+        let done = results.report.extent.members;
+        let message = format!("{error}; {done} {} restored", if done == 1 { "member is" } else { "members are" });
+        let fatal = Error::new(error.kind(), message);
+        Some(match error.next_step() {
+            Some(next) => fatal.hint(next),
+            None => fatal,
+        })
     }
 
     /// Returns whether an error ended the restore.

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::environment::TestHome;
+use crate::environment::{TestHome, said};
 
 /// A small file system of its own, taken away at the end.
 struct Small(PathBuf);
@@ -83,4 +83,69 @@ fn an_unwritable_log_and_terminal_do_not_fail_a_backup() {
     let status = home.command(&["run", "docs"]).stdout(std::process::Stdio::null()).stderr(full).status().unwrap();
     assert!(status.success(), "{status}");
     assert_eq!(home.archive_files().len(), 1);
+}
+
+#[test]
+fn a_restore_of_a_plain_user_to_a_disk_that_fills_up_leaves_whole_files_only_and_is_finished_later() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    let home = TestHome::new();
+    let Some(small) = Small::mount(home.path("disk"), "3m") else { return };
+    for number in 0..40 {
+        noise(&home, &format!("big/{number:02}"), 100_000);
+    }
+    let _ = home.run(&["create", "big;09:00;big", "--now"]).ok();
+    fs::copy(home.path(&format!("backups/big/{}", home.archive_files()[0])), home.path("a.tar")).unwrap();
+    for (path, mode) in [(home.path("a.tar"), 0o444), (home.dir.path().to_owned(), 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    chown(&small.0, Some(NOBODY), Some(NOBODY)).unwrap();
+    let restore = || {
+        let mut command = home.command(&["restore", "./a.tar", "--to", "disk/out"]);
+        said(command.uid(NOBODY).gid(NOBODY))
+    };
+    let _ = restore().fails(1, &["No space left", "members are restored", "free space", "the same command again"]);
+    let (mut whole, mut missing) = (0, 0);
+    for number in 0..40 {
+        let folder = home.path(&format!("disk/out/big/{number:02}"));
+        let names: Vec<_> = fs::read_dir(&folder).into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+        match names.len() {
+            0 => missing += 1,
+            _ => assert_eq!(names, ["noise"]),
+        }
+        if let Ok(content) = fs::read(folder.join("noise")) {
+            assert!(content == fs::read(home.path(&format!("big/{number:02}/noise"))).unwrap(), "{number}");
+            whole += 1;
+        }
+    }
+    assert!(whole > 10 && missing > 5, "{whole} {missing}");
+    let more = Command::new("mount").args(["-o", "remount,size=9m"]).arg(&small.0).status().unwrap();
+    assert!(more.success());
+    // The owner of these files is root.
+    let _ = restore().fails(3, &["owner could not be set"]);
+    let _ = restore().ok();
+    for number in 0..40 {
+        let (of, to) = (format!("big/{number:02}/noise"), format!("disk/out/big/{number:02}/noise"));
+        assert!(fs::read(home.path(&of)).unwrap() == fs::read(home.path(&to)).unwrap(), "{number}");
+    }
+}
+
+#[test]
+fn a_limit_of_file_sizes_fails_single_files_and_leaves_nothing_half_written() {
+    let home = TestHome::new();
+    noise(&home, "big/sub", 4 << 20);
+    fs::write(home.path("big/small"), "small").unwrap();
+    let _ = home.run(&["create", "big;09:00;big", "--compress", "zstd", "--now"]).ok();
+    let limited = |words: &[&str]| {
+        let mut command = Command::new("prlimit");
+        command.args(["--fsize=1048576", env!("CARGO_BIN_EXE_backup-manager")]).args(words);
+        said(command.env_clear().env("TZ", "UTC").current_dir(home.dir.path()))
+    };
+    let _ = limited(&["restore", "big", "--to", "out"]).fails(3, &["big/sub/noise: File too large"]);
+    assert_eq!(fs::read_to_string(home.path("out/big/small")).unwrap(), "small");
+    assert_eq!(fs::read_dir(home.path("out/big/sub")).unwrap().count(), 0);
+    let before = home.archive_files();
+    let _ = limited(&["run", "big"]).fails(1, &["File too large"]);
+    assert_eq!(home.archive_files(), before);
 }

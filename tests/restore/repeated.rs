@@ -108,3 +108,29 @@ fn a_conflict_says_what_exists_and_what_the_archive_has() {
         ]
     );
 }
+
+#[test]
+fn an_attribute_that_a_full_disk_has_no_room_for_ends_the_restore() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, to, image) = (folder.path().join("a.tar"), folder.path().join("to"), folder.path().join("image"));
+    fs::create_dir(&to).unwrap();
+    fs::File::create(&image).unwrap().set_len(2 << 20).unwrap();
+    let tool = |name: &str, words: &[&str]| {
+        let output = Command::new(name).args(words).args([&image, &to].map(Path::new)).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let made = Command::new("mkfs.ext4").args(["-q", "-b", "1024", "-N", "2500", "-m", "0"]).arg(&image).output();
+    if !made.is_ok_and(|output| output.status.success()) || !tool("mount", &["-o", "loop"]) {
+        eprintln!("skipped: a small file system cannot be made and mounted here");
+        return;
+    }
+    // Each attribute fills a block of its own, and no file has content.
+    let tar = (0..2000).fold(TarFile::default().folder("d"), |tar, number| {
+        let value = format!("{number:04}").repeat(200);
+        tar.pax(&[("SCHILY.xattr.user.key", value.as_bytes())]).file(&format!("d/{number}"), b"")
+    });
+    fs::write(&file, tar.end()).unwrap();
+    let result = restore_all(&file, &Options { sync: false, ..Options::to(&to) });
+    assert!(Command::new("umount").arg(&to).status().unwrap().success());
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::DiskFull);
+}
