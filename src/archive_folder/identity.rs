@@ -206,6 +206,18 @@ fn holds_archive_of(home: &Home, store: &Store) -> Result<bool> {
     Ok(store.archives(None)?.iter().any(|archive| home.backups().join(&archive.file_name).exists()))
 }
 
+/// Returns whether a path is the archive folder or lies in it, even if it does not exist yet.
+pub fn contains(home: &Home, path: &Path) -> bool {
+    let existing = path.ancestors().find_map(|path| match path.as_os_str().is_empty() {
+        true => Path::new(".").canonicalize().ok(),
+        false => path.canonicalize().ok(),
+    });
+    match (existing, home.backups().canonicalize()) {
+        (Some(existing), Ok(backups)) => existing.starts_with(backups),
+        _ => false,
+    }
+}
+
 /// Returns the identity in the folder; `None` if it has none or an unreadable one.
 fn found_identity(home: &Home) -> Option<Identity> {
     let text = fs::read(home.backups().join(IDENTITY)).ok()?;

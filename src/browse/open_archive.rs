@@ -109,6 +109,7 @@ impl OpenArchive {
         // Removes `.` and repeated slashes.
         let plain: PathBuf = path.components().filter(|c| *c != std::path::Component::CurDir).collect();
         MemberPath::parse(plain.as_os_str().as_bytes())
+            .map_err(|error| error.hint("name it as `backup-manager ls` lists it, or by its original absolute path"))
     }
 
     /// Reads the members that `selection` selects, and perhaps others: with a catalog, only the chunks that hold
@@ -159,6 +160,9 @@ impl OpenArchive {
         let error = Error::not_found(format!("there is no {} in {}", list.join(", no "), self.path().display()));
         let Some(first) = missing.first() else { return error };
         match self.similar_paths(first) {
+            _ if first.as_bytes().iter().any(|byte| b"*?[".contains(byte)) => {
+                error.hint("paths are not patterns: `restore` takes those with --include, and `find` searches for them")
+            }
             Ok(similar) if !similar.is_empty() => error.hint(format!("did you mean {}?", similar.join(" or "))),
             _ => error.hint(format!("see `backup-manager ls {}`", self.path().display())),
         }

@@ -12,6 +12,7 @@ use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, select};
+use crate::archive_folder;
 use crate::browse::{Globs, OpenArchive, Selection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::MemberPath;
@@ -158,16 +159,15 @@ fn restore_members(
     Ok((report, plan))
 }
 
-/// Fails if the target is the archive folder: a restore locks its target, and runs wait for the archive folder's lock.
+/// Fails if the target lies in the archive folder: files there would be taken for archives, and a restore locks its
+/// target, while runs wait for the lock of the archive folder.
 fn refuse_archive_folder(context: &Context, to: &Path) -> Result<()> {
-    let backups = context.home.backups();
-    match (to.canonicalize(), backups.canonicalize()) {
-        (Ok(to), Ok(backups)) if to == backups => {
-            Err(Error::usage(format!("the target {} is the archive folder", to.display()))
-                .hint("name another folder with --to"))
-        }
-        _ => Ok(()),
+    if archive_folder::contains(&context.home, to) {
+        let (to, backups) = (to.display(), context.home.backups().display());
+        return Err(Error::usage(format!("the target {to} lies in the archive folder {backups}"))
+            .hint("name another folder with --to"));
     }
+    Ok(())
 }
 
 fn restore_options(args: &RestoreArgs, archive: &OpenArchive) -> Result<Options> {

@@ -74,13 +74,28 @@ pub fn restore(
         && options.sync
         && !options.dry_run
     {
-        target.sync()?;
+        target.sync().map_err(|error| {
+            error.hint("files may be missing or wrong on its disk: run again with --overwrite always")
+        })?;
     }
     // Closing the folders may have filled the disk, too.
     if let Some(fatal) = state.take_fatal() {
         return Err(fatal);
     }
-    Ok(state.take_report())
+    check_something_is_left(options, state.take_report())
+}
+
+/// Fails if `strip` leaves nothing of any member.
+fn check_something_is_left(options: &Options, report: Report) -> Result<Report> {
+    let is_nothing_left = report.stripped > 0 && Report { stripped: 0, ..report.clone() }.is_empty();
+    if is_nothing_left && report.missing.is_empty() {
+        return Err(Error::usage(format!(
+            "nothing is left to restore: --strip {} removes the whole name",
+            options.strip
+        ))
+        .hint("use a smaller --strip; with -n it lists what would be restored"));
+    }
+    Ok(report)
 }
 
 fn tree_context(state: &Arc<RestoreState>, privileges: Privileges, is_dry_run: bool) -> TreeContext {
@@ -150,7 +165,7 @@ fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             std::fs::create_dir_all(to).map_err(|e| not_writable(to, e))?;
         }
-        Err(e) => return Err(Error::io("open the target", to)(e)),
+        Err(e) => return Err(not_writable(to, e)),
     }
     if !options.dry_run {
         check_is_writable(options)?;
@@ -195,7 +210,16 @@ fn not_writable(folder: &Path, error: std::io::Error) -> Error {
             });
             format!("{owner}run as its owner or as root, or restore to another folder with --to")
         }
-        _ => return Error::io("restore to", folder)(error),
+        std::io::ErrorKind::NotADirectory => {
+            return Error::io("restore to", folder)(error)
+                .hint("a part of this path is a file: name another with --to");
+        }
+        std::io::ErrorKind::AlreadyExists => {
+            let message =
+                format!("cannot restore to {}: it is a link to a folder that does not exist", folder.display());
+            return Error::failed(message).hint("make that folder, or name another with --to");
+        }
+        _ => return Error::io("restore to", folder)(error).hint("name another folder with --to"),
     };
     Error::failed(format!("the target {} is not writable", folder.display())).because(error).hint(hint)
 }

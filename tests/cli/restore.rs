@@ -57,7 +57,11 @@ fn archives_are_chosen_by_number_time_and_file() {
     let _ = home.run(&["restore", "@999", "--to", "o"]).fails(10, &["@999", "nearest"]);
     let _ = home.run(&["ls", "other", "--archive", &first]).fails(10, &["of docs, not of other"]);
     let _ = home.run(&["restore", "missing.tar", "--to", "o"]).fails(10, &["missing.tar"]);
-    let _ = home.run(&["restore", "docs", "--to", "backups"]).fails(2, &["is the archive folder", "--to"]);
+    for inside in ["backups", "backups/docs", "backups/docs/new/folder", "backups/../backups/x"] {
+        let _ = home.run(&["restore", "docs", "--to", inside]).fails(2, &["lies in the archive folder", "--to"]);
+        assert_eq!(home.path(inside).exists(), inside.ends_with("docs") || inside == "backups", "{inside}");
+    }
+    let _ = home.run(&["restore", "docs", "--to", "backups2"]).ok();
     let _ = home
         .run(&["restore", "docs", "docs/sub/leter.txt", "--to", "o"])
         .fails(10, &["did you mean docs/sub/letter.txt"]);
@@ -322,4 +326,27 @@ fn a_thread_that_cannot_be_started_is_an_error_with_the_way_out() {
     command.args(["--nproc=2:2", env!("CARGO_BIN_EXE_backup-manager"), "restore", "./a.tar.zst", "--to", "user/out"]);
     command.env_clear().env("TZ", "UTC").current_dir(home.dir.path()).uid(USER).gid(USER);
     let _ = said(&mut command).fails(1, &["cannot start a thread", "limit of processes"]);
+}
+
+#[test]
+fn what_is_typed_wrong_is_an_error_with_the_way_out() {
+    let home = home_with_archives();
+    fs::write(home.path("file"), "x").unwrap();
+    std::os::unix::fs::symlink("nowhere", home.path("dangling")).unwrap();
+    std::os::unix::fs::symlink("ring", home.path("ring")).unwrap();
+    let restore = |more: &[&str]| home.run(&[&["restore", "docs"][..], more].concat());
+    let _ = restore(&["--to", "file"]).fails(1, &["file is not a folder", "another with --to"]);
+    let _ = restore(&["--to", "file/new"]).fails(1, &["Not a directory", "another with --to"]);
+    let _ =
+        restore(&["--to", "dangling"]).fails(1, &["dangling: it is a link to a folder that does not exist", "next: "]);
+    let _ = restore(&["--to", "ring"]).fails(1, &["symbolic links", "another folder with --to"]);
+    let _ = restore(&["--to", "/proc/new"]).fails(1, &["/proc/new", "another folder with --to"]);
+    for path in [&[][..], &["docs/sub"]] {
+        let all = [&["--to", "out", "--strip", "9"][..], path].concat();
+        let _ = restore(&all).fails(2, &["nothing is left to restore: --strip 9", "smaller --strip"]);
+        let _ = restore(&[&all[..], &["-n"]].concat()).fails(2, &["nothing is left to restore"]);
+    }
+    let _ = restore(&["*.txt", "--to", "out"]).fails(10, &["there is no \"*.txt\"", "--include"]);
+    let _ = restore(&["../docs", "--to", "out"]).fails(2, &["is not a path in an archive", "next: "]);
+    assert_eq!(fs::read_dir(home.path("out")).unwrap().count(), 0, "nothing was restored");
 }
