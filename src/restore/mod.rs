@@ -70,19 +70,20 @@ pub fn restore(
     if context.cancel.is_cancelled() {
         return Err(state.interruption_error());
     }
-    if let Some(target) = target
-        && options.sync
-        && !options.dry_run
-    {
-        target.sync().map_err(|error| {
-            error.hint("files may be missing or wrong on its disk: run again with --overwrite always")
-        })?;
-    }
+    sync(target.as_ref(), options)?;
     // Closing the folders may have filled the disk, too.
     if let Some(fatal) = state.take_fatal() {
         return Err(fatal);
     }
     check_something_is_left(options, state.take_report())
+}
+
+/// Waits until the target is on disk, if that is requested.
+fn sync(target: Option<&ConfinedFolder>, options: &Options) -> Result<()> {
+    let Some(target) = target.filter(|_| options.sync && !options.dry_run) else { return Ok(()) };
+    target
+        .sync()
+        .map_err(|error| error.hint("files may be missing or wrong on its disk: run again with --overwrite always"))
 }
 
 /// Fails if `strip` leaves nothing of any member.
