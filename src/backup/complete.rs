@@ -4,6 +4,7 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::monitor::RunContext;
+use super::post_backup::Change;
 use super::{RunOutcome, Runner, SealedArchive};
 use crate::archive::check;
 use crate::cancel::CancelToken;
@@ -29,7 +30,7 @@ impl Runner {
 
     /// Verifies a sealed archive under its final name, makes it visible and ends the run. A stop does not interrupt
     /// this: what is sealed is finished, here or by recovery. An archive that does not read back as written becomes
-    /// visible as damaged, and its run fails. May confirm the archive before it as no sudden change.
+    /// visible as damaged, and its run fails. May accept the archive before it as no sudden change.
     pub(super) fn finish_sealed(
         &self,
         claim: Claim,
@@ -46,10 +47,18 @@ impl Runner {
             // again.
             Err(error) => return Err(error),
         };
+        let change = match damage {
+            None => self.change_since_last(run, row, context)?,
+            Some(_) => Change::Usual,
+        };
         let completed = Completed {
             incomplete: archive.is_incomplete,
             verified_at,
-            suspect: damage.is_none() && self.is_sudden_change(run, row, context)?,
+            suspect: change == Change::Sudden,
+            accepts: match change {
+                Change::Again(before) => Some(before),
+                _ => None,
+            },
             damaged: damage.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
         let state =

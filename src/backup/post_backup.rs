@@ -7,13 +7,23 @@ use crate::maintenance::prune;
 use crate::member::Extent;
 use crate::store::ScheduleRow;
 
+/// How much less than the archive before it an archive holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// At least half, or less and that was accepted.
+    Usual,
+    /// Less than half.
+    Sudden,
+    /// At least half of the suspect archive of this run, which is thereby accepted.
+    Again(i64),
+}
+
 impl Runner {
-    /// Returns whether the sealed archive of a run holds less than half of what the one before it held, unless that
-    /// was accepted. An archive that is like a suspect one before it confirms that one.
-    pub(super) fn is_sudden_change(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<bool> {
+    /// Compares the sealed archive of a run with the one before it.
+    pub(super) fn change_since_last(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<Change> {
         let (Some(new), Some(before)) = (self.store.pending_archive(run)?, self.store.archive_before(row.id, run)?)
         else {
-            return Ok(false);
+            return Ok(Change::Usual);
         };
         let (then, now) = (before.extent, new.extent);
         // Read again, because `accept` may have been called during the run.
@@ -30,12 +40,10 @@ impl Runner {
                 then.content_bytes,
                 row.schedule.name
             ));
-            return Ok(true);
+            return Ok(Change::Sudden);
         }
-        if before.suspect && !is_less_than_half(then, now) {
-            self.store.confirm_archive(before.run)?;
-        }
-        Ok(false)
+        let is_like_suspect = before.suspect && !is_less_than_half(then, now);
+        Ok(if is_like_suspect { Change::Again(before.run) } else { Change::Usual })
     }
 
     /// Applies retention and refreshes the stable link once an archive is complete. An error here is reported and does

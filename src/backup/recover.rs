@@ -2,9 +2,12 @@
 //! the same result as once.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::archive_folder;
+use crate::archive_name::ArchiveName;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
@@ -123,7 +126,8 @@ pub fn recover_run(runner: &Runner, orphan: OrphanedRun, context: &RunContext<'_
 
 /// Renames the file if that is still to be done, then completes the run.
 ///
-/// A sealed file may have either name, or both if the rename was a link and an unlink.
+/// A sealed file may have either name, or both if the rename was a link and an unlink. The final name may also be
+/// that of a file of another program, which is kept.
 fn finish_sealed(
     runner: &Runner,
     claim: Claim,
@@ -134,6 +138,10 @@ fn finish_sealed(
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
     let has_temporary = temporary.as_deref().map(exists).transpose()?.unwrap_or(false);
     match (exists(&target)?, temporary) {
+        (true, Some(temporary)) if has_temporary && !is_same_file(&temporary, &target)? => {
+            let renamed = rename_around(runner, &claim, archive, context)?;
+            return finish_sealed(runner, claim, &renamed, context);
+        }
         (true, Some(temporary)) if has_temporary => durable::remove(&temporary)?,
         (true, _) => durable::sync_folder(target.parent().unwrap_or(&target))?,
         (false, Some(temporary)) if has_temporary => durable::rename_no_replace(&temporary, &target)?,
@@ -146,6 +154,39 @@ fn finish_sealed(
     };
     let archive = SealedArchive { file_name: &archive.file_name, size, digest, is_incomplete: archive.incomplete };
     runner.finish_sealed(claim, &archive, &row, context).map(|outcome| outcome.state)
+}
+
+/// Gives a sealed archive, which still has its temporary name, a final name that no file has, since another program
+/// made a file of the one that it was to get.
+fn rename_around(
+    runner: &Runner,
+    claim: &Claim,
+    archive: &PendingArchive,
+    context: &RunContext<'_>,
+) -> Result<PendingArchive> {
+    let taken = &archive.file_name;
+    let name = taken.split_once('/').and_then(|(schedule, name)| ArchiveName::parse(name, schedule));
+    let Some(name) = name else { return Err(Error::failed(format!("{taken} is not the name of an archive"))) };
+    let mut created_at = runner.clock.now();
+    let file_name = loop {
+        let file_name = format!("{}/{}", name.schedule, ArchiveName { created_at, ..name }.file_name());
+        if !exists(&runner.home.backups().join(&file_name))? {
+            break file_name;
+        }
+        created_at = created_at.plus(Duration::from_secs(1));
+    };
+    runner.store.rename_sealed(claim, &file_name, created_at)?;
+    context.observer.note(&format!("{taken} is a file of another program, and is kept: the archive is {file_name}"));
+    Ok(PendingArchive { file_name, ..archive.clone() })
+}
+
+/// Returns whether both names are those of one file, as after a rename by a link that was not finished.
+fn is_same_file(one: &Path, other: &Path) -> Result<bool> {
+    let identity = |path: &Path| {
+        let found = path.symlink_metadata().map_err(Error::io("inspect", path))?;
+        Ok((found.dev(), found.ino()))
+    };
+    Ok(identity(one)? == identity(other)?)
 }
 
 /// Returns whether the name exists, without following a link. Nothing may be concluded from an error.

@@ -31,7 +31,7 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         store.accept_source(row.id, context.now())?;
         let last = store.last_ended(row.id)?;
         if let Some(run) = &last {
-            store.acknowledge(run.id, context.now())?;
+            store.accept_run(run.id, context.now())?;
         }
         // A suspect archive may be the newest good one now.
         let rows = std::slice::from_ref(&row);

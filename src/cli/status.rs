@@ -148,7 +148,7 @@ fn schedule_state<'a>(
     let last_archive = last.as_ref().map(|run| store.archive(run.id)).transpose()?.flatten();
     let newest = store.newest_good(row.id)?;
     let running = runs.of_schedule(row.id);
-    let new_problems = match last.as_ref().filter(|run| !run.acknowledged) {
+    let new_problems = match last.as_ref().filter(|run| !run.accepted) {
         Some(run) => store.new_problems(run)?,
         None => 0,
     };

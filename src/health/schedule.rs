@@ -24,7 +24,7 @@ pub struct ScheduleFacts<'a> {
     pub last_run: Option<&'a Run>,
     /// The archive of that run.
     pub last_archive: Option<&'a Archive>,
-    /// Problems of that run that the run before it did not have; zero if they were acknowledged.
+    /// Problems of that run that the run before it did not have; zero if they were accepted.
     pub new_problems: u64,
     /// The newest archive that is good in the sense of I8.
     pub newest_good: Option<&'a Archive>,
@@ -41,7 +41,7 @@ pub struct ScheduleFacts<'a> {
 /// Something wrong with a schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScheduleProblem {
-    /// The last run failed, and nobody acknowledged it.
+    /// The last run failed, and nobody accepted it.
     RunFailed {
         /// Number of the run.
         run: i64,
@@ -93,7 +93,7 @@ pub enum ScheduleProblem {
 pub fn schedule_problems(facts: &ScheduleFacts<'_>, now: Timestamp) -> Vec<ScheduleProblem> {
     let mut problems = Vec::new();
     if let Some(run) = facts.last_run {
-        if run.state == RunState::Failed && !run.acknowledged {
+        if run.state == RunState::Failed && !run.accepted {
             problems.push(ScheduleProblem::RunFailed { run: run.id, error: run.error.clone() });
         }
         if facts.new_problems > 0 {
@@ -191,7 +191,7 @@ mod tests {
             started_at: None,
             finished_at: None,
             counts: RunCounts::default(),
-            acknowledged: false,
+            accepted: false,
             superseded_by: None,
             error: Some("no space".to_owned()),
         }
@@ -332,9 +332,9 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledged_failure_and_an_accepted_archive_are_no_problems() {
+    fn an_accepted_failure_and_an_accepted_archive_are_no_problems() {
         let row = daily();
-        let run = Run { acknowledged: true, ..failed_run() };
+        let run = Run { accepted: true, ..failed_run() };
         let archive = Archive { suspect: false, ..suspect_archive() };
         let facts = ScheduleFacts { last_run: Some(&run), last_archive: Some(&archive), ..no_problems(&row) };
         assert_eq!(schedule_problems(&facts, NOW), []);

@@ -17,7 +17,9 @@ use crate::progress::Problem;
 /// A `not_before` further ahead than this was written under a wrong clock and counts as now.
 const NOT_BEFORE_LIMIT: Duration = Duration::from_secs(3600);
 
-const RETURNING: &str = "RETURNING id, schedule_id, attempt, tries, trigger, verify, reread, scheduled_for_ms";
+/// What a claim consists of. An archive is verified only if the schedule does not say `--no-verify` either.
+const RETURNING: &str = "RETURNING id, schedule_id, attempt, tries, trigger, reread, scheduled_for_ms, \
+     verify AND (SELECT schedule.verify FROM schedule WHERE schedule.id = run.schedule_id) AS verify";
 
 impl Store {
     /// Claims the queued run that has waited longest and writes the intent for its archive; `None` if no queued run may
@@ -173,7 +175,7 @@ fn claim_queued(
     worker: &WorkerRow,
     now: Timestamp,
 ) -> rusqlite::Result<(Claim, Intent)> {
-    let mut claim = transaction
+    let claim = transaction
         .prepare_cached(&format!(
             "UPDATE run SET state = 'running', worker = :worker, attempt = attempt + 1, tries = tries + 1, \
                  started_at_ms = :now, cancel_requested_at_ms = NULL, error = NULL, \
@@ -196,10 +198,6 @@ fn claim_queued(
              VALUES (?1, ?2, ?3, ?4, ?5, 'running')",
         )?
         .execute(params![claim.run, claim.attempt, worker.uuid.to_string(), worker.pid, now.millis()])?;
-    let verify: bool = transaction
-        .prepare_cached("SELECT verify FROM schedule WHERE id = ?1")?
-        .query_row([claim.schedule], |row| row.get(0))?;
-    claim.verify &= verify;
     let intent = write_intent(transaction, &claim, now)?;
     Ok((claim, intent))
 }

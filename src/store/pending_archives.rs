@@ -83,6 +83,18 @@ impl Store {
         })
     }
 
+    /// Gives a sealed archive another final name, before its file gets that. `created_at` is the time in the name.
+    pub fn rename_sealed(&self, claim: &Claim, file_name: &str, created_at: Timestamp) -> Result<()> {
+        self.write_fenced(claim, |transaction| {
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE archive SET file_name = ?2, created_at_ms = ?3 WHERE run_id = ?1 AND state = 'sealed'",
+                )?
+                .execute(params![claim.run(), file_name, created_at.millis()])?;
+            exactly_one(changed)
+        })
+    }
+
     /// Removes the rows of an archive whose file is deleted, a batch at a time; what other archives share is kept.
     pub fn remove_deleted(&self, run: i64) -> Result<()> {
         while self.write(|transaction| remove_batch_of_deleted(transaction, run))? {}
@@ -159,6 +171,11 @@ pub(super) fn make_visible(transaction: &Transaction<'_>, run: i64, completed: &
         )?
         .execute(params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)])?;
     exactly_one(changed)
+}
+
+/// Accepts an archive that is suspect.
+pub(super) fn accept_archive(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<()> {
+    transaction.prepare_cached("UPDATE archive SET acknowledged = 1 WHERE run_id = ?1")?.execute([run]).map(drop)
 }
 
 /// Deletes the intent of a run that ends without an archive. Its chunks must be removed before.

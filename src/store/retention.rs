@@ -1,4 +1,4 @@
-//! What retention and verification record about archives: pins, health, confirmations, marks for deletion.
+//! What retention and verification record about archives: pins, health, marks for deletion.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -134,13 +134,6 @@ impl Store {
                      WHERE schedule_id = ?1 AND state = 'complete' AND health IN ('damaged', 'missing')",
                 )?
                 .query_row([schedule], |row| row.get(0))
-        })
-    }
-
-    /// Confirms a suspect archive: a later one is like it.
-    pub fn confirm_archive(&self, run: i64) -> Result<()> {
-        self.write(|transaction| {
-            transaction.execute("UPDATE archive SET acknowledged = 1 WHERE run_id = ?1", [run]).map(drop)
         })
     }
 

@@ -6,7 +6,7 @@ use rusqlite::{Transaction, params};
 
 use super::Store;
 use super::enqueue::queued_run;
-use super::pending_archives::{delete_intent, make_visible};
+use super::pending_archives::{accept_archive, delete_intent, make_visible};
 use super::rows::exactly_one;
 use super::types::{Claim, Completed, EndError, EndResult, Requeue, Requeued, RunState, Trigger};
 use crate::clock::Timestamp;
@@ -25,6 +25,9 @@ impl Store {
         };
         let done = self.write_fenced(&claim, |transaction| {
             make_visible(transaction, claim.run, completed)?;
+            if let Some(before) = completed.accepts {
+                accept_archive(transaction, before)?;
+            }
             // `accept` holds for one archive, also for one that turns out to be damaged.
             transaction
                 .prepare_cached("UPDATE schedule SET accepted_at_ms = NULL WHERE id = ?1")?

@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, Row, ToSql, params};
 
 use super::Store;
+use super::pending_archives::accept_archive;
 use super::rows::{extent_row, parse_uuid};
 use super::run_end::cancel_queued;
 use super::types::{Attempt, HistoryFilter, Run, RunCounts, RunState};
@@ -157,11 +158,11 @@ impl Store {
         })
     }
 
-    /// Confirms the problems of a run as known.
-    pub fn acknowledge(&self, run: i64, now: Timestamp) -> Result<()> {
+    /// Accepts the problems of a run as known, and its archive if it is suspect.
+    pub fn accept_run(&self, run: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             transaction.execute("UPDATE run SET acknowledged_at_ms = ?2 WHERE id = ?1", params![run, now.millis()])?;
-            transaction.execute("UPDATE archive SET acknowledged = 1 WHERE run_id = ?1", [run]).map(drop)
+            accept_archive(transaction, run)
         })
     }
 
@@ -225,7 +226,7 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
             losses: row.get("losses")?,
             notes: notes.map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default(),
         },
-        acknowledged: time("acknowledged_at_ms")?.is_some(),
+        accepted: time("acknowledged_at_ms")?.is_some(),
         superseded_by: row.get("superseded_by")?,
         error: row.get("error")?,
     })

@@ -64,9 +64,13 @@ fn a_worker_whose_run_was_taken_over_cannot_write() {
     let _taken = taken.unwrap().expect("a take-over");
     assert_eq!(world.store.check_claim(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     assert_eq!(world.store.discard_chunks(&claim).unwrap_err().kind(), ErrorKind::Fenced);
-    let completed = Completed { incomplete: false, verified_at: None, suspect: false, damaged: None };
+    let accepts = Some(claim.run());
+    let completed = Completed { incomplete: false, verified_at: None, suspect: false, accepts, damaged: None };
     let failure = world.store.complete(claim, &completed, world.clock.now()).unwrap_err();
     assert_eq!(failure.error.kind(), ErrorKind::Fenced);
+    let database = rusqlite::Connection::open(world.store.path()).unwrap();
+    let accepted: i64 = database.query_row("SELECT sum(acknowledged) FROM archive", [], |row| row.get(0)).unwrap();
+    assert_eq!(accepted, 0, "not even that an older archive is accepted");
     let claim = failure.claim;
     // The old worker and attempt do not serve for a second take-over.
     let again = world.store.take_over(claim.run(), slow.row.uuid, claim.attempt(), &slow.row, world.clock.now());

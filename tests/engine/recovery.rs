@@ -10,6 +10,7 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::{CatalogChunk, ChunkRecord};
 use backup_manager::clock::Clock;
 use backup_manager::member::Extent;
+use backup_manager::schedule::Schedule;
 use backup_manager::store::{Health, Role, RunState, Sealed};
 
 use crate::runs::{Recording, recover_all, run_now, tar_lists};
@@ -113,8 +114,11 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     if names.0 {
         fs::write(&temporary, &bytes).unwrap();
     }
-    if names.1 {
-        fs::write(&last, &bytes).unwrap();
+    match names {
+        // The rename was a link and an unlink.
+        (true, true) => fs::hard_link(&temporary, &last).unwrap(),
+        (false, true) => fs::write(&last, &bytes).unwrap(),
+        (_, false) => {}
     }
     let metadata = fs::metadata(world.home.backups().join(&good.file_name)).unwrap();
     let sealed = Sealed {
@@ -146,6 +150,36 @@ fn a_sealed_archive_is_finished_under_either_name() {
         assert_eq!(world.store.attempts(run).unwrap().last().unwrap().outcome, "recovered");
         assert_eq!(recover_all(&live), RecoveryReport::default());
     }
+}
+
+#[test]
+fn a_sealed_archive_whose_final_name_another_program_took_gets_another_one() {
+    let world = World::new();
+    let run = die_sealed(&world, (true, false));
+    let taken = world.store.pending_archive(run).unwrap().unwrap().file_name;
+    fs::write(world.home.backups().join(&taken), "of another program").unwrap();
+    let live = world.process(Role::Command);
+    assert_eq!(recover_all(&live).finished, 1);
+    let archive = world.store.archive(run).unwrap().expect("a complete archive");
+    assert_eq!(archive.health, Health::Good);
+    assert_ne!(archive.file_name, taken);
+    assert_eq!(tar_lists(&world.home.backups().join(&archive.file_name)), ["docs/", "docs/file.txt"]);
+    assert!(archive.file_name.contains(&archive.created_at.compact_utc()), "the time in its name: {archive:?}");
+    assert_eq!(fs::read(world.home.backups().join(&taken)).unwrap(), b"of another program");
+    assert_eq!(world.archive_files().len(), 3, "no temporary file is left");
+}
+
+#[test]
+fn recovery_does_not_verify_what_the_schedule_says_not_to_verify() {
+    let world = World::new();
+    let run = die_sealed(&world, (true, false));
+    let row = world.store.schedule(world.store.run(run).unwrap().schedule_id).unwrap();
+    let schedule = Schedule { verify: false, ..row.schedule };
+    world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+    assert_eq!(recover_all(&world.process(Role::Command)).finished, 1);
+    let archive = world.store.archive(run).unwrap().expect("a complete archive");
+    assert_eq!((archive.health, archive.verified_at), (Health::Unverified, None));
+    assert!(archive.good, "as the schedule says");
 }
 
 #[test]

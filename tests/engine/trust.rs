@@ -122,7 +122,7 @@ fn nothing_is_pruned_while_the_file_of_the_newest_good_archive_is_missing() {
 }
 
 #[test]
-fn an_archive_of_a_source_that_shrank_by_more_than_half_is_not_good_until_confirmed() {
+fn an_archive_of_a_source_that_shrank_by_more_than_half_is_not_good_until_accepted() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     for n in 0..9 {
@@ -138,7 +138,7 @@ fn an_archive_of_a_source_that_shrank_by_more_than_half_is_not_good_until_confir
     assert!(fs::read_link(world.path("backups/docs.tar")).unwrap().ends_with(&archives[0].file_name));
     run_daily(&world, &runner, &row, 1);
     let archives = world.store.archives(Some(row.id)).unwrap();
-    assert!(archives.iter().all(|archive| archive.good), "a later one like it confirms it");
+    assert!(archives.iter().all(|archive| archive.good), "a later one like it accepts it");
 
     // The source shrinks once more, and this time it grows again.
     (0..30).for_each(|n| fs::write(world.path("docs").join(format!("x{n}")), "some content").unwrap());
@@ -149,7 +149,7 @@ fn an_archive_of_a_source_that_shrank_by_more_than_half_is_not_good_until_confir
     run_daily(&world, &runner, &row, 1);
     let good: Vec<bool> = world.store.archives(Some(row.id)).unwrap().iter().map(|archive| archive.good).collect();
     assert_eq!(good, [true, true, true, true, false, true]);
-    world.store.acknowledge(5, world.clock.now()).unwrap();
+    world.store.accept_run(5, world.clock.now()).unwrap();
     assert!(world.store.archive(5).unwrap().unwrap().good, "accepted by hand");
 }
 

@@ -20,7 +20,8 @@ use uuid::Uuid;
 const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
 const HOUR: Duration = Duration::from_secs(3600);
 const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
-const COMPLETED: Completed = Completed { incomplete: false, verified_at: Some(NOW), suspect: false, damaged: None };
+const COMPLETED: Completed =
+    Completed { incomplete: false, verified_at: Some(NOW), suspect: false, accepts: None, damaged: None };
 
 pub fn new_store(dir: &TempDir) -> Store {
     let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
@@ -197,6 +198,7 @@ fn write(store: &Store, claim: &Claim) {
         incomplete: false,
     };
     store.seal(claim, &sealed).unwrap();
+    store.rename_sealed(claim, &format!("other/other-20261123T000001Z-{}.tar", claim.run()), NOW).unwrap();
     store.pending_archive(claim.run()).unwrap();
     store.temporary_names().unwrap();
 }
@@ -213,8 +215,7 @@ fn archives(store: &Store, worker: &WorkerRow) {
     store.unhealthy_archives(id).unwrap();
     store.set_pinned(second, true).unwrap();
     store.record_health(found.archive_file, Health::Good, Some(NOW)).unwrap();
-    store.confirm_archive(second).unwrap();
-    store.acknowledge(second, NOW).unwrap();
+    store.accept_run(second, NOW).unwrap();
     let run = store.run(second).unwrap();
     store.attempts(second).unwrap();
     store.problems(second, 10).unwrap();

@@ -95,7 +95,8 @@ pub fn carry_to(
     }
     let now = world.clock.now();
     let marked = world.store.mark_verified(&claim, now);
-    let completed = Completed { incomplete: false, verified_at: Some(now), suspect: false, damaged: None };
+    let completed =
+        Completed { incomplete: false, verified_at: Some(now), suspect: false, accepts: None, damaged: None };
     match marked.map(|()| world.store.complete(claim, &completed, now)) {
         Ok(Ok(_)) => (None, Ok(())),
         Ok(Err(unended)) => (Some(unended.claim), Err(unended.error)),

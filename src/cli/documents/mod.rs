@@ -139,7 +139,7 @@ pub struct RunDocument {
     /// How many of them lost content.
     losses: u64,
     notes: Vec<String>,
-    acknowledged: bool,
+    accepted: bool,
     /// The run that covers the due time that this one missed.
     superseded_by: Option<i64>,
     /// Why it failed.
@@ -168,7 +168,7 @@ impl RunDocument {
             problems: run.counts.problems,
             losses: run.counts.losses,
             notes: run.counts.notes.clone(),
-            acknowledged: run.acknowledged,
+            accepted: run.accepted,
             superseded_by: run.superseded_by,
             error: run.error.clone(),
         }

@@ -62,7 +62,7 @@ pub struct Archive {
     pub verified_at: Option<Timestamp>,
     /// Some source data is missing in it.
     pub incomplete: bool,
-    /// Its source shrank by more than half, and nobody confirmed that.
+    /// Its source shrank by more than half, and nobody accepted that.
     pub suspect: bool,
     /// Never pruned.
     pub pinned: bool,

@@ -108,6 +108,8 @@ pub struct Completed {
     pub verified_at: Option<Timestamp>,
     /// The source shrank by more than half since the archive before.
     pub suspect: bool,
+    /// The run whose suspect archive this one is like, and which is thereby accepted.
+    pub accepts: Option<i64>,
     /// How the archive, read back, differs from what was written.
     pub damaged: Option<String>,
 }

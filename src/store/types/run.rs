@@ -111,8 +111,8 @@ pub struct Run {
     pub finished_at: Option<Timestamp>,
     /// What it read and reported.
     pub counts: RunCounts,
-    /// Its problems were confirmed as known.
-    pub acknowledged: bool,
+    /// Its problems were accepted as known.
+    pub accepted: bool,
     /// The newer run that covers its occurrences.
     pub superseded_by: Option<i64>,
     /// Why it failed, was cancelled or waits for another try.
