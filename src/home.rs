@@ -195,6 +195,11 @@ impl UnwritableFolder {
         let database_owner = self.database_owner.filter(|owner| *owner != uid);
         match (self.is_in_container, self.is_read_only) {
             (true, true) => format!("mount a folder or a volume at {folder} that can be written (without `:ro`)"),
+            (true, false) if let Some(owner) = database_owner.filter(|owner| *owner != 0) => {
+                format!(
+                    "run as uid {owner}, the owner: BACKUP_UID={owner} in .env; or name another folder with {options}"
+                )
+            }
             (true, false) => {
                 let chown = "docker-compose run --rm --user 0 --entrypoint chown backup-system";
                 let or = owner.map(|o| format!(", or run as its owner: BACKUP_UID={o} in .env")).unwrap_or_default();
@@ -293,6 +298,9 @@ mod tests {
             hint.contains("chown backup-system -R 1000 /app/backups`") && hint.contains("BACKUP_UID=501"),
             "{hint}"
         );
+        let of_database = UnwritableFolder { database_owner: Some(501), ..contained };
+        let hint = of_database.hint(folder, "BACKUP_DIR");
+        assert!(hint.contains("BACKUP_UID=501") && !hint.contains("chown"), "{hint}");
         let of_root = UnwritableFolder { owner: Some(0), ..contained };
         assert!(!of_root.hint(folder, "BACKUP_DIR").contains("BACKUP_UID"), "the hint never advises to run as root");
         let read_only = UnwritableFolder { is_read_only: true, ..of_root };

@@ -355,6 +355,7 @@ fn errors_of_what_is_not_found() {
             ("error_too_early", "ls docs --at 2019-01-01"),
             ("error_no_member", "cat docs docs/leter.txt"),
             ("error_no_match", "find nothing"),
+            ("error_no_match_of_path", "find sub/nothing"),
             ("error_no_version", "find --versions docs/nothing"),
             ("error_no_text_file", "import missing.txt"),
             ("error_nothing_restored", "restore docs --to out --include nothing"),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Context, select};
+use super::{Context, render, select};
 use crate::browse;
 use crate::error::{Error, Result};
 use crate::schedule::parse_when;
@@ -29,11 +29,13 @@ pub struct CatArgs {
 pub fn cmd_cat(context: &Context, args: &CatArgs) -> Result<u8> {
     let at = args.at.as_deref().map(|text| parse_when(text, context.zone, context.now())).transpose()?;
     let archive = select::archive(context, &args.what, args.archive.as_deref(), at)?;
-    let mut stdout = io::stdout().lock();
+    // Locked only while it writes: the handler of signals may print the document of an error.
+    let mut stdout = io::stdout();
     for path in &args.path {
         let path = archive.member_path(path)?;
         let mut is_closed = false;
         let written = browse::read_file(&archive, &path, &mut |bytes| {
+            render::reserve_stdout();
             stdout.write_all(bytes).map_err(|e| {
                 is_closed = e.kind() == io::ErrorKind::BrokenPipe;
                 Error::failed("cannot write to standard output").because(e)

@@ -61,8 +61,7 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
         found.extend(store.path_occurrences(&path, only)?);
     }
     if found.is_empty() {
-        return Err(Error::not_found(format!("no archive holds \"{glob}\""))
-            .hint(format!("a glob without / matches whole names: try '*{}*'", glob.trim_matches('*'))));
+        return Err(no_match(glob));
     }
     found.sort_by(|a, b| (Reverse(a.run), &a.entry.member.path).cmp(&(Reverse(b.run), &b.entry.member.path)));
     match context.format {
@@ -98,6 +97,13 @@ fn find(context: &Context, store: &Store, glob: &str, only: Option<i64>) -> Resu
         }
     }
     Ok(0)
+}
+
+fn no_match(glob: &str) -> Error {
+    Error::not_found(format!("no archive holds \"{glob}\"")).hint(match glob.contains('/') {
+        true => format!("a glob with / matches whole paths: try '**/{}'", glob.trim_matches(['*', '/'])),
+        false => format!("a glob without / matches whole names: try '*{}*'", glob.trim_matches('*')),
+    })
 }
 
 /// Returns the paths in any archive that a glob matches.

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
 use chrono_tz::Tz;
-use comfy_table::{Attribute, Cell, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde::Serialize;
 
 use super::documents::FailureDocument;
@@ -16,6 +16,11 @@ pub use crate::words::{bytes, count};
 
 /// A terminal with fewer columns gets tables of full width: fitted ones would be unreadable.
 const MIN_FITTED_COLUMNS: u16 = 40;
+
+/// Blanks between columns.
+const GAP: u16 = 2;
+/// The last column of a table may become as narrow as this.
+const MIN_LAST_COLUMN: u16 = 10;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +76,11 @@ pub fn print_json(document: &impl Serialize) -> Result<()> {
     print_line(&text)
 }
 
+/// Reserves stdout for the output of this process: no document of an error is printed behind it.
+pub fn reserve_stdout() {
+    *IS_DOCUMENT_PRINTED.lock().unwrap_or_else(PoisonError::into_inner) = true;
+}
+
 /// Prints the document of an error, unless another document is or is being printed: stdout holds one.
 pub fn print_json_error(error: &Error) {
     let Ok(mut is_printed) = IS_DOCUMENT_PRINTED.try_lock() else { return };
@@ -98,9 +108,36 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
         let cell = Cell::new(heading);
         if colour { cell.add_attribute(Attribute::Bold) } else { cell }
     }));
+    let longest_words: Vec<u16> = (0..headings.len()).map(|column| longest_word(headings, &rows, column)).collect();
     table.add_rows(rows);
+    for (number, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if number + 1 < headings.len() { GAP } else { 0 }));
+    }
+    if let Some(width) = table.width() {
+        keep_words_whole(&mut table, &longest_words, width);
+    }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
     print_line(&lines.join("\n"))
+}
+
+/// Returns the columns that the longest word of a column of the table needs.
+fn longest_word(headings: &[&str], rows: &[Vec<String>], column: usize) -> u16 {
+    let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);
+    let words = cells.chain([headings[column]]).flat_map(str::split_whitespace);
+    words.map(|word| word.chars().count() as u16).max().unwrap_or_default()
+}
+
+/// Lets only the last column, which holds paths and reasons, break words, if there is room for that.
+fn keep_words_whole(table: &mut Table, longest_words: &[u16], width: u16) {
+    let with_gap = |word: &u16| word.saturating_add(GAP);
+    let (last, others) = longest_words.split_last().unwrap_or((&0, &[]));
+    let needed: u32 = others.iter().map(|word| u32::from(with_gap(word))).sum();
+    if needed + u32::from(*last.min(&MIN_LAST_COLUMN)) > u32::from(width) {
+        return;
+    }
+    for (column, word) in table.column_iter_mut().zip(others) {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(with_gap(word))));
+    }
 }
 
 /// Returns the bytes of a name with control characters and backslashes escaped as `tar -t` escapes them, so that a

@@ -137,12 +137,16 @@ fn restore_members(
     let signals = Signals::cancel_on_first()?;
     let observer = TerminalObserver::new("restoring", context.quiet);
     let mut plan = Vec::new();
+    let mut printed = Ok(());
     let mut on_action = |action, path: &MemberPath| {
         if context.format == Format::Json && args.dry_run {
             plan.push((action, path.as_bytes().to_owned()));
         } else if args.dry_run {
             let path = render::printable_bytes(path.as_bytes());
-            let _ = render::print_bytes(&[word(action).as_bytes(), b"\t", &path, b"\n"].concat());
+            let line = [word(action).as_bytes(), b"\t", &path, b"\n"].concat();
+            if printed.is_ok() {
+                printed = render::print_bytes(&line);
+            }
         } else if context.verbose {
             render::print_stderr(&format!("{} {}", word(action), render::printable(path.as_bytes())));
         }
@@ -156,7 +160,7 @@ fn restore_members(
     let result = restore::restore(archive, selection, options, &mut restore_context);
     observer.finish();
     let report = result.map_err(|error| signals.classify(error))?;
-    Ok((report, plan))
+    printed.map(|()| (report, plan))
 }
 
 /// Fails if the target lies in the archive folder: files there would be taken for archives, and a restore locks its

@@ -43,7 +43,9 @@ pub fn end_with_document() -> Result<()> {
 fn end(signal: i32) -> ! {
     if HAS_DOCUMENT.load(Ordering::SeqCst) {
         let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        render::print_json_error(&Error::new(kind_of(signal), format!("interrupted by {name}")));
+        let message = format!("interrupted by {name}");
+        render::print_stderr(&format!("error: {message}"));
+        render::print_json_error(&Error::new(kind_of(signal), message));
     }
     std::process::exit(128 + signal)
 }

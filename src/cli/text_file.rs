@@ -184,7 +184,10 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
         FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
     };
     match &args.file {
-        None => render::print_bytes(&exported.text)?,
+        None => {
+            render::reserve_stdout();
+            render::print_bytes(&exported.text)?;
+        }
         Some(file) => write_export(context, file, &exported.text, args.force)?,
     }
     for (name, reason) in &exported.left_out {

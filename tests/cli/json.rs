@@ -143,6 +143,17 @@ fn wrong_arguments_are_errors_in_json() {
 }
 
 #[test]
+fn no_error_follows_content_on_stdout() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now", "-q"]).ok();
+    let said = json(&home, "cat docs a/file.txt a/missing.txt").fails(10, &["a/missing.txt"]);
+    assert_eq!(said.stdout, "content of a\n");
+    let mut full = home.command(&["restore", "docs", "-n", "--to", "out"]);
+    let full = full.stdout(fs::OpenOptions::new().write(true).open("/dev/full").unwrap()).output().unwrap();
+    assert_eq!(full.status.code(), Some(1), "a plan that could not be printed: {full:?}");
+}
+
+#[test]
 fn a_failure_with_one_of_several_things_is_an_item_of_the_list() {
     let home = TestHome::with_sources(&["a", "b", "c"]);
     let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "c;09:00;three", "-q"]).ok();

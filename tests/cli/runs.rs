@@ -134,6 +134,24 @@ fn delete_with_archives_removes_them() {
 }
 
 #[test]
+fn tables_of_80_columns_break_no_name_and_no_date() {
+    let home = TestHome::with_sources(&["a", "b"]);
+    let _ = home.run(&["create", "a;09:00;photos_evening", "b;09:00;docs_morning", "--now"]).ok();
+    let date = home.run(&["--json", "history"]).ok().json()[0]["started"].as_str().unwrap()[..10].to_owned();
+    for verb in ["list", "backups", "backups -a", "history", "prune -n", "find file.txt"] {
+        let line = format!("stty cols 80; {} {verb}", env!("CARGO_BIN_EXE_backup-manager"));
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("TZ", "UTC").current_dir(home.dir.path()).stdin(Stdio::null());
+        let printed = String::from_utf8(script.output().unwrap().stdout).unwrap();
+        for word in ["photos_evening", "docs_morning", &date] {
+            assert!(printed.contains(word), "{verb}: {word}: {printed}");
+        }
+        let longest = printed.lines().filter(|line| !line.contains('\u{1b}')).map(|line| line.trim_end().len()).max();
+        assert!(longest <= Some(80), "{verb}: {printed}");
+    }
+}
+
+#[test]
 fn deleting_archives_needs_a_yes() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "--now"]).ok();
