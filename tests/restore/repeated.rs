@@ -131,6 +131,9 @@ fn an_attribute_that_a_full_disk_has_no_room_for_ends_the_restore() {
     });
     fs::write(&file, tar.end()).unwrap();
     let result = restore_all(&file, &Options { sync: false, ..Options::to(&to) });
+    let files: Vec<_> = fs::read_dir(to.join("d")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let without = files.iter().filter(|path| !xattr::get(path, "user.key").is_ok_and(|value| value.is_some())).count();
     assert!(Command::new("umount").arg(&to).status().unwrap().success());
     assert_eq!(result.unwrap_err().kind(), ErrorKind::DiskFull);
+    assert_eq!((without, files.len() > 100), (0, true), "{} files", files.len());
 }
