@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::hard_links::HardLinks;
 use super::open_archive::OpenArchive;
 use super::read_file::read_content;
 use super::selection::Selection;
@@ -95,14 +96,14 @@ pub fn members_by_path(archive: &OpenArchive) -> Result<MembersByPath> {
     if !is_in_catalog {
         read_all(archive, &mut all)?;
     }
-    let links: Vec<(MemberPath, MemberPath)> = all
+    let links = all
         .iter()
         .filter(|(_, summary)| summary.kind == MemberKind::HardLink)
-        .filter_map(|(path, summary)| Some((path.clone(), MemberPath::parse(summary.link_target.as_deref()?).ok()?)))
-        .collect();
-    for (link, first) in links {
-        if let Some(summary) = all.get(&first).cloned() {
-            all.insert(link, summary);
+        .filter_map(|(path, summary)| Some((path.clone(), MemberPath::parse(summary.link_target.as_deref()?).ok()?)));
+    let links = HardLinks::new(links);
+    for link in links.paths() {
+        if let Some(summary) = links.end_of_chain(link).and_then(|file| all.get(&file).cloned()) {
+            all.insert(link.clone(), summary);
         }
     }
     Ok(all)

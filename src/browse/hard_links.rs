@@ -46,6 +46,16 @@ impl HardLinks {
         Ok(HardLinks(links))
     }
 
+    /// Takes hard links and the names that they refer to.
+    pub(super) fn new(links: impl IntoIterator<Item = (MemberPath, MemberPath)>) -> HardLinks {
+        HardLinks(links.into_iter().collect())
+    }
+
+    /// Returns the hard links.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &MemberPath> {
+        self.0.keys()
+    }
+
     /// Returns the member that is no hard link and to which the chain of hard links from `first` leads; `None` if the
     /// links refer to each other. Whether that member exists is not known here.
     pub fn end_of_chain(&self, first: &MemberPath) -> Option<MemberPath> {

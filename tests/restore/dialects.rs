@@ -159,3 +159,24 @@ fn a_label_is_no_damage_and_zeros_hold_no_members() {
     assert!(case.is_good());
     assert_eq!(case.restore(&[]).outcome(), None);
 }
+
+#[test]
+fn a_comparison_follows_chains_of_hard_links_to_the_content() {
+    use backup_manager::browse::{compare, members_by_path};
+    // Names in both orders: `a` refers to a link that comes after it in the order of paths, `z` to one before.
+    let tar = |content: &[u8]| {
+        let tar = TarFile::default().file("m", content).hard_link("l", "m").hard_link("a", "l").hard_link("z", "l");
+        Case::new(&tar.hard_link("ring", "ring").end())
+    };
+    let cases = [tar(b"one"), tar(b"two"), tar(b"one")];
+    let sides = cases.each_ref().map(|case| members_by_path(&OpenArchive::from_file(&case.file).unwrap()).unwrap());
+    for (other, expected) in [(1, &["a", "l", "m", "z"][..]), (2, &[])] {
+        let mut changed = Vec::new();
+        compare(&sides[0], &sides[other], &mut |path, _| {
+            changed.push(path.to_string());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(changed, expected);
+    }
+}
