@@ -252,7 +252,11 @@ fn sections<'a>(args: &RestoreArgs, report: &'a Report) -> [(&'static str, &'a P
             &report.attributes,
             "run as root, on a file system that supports them, with --overwrite always".to_owned(),
         ),
-        ("kept", &report.kept_attributes, "run as root, on a file system that supports them".to_owned()),
+        (
+            "kept",
+            &report.kept_attributes,
+            "run as root or as their owner, on a file system that supports them".to_owned(),
+        ),
         ("setuid", &report.setuid, "add --setuid --overwrite always if you want them".to_owned()),
     ]
 }

@@ -350,3 +350,38 @@ fn what_is_typed_wrong_is_an_error_with_the_way_out() {
     let _ = restore(&["../docs", "--to", "out"]).fails(2, &["is not a path in an archive", "next: "]);
     assert_eq!(fs::read_dir(home.path("out")).unwrap().count(), 0, "nothing was restored");
 }
+
+#[test]
+fn a_folder_of_another_user_stays_as_it_is_and_is_no_conflict() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become somebody else");
+        return;
+    }
+    let home = home_with_archives();
+    fs::copy(home.path(&format!("backups/docs/{}", home.archive_files()[0])), home.path("a.tar.zst")).unwrap();
+    fs::create_dir_all(home.path("shared/docs/sub")).unwrap();
+    let file = home.path("shared/docs/file.txt");
+    fs::copy(home.path("docs/file.txt"), &file).unwrap();
+    let modified = home.path("docs/file.txt").metadata().unwrap().modified().unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+    let folders = ["shared", "shared/docs", "shared/docs/sub"].map(|name| (home.path(name), 0o777));
+    let files = [(home.path("a.tar.zst"), 0o444), (home.dir.path().to_owned(), 0o755), (file.clone(), 0o640)];
+    for (path, mode) in folders.into_iter().chain(files) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let restore = |overwrite: &str| {
+        let mut command = home.command(&["restore", "./a.tar.zst", "--to", "shared", "--overwrite", overwrite]);
+        said(command.uid(65_534).gid(65_534))
+    };
+    let kept = ["docs/sub: its mode differs from the archive and cannot be set", "kept with another owner"];
+    // A file can be replaced, so its mode is a difference; that of a folder cannot be changed.
+    let _ = restore("never").fails(3, &["docs/file.txt: it has mode 0640 instead of 0644", kept[0]]);
+    let _ = restore("if-changed").fails(3, &["1 member: the owner could not be set", kept[0]]);
+    assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o644);
+    for overwrite in ["never", "if-changed"] {
+        let said = restore(overwrite).ok();
+        assert!(kept.iter().all(|line| said.stderr.contains(line)) && !said.stderr.contains("conflicts"), "{said:?}");
+    }
+    let sub = home.path("shared/docs/sub").metadata().unwrap();
+    assert_eq!((sub.mode() & 0o7777, sub.uid()), (0o777, 0));
+}
