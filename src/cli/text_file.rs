@@ -88,6 +88,8 @@ struct ImportDocument<'a> {
     deleted: &'a [String],
     /// Those of `created` that were deleted before: their history and archives belong to them again.
     revived: &'a [String],
+    /// Those of `revived` that were paused, and still are.
+    paused: &'a [String],
     /// How many schedules were already as the file has them.
     unchanged: usize,
 }
@@ -143,6 +145,7 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
             changed: &imported.changed,
             deleted: &imported.deleted,
             revived: &imported.revived,
+            paused: &imported.paused,
             unchanged: imported.unchanged,
         });
     }
@@ -153,6 +156,9 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
     }
     for schedule in &imported.revived {
         context.print_info(&format!("{schedule} was deleted before: {kept} belong to it, and its first prune waits"));
+    }
+    for schedule in &imported.paused {
+        context.print_info(&format!("{schedule} is paused, as it was: to run it, `backup-manager resume {schedule}`"));
     }
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
     context.print_info(&format!(

@@ -22,6 +22,8 @@ pub struct Imported {
     pub deleted: Vec<String>,
     /// Those of `created` that were deleted before: their history and archives belong to them again.
     pub revived: Vec<String>,
+    /// Those of `revived` that were paused, and still are.
+    pub paused: Vec<String>,
     /// Number of schedules that were already as imported.
     pub unchanged: usize,
 }
@@ -133,6 +135,7 @@ fn import(
                 imported.created.push(schedule.name.to_string());
                 if store.deleted_schedule(schedule.name.as_str())?.is_some() {
                     imported.revived.push(schedule.name.to_string());
+                    imported.paused.extend((!schedule.enabled).then(|| schedule.name.to_string()));
                 }
                 created.push((schedule, watermark));
             }

@@ -73,6 +73,11 @@ pub struct Service {
     watch: Watch,
     last_tick: Option<Timestamp>,
     text_file: Option<TextFileState>,
+    /// Whether the text file was not read yet since the start, so that it is unknown which schedules it still has: none
+    /// is run until then.
+    awaits_text_file: bool,
+    /// When the first tick was, by the monotonic clock.
+    first_tick_at: Option<Duration>,
     stop: Option<StopRequest>,
     maintenance: Option<MaintenanceThread>,
     maintenance_pace: MaintenancePace,
@@ -94,6 +99,8 @@ impl Service {
         let watch = runner.store.watch()?;
         let mut service = Service {
             text_file: options.import.clone().map(TextFileState::new),
+            awaits_text_file: options.import.is_some(),
+            first_tick_at: None,
             runner,
             options,
             active: ActiveRuns::default(),

@@ -22,6 +22,8 @@ const MAX_CLOCK_SETBACK: Duration = Duration::from_secs(3 * 3600);
 const DUE_BATCH: u32 = 500;
 /// Due occurrences that are counted one by one.
 const MAX_COUNTED_OCCURRENCES: u64 = 100_000;
+/// How long the first runs of a service wait at most for a text file that keeps changing.
+const MAX_TEXT_FILE_DELAY: Duration = MAX_WAIT;
 /// How long a run whose recovery failed is left alone.
 const RECOVERY_RETRY_INTERVAL: Duration = MAX_WAIT;
 
@@ -46,13 +48,10 @@ impl Service {
         if self.stop.is_some() {
             return Ok(Tick::default());
         }
-        let settles_in = match &mut self.text_file {
-            Some(state) => {
-                let monotonic = self.runner.clock.monotonic();
-                import_export::follow_text_file(state, &self.runner.store, self.options.zone, now, monotonic)?
-            }
-            None => None,
-        };
+        let settles_in = self.follow_text_file(now)?;
+        if self.awaits_text_file {
+            return Ok(Tick { enqueued: 0, next: settles_in.map(|rest| now.plus(rest)) });
+        }
         if self.last_tick.is_none() {
             self.refresh_links_only();
         }
@@ -67,6 +66,18 @@ impl Service {
             settles_in.map(|rest| now.plus(rest)),
         ];
         Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
+    }
+
+    /// Applies the text file if it is to be. Returns how long it must stay unchanged until then; `None` if no change is
+    /// pending. A file that changes again and again delays the first runs for a while only.
+    fn follow_text_file(&mut self, now: Timestamp) -> Result<Option<Duration>> {
+        let Some(state) = &mut self.text_file else { return Ok(None) };
+        let monotonic = self.runner.clock.monotonic();
+        let first_tick_at = *self.first_tick_at.get_or_insert(monotonic);
+        let settles_in = import_export::follow_text_file(state, &self.runner.store, self.options.zone, now, monotonic)?;
+        let is_late = monotonic.saturating_sub(first_tick_at) >= MAX_TEXT_FILE_DELAY;
+        self.awaits_text_file &= settles_in.is_some() && !is_late;
+        Ok(settles_in)
     }
 
     /// Recovers the runs of dead workers. While serving, each on a thread of its own: reading a large archive back

@@ -141,3 +141,17 @@ fn a_service_follows_the_file_and_an_unchanged_line_reverts_no_edit() {
     home.wait_until("bad line in status", 40, || home.run(&["status"]).stdout.contains("line 2"));
     assert_eq!(list(), "0: a;05:00;one\n1: b;06:00;three\n", "the schedules stay as they were");
 }
+
+#[test]
+fn a_schedule_that_comes_back_paused_is_reported_as_paused() {
+    let home = TestHome::with_sources(&["a"]);
+    fs::write(home.path("list.txt"), "a;09:00;docs\n").unwrap();
+    let _ = home.run(&["import", "list.txt"]).ok();
+    let _ = home.run(&["pause", "docs"]).ok();
+    let _ = home.run(&["delete", "docs"]).ok();
+    let said = home.run(&["import", "list.txt"]).ok();
+    assert!(said.stderr.contains("docs is paused, as it was"), "{said:?}");
+    assert!(said.stderr.contains("`backup-manager resume docs`"), "{said:?}");
+    let _ = home.run(&["delete", "docs"]).ok();
+    assert_eq!(home.run(&["--json", "import", "list.txt"]).ok().json()["paused"][0], "docs");
+}

@@ -74,7 +74,56 @@ fn a_half_written_file_is_not_applied_at_the_start_of_a_service() {
 }
 
 #[test]
-fn a_text_file_that_deletes_over_a_third_is_an_error_until_it_is_confirmed() {
+fn a_schedule_that_left_the_text_file_while_no_service_ran_does_not_run_at_the_next_start() {
+    let world = World::new();
+    let (file, mut service) = following(&world, "/a;09:00;one\n/b;09:00;two\n");
+    world.clock.advance(HOUR * 9);
+    assert_eq!(service.tick().unwrap().enqueued, 2, "queued before the stop");
+    service.unregister().unwrap();
+    drop(service);
+    fs::write(&file, "/b;09:00;two\n").unwrap();
+    world.clock.advance(DAY);
+    let mut service = world.service_following(file);
+    assert!(service.claim().unwrap().is_none());
+    let tick = service.tick().unwrap();
+    assert_eq!((tick.enqueued, tick.next), (0, Some(world.clock.now().plus(SETTLED))));
+    assert!(service.claim().unwrap().is_none(), "nothing runs before the file is read");
+    world.clock.advance(SETTLED);
+    assert_eq!(service.tick().unwrap().enqueued, 1);
+    let claimed = service.claim().unwrap().expect("the run of the other schedule").0;
+    assert_eq!(world.store.run(claimed.run()).unwrap().schedule_name, "two");
+    let states = world.runs().into_iter().map(|run| (run.schedule_name, run.state)).collect::<Vec<_>>();
+    assert_eq!(states, [("one".to_owned(), RunState::Cancelled), ("two".to_owned(), RunState::Running)]);
+    world.store.end_without_archive(claimed, RunState::Failed, "over", world.clock.now()).unwrap();
+}
+
+#[test]
+fn a_text_file_that_keeps_changing_or_cannot_be_read_delays_the_first_runs_for_a_while_only() {
+    let world = World::new();
+    world.schedule("docs", "01:00");
+    world.clock.advance(HOUR * 2);
+    let file = world.path("backup_schedules.txt");
+    let mut service = world.service_following(file.clone());
+    let mut ticks = 0;
+    while service.tick().unwrap().enqueued == 0 {
+        ticks += 1;
+        fs::write(&file, format!("# {ticks}\n")).unwrap();
+        world.clock.advance(Duration::from_secs(3));
+    }
+    assert_eq!(ticks, 10, "30 s");
+    let broken = World::new();
+    broken.schedule("docs", "01:00");
+    broken.clock.advance(HOUR * 2);
+    let file = broken.path("backup_schedules.txt");
+    fs::write(&file, "no line of a schedule\n").unwrap();
+    let mut service = broken.service_following(file);
+    settle(&broken, &mut service);
+    assert!(!error(&broken).is_empty());
+    assert!(service.claim().unwrap().is_some(), "an error of the file stops no run");
+}
+
+#[test]
+fn a_text_file_that_deletes_over_a_third_is_an_error_until_it_is_accepted() {
     let world = World::new();
     let (file, mut service) = following(&world, SIX);
     let all = names(&world);
