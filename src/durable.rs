@@ -83,7 +83,9 @@ impl PendingFile {
         // After an fsync that failed the next one may succeed although data was lost, so there is no second attempt.
         self.file.sync_all().map_err(Error::io("sync", &self.temp.path))?;
         let stat = self.file.metadata().map_err(Error::io("inspect", &self.temp.path))?;
-        Ok(SealedFile { file: self.file, temp: self.temp, size: stat.len(), device: stat.dev(), inode: stat.ino() })
+        let modified_ns = stat.mtime().saturating_mul(1_000_000_000).saturating_add(stat.mtime_nsec());
+        let (size, device, inode) = (stat.len(), stat.dev(), stat.ino());
+        Ok(SealedFile { file: self.file, temp: self.temp, size, device, inode, modified_ns })
     }
 }
 
@@ -97,6 +99,7 @@ pub struct SealedFile {
     size: u64,
     device: u64,
     inode: u64,
+    modified_ns: i64,
 }
 
 /// How a file got its final name.
@@ -128,6 +131,11 @@ impl SealedFile {
     /// Returns the inode number of the file.
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Returns when its bytes changed last, in nanoseconds since 1970.
+    pub fn modified_ns(&self) -> i64 {
+        self.modified_ns
     }
 
     /// Renames the file to its final name, in the same folder, and syncs the folder. Without `replace` an existing file

@@ -3,6 +3,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "support/catalog.rs"]
+mod catalog;
 #[path = "cli/environment.rs"]
 mod environment;
 #[path = "cli/file_systems.rs"]

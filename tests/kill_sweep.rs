@@ -5,6 +5,8 @@
 //! `BACKUP_KIND=prune` plays one kind of command only, `BACKUP_CALL=fsync` one call, `BACKUP_CASES=n` about n cases,
 //! and `BACKUP_ERRORS=all` every error at every call of every scenario, which takes twice as long.
 
+#[path = "kill_sweep/before_reuse.rs"]
+mod before_reuse;
 #[path = "kill_sweep/case.rs"]
 mod case;
 #[path = "kill_sweep/fault.rs"]

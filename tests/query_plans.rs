@@ -13,15 +13,16 @@ mod statements;
 use rusqlite::Connection;
 
 /// The tables that grow.
-const LARGE_TABLES: [&str; 8] =
-    ["run", "attempt", "run_problem", "archive", "archive_file", "chunk", "archive_chunk", "member"];
+const LARGE_TABLES: [&str; 9] =
+    ["run", "attempt", "run_problem", "archive", "archive_file", "chunk", "span", "chunk_members", "member"];
 
 /// Partial indexes with few rows, at most one or a few for each schedule. To read all of such an index is cheap.
-const SMALL_INDEXES: [&str; 3] = ["run_one_running", "run_one_queued", "run_claimable"];
+const SMALL_INDEXES: [&str; 4] = ["run_one_running", "run_one_queued", "run_claimable", "run_base"];
 
 /// Statements that may read a whole table, by a part of their text, and why.
 const ALLOWED: &[(&str, &str)] = &[
     ("WHERE archive.state = 'complete' AND TRUE ORDER BY", "returns all archives"),
+    ("SELECT path FROM member GROUP BY path", "returns all paths"),
     ("SELECT DISTINCT source_root FROM archive", "returns a value of every archive"),
     ("SELECT EXISTS (SELECT 1 FROM archive WHERE state <> 'writing')", "stops at the first row, bar archives in work"),
     ("WHERE TRUE ORDER BY run.id DESC LIMIT :limit", "returns runs from the newest on, up to the limit"),

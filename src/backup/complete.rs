@@ -74,8 +74,6 @@ impl Runner {
         // A stop does not interrupt what is sealed, so nothing cancels this token.
         let cancel = CancelToken::new();
         check::check_file(&path, &mut chunks, &archive.digest, archive.size, self.threads, &cancel)?;
-        let now = self.clock.now();
-        self.store.mark_verified(claim, now)?;
-        Ok(now)
+        Ok(self.clock.now())
     }
 }

@@ -56,6 +56,7 @@ impl Runner {
             problems: written.problems_total,
             losses: written.losses,
             notes: written.notes.clone(),
+            ..RunCounts::default()
         };
         self.store.record_counts(claim, &counts, &written.problems)
     }
@@ -96,6 +97,9 @@ impl Runner {
             scan_started: prepared.scan_started,
             extent: written.extent,
             incomplete: written.losses > 0,
+            modified_ns: file.modified_ns(),
+            boot_id: None,
+            origin: None,
         };
         self.store.seal(claim, &sealed)?;
         Ok(file)

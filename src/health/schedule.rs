@@ -192,6 +192,7 @@ mod tests {
             finished_at: None,
             counts: RunCounts::default(),
             accepted: false,
+            base_run: None,
             superseded_by: None,
             error: Some("no space".to_owned()),
         }

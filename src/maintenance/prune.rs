@@ -74,7 +74,7 @@ impl PrunePlan {
         self.removals().filter(|archive| archive.good).count() * 2 > good
     }
 
-    /// Removes the archives that no rule keeps, and returns how many those were.
+    /// Removes the archives that no rule keeps, except the bases of running runs, and returns how many were removed.
     ///
     /// Nothing is removed if one of the newest good archives, which make the removal safe, has changed since the plan
     /// was computed, or if the folder holds archives that the catalog does not know.
@@ -106,9 +106,9 @@ impl PrunePlan {
             }
             anchors.push(archive.run);
         }
-        store.mark_deleting(&removals, &anchors)?;
+        let marked = store.mark_deleting(&removals, &anchors)?;
         archive_folder::finish_deletions(home, store)?;
-        Ok(removals.len())
+        Ok(marked)
     }
 }
 
@@ -157,7 +157,8 @@ pub fn prune_on_request(home: &Home, store: &Store, row: &ScheduleRow, plan: &Pr
 
 /// Removes one archive now, at the user's request.
 ///
-/// Errors: `Failed` for a pinned archive and, unless `force`, for the newest good one; `NotFound`.
+/// Errors: `Failed` for a pinned archive and, unless `force`, for the newest good one; `NotFound`; `Busy` for the base
+/// of a running run.
 pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archive> {
     let archive = store.archive(run)?.ok_or_else(|| no_archive(run))?;
     if archive.pinned {
@@ -170,7 +171,11 @@ pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archi
             .hint("make another with `backup-manager run`, or add --force"));
     }
     archive_folder::ensure_ours(home, store)?;
-    store.mark_deleting(&[run], newest.filter(|_| !force).as_slice())?;
+    if store.mark_deleting(&[run], newest.filter(|_| !force).as_slice())? == 0 {
+        let name = &archive.schedule_name;
+        return Err(Error::busy(format!("the running backup of {name} takes unchanged data from the archive @{run}"))
+            .hint("try again when it has ended: `backup-manager status`"));
+    }
     archive_folder::finish_deletions(home, store)?;
     Ok(archive)
 }

@@ -1,22 +1,21 @@
-//! The catalog of chunks and members: written in batches under the fence, read page by page (I5).
+//! The catalog of chunks: written in batches under the fence, read page by page (I5).
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::Store;
-use super::rows::{CHUNK, OF_FILE, chunk_row, word_of_kind};
+use super::insert_chunks::ChunkInserter;
+use super::remove_chunks::{MAX_BATCH_ROWS, remove_batch};
+use super::rows::{FROM_CHUNK, OF_FILE};
 use super::types::Claim;
-use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
+use crate::chunk::{CatalogChunk, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::CatalogMember;
-
-/// Maximum number of rows that one transaction writes.
-const MAX_BATCH_ROWS: usize = 10_000;
-/// Maximum number of chunks that one transaction deletes, each with its members.
-const MAX_DELETED_CHUNKS: u32 = 64;
 
 impl Store {
     /// Adds chunks with their members to the archive of a claimed run. They are not visible before it is complete.
+    /// Chunks and members may be those of the base that the run holds.
+    ///
+    /// Errors: if the base does not have a chunk or a member that it should have.
     pub fn add_chunks(&self, claim: &Claim, chunks: &[CatalogChunk]) -> Result<()> {
         let mut rest = chunks;
         while !rest.is_empty() {
@@ -30,8 +29,9 @@ impl Store {
                 .count();
             let (batch, later) = rest.split_at(fitting.max(1));
             self.write_fenced(claim, |transaction| {
-                let file = archive_file_of(transaction, claim.run())?;
-                batch.iter().try_for_each(|chunk| insert_chunk(transaction, file, chunk))
+                let mut inserter = ChunkInserter::of_run(transaction, claim.run())?;
+                batch.iter().try_for_each(|chunk| inserter.insert(chunk))?;
+                inserter.finish()
             })?;
             rest = later;
         }
@@ -41,33 +41,13 @@ impl Store {
     /// Removes the rows that [`Store::add_chunks`] added for a run that ends without an archive, a batch at a time.
     pub fn discard_chunks(&self, claim: &Claim) -> Result<()> {
         loop {
-            let removed = self.write_fenced(claim, |transaction| {
-                let Some(file) = pending_file_of(transaction, claim.run())? else { return Ok(0) };
-                remove_references(transaction, file)
+            let is_more = self.write_fenced(claim, |transaction| {
+                let file = unshared_pending_file(transaction, claim.run())?;
+                file.map_or(Ok(false), |file| remove_batch(transaction, file))
             })?;
-            if removed == 0 {
+            if !is_more {
                 return Ok(());
             }
-        }
-    }
-
-    /// Records that the chunks of the archive of a claimed run were read back and are identical to what was written.
-    pub fn mark_verified(&self, claim: &Claim, now: Timestamp) -> Result<()> {
-        let mut from = 0_i64;
-        loop {
-            let to = from + MAX_BATCH_ROWS as i64;
-            let marked = self.write_fenced(claim, |transaction| {
-                let file = archive_file_of(transaction, claim.run())?;
-                transaction.execute(
-                    "UPDATE chunk SET proved_at_ms = ?4 WHERE id IN (SELECT chunk_id FROM archive_chunk \
-                     WHERE archive_file_id = ?1 AND sequence >= ?2 AND sequence < ?3)",
-                    params![file, from, to, now.millis()],
-                )
-            })?;
-            if marked == 0 {
-                return Ok(());
-            }
-            from = to;
         }
     }
 
@@ -82,21 +62,14 @@ impl Store {
     }
 
     /// Returns up to `limit` chunks of the archive file that a run made, from `sequence` on.
-    pub(super) fn chunks(&self, run: i64, sequence: u64, limit: u32) -> Result<Vec<Chunk>> {
-        self.read(|connection| {
-            connection
-                .prepare_cached(&format!(
-                    "SELECT {CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id \
-                     WHERE {OF_FILE} AND sequence >= ?2 ORDER BY sequence LIMIT ?3"
-                ))?
-                .query_map(params![run, sequence, limit], chunk_row)?
-                .collect()
-        })
+    pub(super) fn chunks(&self, run: i64, sequence: u64, limit: u64) -> Result<Vec<Chunk>> {
+        let rows = self.read(|connection| chunk_rows(connection, run, sequence, limit))?;
+        Ok(rows.into_iter().map(|row| row.chunk).collect())
     }
 }
 
 /// Chunks that one query reads.
-const PAGE_CHUNKS: u32 = 1_000;
+const PAGE_CHUNKS: u64 = 1_000;
 
 /// The chunks of one archive file in order, see [`Store::archive_chunks`].
 #[derive(Debug)]
@@ -123,121 +96,62 @@ impl Iterator for ArchiveChunks {
     }
 }
 
-fn archive_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<i64> {
-    transaction
-        .prepare_cached("SELECT archive_file_id FROM archive WHERE run_id = ?1")?
-        .query_row([run], |row| row.get(0))
+/// A chunk of an archive file, with its row.
+pub(super) struct ChunkRow {
+    pub(super) id: i64,
+    pub(super) chunk: Chunk,
+    pub(super) read_started: Timestamp,
 }
 
-fn pending_file_of(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<Option<i64>> {
+/// Returns up to `limit` chunks of the archive file that a run made, from `sequence` on.
+pub(super) fn chunk_rows(
+    connection: &Connection,
+    run: i64,
+    sequence: u64,
+    limit: u64,
+) -> rusqlite::Result<Vec<ChunkRow>> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT span.sequence, span.chunk_id, archive_offset, chunk.id, stored_length, stored_digest, content_length, \
+             content_digest, read_started_at_ms \
+         FROM span CROSS JOIN chunk ON chunk.id >= span.chunk_id AND chunk.id < span.chunk_id + span.chunks \
+         WHERE {OF_FILE} AND {FROM_CHUNK} ORDER BY span.sequence, chunk.id"
+    ))?;
+    let mut rows = statement.query(params![run, sequence])?;
+    let mut found = Vec::new();
+    // The catalog stores the offset of the first chunk of a span only.
+    let mut offset = 0;
+    while (found.len() as u64) < limit
+        && let Some(row) = rows.next()?
+    {
+        let (first, id): (i64, i64) = (row.get(1)?, row.get(3)?);
+        if id == first {
+            offset = row.get(2)?;
+        }
+        let chunk = Chunk {
+            sequence: row.get::<_, u64>(0)? + id.abs_diff(first),
+            offset,
+            stored_length: row.get(4)?,
+            stored_digest: row.get(5)?,
+            content_length: row.get(6)?,
+            content_digest: row.get(7)?,
+        };
+        offset = chunk.end();
+        if chunk.sequence >= sequence {
+            found.push(ChunkRow { id, chunk, read_started: Timestamp::from_millis(row.get(8)?) });
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the file of an archive that is not complete, unless it is that of another archive, too.
+fn unshared_pending_file(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<Option<i64>> {
     transaction
         .query_row(
-            "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed')",
+            "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') \
+             AND NOT EXISTS (SELECT 1 FROM archive AS other WHERE other.archive_file_id = archive.archive_file_id \
+                 AND other.run_id <> archive.run_id)",
             [run],
             |row| row.get(0),
         )
         .optional()
-}
-
-/// Removes up to a batch of a file's references to chunks, and the chunks that no other file refers to; returns how
-/// many references were removed.
-pub(super) fn remove_references(transaction: &Transaction<'_>, file: i64) -> rusqlite::Result<usize> {
-    let chunks: Vec<(i64, i64)> = transaction
-        .prepare_cached("SELECT sequence, chunk_id FROM archive_chunk WHERE archive_file_id = ?1 LIMIT ?2")?
-        .query_map(params![file, MAX_DELETED_CHUNKS], |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    let (mut removed, mut rows) = (0, 0);
-    for (sequence, chunk) in &chunks {
-        let members: usize = transaction
-            .prepare_cached("SELECT count(*) FROM member WHERE chunk_id = ?1")?
-            .query_row([chunk], |row| row.get(0))?;
-        rows += 2 + members;
-        if removed > 0 && rows > MAX_BATCH_ROWS {
-            break;
-        }
-        removed += 1;
-        transaction
-            .prepare_cached("DELETE FROM archive_chunk WHERE archive_file_id = ?1 AND sequence = ?2")?
-            .execute([file, *sequence])?;
-        transaction
-            .prepare_cached(
-                "DELETE FROM chunk WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM archive_chunk WHERE chunk_id = ?1)",
-            )?
-            .execute([chunk])?;
-    }
-    Ok(removed)
-}
-
-pub(super) fn insert_chunk(transaction: &Transaction<'_>, file: i64, entry: &CatalogChunk) -> rusqlite::Result<()> {
-    let chunk = &entry.chunk;
-    transaction
-        .prepare_cached(
-            "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute(params![
-            chunk.stored_length,
-            chunk.stored_digest,
-            chunk.content_length,
-            chunk.content_digest,
-            entry.read_started.millis()
-        ])?;
-    let id = transaction.last_insert_rowid();
-    transaction
-        .prepare_cached(
-            "INSERT INTO archive_chunk (archive_file_id, sequence, chunk_id, stored_offset) VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![file, chunk.sequence, id, chunk.offset])?;
-    let ChunkRecord::New { members } = &entry.record else { return Err(rusqlite::Error::InvalidQuery) };
-    let mut offset = 0;
-    for (ordinal, member) in members.iter().enumerate() {
-        let MemberRecord::New(member) = member else { return Err(rusqlite::Error::InvalidQuery) };
-        insert_member(transaction, id, ordinal, offset, member)?;
-        offset += member.entry_bytes;
-    }
-    Ok(())
-}
-
-fn insert_member(
-    transaction: &Transaction<'_>,
-    chunk: i64,
-    ordinal: usize,
-    offset: u64,
-    entry: &CatalogMember,
-) -> rusqlite::Result<()> {
-    let member = &entry.member;
-    transaction
-        .prepare_cached(
-            "INSERT INTO member (chunk_id, ordinal, path, kind, size, mode, uid, gid, user_name, group_name, \
-                 modified_s, modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, \
-                 link_target, xattr_digest, content_digest, content_offset, changed_while_read) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, \
-                 ?22, ?23)",
-        )?
-        .execute(params![
-            chunk,
-            ordinal,
-            member.path.as_bytes(),
-            word_of_kind(member.kind),
-            member.size.cast_signed(),
-            member.mode,
-            member.uid,
-            member.gid,
-            member.user_name,
-            member.group_name,
-            member.modified.seconds,
-            member.modified.nanoseconds,
-            entry.changed.seconds,
-            entry.changed.nanoseconds,
-            entry.device.cast_signed(),
-            entry.inode.cast_signed(),
-            member.device_number.map(|(major, _)| major),
-            member.device_number.map(|(_, minor)| minor),
-            member.link_target,
-            entry.xattr_digest,
-            entry.content_digest,
-            offset,
-            !entry.is_reusable,
-        ])
-        .map(drop)
 }

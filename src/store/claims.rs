@@ -113,7 +113,7 @@ impl Store {
             transaction
                 .prepare_cached(
                     "UPDATE run SET members = ?2, files = ?3, content_bytes = ?4, archive_bytes = ?5, problems = ?6, \
-                     losses = ?7, notes = ?8 WHERE id = ?1",
+                     losses = ?7, notes = ?8, read_reasons = ?9 WHERE id = ?1",
                 )?
                 .execute(params![
                     claim.run,
@@ -123,7 +123,8 @@ impl Store {
                     counts.archive_bytes,
                     counts.problems,
                     counts.losses,
-                    (!counts.notes.is_empty()).then(|| counts.notes.join("\n"))
+                    (!counts.notes.is_empty()).then(|| counts.notes.join("\n")),
+                    (!counts.read_reasons.is_empty()).then(|| serde_json::json!(counts.read_reasons).to_string())
                 ])?;
             transaction.prepare_cached("DELETE FROM run_problem WHERE run_id = ?1")?.execute([claim.run])?;
             let mut insert = transaction.prepare_cached(

@@ -1,49 +1,67 @@
 //! Members in the catalog: those of one archive, and the archives that hold a path.
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::Store;
-use super::rows::{CHUNK, OF_FILE, chunk_row, kind_of_word};
+use super::catalog::chunk_rows;
+use super::rows::{FROM_CHUNK, OF_FILE};
 use super::types::{CatalogEntry, PathOccurrence};
-use crate::chunk::Chunk;
+use crate::chunk::{BaseMember, Chunk};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::member::{CatalogMember, FileTime, Member, MemberPath, Xattrs};
+use crate::member::{CatalogMember, FileTime, Member, MemberKind, MemberPath, Xattrs};
 
-const MEMBER: &str = "member.path, kind, size, mode, uid, gid, user_name, group_name, modified_s, modified_ns, \
-     changed_s, changed_ns, device, inode, device_major, device_minor, link_target, xattr_digest, \
-     content_digest, \
-     coalesce((SELECT next.content_offset FROM member AS next WHERE next.chunk_id = member.chunk_id \
-         AND next.ordinal = member.ordinal + 1), (SELECT content_length FROM chunk WHERE chunk.id = member.chunk_id)) \
-         - member.content_offset AS entry_bytes, \
-     1 - changed_while_read";
+const MEMBER: &str = "member.id, member.path, kind, size, mode, uid, gid, user_name, group_name, modified_s, \
+     modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, link_target, xattr_digest, \
+     content_digest, entry_bytes, is_reusable";
+
+/// The members in a row of `chunk_members`.
+const MEMBERS_OF_RUN: &str = "member ON member.id >= chunk_members.member_id \
+     AND member.id < chunk_members.member_id + chunk_members.members";
+
+/// The rows of `chunk_members` in the chunks of a span from `?2` on and before `?3`.
+const RUNS_OF_SPAN: &str = "chunk_members ON chunk_members.chunk_id >= span.chunk_id + max(0, ?2 - span.sequence) \
+     AND chunk_members.chunk_id < span.chunk_id + min(span.chunks, ?3 - span.sequence)";
+
+/// Members at a path, with the chunks and the spans that hold them.
+const HOLDERS: &str = "member INDEXED BY member_of_path \
+     CROSS JOIN chunk_members INDEXED BY chunk_members_of_member \
+         ON chunk_members.member_id BETWEEN member.id - 255 AND member.id \
+         AND chunk_members.member_id + chunk_members.members > member.id \
+     CROSS JOIN span INDEXED BY span_of_chunk \
+         ON span.chunk_id BETWEEN chunk_members.chunk_id - 255 AND chunk_members.chunk_id \
+         AND span.chunk_id + span.chunks > chunk_members.chunk_id";
+
+/// The position of the chunk of a row of `chunk_members` in the archive file of a span.
+const SEQUENCE: &str = "span.sequence + chunk_members.chunk_id - span.chunk_id";
 
 impl Store {
     /// Returns the members of up to `limit` chunks of an archive, from `sequence` on, in order, and the chunk that
     /// follows them if there are more.
     pub fn members(&self, run: i64, sequence: u64, limit: u32) -> Result<(Vec<CatalogEntry>, Option<u64>)> {
-        let chunks = self.chunks(run, sequence, limit.saturating_add(1))?;
-        let next = chunks.get(limit as usize).map(|chunk| chunk.sequence);
-        let end = next.unwrap_or(i64::MAX as u64);
-        let members = self.read(|connection| {
-            connection
+        let end = sequence.saturating_add(limit.into());
+        self.read(|connection| {
+            let chunks: Option<u64> = connection
                 .prepare_cached(&format!(
-                    "SELECT sequence, content_offset, {MEMBER} FROM archive_chunk JOIN member USING (chunk_id) \
-                     WHERE {OF_FILE} \
-                     AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence, ordinal"
+                    "SELECT sequence + chunks FROM span WHERE {OF_FILE} ORDER BY sequence DESC LIMIT 1"
                 ))?
-                .query_map(params![run, sequence, end], |row| {
-                    Ok(CatalogEntry { sequence: row.get(0)?, offset: row.get(1)?, entry: member_row(row, 2)? })
-                })?
-                .collect()
-        })?;
-        Ok((members, next))
+                .query_row([run], |row| row.get(0))
+                .optional()?;
+            let rows = member_rows(connection, run, sequence, end)?;
+            let mut place = (0, 0);
+            let located = rows.into_iter().map(|(sequence, member)| {
+                let offset = if place.0 == sequence { place.1 } else { 0 };
+                place = (sequence, offset + member.entry.entry_bytes);
+                CatalogEntry { sequence, offset, entry: member.entry }
+            });
+            Ok((located.collect(), chunks.filter(|chunks| *chunks > end).map(|_| end)))
+        })
     }
 
     /// Returns the members whose headers start in one chunk of an archive, in order.
     pub fn chunk_members(&self, run: i64, sequence: u64) -> Result<Vec<CatalogMember>> {
-        let (members, _) = self.members(run, sequence, 1)?;
-        Ok(members.into_iter().filter(|listed| listed.sequence == sequence).map(|listed| listed.entry).collect())
+        let rows = self.read(|connection| member_rows(connection, run, sequence, sequence + 1))?;
+        Ok(rows.into_iter().map(|(_, member)| member.entry).collect())
     }
 
     /// Returns the path of the last member whose header starts before a chunk of an archive: the file whose content
@@ -52,8 +70,12 @@ impl Store {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
-                    "SELECT path FROM archive_chunk JOIN member USING (chunk_id) WHERE {OF_FILE} \
-                     AND sequence < ?2 ORDER BY sequence DESC, ordinal DESC LIMIT 1"
+                    "SELECT path FROM span \
+                     CROSS JOIN chunk_members ON chunk_members.chunk_id >= span.chunk_id \
+                         AND chunk_members.chunk_id < span.chunk_id + min(span.chunks, ?2 - span.sequence) \
+                     CROSS JOIN member ON member.id = chunk_members.member_id + chunk_members.members - 1 \
+                     WHERE {OF_FILE} AND span.sequence < ?2 \
+                     ORDER BY span.sequence DESC, chunk_members.chunk_id DESC, ordinal DESC LIMIT 1"
                 ))?
                 .query_row(params![run, sequence], |row| row.get(0))
                 .optional()
@@ -66,19 +88,18 @@ impl Store {
         self.read(|connection| {
             // A path is found by the index over all archives, but the members below it among those of this archive: a
             // folder may hold most members of every archive.
-            let at: Vec<(u64, String)> = connection
-                .prepare_cached(&format!(
-                    "SELECT sequence, kind FROM member INDEXED BY member_of_path CROSS JOIN archive_chunk \
-                     ON archive_chunk.chunk_id = member.chunk_id WHERE {OF_FILE} AND path = ?2 ORDER BY sequence"
-                ))?
+            let at: Vec<(u64, MemberKind)> = connection
+                .prepare_cached(&format!("SELECT {SEQUENCE}, kind FROM {HOLDERS} WHERE {OF_FILE} AND path = ?2"))?
                 .query_map(params![run, path.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect::<rusqlite::Result<_>>()?;
             let mut chunks: Vec<u64> = at.iter().map(|(sequence, _)| *sequence).collect();
-            if below && (at.is_empty() || at.iter().any(|(_, kind)| kind == "folder")) {
+            if below && (at.is_empty() || at.iter().any(|(_, kind)| *kind == MemberKind::Folder)) {
                 let end = |last: u8| [path.as_bytes(), &[last]].concat();
                 let mut statement = connection.prepare_cached(&format!(
-                    "SELECT DISTINCT sequence FROM archive_chunk CROSS JOIN member \
-                     ON member.chunk_id = archive_chunk.chunk_id WHERE {OF_FILE} AND path >= ?2 AND path < ?3"
+                    "SELECT DISTINCT {SEQUENCE} FROM span \
+                     CROSS JOIN chunk_members ON chunk_members.chunk_id >= span.chunk_id \
+                         AND chunk_members.chunk_id < span.chunk_id + span.chunks \
+                     CROSS JOIN {MEMBERS_OF_RUN} WHERE {OF_FILE} AND path >= ?2 AND path < ?3"
                 ))?;
                 let rows = statement.query_map(params![run, end(b'/'), end(b'/' + 1)], |row| row.get(0))?;
                 chunks.extend(rows.collect::<rusqlite::Result<Vec<u64>>>()?);
@@ -94,24 +115,20 @@ impl Store {
         self.read(|connection| {
             let end: Option<u64> = connection
                 .prepare_cached(&format!(
-                    "SELECT min(sequence) FROM archive_chunk WHERE {OF_FILE} AND sequence > ?2 \
-                     AND EXISTS (SELECT 1 FROM member WHERE member.chunk_id = archive_chunk.chunk_id)"
+                    "SELECT {SEQUENCE} FROM span CROSS JOIN {RUNS_OF_SPAN} WHERE {OF_FILE} AND {FROM_CHUNK} \
+                     ORDER BY span.sequence, chunk_members.chunk_id LIMIT 1"
                 ))?
-                .query_row(params![run, sequence], |row| row.get(0))?;
-            connection
-                .prepare_cached(&format!(
-                    "SELECT {CHUNK} FROM archive_chunk JOIN chunk ON chunk.id = chunk_id WHERE {OF_FILE} \
-                     AND sequence >= ?2 AND sequence < ?3 ORDER BY sequence"
-                ))?
-                .query_map(params![run, sequence, end.unwrap_or(i64::MAX as u64)], chunk_row)?
-                .collect()
+                .query_row(params![run, sequence + 1, i64::MAX], |row| row.get(0))
+                .optional()?;
+            let rows = chunk_rows(connection, run, sequence, end.map_or(u64::MAX, |end| end - sequence))?;
+            Ok(rows.into_iter().map(|row| row.chunk).collect())
         })
     }
 
     /// Passes every path of the catalog to `visit`, in byte order. Some of them may be in no complete archive.
     pub fn paths(&self, visit: &mut dyn FnMut(&[u8])) -> Result<()> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached("SELECT path FROM path")?;
+            let mut statement = connection.prepare_cached("SELECT path FROM member GROUP BY path")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 visit(row.get_ref(0)?.as_blob()?);
@@ -125,9 +142,8 @@ impl Store {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
-                    "SELECT archive.run_id, schedule.name, archive.created_at_ms, {MEMBER} FROM member \
-                     JOIN archive_chunk USING (chunk_id) \
-                     JOIN archive ON archive.archive_file_id = archive_chunk.archive_file_id \
+                    "SELECT archive.run_id, schedule.name, archive.created_at_ms, {MEMBER} FROM {HOLDERS} \
+                     CROSS JOIN archive ON archive.archive_file_id = span.archive_file_id \
                      JOIN schedule ON schedule.id = archive.schedule_id \
                      WHERE path = ?1 AND archive.state = 'complete' AND (?2 IS NULL OR archive.schedule_id = ?2) \
                      ORDER BY archive.run_id DESC"
@@ -137,7 +153,7 @@ impl Store {
                         run: row.get(0)?,
                         schedule: row.get(1)?,
                         created_at: Timestamp::from_millis(row.get(2)?),
-                        entry: member_row(row, 3)?,
+                        entry: member_row(row, 3)?.entry,
                     })
                 })?
                 .collect()
@@ -162,37 +178,57 @@ impl Store {
     }
 }
 
-fn member_row(row: &Row<'_>, first: usize) -> rusqlite::Result<CatalogMember> {
+/// Returns the members whose headers start in the chunks of an archive from `sequence` on and before `end`, in order,
+/// each with the position of its chunk.
+pub(super) fn member_rows(
+    connection: &Connection,
+    run: i64,
+    sequence: u64,
+    end: u64,
+) -> rusqlite::Result<Vec<(u64, BaseMember)>> {
+    connection
+        .prepare_cached(&format!(
+            "SELECT {SEQUENCE}, {MEMBER} FROM span CROSS JOIN {RUNS_OF_SPAN} CROSS JOIN {MEMBERS_OF_RUN} \
+             WHERE {OF_FILE} AND {FROM_CHUNK} AND span.sequence < ?3 \
+             ORDER BY span.sequence, chunk_members.chunk_id, ordinal, member.id"
+        ))?
+        .query_map(params![run, sequence, end.min(i64::MAX as u64)], |row| Ok((row.get(0)?, member_row(row, 1)?)))?
+        .collect()
+}
+
+/// Reads the columns [`MEMBER`] from the column `first` on.
+fn member_row(row: &Row<'_>, first: usize) -> rusqlite::Result<BaseMember> {
     let at = |column: usize| first + column;
     let bytes = |column: usize| -> rusqlite::Result<Box<[u8]>> { Ok(row.get_ref(at(column))?.as_blob()?.into()) };
-    let path = MemberPath::parse(&bytes(0)?)
-        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(first, rusqlite::types::Type::Blob, Box::new(e)))?;
+    let path = MemberPath::parse(row.get_ref(at(1))?.as_blob()?)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(at(1), rusqlite::types::Type::Blob, Box::new(e)))?;
     let time = |column: usize| -> rusqlite::Result<FileTime> {
         Ok(FileTime { seconds: row.get(at(column))?, nanoseconds: row.get(at(column + 1))? })
     };
-    let device: (Option<u32>, Option<u32>) = (row.get(at(14))?, row.get(at(15))?);
+    let device: (Option<u32>, Option<u32>) = (row.get(at(15))?, row.get(at(16))?);
     let member = Member {
         path,
-        kind: kind_of_word(row.get_ref(at(1))?.as_str()?)?,
-        size: row.get::<_, i64>(at(2))?.cast_unsigned(),
-        mode: row.get(at(3))?,
-        uid: row.get(at(4))?,
-        gid: row.get(at(5))?,
-        user_name: bytes(6)?,
-        group_name: bytes(7)?,
-        modified: time(8)?,
-        link_target: row.get::<_, Option<Vec<u8>>>(at(16))?.map(Vec::into_boxed_slice),
+        kind: row.get(at(2))?,
+        size: row.get::<_, i64>(at(3))?.cast_unsigned(),
+        mode: row.get(at(4))?,
+        uid: row.get(at(5))?,
+        gid: row.get(at(6))?,
+        user_name: bytes(7)?,
+        group_name: bytes(8)?,
+        modified: time(9)?,
+        link_target: row.get::<_, Option<Vec<u8>>>(at(17))?.map(Vec::into_boxed_slice),
         device_number: device.0.zip(device.1),
         xattrs: Xattrs::new(),
     };
-    Ok(CatalogMember {
+    let entry = CatalogMember {
         member,
-        changed: time(10)?,
-        device: row.get::<_, i64>(at(12))?.cast_unsigned(),
-        inode: row.get::<_, i64>(at(13))?.cast_unsigned(),
-        xattr_digest: row.get(at(17))?,
-        content_digest: row.get(at(18))?,
-        entry_bytes: row.get(at(19))?,
-        is_reusable: row.get(at(20))?,
-    })
+        changed: time(11)?,
+        device: row.get::<_, i64>(at(13))?.cast_unsigned(),
+        inode: row.get::<_, i64>(at(14))?.cast_unsigned(),
+        xattr_digest: row.get(at(18))?,
+        content_digest: row.get(at(19))?,
+        entry_bytes: row.get(at(20))?,
+        is_reusable: row.get(at(21))?,
+    };
+    Ok(BaseMember { id: row.get(at(0))?, entry })
 }

@@ -26,16 +26,19 @@ macro_rules! text_enum {
 }
 
 mod archives;
+mod base;
 mod bootstrap;
 mod catalog;
 mod claims;
 mod connection;
 mod enqueue;
 mod file_system;
+mod insert_chunks;
 mod maintenance;
 mod members;
 mod pending_archives;
 mod pool;
+mod remove_chunks;
 mod rescan;
 mod retention;
 mod rows;

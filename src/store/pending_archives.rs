@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::Store;
-use super::catalog::remove_references;
+use super::remove_chunks::remove_batch;
 use super::rows::{JOINED, PENDING, exactly_one, extent_row};
 use super::types::{Claim, Completed, Health, Intent, PendingArchive, Sealed};
 use crate::archive_name::ArchiveName;
@@ -52,24 +52,10 @@ impl Store {
     /// Records that the file is whole and synced. Its catalog rows must be written before; they are not visible yet.
     pub fn seal(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
         self.write_fenced(claim, |transaction| {
+            seal_archive(transaction, claim.run(), sealed)?;
             let changed = transaction
                 .prepare_cached(
-                    "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, \
-                     files = ?5, content_bytes = ?6, incomplete = ?7 WHERE run_id = ?1 AND state = 'writing'",
-                )?
-                .execute(params![
-                    claim.run(),
-                    sealed.source_root,
-                    sealed.scan_started.millis(),
-                    sealed.extent.members,
-                    sealed.extent.files,
-                    sealed.extent.content_bytes,
-                    sealed.incomplete
-                ])?;
-            exactly_one(changed)?;
-            let changed = transaction
-                .prepare_cached(
-                    "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5 \
+                    "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5, modified_ns = ?6 \
                  WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
                 )?
                 .execute(params![
@@ -77,7 +63,8 @@ impl Store {
                     sealed.size,
                     sealed.digest,
                     sealed.device.cast_signed(),
-                    sealed.inode.cast_signed()
+                    sealed.inode.cast_signed(),
+                    sealed.modified_ns
                 ])?;
             exactly_one(changed)
         })
@@ -95,11 +82,59 @@ impl Store {
         })
     }
 
+    /// Records that the file is a synced hard link of that of the base, whose row the archive shares from now on. No
+    /// chunks may have been added.
+    pub fn seal_as_link(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
+        self.write_fenced(claim, |transaction| {
+            let own: i64 = transaction.query_row(
+                "SELECT archive_file_id FROM archive WHERE run_id = ?1 \
+                 AND NOT EXISTS (SELECT 1 FROM span WHERE span.archive_file_id = archive.archive_file_id)",
+                [claim.run()],
+                |row| row.get(0),
+            )?;
+            let changed = transaction.execute(
+                "UPDATE archive SET archive_file_id = base.archive_file_id \
+                 FROM run JOIN archive AS base ON base.run_id = run.base_run_id AND base.state = 'complete' \
+                 WHERE run.id = ?1 AND archive.run_id = ?1",
+                [claim.run()],
+            )?;
+            exactly_one(changed)?;
+            transaction.execute("DELETE FROM archive_file WHERE id = ?1", [own])?;
+            seal_archive(transaction, claim.run(), sealed)
+        })
+    }
+
     /// Removes the rows of an archive whose file is deleted, a batch at a time; what other archives share is kept.
     pub fn remove_deleted(&self, run: i64) -> Result<()> {
         while self.write(|transaction| remove_batch_of_deleted(transaction, run))? {}
         Ok(())
     }
+}
+
+fn seal_archive(transaction: &Transaction<'_>, run: i64, sealed: &Sealed) -> rusqlite::Result<()> {
+    let origin = sealed.origin.as_ref();
+    let changed = transaction
+        .prepare_cached(
+            "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, files = ?5, \
+             content_bytes = ?6, incomplete = ?7, boot_id = ?8, root_name = ?9, writer_version = ?10, \
+             archive_mode = ?11, effective_uid = ?12, capabilities = ?13 WHERE run_id = ?1 AND state = 'writing'",
+        )?
+        .execute(params![
+            run,
+            sealed.source_root,
+            sealed.scan_started.millis(),
+            sealed.extent.members,
+            sealed.extent.files,
+            sealed.extent.content_bytes,
+            sealed.incomplete,
+            sealed.boot_id,
+            origin.map(|origin| origin.root_name.as_bytes()),
+            origin.map(|origin| origin.writer_version),
+            origin.map(|origin| origin.archive_mode),
+            origin.map(|origin| origin.effective_uid),
+            origin.map(|origin| origin.capabilities.as_str()),
+        ])?;
+    exactly_one(changed)
 }
 
 /// Removes up to a batch of an archive that is being deleted; returns whether more is left.
@@ -112,7 +147,7 @@ fn remove_batch_of_deleted(transaction: &Transaction<'_>, run: i64) -> rusqlite:
     let is_shared: bool = transaction
         .prepare_cached("SELECT count(*) > 1 FROM archive WHERE archive_file_id = ?1")?
         .query_row([file], |row| row.get(0))?;
-    if !is_shared && remove_references(transaction, file)? > 0 {
+    if !is_shared && remove_batch(transaction, file)? {
         return Ok(true);
     }
     transaction.prepare_cached("DELETE FROM archive WHERE run_id = ?1")?.execute([run])?;
@@ -150,12 +185,18 @@ pub(super) fn write_intent(transaction: &Transaction<'_>, claim: &Claim, now: Ti
     Ok(intent)
 }
 
-/// Makes a sealed archive visible.
-pub(super) fn make_visible(transaction: &Transaction<'_>, run: i64, completed: &Completed) -> rusqlite::Result<()> {
+/// Makes a sealed archive visible. Returns what is wrong with its file if another archive has the file, too, and it was
+/// found damaged meanwhile.
+pub(super) fn make_visible(
+    transaction: &Transaction<'_>,
+    run: i64,
+    completed: &Completed,
+) -> rusqlite::Result<Option<&'static str>> {
     let health = match (&completed.damaged, completed.verified_at) {
-        (Some(_), _) => Health::Damaged,
-        (None, Some(_)) => Health::Good,
-        (None, None) => Health::Unverified,
+        (Some(_), _) => Some(Health::Damaged),
+        (None, Some(_)) => Some(Health::Good),
+        // The file of another archive keeps what is known about it.
+        (None, None) => None,
     };
     let changed = transaction
         .prepare_cached(
@@ -164,13 +205,21 @@ pub(super) fn make_visible(transaction: &Transaction<'_>, run: i64, completed: &
         )?
         .execute(params![run, completed.suspect])?;
     exactly_one(changed)?;
+    let Some(health) = health else {
+        let is_damaged: bool = transaction
+            .prepare_cached(&format!(
+                "SELECT EXISTS (SELECT 1 {JOINED} WHERE archive.run_id = ?1 AND health IN ('damaged', 'missing'))"
+            ))?
+            .query_row([run], |row| row.get(0))?;
+        return Ok(is_damaged.then_some("the file that it shares with the archive before it was found damaged"));
+    };
     let changed = transaction
         .prepare_cached(
             "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
          WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
         )?
         .execute(params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)])?;
-    exactly_one(changed)
+    exactly_one(changed).map(|()| None)
 }
 
 /// Accepts an archive that is suspect.
@@ -187,7 +236,13 @@ pub(super) fn delete_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite
         .query_row([run], |row| row.get(0))
         .optional()?;
     match file {
-        Some(file) => transaction.prepare_cached("DELETE FROM archive_file WHERE id = ?1")?.execute([file]).map(drop),
+        Some(file) => transaction
+            .prepare_cached(
+                "DELETE FROM archive_file WHERE id = ?1 \
+                 AND NOT EXISTS (SELECT 1 FROM archive WHERE archive_file_id = ?1)",
+            )?
+            .execute([file])
+            .map(drop),
         None => Ok(()),
     }
 }

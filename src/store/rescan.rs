@@ -4,7 +4,8 @@ use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 use super::Store;
-use super::catalog::{insert_chunk, remove_references};
+use super::insert_chunks::ChunkInserter;
+use super::remove_chunks::remove_batch;
 use super::rows::{PENDING, exactly_one};
 use super::types::{FoundArchive, Health};
 use crate::chunk::CatalogChunk;
@@ -84,12 +85,9 @@ impl Store {
     /// Adds chunks with their members to an archive that is being added.
     pub fn add_chunks_of_archive(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
         self.write(|transaction| {
-            let file: i64 = transaction.query_row(
-                "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'writing'",
-                [run],
-                |row| row.get(0),
-            )?;
-            chunks.iter().try_for_each(|chunk| insert_chunk(transaction, file, chunk))
+            let mut inserter = ChunkInserter::of_run(transaction, run)?;
+            chunks.iter().try_for_each(|chunk| inserter.insert(chunk))?;
+            inserter.finish()
         })
     }
 
@@ -132,7 +130,7 @@ impl Store {
                     )
                     .optional()?;
                 let Some((run, file)) = partly else { return Ok(false) };
-                if remove_references(transaction, file)? == 0 {
+                if !remove_batch(transaction, file)? {
                     transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
                     transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
                     transaction.execute("DELETE FROM run WHERE id = ?1", [run])?;

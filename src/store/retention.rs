@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::Store;
+use super::base::NOT_HELD;
 use super::rows::{GOOD, JOINED};
 use super::types::{Archive, Health};
 use crate::clock::Timestamp;
@@ -13,10 +14,10 @@ pub(super) const HELD_FOR_FIRST_PRUNE: i64 = 0;
 
 impl Store {
     /// Marks archives for deletion if every one of `anchors`, the good archives that make it safe, is still good.
-    /// Pinned archives are not marked.
+    /// Pinned archives are not marked, nor the bases of running runs. Returns how many were marked.
     ///
     /// Errors: `Busy` if one is not; then nothing is marked.
-    pub fn mark_deleting(&self, runs: &[i64], anchors: &[i64]) -> Result<()> {
+    pub fn mark_deleting(&self, runs: &[i64], anchors: &[i64]) -> Result<usize> {
         self.write_or(|transaction| {
             for anchor in anchors {
                 let is_good: bool = transaction
@@ -35,11 +36,13 @@ impl Store {
                 }
             }
             let mut mark = transaction
-                .prepare_cached(
-                    "UPDATE archive SET state = 'deleting' WHERE run_id = ?1 AND state = 'complete' AND pinned = 0",
-                )
+                .prepare_cached(&format!(
+                    "UPDATE archive SET state = 'deleting' WHERE run_id = ?1 AND state = 'complete' AND pinned = 0 \
+                     AND {NOT_HELD}"
+                ))
                 .map_err(|e| self.database_error(e))?;
-            runs.iter().try_for_each(|run| mark.execute([run]).map(drop)).map_err(|e| self.database_error(e))
+            let marked: rusqlite::Result<usize> = runs.iter().map(|run| mark.execute([run])).sum();
+            marked.map_err(|e| self.database_error(e))
         })
     }
 

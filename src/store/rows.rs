@@ -1,10 +1,9 @@
 //! Parts of SQL and conversions of rows and values that several files with queries share.
 
-use rusqlite::Row;
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, Type, ValueRef};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, Type, ValueRef};
+use rusqlite::{Row, ToSql};
 use uuid::Uuid;
 
-use crate::chunk::Chunk;
 use crate::member::{Extent, MemberKind};
 use crate::progress::ProblemKind;
 
@@ -21,21 +20,24 @@ pub(super) const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.
 /// condition.
 pub(super) const PENDING: &str = "archive.state <> 'complete'";
 
-/// Restricts `archive_chunk` to the file of the archive of run `?1`.
-pub(super) const OF_FILE: &str = "archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)";
+/// Restricts `span` to the file of the archive of run `?1`.
+pub(super) const OF_FILE: &str = "span.archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)";
 
-/// The columns that [`chunk_row`] reads.
-pub(super) const CHUNK: &str = "sequence, stored_offset, stored_length, stored_digest, content_length, content_digest";
+/// Restricts the spans of the archive of run `?1` to the one that holds the chunk `?2` and those after it.
+pub(super) const FROM_CHUNK: &str = "span.sequence >= coalesce((SELECT max(first.sequence) FROM span AS first \
+     WHERE first.archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1) \
+     AND first.sequence <= ?2), 0)";
 
-pub(super) fn chunk_row(row: &Row<'_>) -> rusqlite::Result<Chunk> {
-    Ok(Chunk {
-        sequence: row.get(0)?,
-        offset: row.get(1)?,
-        stored_length: row.get(2)?,
-        stored_digest: row.get(3)?,
-        content_length: row.get(4)?,
-        content_digest: row.get(5)?,
-    })
+/// Maximum number of chunks of a span, and of members of a row of `chunk_members`. What refers to an id is found among
+/// the rows that begin at most this far before it.
+pub(super) const MAX_RUN: i64 = 256;
+
+/// Condition of a span that holds the chunk `?1`.
+pub(super) const HOLDS_CHUNK: &str = "span.chunk_id BETWEEN ?1 - 255 AND ?1 AND span.chunk_id + span.chunks > ?1";
+
+/// Returns the error for a record that does not fit the catalog.
+pub(super) fn unfit(what: String) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(what.into())
 }
 
 /// Reads the columns `members`, `files` and `content_bytes`.
@@ -52,24 +54,30 @@ pub(super) fn parse_uuid(text: &str) -> rusqlite::Result<Uuid> {
     text.parse().map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(e)))
 }
 
-/// The kinds of members as the database stores them.
-const KIND_WORDS: [(MemberKind, &str); 7] = [
-    (MemberKind::File, "file"),
-    (MemberKind::Folder, "folder"),
-    (MemberKind::Symlink, "symlink"),
-    (MemberKind::HardLink, "hardlink"),
-    (MemberKind::Fifo, "fifo"),
-    (MemberKind::CharDevice, "char"),
-    (MemberKind::BlockDevice, "block"),
+/// The kinds of members, at the places of the numbers that the database stores.
+const KINDS: [MemberKind; 7] = [
+    MemberKind::File,
+    MemberKind::Folder,
+    MemberKind::Symlink,
+    MemberKind::HardLink,
+    MemberKind::Fifo,
+    MemberKind::CharDevice,
+    MemberKind::BlockDevice,
 ];
 
-pub(super) fn word_of_kind(kind: MemberKind) -> &'static str {
-    KIND_WORDS.iter().find(|(other, _)| *other == kind).map_or("file", |(_, word)| word)
+impl ToSql for MemberKind {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let number = KINDS.iter().position(|kind| kind == self).ok_or_else(|| unfit(format!("{self:?}")))?;
+        Ok(ToSqlOutput::from(number as i64))
+    }
 }
 
-pub(super) fn kind_of_word(word: &str) -> rusqlite::Result<MemberKind> {
-    let found = KIND_WORDS.iter().find(|(_, other)| *other == word);
-    found.map(|(kind, _)| *kind).ok_or_else(|| FromSqlError::InvalidType.into())
+impl FromSql for MemberKind {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        let kind = usize::try_from(number).ok().and_then(|number| KINDS.get(number));
+        kind.copied().ok_or(FromSqlError::OutOfRange(number))
+    }
 }
 
 impl FromSql for ProblemKind {

@@ -18,13 +18,14 @@ impl Store {
     /// Ends a run whose sealed archive has its final name: makes the archive visible and ends the run in one
     /// transaction.
     pub fn complete(&self, claim: Claim, completed: &Completed, now: Timestamp) -> EndResult<RunState> {
-        let state = match (&completed.damaged, completed.incomplete) {
-            (Some(_), _) => RunState::Failed,
-            (None, true) => RunState::Incomplete,
-            (None, false) => RunState::Succeeded,
-        };
         let done = self.write_fenced(&claim, |transaction| {
-            make_visible(transaction, claim.run, completed)?;
+            let found = make_visible(transaction, claim.run, completed)?;
+            let damage = completed.damaged.as_deref().or(found);
+            let state = match (damage, completed.incomplete) {
+                (Some(_), _) => RunState::Failed,
+                (None, true) => RunState::Incomplete,
+                (None, false) => RunState::Succeeded,
+            };
             if let Some(before) = completed.accepts {
                 accept_archive(transaction, before)?;
             }
@@ -32,10 +33,10 @@ impl Store {
             transaction
                 .prepare_cached("UPDATE schedule SET accepted_at_ms = NULL WHERE id = ?1")?
                 .execute([claim.schedule])?;
-            end_run(transaction, &claim, state, completed.damaged.as_deref(), now)
+            end_run(transaction, &claim, state, damage, now).map(|()| state)
         });
         match done {
-            Ok(()) => Ok(state),
+            Ok(state) => Ok(state),
             Err(error) => Err(Box::new(EndError { claim, error })),
         }
     }
@@ -165,7 +166,7 @@ fn requeue(
     let changed = transaction
         .prepare_cached(
             "UPDATE run SET state = 'queued', worker = NULL, tries = ?2, not_before_ms = ?3, error = ?4, \
-             verify = 1, reread = 0 WHERE id = ?1 AND state = 'running'",
+             verify = 1, reread = 0, base_run_id = NULL WHERE id = ?1 AND state = 'running'",
         )?
         .execute(params![claim.run, next.tries, next.not_before.millis(), reason])?;
     exactly_one(changed).map(|()| Requeued::Queued { not_before: next.not_before })

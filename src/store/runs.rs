@@ -205,6 +205,8 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
         Ok(row.get::<_, Option<i64>>(name)?.map(Timestamp::from_millis))
     };
     let notes: Option<String> = row.get("notes")?;
+    let read_reasons = row.get::<_, Option<String>>("read_reasons")?.map(|json| serde_json::from_str(&json));
+    let unfit_json = |e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e));
     Ok(Run {
         id: row.get("id")?,
         schedule_id: row.get("schedule_id")?,
@@ -225,8 +227,10 @@ fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {
             problems: row.get("problems")?,
             losses: row.get("losses")?,
             notes: notes.map(|text| text.lines().map(str::to_owned).collect()).unwrap_or_default(),
+            read_reasons: read_reasons.transpose().map_err(unfit_json)?.unwrap_or_default(),
         },
         accepted: time("acknowledged_at_ms")?.is_some(),
+        base_run: row.get("base_run_id")?,
         superseded_by: row.get("superseded_by")?,
         error: row.get("error")?,
     })

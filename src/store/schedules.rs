@@ -4,6 +4,7 @@ use chrono_tz::Tz;
 use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 
 use super::Store;
+use super::base::NOT_HELD;
 use super::enqueue::compare_and_set_watermark;
 use super::retention::HELD_FOR_FIRST_PRUNE;
 use super::rows::exactly_one;
@@ -165,7 +166,10 @@ impl Store {
             delete_schedule(transaction, row.id, now).map_err(|e| self.database_error(e))?;
             transaction
                 .execute(
-                    "UPDATE archive SET state = 'deleting' WHERE schedule_id = ?1 AND state = 'complete'",
+                    &format!(
+                        "UPDATE archive SET state = 'deleting' WHERE schedule_id = ?1 AND state = 'complete' \
+                         AND {NOT_HELD}"
+                    ),
                     [row.id],
                 )
                 .map_err(|e| self.database_error(e))
@@ -177,11 +181,15 @@ impl Store {
         self.write(|transaction| compare_and_set_watermark(transaction, id, from, to))
     }
 
-    /// Accepts that the next run finds its source emptied or shrunken; applies once.
+    /// Accepts that the next run finds its source emptied or shrunken, which applies once, and that files changed
+    /// without their times.
     pub fn accept_source(&self, id: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             transaction
-                .execute("UPDATE schedule SET accepted_at_ms = ?2 WHERE id = ?1", params![id, now.millis()])
+                .execute(
+                    "UPDATE schedule SET accepted_at_ms = ?2, reuse_off_at_ms = NULL WHERE id = ?1",
+                    params![id, now.millis()],
+                )
                 .map(drop)
         })
     }

@@ -137,8 +137,8 @@ fn find_looks_in_all_archives_and_versions_groups_by_content() {
     }
     // Paths go with the last archive that holds them.
     let _ = home.run(&["delete", "other", "--with-archives", "--yes"]).ok();
-    assert_eq!(home.number("SELECT count(*) FROM path WHERE CAST(path AS TEXT) LIKE 'other%'"), 0);
-    assert_eq!(home.number("SELECT count(*) FROM path"), 5);
+    assert_eq!(home.number("SELECT count(*) FROM member WHERE CAST(path AS TEXT) LIKE 'other%'"), 0);
+    assert_eq!(home.number("SELECT count(DISTINCT path) FROM member"), 5);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::catalog;
 use crate::environment::{Running, Said, TestHome, tar_lists};
 
 pub fn archives(home: &TestHome) -> Vec<serde_json::Value> {
@@ -83,15 +84,14 @@ fn facts(home: &TestHome) -> Vec<(String, i64, String, u64)> {
 }
 
 fn member_rows(home: &TestHome) -> Vec<Vec<rusqlite::types::Value>> {
-    home.query(
-        "SELECT run_id, sequence, stored_offset, stored_length, stored_digest, content_length, content_digest, \
+    home.query(&format!(
+        "SELECT run_id, sequence, stored_offset, stored_length, stored_digest, content_length, chunk.content_digest, \
              ordinal, path, kind, size, mode, modified_s, modified_ns, link_target, member.content_digest, \
-             xattr_digest, content_offset FROM archive JOIN archive_chunk USING (archive_file_id) \
-         JOIN chunk ON chunk.id = archive_chunk.chunk_id LEFT JOIN member ON member.chunk_id = chunk.id \
-         ORDER BY run_id, sequence, ordinal"
-            .replace("content_length, content_digest", "content_length, chunk.content_digest")
-            .as_str(),
-    )
+             xattr_digest, content_offset FROM archive JOIN {} AS chunk USING (archive_file_id) \
+         LEFT JOIN {} AS member USING (chunk_id) ORDER BY run_id, sequence, ordinal",
+        catalog::chunks("main"),
+        catalog::members("main"),
+    ))
 }
 
 fn lose_database(home: &TestHome) {

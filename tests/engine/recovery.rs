@@ -130,6 +130,9 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
         scan_started: world.clock.now(),
         extent: Extent { members: 2, files: 1, content_bytes: 10 },
         incomplete: false,
+        modified_ns: 0,
+        boot_id: None,
+        origin: None,
     };
     world.store.seal(&claim, &sealed).unwrap();
     service.unregister().unwrap();

@@ -9,6 +9,7 @@ use backup_manager::maintenance;
 use refinery::Target;
 use rusqlite::Connection;
 
+use crate::before_reuse;
 use crate::case::{Scenario, home_and_store};
 use crate::fault::{Fault, calls, copy, run, run_with_fault, words};
 use crate::state;
@@ -204,7 +205,8 @@ fn make_old(home: &Path, version: usize) {
                   AND name NOT LIKE 'refinery%'";
     for table in column(&old, tables) {
         let columns = column(&old, &format!("SELECT name FROM pragma_table_info('{table}', 'main')")).join(", ");
-        old.execute_batch(&format!("INSERT OR IGNORE INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}"))
+        let source = before_reuse::rows_of(&table, "new");
+        old.execute_batch(&format!("INSERT OR IGNORE INTO main.{table} ({columns}) SELECT {columns} FROM {source}"))
             .unwrap();
     }
     old.execute_batch("DETACH new").unwrap();

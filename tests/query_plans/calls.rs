@@ -6,11 +6,11 @@ use backup_manager::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use backup_manager::clock::Timestamp;
 use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::progress::{Problem, ProblemKind};
-use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
+use backup_manager::schedule::{Cadence, Compression, Schedule, ScheduleName};
 use backup_manager::store::{
-    Access, Bootstrap, Claim, ClaimNow, Completed, Drill, Due, FoundArchive, Health, HistoryFilter, LegacyArchive,
-    QueueNow, Requeue, Requeued, Role, RunRequest, RunState, Sealed, StopRequest, Store, Task, Watermark, WorkerRow,
-    check_copy,
+    Access, BaseQuery, Bootstrap, Claim, ClaimNow, Completed, Drill, Due, FoundArchive, Health, HistoryFilter,
+    LegacyArchive, Origin, QueueNow, Requeue, Requeued, Role, RunRequest, RunState, Sealed, StopRequest, Store, Task,
+    Watermark, WorkerRow, check_copy,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
@@ -186,8 +186,26 @@ fn write(store: &Store, claim: &Claim) {
     store.record_counts(claim, &Default::default(), &[problem]).unwrap();
     store.check_claim(claim).unwrap();
     store.add_chunks(claim, &[chunk("folder")]).unwrap();
-    store.mark_verified(claim, NOW).unwrap();
-    let sealed = Sealed {
+    let next = chunk("other");
+    store.add_chunks(claim, &[CatalogChunk { chunk: Chunk { sequence: 1, offset: 1, ..next.chunk }, ..next }]).unwrap();
+    store.seal(claim, &sealed()).unwrap();
+    store.rename_sealed(claim, &format!("other/other-20261123T000001Z-{}.tar", claim.run()), NOW).unwrap();
+    store.pending_archive(claim.run()).unwrap();
+    store.temporary_names().unwrap();
+}
+
+fn origin() -> Origin {
+    Origin {
+        root_name: MemberPath::parse(b"source").unwrap(),
+        writer_version: 1,
+        archive_mode: 0o400,
+        effective_uid: 0,
+        capabilities: String::new(),
+    }
+}
+
+fn sealed() -> Sealed {
+    Sealed {
         size: 1,
         digest: [0; 32],
         device: 1,
@@ -196,16 +214,50 @@ fn write(store: &Store, claim: &Claim) {
         scan_started: NOW,
         extent: Extent::default(),
         incomplete: false,
-    };
-    store.seal(claim, &sealed).unwrap();
-    store.rename_sealed(claim, &format!("other/other-20261123T000001Z-{}.tar", claim.run()), NOW).unwrap();
-    store.pending_archive(claim.run()).unwrap();
-    store.temporary_names().unwrap();
+        modified_ns: 0,
+        boot_id: None,
+        origin: Some(origin()),
+    }
+}
+
+/// The archive that `base` made is the base of three runs: of one that refers to its rows, of one that makes a hard
+/// link of its file, and of one that does neither.
+fn reuse(store: &Store, schedule: i64, base: i64, worker: &WorkerRow) {
+    let query =
+        BaseQuery { schedule, compression: Compression::None, source_root: b"/source".to_vec(), origin: origin() };
+    assert_eq!(store.find_base(&query).unwrap().unwrap().run, base);
+    let found = store.base_chunks(base, 0, 10).unwrap().remove(0);
+    for round in 0..3 {
+        let ClaimNow::Claimed(claim) = store.claim_now(schedule, REQUEST, worker, NOW).unwrap().0 else { panic!() };
+        assert!(store.hold_base(&claim, base).unwrap());
+        let new = |record| CatalogChunk { chunk: found.chunk, read_started: NOW, record };
+        match round {
+            0 => {
+                let known = ChunkRecord::New { members: vec![MemberRecord::Known(found.members[0].id)] };
+                let reused = CatalogChunk {
+                    chunk: Chunk { sequence: 1, offset: 1, ..found.chunk },
+                    ..new(ChunkRecord::Reused { id: found.id, reread: true })
+                };
+                store.add_chunks(&claim, &[new(known)]).unwrap();
+                store.add_chunks(&claim, &[reused]).unwrap();
+                store.discard_chunks(&claim).unwrap();
+            }
+            1 => store.seal_as_link(&claim, &sealed()).unwrap(),
+            _ => store.release_base(&claim).unwrap(),
+        }
+        match round {
+            1 => drop(store.complete(claim, &Completed { verified_at: None, ..COMPLETED }, NOW).unwrap()),
+            _ => store.end_without_archive(claim, RunState::Failed, "", NOW).unwrap(),
+        }
+    }
+    store.set_reuse_off(schedule, NOW).unwrap();
+    assert!(store.find_base(&query).unwrap().is_none());
 }
 
 fn archives(store: &Store, worker: &WorkerRow) {
     let id = new_schedule(store, "archives");
     let (first, second) = (archive(store, id, worker), archive(store, id, worker));
+    reuse(store, id, second, worker);
     let found = store.archive(second).unwrap().unwrap();
     store.archives(None).unwrap();
     store.archives(Some(id)).unwrap();

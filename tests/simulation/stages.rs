@@ -94,13 +94,11 @@ pub fn carry_to(
         return (Some(claim), Ok(()));
     }
     let now = world.clock.now();
-    let marked = world.store.mark_verified(&claim, now);
     let completed =
         Completed { incomplete: false, verified_at: Some(now), suspect: false, accepts: None, damaged: None };
-    match marked.map(|()| world.store.complete(claim, &completed, now)) {
-        Ok(Ok(_)) => (None, Ok(())),
-        Ok(Err(unended)) => (Some(unended.claim), Err(unended.error)),
-        Err(error) => (None, Err(error)),
+    match world.store.complete(claim, &completed, now) {
+        Ok(_) => (None, Ok(())),
+        Err(unended) => (Some(unended.claim), Err(unended.error)),
     }
 }
 
@@ -136,6 +134,9 @@ fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: 
         scan_started: world.clock.now(),
         extent: written.extent,
         incomplete: false,
+        modified_ns: 0,
+        boot_id: None,
+        origin: None,
     };
     world.store.seal(claim, &sealed)?;
     Ok(Some(file))

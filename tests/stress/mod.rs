@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+#[path = "../support/catalog.rs"]
+pub mod catalog;
 pub mod promises;
 pub mod random;
 

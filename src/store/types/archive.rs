@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::base::Origin;
 use crate::clock::Timestamp;
 use crate::member::{CatalogMember, Extent};
 use crate::words::bytes;
@@ -184,6 +185,12 @@ pub struct Sealed {
     pub extent: Extent,
     /// Some source data is missing in it.
     pub incomplete: bool,
+    /// When the bytes of the file changed last, in nanoseconds since 1970.
+    pub modified_ns: i64,
+    /// Boot of the machine during which it was made.
+    pub boot_id: Option<String>,
+    /// How it was made; `None` if that is unknown, and it can be no base.
+    pub origin: Option<Origin>,
 }
 
 /// An archive of the old system, found under a stable link's name and moved aside.

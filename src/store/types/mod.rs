@@ -2,6 +2,7 @@
 //! other for them.
 
 mod archive;
+mod base;
 mod claim;
 mod run;
 mod schedule;
@@ -10,6 +11,7 @@ pub use archive::{
     Archive, ArchiveAge, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, MAX_AHEAD, PathOccurrence,
     PendingArchive, Sealed, sort_newest_first,
 };
+pub use base::{Base, BaseQuery, Origin};
 pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNow, Requeue, Requeued, RunRequest};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};

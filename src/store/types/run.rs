@@ -1,5 +1,7 @@
 //! Runs as the history shows them.
 
+use std::collections::BTreeMap;
+
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
@@ -78,6 +80,8 @@ pub struct RunCounts {
     pub losses: u64,
     /// Remarks that are no problems.
     pub notes: Vec<String>,
+    /// How many members were read although there was a base, by reason.
+    pub read_reasons: BTreeMap<String, u64>,
 }
 
 /// A run in the history.
@@ -113,6 +117,8 @@ pub struct Run {
     pub counts: RunCounts,
     /// Its problems were accepted as known.
     pub accepted: bool,
+    /// The archive whose chunks its archive shares.
+    pub base_run: Option<i64>,
     /// The newer run that covers its occurrences.
     pub superseded_by: Option<i64>,
     /// Why it failed, was cancelled or waits for another try.

@@ -1,0 +1,263 @@
+//! Adding chunks and members to the catalog, as runs of rows with consecutive ids.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::rows::{HOLDS_CHUNK, MAX_RUN, unfit};
+use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
+use crate::member::CatalogMember;
+
+/// Adds chunks to an archive file in one transaction.
+pub(super) struct ChunkInserter<'t> {
+    transaction: &'t Transaction<'t>,
+    file: i64,
+    /// The file of the base, to whose chunks the new archive may refer.
+    base_file: Option<i64>,
+    span: Option<Span>,
+}
+
+/// The span to which the last chunk was added.
+struct Span {
+    sequence: u64,
+    chunk_id: i64,
+    chunks: i64,
+    offset: u64,
+    bytes: u64,
+    /// It has a row, with fewer chunks.
+    is_stored: bool,
+}
+
+impl Span {
+    fn starting(id: i64, chunk: &Chunk) -> Self {
+        Span {
+            sequence: chunk.sequence,
+            chunk_id: id,
+            chunks: 1,
+            offset: chunk.offset,
+            bytes: chunk.stored_length,
+            is_stored: false,
+        }
+    }
+
+    /// Adds a chunk if it follows the others, in the file and by its id; returns whether it does.
+    fn extend(&mut self, id: i64, chunk: &Chunk) -> bool {
+        let follows = self.chunks < MAX_RUN
+            && chunk.sequence == self.sequence + self.chunks.unsigned_abs()
+            && id == self.chunk_id + self.chunks
+            && chunk.offset == self.offset + self.bytes;
+        if follows {
+            self.chunks += 1;
+            self.bytes += chunk.stored_length;
+        }
+        follows
+    }
+}
+
+impl<'t> ChunkInserter<'t> {
+    /// Adds to the archive file of a run, which may have a base.
+    pub(super) fn of_run(transaction: &'t Transaction<'t>, run: i64) -> rusqlite::Result<Self> {
+        let (file, base_file) = transaction
+            .prepare_cached(
+                "SELECT archive.archive_file_id, base.archive_file_id FROM run \
+                 JOIN archive ON archive.run_id = run.id \
+                 LEFT JOIN archive AS base ON base.run_id = run.base_run_id AND base.state = 'complete' \
+                 WHERE run.id = ?1 AND archive.state = 'writing'",
+            )?
+            .query_row([run], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(ChunkInserter { transaction, file, base_file, span: None })
+    }
+
+    /// Adds a chunk and its members.
+    pub(super) fn insert(&mut self, entry: &CatalogChunk) -> rusqlite::Result<()> {
+        let id = match &entry.record {
+            ChunkRecord::Reused { id, reread } => {
+                self.check_reused(*id, &entry.chunk)?;
+                if *reread {
+                    self.transaction
+                        .prepare_cached("UPDATE chunk SET read_started_at_ms = ?2 WHERE id = ?1")?
+                        .execute([*id, entry.read_started.millis()])?;
+                }
+                *id
+            }
+            ChunkRecord::New { members } => {
+                let id = self.insert_chunk(entry)?;
+                self.insert_members(id, members)?;
+                id
+            }
+        };
+        self.add_to_span(id, &entry.chunk)
+    }
+
+    /// Writes the last span.
+    pub(super) fn finish(mut self) -> rusqlite::Result<()> {
+        self.store_span()
+    }
+
+    /// Fails unless the chunk is one of the base with these bytes: nothing else keeps its row from being removed.
+    fn check_reused(&self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
+        let is_of_base: bool = self
+            .transaction
+            .prepare_cached(&format!(
+                "SELECT EXISTS (SELECT 1 FROM chunk WHERE id = ?1 AND stored_length = ?2 AND stored_digest = ?3 \
+                     AND content_length = ?4) \
+                 AND EXISTS (SELECT 1 FROM span INDEXED BY span_of_chunk WHERE {HOLDS_CHUNK} AND archive_file_id = ?5)"
+            ))?
+            .query_row(
+                params![id, chunk.stored_length, chunk.stored_digest, chunk.content_length, self.base_file],
+                |row| row.get(0),
+            )?;
+        if is_of_base { Ok(()) } else { Err(unfit(format!("chunk {id} is not the one of the base"))) }
+    }
+
+    fn insert_chunk(&self, entry: &CatalogChunk) -> rusqlite::Result<i64> {
+        let chunk = &entry.chunk;
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                chunk.stored_length,
+                chunk.stored_digest,
+                chunk.content_length,
+                chunk.content_digest,
+                entry.read_started.millis()
+            ])?;
+        Ok(self.transaction.last_insert_rowid())
+    }
+
+    fn insert_members(&self, chunk: i64, members: &[MemberRecord]) -> rusqlite::Result<()> {
+        let mut run: Option<MemberRun> = None;
+        for (ordinal, record) in members.iter().enumerate() {
+            let (id, is_known) = match record {
+                MemberRecord::Known(id) => (*id, true),
+                MemberRecord::New(member) => (self.insert_member(member)?, false),
+            };
+            match &mut run {
+                Some(run) if id == run.member_id + run.members && run.members < MAX_RUN => {
+                    run.members += 1;
+                    run.is_checked &= !is_known;
+                }
+                _ => {
+                    let next = MemberRun { ordinal, member_id: id, members: 1, is_checked: !is_known };
+                    run.replace(next).map_or(Ok(()), |run| self.insert_run(chunk, &run))?;
+                }
+            }
+        }
+        run.map_or(Ok(()), |run| self.insert_run(chunk, &run))
+    }
+
+    fn insert_run(&self, chunk: i64, run: &MemberRun) -> rusqlite::Result<()> {
+        if !run.is_checked {
+            let found: i64 = self
+                .transaction
+                .prepare_cached("SELECT count(*) FROM member WHERE id >= ?1 AND id < ?1 + ?2")?
+                .query_row([run.member_id, run.members], |row| row.get(0))?;
+            if found != run.members {
+                return Err(unfit(format!(
+                    "the catalog has {found} of {} members from {}",
+                    run.members, run.member_id
+                )));
+            }
+        }
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO chunk_members (chunk_id, ordinal, member_id, members) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![chunk, run.ordinal, run.member_id, run.members])
+            .map(drop)
+    }
+
+    fn insert_member(&self, entry: &CatalogMember) -> rusqlite::Result<i64> {
+        let member = &entry.member;
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO member (path, kind, size, mode, uid, gid, user_name, group_name, modified_s, \
+                     modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, link_target, \
+                     xattr_digest, content_digest, entry_bytes, is_reusable) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, \
+                     ?21)",
+            )?
+            .execute(params![
+                member.path.as_bytes(),
+                member.kind,
+                member.size.cast_signed(),
+                member.mode,
+                member.uid,
+                member.gid,
+                member.user_name,
+                member.group_name,
+                member.modified.seconds,
+                member.modified.nanoseconds,
+                entry.changed.seconds,
+                entry.changed.nanoseconds,
+                entry.device.cast_signed(),
+                entry.inode.cast_signed(),
+                member.device_number.map(|(major, _)| major),
+                member.device_number.map(|(_, minor)| minor),
+                member.link_target,
+                entry.xattr_digest,
+                entry.content_digest,
+                entry.entry_bytes,
+                entry.is_reusable,
+            ])?;
+        Ok(self.transaction.last_insert_rowid())
+    }
+
+    fn add_to_span(&mut self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
+        if self.span.as_mut().is_some_and(|span| span.extend(id, chunk)) {
+            return Ok(());
+        }
+        self.store_span()?;
+        let mut before = self.span_before(chunk.sequence)?;
+        let is_extended = before.as_mut().is_some_and(|span| span.extend(id, chunk));
+        self.span = if is_extended { before } else { Some(Span::starting(id, chunk)) };
+        Ok(())
+    }
+
+    /// Returns the span before a chunk, which an earlier batch may have ended.
+    fn span_before(&self, sequence: u64) -> rusqlite::Result<Option<Span>> {
+        self.transaction
+            .prepare_cached(
+                "SELECT sequence, chunk_id, chunks, archive_offset, bytes FROM span \
+                 WHERE archive_file_id = ?1 AND sequence < ?2 ORDER BY sequence DESC LIMIT 1",
+            )?
+            .query_row(params![self.file, sequence], |row| {
+                Ok(Span {
+                    sequence: row.get(0)?,
+                    chunk_id: row.get(1)?,
+                    chunks: row.get(2)?,
+                    offset: row.get(3)?,
+                    bytes: row.get(4)?,
+                    is_stored: true,
+                })
+            })
+            .optional()
+    }
+
+    fn store_span(&mut self) -> rusqlite::Result<()> {
+        let Some(span) = self.span.take() else { return Ok(()) };
+        if span.is_stored {
+            return self
+                .transaction
+                .prepare_cached("UPDATE span SET chunks = ?3, bytes = ?4 WHERE archive_file_id = ?1 AND sequence = ?2")?
+                .execute(params![self.file, span.sequence, span.chunks, span.bytes])
+                .map(drop);
+        }
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO span (archive_file_id, sequence, chunk_id, chunks, archive_offset, bytes) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![self.file, span.sequence, span.chunk_id, span.chunks, span.offset, span.bytes])
+            .map(drop)
+    }
+}
+
+/// Members of one chunk with consecutive ids.
+struct MemberRun {
+    ordinal: usize,
+    member_id: i64,
+    members: i64,
+    /// All of them were just inserted.
+    is_checked: bool,
+}
