@@ -1,7 +1,7 @@
 //! Archives, their physical files and what the catalog holds of them.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::base::Origin;
@@ -121,7 +121,8 @@ impl From<&Archive> for ArchiveAge {
 ///
 /// Those that this database made are in the order of their numbers even if the clock was set back: each counts as not
 /// older than those made before it. A rescanned one with a time beyond that of a later archive that this database made
-/// is older than all others: its clock was wrong.
+/// is older than all others: its clock was wrong. If this database made none, as after its loss, most of the others show
+/// which clock was wrong.
 pub fn sort_newest_first<T>(archives: &mut [T], age_of: impl Fn(&T) -> ArchiveAge) {
     let mut made: Vec<ArchiveAge> = archives.iter().map(&age_of).filter(|a| !a.is_legacy && !a.is_rescanned).collect();
     made.sort_by_key(|age| age.run);
@@ -132,15 +133,53 @@ pub fn sort_newest_first<T>(archives: &mut [T], age_of: impl Fn(&T) -> ArchiveAg
         latest = latest.max(Some(age.created_at));
         times.insert(age.run, latest.unwrap_or(age.created_at));
     }
+    let ahead_of_most = match last_made {
+        None => ahead_of_most(archives.iter().map(&age_of).filter(|age| !age.is_legacy).collect()),
+        Some(_) => BTreeSet::new(),
+    };
     let is_misdated = |age: &ArchiveAge| {
-        age.is_rescanned
-            && last_made.is_some_and(|last| age.run < last.run && age.created_at.since(last.created_at) > MAX_AHEAD)
+        let is_ahead_of_last = |last: ArchiveAge| age.run < last.run && is_ahead(age, &last);
+        age.is_rescanned && last_made.map_or_else(|| ahead_of_most.contains(&age.run), is_ahead_of_last)
     };
     archives.sort_by_cached_key(|archive| {
         let age = age_of(archive);
         let time = times.get(&age.run).copied().unwrap_or(age.created_at);
         Reverse((!age.is_legacy, !is_misdated(&age), time, age.run))
     });
+}
+
+fn is_ahead(age: &ArchiveAge, of: &ArchiveAge) -> bool {
+    age.created_at.since(of.created_at) > MAX_AHEAD
+}
+
+/// Returns the runs of the archives that are dated far ahead of a later one and do not belong to the longest series in
+/// which times rise with the numbers. Of several longest series the one that ends first counts: a time that a later
+/// archive went back from was the wrong one.
+fn ahead_of_most(mut ages: Vec<ArchiveAge>) -> BTreeSet<i64> {
+    ages.sort_by_key(|age| age.run);
+    // For each length the index of the archive that ends the series of that length first; for each archive the one
+    // before it in its series.
+    let (mut ends, mut before): (Vec<usize>, Vec<Option<usize>>) = (Vec::new(), Vec::new());
+    for (at, age) in ages.iter().enumerate() {
+        let length = ends.partition_point(|&end| ages[end].created_at <= age.created_at);
+        before.push(length.checked_sub(1).map(|shorter| ends[shorter]));
+        match ends.get_mut(length) {
+            Some(end) => *end = at,
+            None => ends.push(at),
+        }
+    }
+    // Two archives that contradict each other show nothing.
+    if ends.len() < 2 {
+        return BTreeSet::new();
+    }
+    let mut ahead = BTreeSet::new();
+    let mut next = ends.last().copied();
+    while let Some(at) = next {
+        next = before[at];
+        let from = next.map_or(0, |earlier| earlier + 1);
+        ahead.extend(ages[from..at].iter().filter(|age| is_ahead(age, &ages[at])).map(|age| age.run));
+    }
+    ahead
 }
 
 /// An archive that is not visible: being written, or being deleted.
@@ -271,4 +310,40 @@ pub struct PathOccurrence {
     pub created_at: Timestamp,
     /// What the catalog stores of the member.
     pub entry: CatalogMember,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+
+    /// Returns the runs, newest first, of archives made on these days, with numbers from 1 on.
+    fn newest_first(days: &[i64], is_rescanned: bool) -> Vec<i64> {
+        let age = |(at, day): (usize, &i64)| ArchiveAge {
+            run: at as i64 + 1,
+            created_at: Timestamp::from_millis(day * DAY),
+            is_legacy: false,
+            is_rescanned,
+        };
+        let mut ages: Vec<ArchiveAge> = days.iter().enumerate().map(age).collect();
+        sort_newest_first(&mut ages, |age| *age);
+        ages.iter().map(|age| age.run).collect()
+    }
+
+    #[test]
+    fn after_a_rescan_archives_of_a_clock_that_was_ahead_are_the_oldest() {
+        let rescanned = |days: &[i64]| newest_first(days, true);
+        assert_eq!(rescanned(&[1, 2, 3, 4]), [4, 3, 2, 1]);
+        assert_eq!(rescanned(&[1, 2, 900, 3]), [4, 2, 1, 3], "between its neighbours");
+        assert_eq!(rescanned(&[1, 2, 900, 901, 3, 4, 5]), [7, 6, 5, 2, 1, 4, 3]);
+        assert_eq!(rescanned(&[900, 1, 2]), [3, 2, 1], "the first of all");
+        assert_eq!(rescanned(&[1, 2, 3, 900]), [4, 3, 2, 1], "nothing contradicts it");
+        // An old archive with a high number does not make the others wrong.
+        assert_eq!(rescanned(&[100, 101, 102, 5]), [3, 2, 1, 4]);
+        assert_eq!(rescanned(&[100, 5]), [1, 2], "by time");
+        // A series with gaps of months.
+        assert_eq!(rescanned(&[1, 90, 200, 201]), [4, 3, 2, 1]);
+        assert_eq!(newest_first(&[1, 900, 2], false), [3, 2, 1], "those that this database made, by number");
+    }
 }
