@@ -52,14 +52,16 @@ impl Runner {
         match self.apply_retention(run, row) {
             Ok(note) => note.iter().for_each(|note| context.observer.note(note)),
             Err(error) => {
-                log::warn!("run @{run}: retention was not applied: {error}");
+                log::warn!("{}: run @{run}: retention was not applied: {error}", row.schedule.name);
                 context.observer.note(&format!("retention was not applied: {error}"));
             }
         }
         let rows = std::slice::from_ref(row);
         match archive_folder::refresh_stable_links(&self.home, &self.store, rows, self.clock.now()) {
             Ok(notes) => notes.iter().for_each(|note| context.observer.note(note)),
-            Err(error) => log::warn!("run @{run}: the stable link was not refreshed: {error}"),
+            Err(error) => {
+                log::warn!("{}: run @{run}: the stable link was not refreshed: {error}", row.schedule.name);
+            }
         }
     }
 

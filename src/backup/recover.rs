@@ -46,12 +46,12 @@ impl OrphanedRun {
 pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryReport> {
     let mut report = RecoveryReport::default();
     for orphan in take_over_orphaned_runs(runner, &|_| false)? {
-        let run = orphan.run();
+        let (run, schedule) = (orphan.run(), orphan.run.schedule_name.clone());
         match recover_run(runner, orphan, context) {
             Ok(RunState::Queued) => report.requeued += 1,
             Ok(RunState::Failed | RunState::Cancelled) => report.ended += 1,
             Ok(_) => report.finished += 1,
-            Err(error) => log::error!("run @{run}: cannot be recovered yet: {error}"),
+            Err(error) => log::error!("{schedule}: run @{run} cannot be recovered yet: {error}"),
         }
     }
     remove_dead_workers(runner)?;
@@ -73,7 +73,7 @@ pub fn take_over_orphaned_runs(runner: &Runner, is_active: &dyn Fn(i64) -> bool)
         }
         let now = runner.clock.now();
         if let Some(claim) = runner.store.take_over(run.id, owner, run.attempt, &runner.row, now)? {
-            log::warn!("run @{} of {}: its process ended; taking over", run.id, run.schedule_name);
+            log::warn!("{}: run @{} is taken over: its process ended", run.schedule_name, run.id);
             orphans.push(OrphanedRun { claim, run });
         }
     }
