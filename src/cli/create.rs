@@ -165,7 +165,7 @@ fn print_created(
         return Ok(document);
     }
     if !context.quiet {
-        render::print(&created_text(context, index, row, own_zone, &document, is_exact))?;
+        render::print_text(&created_text(context, index, row, own_zone, &document, is_exact))?;
     }
     Ok(document)
 }

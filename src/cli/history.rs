@@ -155,7 +155,7 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
         let mut text = run_lines(context, &run, archive.as_ref());
         attempts.iter().for_each(|attempt| text += &attempt_line(attempt, &context.zone));
         text += &problem_lines(&problems, run.counts.problems);
-        render::print(&text)?;
+        render::print_text(&text)?;
     }
     Ok(0)
 }

@@ -137,7 +137,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
             last_drill: details.last_drill.as_ref().map(|drill| DrillDocument::new(drill, &zone)),
         })?;
     } else {
-        render::print(&details_text(context, &details, zone))?;
+        render::print_text(&details_text(context, &details, zone))?;
     }
     Ok(0)
 }

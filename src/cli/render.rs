@@ -47,6 +47,11 @@ pub fn print(text: &str) -> Result<()> {
     print_bytes(text.as_bytes())
 }
 
+/// Prints text for people to stdout, with control characters escaped.
+pub fn print_text(text: &str) -> Result<()> {
+    print(&escape_control(text))
+}
+
 /// Prints bytes to stdout. A reader that has closed the pipe is no error.
 pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();

@@ -97,12 +97,14 @@ struct RescanDocument<'a> {
 /// A file or folder that was not added to the catalog.
 #[derive(Serialize)]
 struct FileDocument<'a> {
-    path: String,
+    /// `path`: its path.
+    #[serde(flatten)]
+    path: PathFields,
     reason: &'a str,
 }
 
 fn file_documents(files: &[(PathBuf, String)]) -> Vec<FileDocument<'_>> {
-    files.iter().map(|(path, reason)| FileDocument { path: path.display().to_string(), reason }).collect()
+    files.iter().map(|(path, reason)| FileDocument { path: path_fields("path", path), reason }).collect()
 }
 
 fn path_fields(key: &'static str, path: &Path) -> PathFields {
@@ -110,17 +112,15 @@ fn path_fields(key: &'static str, path: &Path) -> PathFields {
 }
 
 fn print_report(context: &Context, report: &RescanReport, copy: Option<&RestoredDatabase>) -> Result<()> {
-    let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
-    let (damaged, unreadable) = (file_documents(&report.damaged), file_documents(&report.unreadable));
     if context.format == Format::Json {
         return render::print_json(&RescanDocument {
             schedules: &report.schedules,
             added: &report.added,
             known: report.known,
             missing: &report.missing,
-            foreign: paths(&report.foreign),
-            damaged,
-            unreadable,
+            foreign: report.foreign.iter().map(|path| path.display().to_string()).collect(),
+            damaged: file_documents(&report.damaged),
+            unreadable: file_documents(&report.unreadable),
             restored_copy: copy.map(|copy| path_fields("restored_copy", &copy.copy)),
             previous_database: copy
                 .and_then(|copy| copy.previous.as_deref())
@@ -133,14 +133,15 @@ fn print_report(context: &Context, report: &RescanReport, copy: Option<&Restored
     }
     report.added.iter().for_each(|name| text += &format!("added {name}\n"));
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
-    paths(&report.foreign).iter().for_each(|path| text += &format!("not ours, left unchanged: {path}\n"));
-    for (what, files) in [("damaged, left unchanged", damaged), ("cannot be read", unreadable)] {
-        files.iter().for_each(|file| text += &format!("{what}: {}: {}\n", file.path, file.reason));
+    let shown = |path: &Path| render::printable(path.as_os_str().as_bytes());
+    report.foreign.iter().for_each(|path| text += &format!("not ours, left unchanged: {}\n", shown(path)));
+    for (what, files) in [("damaged, left unchanged", &report.damaged), ("cannot be read", &report.unreadable)] {
+        files.iter().for_each(|(path, reason)| text += &format!("{what}: {}: {reason}\n", shown(path)));
     }
     text += &format!(
         "{} added, {} known before\n",
         render::count(report.added.len() as u64, "archive"),
         render::count(report.known, "archive")
     );
-    render::print(&text)
+    render::print_text(&text)
 }

@@ -60,7 +60,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     if context.format == Format::Json {
         render::print_json(&document(context, &service, &runs, &schedules, import_error.as_deref(), healthy, zone))?;
     } else {
-        render::print(&status_text(context, &service, &runs, &schedules, import_error.as_deref(), zone))?;
+        render::print_text(&status_text(context, &service, &runs, &schedules, import_error.as_deref(), zone))?;
     }
     Ok(u8::from(!healthy))
 }

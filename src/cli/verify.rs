@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -42,7 +43,7 @@ pub struct VerifyArgs {
 struct Verified {
     /// Number of its run; `None` for a file that is not in the catalog.
     run: Option<i64>,
-    path: String,
+    path: PathBuf,
     result: Result<Findings>,
 }
 
@@ -146,7 +147,7 @@ fn verify_archives(
         {
             return result.map(|_| Vec::new());
         }
-        let path = context.home.backups().join(&archive.file_name).display().to_string();
+        let path = context.home.backups().join(&archive.file_name);
         let one = Verified { run: Some(archive.run), path, result };
         print_verified(context, &one)?;
         verified.push(one);
@@ -166,7 +167,7 @@ fn verify_path(context: &Context, path: &Path, threads: Option<usize>, signals: 
     }
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let result = verify::verify_file(path, threads, &signals.cancel).map_err(|error| signals.classify(error));
-    let verified = Verified { run: None, path: path.display().to_string(), result };
+    let verified = Verified { run: None, path: path.to_owned(), result };
     print_verified(context, &verified)?;
     Ok(verified)
 }
@@ -181,17 +182,18 @@ fn archive_of_file(context: &Context, path: &Path) -> Option<(Store, Archive)> {
 }
 
 fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
+    let path = render::printable(verified.path.as_os_str().as_bytes());
     match &verified.result {
         Ok(findings) if findings.is_good() && findings.refused_members.is_empty() => {
-            log::info!("{}: verified", verified.path);
+            log::info!("{path}: verified");
             if context.format != Format::Json && !context.quiet {
-                render::print_line(&format!("good: {} ({})", verified.path, render::bytes(findings.bytes)))?;
+                render::print_line(&format!("good: {path} ({})", render::bytes(findings.bytes)))?;
             }
         }
         Ok(findings) => {
-            log::error!("{}: {}", verified.path, findings.health.as_str());
+            log::error!("{path}: {}", findings.health.as_str());
             let is_refused = if findings.is_good() { ", but `restore` refuses members" } else { "" };
-            let mut text = format!("{}{is_refused}: {}\n", findings.health.as_str(), verified.path);
+            let mut text = format!("{}{is_refused}: {path}\n", findings.health.as_str());
             for (member, reason) in &findings.refused_members {
                 text += &format!("  refused member: {}: {reason}\n", render::printable(member));
             }
@@ -213,7 +215,9 @@ fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
 struct VerifiedDocument {
     /// The run that made it; null for a file that the database does not know.
     run: Option<i64>,
-    path: String,
+    /// `path`: the file.
+    #[serde(flatten)]
+    path: PathFields,
     #[serde(flatten)]
     result: VerifyResultDocument,
 }
@@ -278,7 +282,8 @@ fn document(verified: &Verified) -> VerifiedDocument {
         }
         Err(error) => VerifyResultDocument::Failed { error: error.to_string(), failure: error.into() },
     };
-    VerifiedDocument { run: verified.run, path: verified.path.clone(), result }
+    let path = PathFields::new("path", verified.path.as_os_str().as_bytes());
+    VerifiedDocument { run: verified.run, path, result }
 }
 
 fn exit_code(verified: &[Verified]) -> u8 {

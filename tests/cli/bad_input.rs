@@ -230,6 +230,16 @@ fn archives_may_have_names_that_are_not_utf_8() {
         let said = said(&mut command).ok();
         assert!(said.stdout.contains(printed), "{words:?}: {said:?}");
     }
+    let verified = said(home.command(&["--json", "verify"]).arg(name)).ok().json();
+    assert_eq!(verified[0]["path_b64"], "Y2Fm6S50YXI=");
+    // What a terminal would obey, or read as a line of its own.
+    let evil = "evil\u{1b}[2J\ngood.tar";
+    fs::copy(home.path("").join(name), home.path("backups/docs").join(evil)).unwrap();
+    let scanned = home.run(&["rescan"]);
+    let verified = home.run(&["verify", &format!("backups/docs/{evil}")]);
+    for said in [scanned, verified] {
+        assert!(said.stdout.contains("evil\\033[2J\\ngood.tar"), "{said:?}");
+    }
     let missing = said(home.command(&["--json", "ls"]).arg(OsStr::from_bytes(b"./\xe9"))).fails(10, &["./\u{fffd}"]);
     assert!(missing.json()["error"]["message"].is_string());
 }
