@@ -160,7 +160,7 @@ impl OpenArchive {
         let error = Error::not_found(format!("there is no {} in {}", list.join(", no "), self.path().display()));
         let Some(first) = missing.first() else { return error };
         match self.similar_paths(first) {
-            _ if first.as_bytes().iter().any(|byte| b"*?[".contains(byte)) => {
+            _ if looks_like_a_pattern(first.as_bytes()) => {
                 error.hint("paths are not patterns: `restore` takes those with --include, and `find` searches for them")
             }
             Ok(similar) if !similar.is_empty() => error.hint(format!("did you mean {}?", similar.join(" or "))),
@@ -243,4 +243,10 @@ impl Catalog {
                 .collect()
         }))
     }
+}
+
+/// Returns whether a path holds `*`, `?` or a pair of brackets.
+fn looks_like_a_pattern(path: &[u8]) -> bool {
+    let has = |wanted: u8| path.contains(&wanted);
+    has(b'*') || has(b'?') || (has(b'[') && has(b']'))
 }
