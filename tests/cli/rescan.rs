@@ -142,7 +142,10 @@ fn one_way_out_is_advised_for_a_lost_database_and_a_folder_without_identity() {
     fs::create_dir(home.path("backups")).unwrap();
     let said = home.run(&["run", "docs"]).fails(1, &["is not the one that holds the archives", "mount its disk"]);
     assert!(!said.stderr.contains("--adopt"), "{said:?}");
-    fs::remove_dir(home.path("backups")).unwrap();
+    fs::write(&identity, r#"{"database":"5d3f1a52-6b1f-4b0a-9f3a-0c7f4b3a9e11"}"#).unwrap();
+    let said = home.run(&["run", "docs"]).fails(1, &["belongs to another database", "name the folder that holds"]);
+    assert!(!said.stderr.contains("--adopt") && !said.stderr.contains("--from-copy"), "{said:?}");
+    fs::remove_dir_all(home.path("backups")).unwrap();
     fs::rename(home.path("away"), home.path("backups")).unwrap();
     fs::write(&identity, text).unwrap();
     lose_database(&home);

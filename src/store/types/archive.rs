@@ -121,8 +121,8 @@ impl From<&Archive> for ArchiveAge {
 ///
 /// Those that this database made are in the order of their numbers even if the clock was set back: each counts as not
 /// older than those made before it. A rescanned one with a time beyond that of a later archive that this database made
-/// is older than all others: its clock was wrong. If this database made none, as after its loss, most of the others show
-/// which clock was wrong.
+/// is older than all others: its clock was wrong. If this database made none, as after its loss, most of the others
+/// show which clock was wrong.
 pub fn sort_newest_first<T>(archives: &mut [T], age_of: impl Fn(&T) -> ArchiveAge) {
     let mut made: Vec<ArchiveAge> = archives.iter().map(&age_of).filter(|a| !a.is_legacy && !a.is_rescanned).collect();
     made.sort_by_key(|age| age.run);
