@@ -57,7 +57,8 @@ impl<'a> RunLog<'a> {
         let line = outcome_line(&self.schedule, self.run, state, run.as_ref(), file.as_deref(), error);
         match state {
             RunState::Succeeded => log::info!("{line}"),
-            RunState::Incomplete => log::warn!("{line}"),
+            // A run that is tried again has not failed yet.
+            RunState::Incomplete | RunState::Queued => log::warn!("{line}"),
             _ => log::error!("{line}"),
         }
     }
