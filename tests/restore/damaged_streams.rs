@@ -10,8 +10,10 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::error::{ErrorKind, Result};
 use backup_manager::maintenance::verify::verify_file;
 use backup_manager::restore::Options;
+use backup_manager::schedule::Compression;
 
 use crate::fidelity::restore_all;
+use crate::support::archive::make;
 use crate::tar_file::TarFile;
 
 /// Content that a codec stores nearly as it is, so that a flipped bit is a wrong byte and not a broken stream.
@@ -110,6 +112,29 @@ fn a_wrong_checksum_puts_all_files_in_doubt_and_blames_none() {
         let error = cat(&file, "source/a").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Damage);
         assert!(error.to_string().contains("source/a may be wrong"), "{error}");
+    }
+}
+
+#[test]
+fn a_cut_trailer_of_our_own_archive_costs_no_file_and_puts_none_in_doubt() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("a"), noise(1)).unwrap();
+    for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
+        let made = make(&source, folder.path(), compression);
+        let whole = fs::read(&made.path).unwrap();
+        let trailer = made.records.last().unwrap().chunk.end() as usize;
+        let file = folder.path().join("cut");
+        for cut in (trailer..whole.len()).step_by(7) {
+            fs::write(&file, &whole[..cut]).unwrap();
+            assert_eq!(verdicts(&file), [true; 4], "{compression}: {cut} of {} bytes", whole.len());
+        }
+        // Within the last member and the end marks, each a frame of its own, the archive itself is cut.
+        for cut in [trailer - 1, made.records.last().unwrap().chunk.offset as usize - 1] {
+            fs::write(&file, &whole[..cut]).unwrap();
+            assert!(!verdicts(&file)[3], "{compression}: {cut} of {} bytes", whole.len());
+        }
     }
 }
 

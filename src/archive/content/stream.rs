@@ -55,6 +55,8 @@ struct Frames {
     codec: Codec,
     /// `None` only while its source moves on to the next frame.
     current: Option<Frame>,
+    /// Bytes of the current frame were delivered, and its checksum was not reached yet.
+    has_delivered: bool,
 }
 
 type Source = BufReader<PositionedReader>;
@@ -70,7 +72,7 @@ impl Frames {
     fn new(archive: Arc<ArchiveReader>) -> Frames {
         let codec = archive.codec();
         let source = BufReader::with_capacity(1 << 17, PositionedReader { archive, at: 0 });
-        Frames { codec, current: Some(Frame::Before(source)) }
+        Frames { codec, current: Some(Frame::Before(source)), has_delivered: false }
     }
 
     /// Fills a piece. Returns whether the file ended. Errors: the last piece, with what is wrong.
@@ -85,9 +87,14 @@ impl Frames {
             match read {
                 Ok(0) if self.begin_next()? => {}
                 Ok(0) => return Ok(true),
-                Ok(count) => bytes.keep(count),
+                Ok(count) => {
+                    bytes.keep(count);
+                    self.has_delivered = true;
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Piece::Undecodable(format!("it does not decode: {e}"))),
+                Err(e) if self.has_delivered => return Err(Piece::Undecodable(format!("it does not decode: {e}"))),
+                // The frames before have checksums of their own, which were right.
+                Err(e) => return Err(Piece::Broken(format!("it does not decode: {e}"))),
             }
         }
         Ok(false)
@@ -112,6 +119,7 @@ impl Frames {
                 false => Err(Piece::Broken(format!("other data follows its compressed data at byte {at}"))),
             };
         }
+        self.has_delivered = false;
         self.current = Some(match self.codec {
             Codec::Plain => Frame::Before(source),
             Codec::Gzip => Frame::Gzip(Box::new(flate2::bufread::GzDecoder::new(source))),
