@@ -10,7 +10,7 @@ use backup_manager::maintenance::verify::verify_file;
 use backup_manager::member::MemberPath;
 use backup_manager::restore::{Options, Report};
 
-use crate::fidelity::restore_with;
+use crate::fidelity::{outcome_without_owners, restore_with};
 use crate::tar_file::{Block, TarFile};
 
 /// A file with an archive, and a folder to restore to.
@@ -76,6 +76,35 @@ fn members_that_have_no_data_swallow_none_whatever_their_size_says() {
             assert!(case.is_good(), "{flag}, pax {is_pax}");
         }
     }
+}
+
+#[test]
+fn folders_that_are_marked_by_their_names_only_swallow_no_member() {
+    // The types of v7, of contiguous and of unknown files.
+    for flag in [0, b'0', b'7', b'Z'] {
+        for is_pax in [false, true] {
+            let mut tar = TarFile::default();
+            if is_pax {
+                tar = tar.pax(&[("path", b"folder/")]);
+            }
+            let name: &[u8] = if is_pax { b"f" } else { b"folder/" };
+            let tar = tar.block(Block::new(name, flag, 600).mode(0o755)).file("a", b"a").file("b", b"b");
+            let case = Case::new(&tar.end());
+            let report = case.restore(&[]);
+            assert_eq!(
+                (report.extent.members, outcome_without_owners(&report)),
+                (3, None),
+                "{flag}, pax {is_pax}: {report:?}"
+            );
+            assert!(case.to.join("folder").is_dir(), "{flag}, pax {is_pax}");
+            assert_eq!((case.text("a"), case.text("b")), ("a".to_owned(), "b".to_owned()), "{flag}, pax {is_pax}");
+            assert!(case.is_good(), "{flag}, pax {is_pax}");
+        }
+    }
+    // A folder of a GNU dump has the names of what lay in it.
+    let tar = TarFile::default().block(Block::new(b"dump/", b'D', 600).mode(0o755)).bytes(&[b'Y'; 600]);
+    let case = Case::new(&tar.file("a", b"a").end());
+    assert_eq!((outcome_without_owners(&case.restore(&[])), case.text("a")), (None, "a".to_owned()));
 }
 
 #[test]

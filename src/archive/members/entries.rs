@@ -115,16 +115,15 @@ impl EntryReader {
     fn read_member(&mut self, block: &HeaderBlock, extensions: Extensions) -> Result<Option<Box<Entry>>, HeaderError> {
         let Extensions { mut pax, long_name, long_link, error } = extensions;
         let name = pax.sparse.name.take().or(pax.path.take()).or(long_name).unwrap_or_else(|| block.name());
-        let Some(stored) = stored_bytes(block, &pax) else {
+        let kind = member_kind(block.type_flag(), &name);
+        let Some(stored) = stored_bytes(block, &pax, kind.as_ref().ok()) else {
             return Err(HeaderError::refused_without_size(name, "it has no valid size"));
         };
         self.blocks.begin_data(stored);
-        if let Some(reason) = error {
-            return Err(HeaderError::refused(name, reason));
-        }
-        let kind = match member_kind(block.type_flag(), &name) {
-            Ok(kind) => kind,
-            Err(reason) => return Err(HeaderError::refused(name, reason)),
+        let kind = match (error, kind) {
+            (None, Ok(kind)) => kind,
+            (Some(reason), _) => return Err(HeaderError::refused(name, reason)),
+            (None, Err(reason)) => return Err(HeaderError::refused(name, reason)),
         };
         let (path, was_absolute) = match clean_path(&name) {
             Ok(Some(clean)) => clean,
@@ -184,10 +183,12 @@ impl EntryReader {
     }
 }
 
-/// Returns the number of bytes of data after a header.
-fn stored_bytes(block: &HeaderBlock, pax: &Pax) -> Option<u64> {
+/// Returns the number of bytes of data after the header of a member of this kind.
+fn stored_bytes(block: &HeaderBlock, pax: &Pax, kind: Option<&MemberKind>) -> Option<u64> {
     // Links, devices, folders and FIFOs have no data whatever their size says: bsdtar, Python and Go read them so too.
-    let stated = if matches!(block.type_flag(), b'1'..=b'6') { Some(0) } else { pax.size.or_else(|| block.size()) };
+    // The folders of GNU dumps do: the names of what lay in them.
+    let has_data = matches!(kind, None | Some(MemberKind::File)) || block.type_flag() == b'D';
+    let stated = if has_data { pax.size.or_else(|| block.size()) } else { Some(0) };
     stated.filter(|&size| size <= i64::MAX as u64)
 }
 
@@ -201,8 +202,8 @@ fn member_kind(type_flag: u8, name: &[u8]) -> Result<MemberKind, &'static str> {
         b'5' | b'D' => MemberKind::Folder,
         b'6' => MemberKind::Fifo,
         b'M' | b'N' => return Err("it is part of an archive of several volumes"),
-        // The oldest tars mark folders by the end of their names only.
-        0 | b'0' | b'7' if name.ends_with(b"/") => MemberKind::Folder,
+        // Old tars mark folders by the end of their names only.
+        _ if name.ends_with(b"/") => MemberKind::Folder,
         _ => MemberKind::File,
     })
 }
