@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::content::Content;
 use super::members::{Event, Members};
 use super::reader::ArchiveReader;
+use super::refusals::Refusals;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Extent, MemberKind};
@@ -53,6 +54,9 @@ pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
                 found.extent.members += 1;
                 found.extent.files += u64::from(entry.member.kind == MemberKind::File);
                 found.extent.content_bytes += entry.member.size;
+                if let Some(reason) = refusals.check(&entry.member) {
+                    add(&mut found.refused, (entry.member.path.as_bytes().to_vec(), reason));
+                }
                 // Data that is skipped instead may never be read from disk.
                 if let Err(reason) = read_data(&mut members, entry.stored, &mut buffer) {
                     let path = entry.member.path.as_bytes();
@@ -61,6 +65,9 @@ pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
                 }
             }
         }
+    }
+    for (path, reason) in refusals.finish() {
+        add(&mut found.refused, (path.as_bytes().to_vec(), reason));
     }
     Ok(found)
 }

@@ -15,6 +15,7 @@ pub mod header;
 pub mod members;
 pub mod reader;
 pub mod rebuild;
+mod refusals;
 pub mod sparse;
 pub mod trailer;
 pub mod writer;

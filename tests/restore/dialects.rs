@@ -167,11 +167,39 @@ fn a_hard_link_to_a_symbolic_link_is_no_damage() {
 
 #[test]
 fn verify_reports_the_members_that_a_restore_refuses() {
-    let case = Case::new(&TarFile::default().file("../evil", b"evil").file("good", b"good").end());
-    let findings = verify_file(&case.file, 1, &CancelToken::new()).unwrap();
-    let refused: Vec<&[u8]> = findings.refused_members.iter().map(|(name, _)| &name[..]).collect();
-    assert_eq!(refused, [b"../evil"]);
-    assert_eq!(case.restore(&[]).refused.count, 1);
+    let good = || TarFile::default().file("good", b"good");
+    let chain = good().hard_link("z", "y").hard_link("y", "x").hard_link("x", "good");
+    let replaced = good().symlink("s", "/tmp").folder("s").file("s/a", b"a");
+    for (what, tar, expected) in [
+        ("a name outside the target", good().file("../evil", b"evil"), vec!["../evil"]),
+        ("beneath a link", good().symlink("s", "/tmp").file("s/a", b"a").folder("s/d/e"), vec!["s/a", "s/d/e"]),
+        ("beneath a file", good().file("good/a", b"a").hard_link("h", "good").file("h/b", b"b"), vec!["good/a", "h/b"]),
+        ("a link that became a folder", replaced, vec![]),
+        (
+            "links to nothing",
+            good().hard_link("h", "none").hard_link("i", "h").hard_link("j", "j"),
+            vec!["h", "i", "j"],
+        ),
+        ("links to a folder", good().folder("d").hard_link("h", "d"), vec!["h"]),
+        ("links to a later member", good().hard_link("h", "later").file("later", b"l"), vec![]),
+        ("a chain of links, the last one first", chain, vec![]),
+        (
+            "a link to what lies beneath a link",
+            good().symlink("s", ".").file("s/a", b"a").hard_link("h", "s/a"),
+            vec!["s/a"],
+        ),
+    ] {
+        let case = Case::new(&tar.end());
+        let findings = verify_file(&case.file, 1, &CancelToken::new()).unwrap();
+        let mut by_verify: Vec<_> =
+            findings.refused_members.iter().map(|(path, _)| std::str::from_utf8(path).unwrap()).collect();
+        let report = case.restore(&[]);
+        let mut by_restore: Vec<_> =
+            report.refused.list.iter().map(|(path, _)| std::str::from_utf8(path).unwrap()).collect();
+        by_verify.sort();
+        by_restore.sort();
+        assert_eq!((by_verify, by_restore), (expected.clone(), expected), "{what}");
+    }
 }
 
 #[test]
