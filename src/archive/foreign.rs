@@ -37,8 +37,8 @@ pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
     let archive = Arc::new(ArchiveReader::open(path)?);
     // What a page cache holds may not be on disk.
     archive.drop_cached()?;
-    let mut members = Members::new(Content::stream(archive));
-    let mut found = ForeignTar::default();
+    let mut members = Members::new(Content::stream(archive)).cancelled_by(cancel);
+    let (mut found, mut refusals) = (ForeignTar::default(), Refusals::default());
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Some(event) = members.next()? {
         if cancel.is_cancelled() {

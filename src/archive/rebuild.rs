@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::buffer::Buffer;
 use super::codec::{Codec, Decoder};
 use super::content::{Content, Plan, PlannedChunk};
-use super::members::{Entry, Event, Members};
+use super::members::{Entry, Event, Members, global_comment};
 use super::reader::ArchiveReader;
 use super::trailer::Trailer;
 use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
@@ -53,13 +53,7 @@ pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option
     let Some(first) = trailer.entries(archive.file()).next().transpose().map_err(failed)? else { return Ok(None) };
     let mut text = Buffer::new();
     ChunkReader::new(archive)?.read(&first, &mut text)?;
-    // One header block, then the pax records: "LENGTH comment=VALUE\n".
-    let records = text.get(super::block::BLOCK_BYTES..).unwrap_or_default();
-    let key = b" comment=";
-    let Some(at) = records.windows(key.len()).position(|window| window == key) else { return Ok(None) };
-    let length = std::str::from_utf8(&records[..at]).ok().and_then(|digits| digits.parse::<usize>().ok());
-    let value = length.and_then(|length| records.get(at + key.len()..length.checked_sub(1)?));
-    Ok(value.map(<[u8]>::to_vec))
+    Ok(global_comment(&text))
 }
 
 /// Reads and decodes single chunks of an archive file.
@@ -100,7 +94,7 @@ struct FoundMember {
 
 /// The members of an archive, grouped by chunk.
 struct MembersByChunk {
-    members: Members,
+    members: Members<'static>,
     /// A member that was read already and lies in a later chunk.
     next_chunk: Option<FoundMember>,
     buffer: Vec<u8>,

@@ -23,7 +23,7 @@ impl HardLinks {
     pub fn read(archive: &OpenArchive, cancel: &CancelToken) -> Result<HardLinks> {
         let mut links = HashMap::new();
         let mut bytes = 0;
-        let mut members = archive.members(&Selection::everything()?, 2)?;
+        let mut members = archive.members(&Selection::everything()?, 2)?.cancelled_by(cancel);
         while let Some(event) = members.next()? {
             if cancel.is_cancelled() {
                 return Err(Error::new(ErrorKind::Interrupted, "the search for hard links was cancelled"));

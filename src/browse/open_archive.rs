@@ -114,7 +114,7 @@ impl OpenArchive {
 
     /// Reads the members that `selection` selects, and perhaps others: with a catalog, only the chunks that hold
     /// selected members are read, else the whole archive.
-    pub fn members(&self, selection: &Selection, threads: usize) -> Result<Members> {
+    pub fn members(&self, selection: &Selection, threads: usize) -> Result<Members<'static>> {
         let reader = self.reader.clone();
         if let Some(catalog) = &self.catalog {
             if selection.is_everything() {

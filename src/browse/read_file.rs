@@ -123,7 +123,7 @@ fn read_linked_file(
 }
 
 /// Returns the member of this path, which is still to be read: a file if there is one, else the first.
-fn find_member(archive: &OpenArchive, path: &MemberPath) -> Result<Option<(Members, Box<Entry>)>> {
+fn find_member(archive: &OpenArchive, path: &MemberPath) -> Result<Option<(Members<'static>, Box<Entry>)>> {
     let selection = Selection::exactly(vec![path.clone()])?;
     for only_files in [true, false] {
         let mut members = archive.members(&selection, 2)?;

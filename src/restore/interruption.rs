@@ -34,7 +34,9 @@ impl Interruption {
             message += &format!(", {} not restored: {}", members(self.left_out.count), names(&self.left_out));
         }
         if self.may_be_more {
-            message += ", and the members behind it";
+            let is_any_named = self.left_out.count > 0;
+            message +=
+                if is_any_named { ", and the members behind it" } else { ", and the archive was not read to its end" };
         }
         if self.unfinished.count > 0 {
             message += &format!("; folders without their mode and time: {}", names(&self.unfinished));

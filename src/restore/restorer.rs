@@ -101,6 +101,13 @@ impl<'a, 'c> Restorer<'a, 'c> {
         self.restore_deferred_links()
     }
 
+    /// Records that nobody knows what follows, if the reader of members was interrupted.
+    fn note_interruption(&self, error: &Error) {
+        if error.kind() == ErrorKind::Interrupted {
+            self.state.with_interruption(|interruption| interruption.may_be_more = true);
+        }
+    }
+
     fn check_cancelled(&self) -> Result<()> {
         if self.context.cancel.is_cancelled() {
             return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled"));
@@ -116,8 +123,8 @@ impl<'a, 'c> Restorer<'a, 'c> {
         selection: &Selection,
         mut restore: impl FnMut(&mut Self, &mut Members, Box<Entry>) -> Result<()>,
     ) -> Result<()> {
-        let mut members = self.archive.members(selection, self.options.threads)?;
-        while let Some(event) = members.next()? {
+        let mut members = self.archive.members(selection, self.options.threads)?.cancelled_by(self.context.cancel);
+        while let Some(event) = members.next().inspect_err(|error| self.note_interruption(error))? {
             if let Event::Member(entry) = &event
                 && self.context.cancel.is_cancelled()
             {

@@ -242,6 +242,37 @@ fn a_restore_cancelled_in_its_last_member_is_interrupted_and_names_what_is_left(
 }
 
 #[test]
+fn a_search_through_a_file_that_is_no_archive_can_be_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    let tar = || TarFile::default().file("f", b"content");
+    let cases = [
+        ("for the first header", vec![b'x'; 2_000_000], 0),
+        ("for a header after damage", [tar().0, vec![b'x'; 2_000_000]].concat(), 2),
+        ("behind the end marks", [tar().end(), vec![0; 2_000_000]].concat(), 1),
+    ];
+    for (what, bytes, events) in cases {
+        fs::write(&file, bytes).unwrap();
+        let cancel = CancelToken::new();
+        cancel.cancel();
+        let archive = OpenArchive::from_file(&file).unwrap();
+        let everything = Selection::everything().unwrap();
+        let mut members = archive.members(&everything, 1).unwrap().cancelled_by(&cancel);
+        for _ in 0..events {
+            assert!(members.next().unwrap().is_some(), "{what}");
+        }
+        assert_eq!(members.next().unwrap_err().kind(), ErrorKind::Interrupted, "{what}");
+        let clock = SystemClock::new();
+        let mut context =
+            RestoreContext { clock: &clock, observer: &Silent, cancel: &cancel, on_action: &mut |_, _| {} };
+        let to = Options::to(&folder.path().join("to"));
+        let error = restore::restore(&archive, &everything, &to, &mut context).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted, "{what}");
+        assert!(!error.to_string().contains("none is left"), "{what}: {error}");
+    }
+}
+
+#[test]
 fn a_restore_cancelled_in_a_link_whose_first_name_was_not_selected_names_all_such_links() {
     let folder = tempfile::tempdir().unwrap();
     let (file, to) = (folder.path().join("a.tar"), folder.path().join("to"));

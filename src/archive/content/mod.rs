@@ -15,6 +15,7 @@ use super::block::padding;
 use super::buffer::Buffer;
 use super::codec::Codec;
 use super::reader::ArchiveReader;
+use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::member::Span;
 
@@ -49,8 +50,11 @@ impl ReadError {
 /// A [`Result`](std::result::Result) of reading content.
 type ReadResult<T> = std::result::Result<T, ReadError>;
 
+/// The token of work that nobody cancels.
+static NEVER: CancelToken = CancelToken::new();
+
 /// The content of an archive file, read from beginning to end.
-pub struct Content {
+pub struct Content<'c> {
     archive: Arc<ArchiveReader>,
     queue: PieceQueue,
     /// Pieces are chunks, which begin and end with members or pieces of files, not anywhere.
@@ -59,6 +63,8 @@ pub struct Content {
     /// Position of the beginning of the current piece in the content of all planned chunks.
     start: u64,
     failure: Option<Error>,
+    /// Ends searches, which may take as long as reading the whole file.
+    pub(super) cancel: &'c CancelToken,
 }
 
 enum CurrentPiece {
@@ -78,31 +84,48 @@ enum CurrentPiece {
     Over(ReadError),
 }
 
-impl Content {
+impl Content<'static> {
     /// Reads and decodes the chunks of a plan with `threads` threads.
-    pub fn chunks(archive: Arc<ArchiveReader>, plan: Plan, threads: usize) -> Content {
+    pub fn chunks(archive: Arc<ArchiveReader>, plan: Plan, threads: usize) -> Self {
         let queue = PieceQueue::start(&archive, plan.map(|planned| planned.map(Task::Chunk)), threads);
         Content::new(archive, queue, true)
     }
 
     /// Reads a whole file that has no chunks: an archive of another program, or one of ours without its trailer.
-    pub fn stream(archive: Arc<ArchiveReader>) -> Content {
+    pub fn stream(archive: Arc<ArchiveReader>) -> Self {
         if archive.codec() != Codec::Plain {
             let queue = stream::start(&archive);
             return Content::new(archive, queue, false);
         }
         let size = archive.size();
-        let tasks = (0..size.div_ceil(PIECE_BYTES as u64)).map(move |sequence| {
-            let offset = sequence * PIECE_BYTES as u64;
-            Ok(Task::Range(sequence, Span { offset, length: (size - offset).min(PIECE_BYTES as u64) }))
-        });
+        let offsets = (0..size).step_by(PIECE_BYTES);
+        Content::ranges(
+            archive,
+            offsets.map(move |offset| Span { offset, length: (size - offset).min(PIECE_BYTES as u64) }),
+        )
+    }
+
+    /// Reads ranges of an uncompressed file, one after the other. One that cannot be read is a gap.
+    pub(super) fn ranges(archive: Arc<ArchiveReader>, ranges: impl Iterator<Item = Span> + Send + 'static) -> Self {
+        let tasks = (0..).zip(ranges).map(|(sequence, range)| Ok(Task::Range(sequence, range)));
         let queue = PieceQueue::start(&archive, tasks, 1);
         Content::new(archive, queue, false)
     }
 
-    fn new(archive: Arc<ArchiveReader>, queue: PieceQueue, is_chunked: bool) -> Content {
+    fn new(archive: Arc<ArchiveReader>, queue: PieceQueue, is_chunked: bool) -> Self {
         let current = CurrentPiece::Data { sequence: 0, bytes: Buffer::new(), at: 0 };
-        Content { archive, queue, is_chunked, current, start: 0, failure: None }
+        Content { archive, queue, is_chunked, current, start: 0, failure: None, cancel: &NEVER }
+    }
+}
+
+impl Content<'_> {
+    /// Fails if the work was cancelled. [`Content::take_failure`] then returns that.
+    pub(super) fn check_cancelled(&mut self) -> ReadResult<()> {
+        self.cancel.check("reading the archive was cancelled").map_err(|error| {
+            let reason = error.to_string();
+            self.failure = Some(error);
+            ReadError::Broken(reason)
+        })
     }
 
     /// Returns the archive file.
@@ -133,6 +156,7 @@ impl Content {
             return Ok(());
         }
         loop {
+            self.check_cancelled()?;
             match self.fetch() {
                 Ok(()) => {}
                 Err(ReadError::Broken(_)) if self.failure.is_none() => return Ok(()),

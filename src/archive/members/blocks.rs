@@ -5,8 +5,8 @@ use crate::archive::block::{BLOCK_BYTES, padding};
 use crate::archive::content::{Content, ReadError};
 
 /// Reads header blocks and the data that follows each.
-pub(super) struct BlockReader {
-    pub content: Content,
+pub(super) struct BlockReader<'c> {
+    pub content: Content<'c>,
     /// Bytes of data after the last header that were not read yet.
     data_left: u64,
     /// Bytes that fill up the data to whole blocks.
@@ -21,8 +21,8 @@ pub(super) struct BlockReader {
     found: Option<Box<HeaderBlock>>,
 }
 
-impl BlockReader {
-    pub fn new(content: Content, is_partial: bool) -> BlockReader {
+impl<'c> BlockReader<'c> {
+    pub fn new(content: Content<'c>, is_partial: bool) -> Self {
         BlockReader {
             content,
             data_left: 0,
@@ -38,6 +38,14 @@ impl BlockReader {
         self.has_begun
     }
 
+    /// Continues after bytes that are missing, at the next position where a header can begin.
+    pub fn resynchronise(&mut self) {
+        // Behind a header that was found and not taken yet lies its data, and not the damage.
+        if self.found.is_none() {
+            self.content.resynchronise();
+        }
+    }
+
     /// Reads the next header block. Returns `None` at the end marks.
     pub fn next_header(&mut self) -> Result<Option<HeaderBlock>, ReadError> {
         if let Some(found) = self.found.take() {
@@ -49,8 +57,10 @@ impl BlockReader {
                 Ok(()) => {}
                 Err(ReadError::End) if self.pass_jump() => continue,
                 Err(ReadError::End) if self.is_partial || self.is_searching => return Ok(None),
-                Err(ReadError::End) if self.has_begun => {
-                    return Err(ReadError::Broken("it ends without end marks: it was cut off".to_owned()));
+                Err(ReadError::End) => {
+                    let reason =
+                        if self.has_begun { "it ends without end marks: it was cut off" } else { "it is empty" };
+                    return Err(ReadError::Broken(reason.to_owned()));
                 }
                 Err(error) => return Err(error),
             }
@@ -69,7 +79,10 @@ impl BlockReader {
                     self.is_searching = true;
                     return Err(ReadError::Gap("a header is damaged".to_owned()));
                 }
-                (true, _) => self.content.resynchronise(),
+                (true, _) => {
+                    self.content.check_cancelled()?;
+                    self.content.resynchronise();
+                }
             }
         }
     }
@@ -79,6 +92,9 @@ impl BlockReader {
     fn find_first_header(&mut self) -> ReadError {
         let mut bytes = [0; BLOCK_BYTES];
         loop {
+            if let Err(error) = self.content.check_cancelled() {
+                return error;
+            }
             match self.content.read_exact(&mut bytes) {
                 Ok(()) => {}
                 // Where the search goes on is a whole number of blocks from the beginning.

@@ -42,13 +42,13 @@ struct Extensions {
 }
 
 /// Reads entries one after another.
-pub(super) struct EntryReader {
-    pub blocks: BlockReader,
+pub(super) struct EntryReader<'c> {
+    pub blocks: BlockReader<'c>,
     /// The last pax global header.
     pub global: Pax,
 }
 
-impl EntryReader {
+impl EntryReader<'_> {
     /// Reads headers up to and including that of the next member. Returns `None` at the end of the archive.
     pub fn next_entry(&mut self) -> Result<Option<Box<Entry>>, HeaderError> {
         let mut extensions = Extensions::default();

@@ -16,7 +16,9 @@ use self::blocks::BlockReader;
 use self::entries::EntryReader;
 use self::error::HeaderError;
 use self::pax::Pax;
+use super::block::BLOCK_BYTES;
 use super::content::{Content, ReadError};
+use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::MemberPath;
 
@@ -55,27 +57,44 @@ pub enum Event {
     },
 }
 
+/// Returns the comment of the pax global header with which `content` begins, if there is one.
+pub(super) fn global_comment(content: &[u8]) -> Option<Vec<u8>> {
+    let (block, data) = content.split_first_chunk::<BLOCK_BYTES>()?;
+    let header = HeaderBlock::parse(block).filter(|header| header.type_flag() == b'g')?;
+    let records = data.get(..usize::try_from(header.size()?).ok()?)?;
+    let mut pax = Pax::default();
+    pax.add(records, 0).ok()?;
+    pax.comment
+}
+
 /// Reads the members of an archive in order.
-pub struct Members {
-    entries: EntryReader,
+pub struct Members<'c> {
+    entries: EntryReader<'c>,
     /// Events so far.
     count: u64,
     last: Option<MemberPath>,
     is_over: bool,
 }
 
-impl Members {
+impl<'c> Members<'c> {
     /// Reads a whole archive from its beginning.
-    pub fn new(content: Content) -> Members {
+    pub fn new(content: Content<'c>) -> Self {
         Members::starting(content, false)
     }
 
     /// Reads the members in some chunks of an archive.
-    pub fn partial(content: Content) -> Members {
+    pub fn partial(content: Content<'c>) -> Self {
         Members::starting(content, true)
     }
 
-    fn starting(content: Content, is_partial: bool) -> Members {
+    /// Lets `cancel` end what may read the whole file before it returns anything: the search for a header after damage,
+    /// and what follows the end marks.
+    pub fn cancelled_by(mut self, cancel: &'c CancelToken) -> Self {
+        self.entries.blocks.content.cancel = cancel;
+        self
+    }
+
+    fn starting(content: Content<'c>, is_partial: bool) -> Self {
         let blocks = BlockReader::new(content, is_partial);
         Members { entries: EntryReader { blocks, global: Pax::default() }, count: 0, last: None, is_over: false }
     }
@@ -88,7 +107,8 @@ impl Members {
     /// Returns the next event; `None` at the end of the archive.
     ///
     /// Errors: [`ErrorKind::Damage`] if this is no tar archive or only zeros, [`ErrorKind::Failed`] if it has
-    /// too many, and the error that kept the plan of chunks from being read.
+    /// too many, `Interrupted` after [`Members::cancelled_by`], and the error that kept the plan of chunks from being
+    /// read.
     #[allow(clippy::should_implement_trait, reason = "its data is read between two calls")]
     pub fn next(&mut self) -> Result<Option<Event>> {
         if self.is_over {
@@ -175,7 +195,7 @@ impl Members {
         let (sequence, _) = content.position();
         match error {
             ReadError::End if content.pass_jump() => return self.next(),
-            ReadError::Gap(_) => content.resynchronise(),
+            ReadError::Gap(_) => self.entries.blocks.resynchronise(),
             ReadError::End | ReadError::Broken(_) | ReadError::Undecodable(_) => self.is_over = true,
         }
         let reason = error.reason();
@@ -187,5 +207,40 @@ impl Members {
             return Ok(Some(Event::Undecodable { reason }));
         }
         Ok(Some(Event::Damaged { sequence, after: self.last.clone(), reason }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::archive::reader::ArchiveReader;
+    use crate::member::Span;
+
+    fn header(name: &str, size: u64) -> [u8; BLOCK_BYTES] {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name).unwrap();
+        header.set_size(size);
+        header.set_cksum();
+        *header.as_bytes()
+    }
+
+    #[test]
+    fn data_that_cannot_be_read_behind_a_header_found_after_damage_is_a_gap() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let blocks = [[b'x'; BLOCK_BYTES], header("found", 512), header("next", 0), [0; 512], [0; 512]];
+        std::fs::write(file.path(), blocks.concat()).unwrap();
+        let archive = Arc::new(ArchiveReader::open(file.path()).unwrap());
+        // The data of the found member lies beyond the end of the file, where nothing can be read.
+        let ranges = [(0, 1024), (1 << 20, 512), (1024, 1536)].map(|(offset, length)| Span { offset, length });
+        let mut members = Members::new(Content::ranges(archive, ranges.into_iter()));
+        assert!(matches!(members.next().unwrap(), Some(Event::Damaged { after: None, .. })));
+        for (name, is_whole) in [("found", false), ("next", true)] {
+            let event = members.next().unwrap();
+            let Some(Event::Member(entry)) = event else { panic!("{event:?} is not {name}") };
+            assert_eq!(entry.member.path.to_string(), name);
+            assert_eq!(members.read(&mut [0; 512]).is_ok(), is_whole, "{name}");
+        }
     }
 }
