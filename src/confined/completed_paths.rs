@@ -17,9 +17,30 @@ pub struct CompletedPaths {
 
 #[derive(Debug, Default)]
 struct State {
-    complete: HashSet<PathKey>,
+    complete: KeySet,
     in_progress: HashSet<PathKey>,
     failed_folders: HashSet<PathKey>,
+}
+
+/// A set of keys in parts, by their last byte: a single large table would need half as much memory again while it
+/// grows.
+#[derive(Debug)]
+struct KeySet(Vec<HashSet<PathKey>>);
+
+impl Default for KeySet {
+    fn default() -> Self {
+        KeySet(vec![HashSet::new(); usize::from(u8::MAX) + 1])
+    }
+}
+
+impl KeySet {
+    fn insert(&mut self, key: PathKey) {
+        self.0[usize::from(key[15])].insert(key);
+    }
+
+    fn contains(&self, key: &PathKey) -> bool {
+        self.0[usize::from(key[15])].contains(key)
+    }
 }
 
 impl CompletedPaths {
