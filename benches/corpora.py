@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 
 # Share of files, smallest and largest size in bytes: the mix of a home folder, 13 KiB on average.
 SIZES = [(0.25, 0, 1_000), (0.50, 1_000, 12_000), (0.22, 12_000, 50_000), (0.03, 50_000, 200_000)]
@@ -98,3 +99,8 @@ def edit(files, share, clustered, seed):
                     content[rng.randrange(size)] = rng.randrange(256)
             file.seek(0)
             file.write(content)
+
+
+if __name__ == "__main__":
+    makers = {"small": small_files, "large": large_files, "tiny": tiny_files}
+    makers[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))
