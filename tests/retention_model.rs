@@ -60,7 +60,11 @@ fn kept_among(
     let within = |limit: Option<Duration>| {
         limit.is_some_and(|limit| !limit.is_zero() && age_ms <= i64::try_from(limit.as_millis()).unwrap())
     };
-    let rank = among.iter().filter(|a| newer(a, this)).count();
+    let newer_files: BTreeSet<i64> = among.iter().filter(|a| newer(a, this)).map(|a| a.file).collect();
+    let rank = match newer_files.contains(&this.file) {
+        true => among.iter().filter(|a| newer(a, this)).count(),
+        false => newer_files.len(),
+    };
     let mut kept = policy.all || within(policy.within) || this.is_manual && within(policy.manual);
     kept |= (rank as u64) < u64::from(policy.last.unwrap_or(0));
     for (count, rule) in [
@@ -126,16 +130,18 @@ prop_compose! {
                          1 => 60 * DAY_MS..400 * DAY_MS],
              prop_oneof![20 => Just(0_i64), 1 => Just(365 * DAY_MS), 1 => Just(-365 * DAY_MS), 1 => 0_i64..3 * DAY_MS],
              prop::bool::weighted(0.8), prop::bool::weighted(0.85), prop::bool::weighted(0.05),
-             prop::bool::weighted(0.2), prop::bool::weighted(0.02)),
+             prop::bool::weighted(0.2), prop::bool::weighted(0.02), prop::bool::weighted(0.2)),
             0..60,
         ),
         all_bad in prop::bool::weighted(0.05),
     ) -> Vec<ArchiveFacts> {
-        let mut at = START + start * DAY_MS;
-        steps.into_iter().enumerate().map(|(index, (step, clock_error, good, whole, pinned, manual, legacy))| {
+        let (mut at, mut file) = (START + start * DAY_MS, 0);
+        steps.into_iter().enumerate().map(|(index, (step, clock_error, good, whole, pinned, manual, legacy, shares))| {
             at += step;
+            file += i64::from(!shares);
             ArchiveFacts {
                 run: index as i64 * 3 + 1,
+                file,
                 is_legacy: legacy,
                 is_rescanned: false,
                 created_at: Timestamp::from_millis(at + clock_error),
@@ -213,6 +219,7 @@ fn daily(days: i64) -> Vec<ArchiveFacts> {
 fn fact(run: i64, at: i64) -> ArchiveFacts {
     ArchiveFacts {
         run,
+        file: run,
         is_legacy: false,
         is_rescanned: false,
         created_at: Timestamp::from_millis(at),
@@ -238,6 +245,15 @@ fn the_default_keeps_days_weeks_and_months() {
             "12-29", "12-30"
         ]
     );
+}
+
+#[test]
+fn names_of_one_file_take_no_place_of_others() {
+    let mut archives = daily(8);
+    archives[3..].iter_mut().for_each(|archive| archive.file = 4);
+    let last = Retention { last: Some(3), ..Retention::EMPTY };
+    let kept_runs = kept(&decide(&archives, &last, Tz::UTC));
+    assert_eq!(kept_runs, BTreeSet::from([2, 3, 6, 7, 8]), "three archives, and three files");
 }
 
 #[test]

@@ -49,7 +49,7 @@ impl Runner {
     /// Applies retention and refreshes the stable link once an archive is complete. An error here is reported and does
     /// not change how the run ended.
     pub(super) fn run_post_backup_steps(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) {
-        match self.apply_retention(run, row) {
+        match self.apply_retention(run, row, context) {
             Ok(note) => note.iter().for_each(|note| context.observer.note(note)),
             Err(error) => {
                 log::warn!("{}: run @{run}: retention was not applied: {error}", row.schedule.name);
@@ -65,13 +65,20 @@ impl Runner {
         }
     }
 
-    fn apply_retention(&self, run: i64, row: &ScheduleRow) -> Result<Option<String>> {
+    fn apply_retention(&self, run: i64, row: &ScheduleRow, context: &RunContext<'_>) -> Result<Option<String>> {
         if !self.store.archive(run)?.is_some_and(|archive| archive.good) {
             return Ok(None);
         }
         // The schedule may have been edited during the run.
         let row = self.store.schedule(row.id)?;
-        prune::apply_retention(&self.home, &self.store, &row, run)
+        let context = prune::PruneContext {
+            home: &self.home,
+            store: &self.store,
+            now: self.clock.now(),
+            threads: self.threads,
+            cancel: context.cancel,
+        };
+        prune::apply_retention(&context, &row, run)
     }
 }
 

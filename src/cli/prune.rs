@@ -6,10 +6,11 @@ use serde::Serialize;
 use super::documents::ArchiveDocument;
 use super::render::{self, Format};
 use super::results::Results;
-use super::{Context, select};
+use super::signals::Signals;
+use super::{Context, config, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
-use crate::maintenance::prune::{self, PrunePlan};
+use crate::maintenance::prune::{self, PruneContext, PrunePlan};
 use crate::maintenance::retention::Decision;
 use crate::store::{Archive, ScheduleRow, Store};
 
@@ -79,10 +80,18 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
         let archives = render::count(total as u64, "archive");
         context.print_info(&format!("removed {archives} whose removal was interrupted"));
     }
+    let signals = Signals::cancel_on_first()?;
+    let pruning = PruneContext {
+        home: &context.home,
+        store,
+        now: context.now(),
+        threads: config::threads(store, None)?,
+        cancel: &signals.cancel,
+    };
     let mut results = Results::new(plans.len());
     for (row, plan) in plans {
         let name = row.schedule.name.as_str();
-        let removed = prune::prune_on_request(&context.home, store, row, plan, yes);
+        let removed = prune::prune_on_request(&pruning, row, plan, yes).map_err(|error| signals.classify(error));
         if let Ok(count) = removed.as_ref().map(|count| *count as u64)
             && count > 0
         {

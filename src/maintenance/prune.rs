@@ -2,16 +2,39 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use chrono_tz::Tz;
 
 use super::retention::{self, ArchiveFacts, Decision, KeepRule};
+use super::verify::verify_archive;
 use crate::archive_folder;
+use crate::cancel::CancelToken;
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::schedule::parse_zone;
 use crate::store::{Archive, ScheduleRow, Store};
 use crate::words;
+
+/// How long a verification counts: on the strength of a newest good archive whose oldest part was not verified for
+/// longer, nothing is removed (I20).
+const VERIFICATION_COUNTS_FOR: Duration = Duration::from_secs(14 * 86_400);
+
+/// What pruning needs.
+#[derive(Clone, Copy)]
+pub struct PruneContext<'a> {
+    /// The paths of the installation.
+    pub home: &'a Home,
+    /// The database.
+    pub store: &'a Store,
+    /// The time.
+    pub now: Timestamp,
+    /// Threads that decode, where an archive has to be verified first.
+    pub threads: usize,
+    /// Ends a verification; then nothing is removed.
+    pub cancel: &'a CancelToken,
+}
 
 /// What retention would do to the archives of one schedule.
 #[derive(Clone, Debug)]
@@ -77,11 +100,13 @@ impl PrunePlan {
     /// Removes the archives that no rule keeps, except the bases of running runs, and returns how many were removed.
     ///
     /// Nothing is removed if one of the newest good archives, which make the removal safe, has changed since the plan
-    /// was computed, or if the folder holds archives that the catalog does not know.
+    /// was computed or is damaged, or if the folder holds archives that the catalog does not know. A newest good
+    /// archive that was not verified lately is verified first (I20).
     ///
     /// Errors: `Failed` in these cases, if the archive folder is not ours, or if the file of a newest good archive is
-    /// missing or has another size; `Busy` if one of them is no longer good.
-    pub fn apply(&self, home: &Home, store: &Store) -> Result<usize> {
+    /// missing or has another size; `Busy` if one of them is no longer good; `Interrupted` if cancelled.
+    pub fn apply(&self, context: &PruneContext<'_>) -> Result<usize> {
+        let PruneContext { home, store, .. } = *context;
         let removals: Vec<i64> = self.removals().map(|archive| archive.run).collect();
         if removals.is_empty() {
             return Ok(0);
@@ -95,15 +120,7 @@ impl PrunePlan {
         };
         let mut anchors = Vec::new();
         for (archive, _) in self.archives.iter().zip(&self.decisions).filter(|(_, decision)| is_anchor(decision)) {
-            let path = home.backups().join(&archive.file_name);
-            if !fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == archive.size) {
-                return Err(Error::failed(format!(
-                    "nothing of {} is pruned: the file of its newest good archive {} is missing or has changed",
-                    archive.schedule_name,
-                    path.display()
-                ))
-                .hint(format!("run `backup-manager verify {}`", archive.schedule_name)));
-            }
+            ensure_verified(context, archive)?;
             anchors.push(archive.run);
         }
         let marked = store.mark_deleting(&removals, &anchors)?;
@@ -112,9 +129,33 @@ impl PrunePlan {
     }
 }
 
+/// Fails if a newest good archive is not as it was written, which is read from the disk if that was not done lately.
+fn ensure_verified(context: &PruneContext<'_>, archive: &Archive) -> Result<()> {
+    let PruneContext { home, store, now, threads, cancel } = *context;
+    let path = home.backups().join(&archive.file_name);
+    let fault = |what: &str| {
+        let (name, path) = (&archive.schedule_name, path.display());
+        Error::failed(format!("nothing of {name} is pruned: its newest good archive {path} {what}"))
+            .hint(format!("run `backup-manager verify {name}`"))
+    };
+    if !fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == archive.size) {
+        return Err(fault("is missing or has changed"));
+    }
+    // A time in the future was recorded under a wrong clock.
+    let counts = |at: Timestamp| at <= now && at >= now.minus(VERIFICATION_COUNTS_FOR);
+    if archive.verified_at.is_some_and(counts) {
+        return Ok(());
+    }
+    match verify_archive(home, store, archive, threads, cancel, now)?.is_good() {
+        true => Ok(()),
+        false => Err(fault("is damaged")),
+    }
+}
+
 /// Applies retention after a good run, and returns a note about the result for the user. A plan that is held
 /// ([`PrunePlan::held_by`]) waits for the next good run.
-pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
+pub fn apply_retention(context: &PruneContext<'_>, row: &ScheduleRow, run: i64) -> Result<Option<String>> {
+    let store = context.store;
     let plan = PrunePlan::compute(store, row)?;
     let count = plan.removals().count();
     if count > 0 && !store.may_prune(row.id, run, plan.is_large())? {
@@ -129,7 +170,7 @@ pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) 
     if !plan.is_large() {
         store.clear_held_prune(row.id)?;
     }
-    let removed = plan.apply(home, store)?;
+    let removed = plan.apply(context)?;
     store.clear_held_prune(row.id)?;
     Ok((removed > 0)
         .then(|| format!("retention removed {} of {}", words::count(removed as u64, "archive"), row.schedule.name)))
@@ -139,7 +180,7 @@ pub fn apply_retention(home: &Home, store: &Store, row: &ScheduleRow, run: i64) 
 /// ([`PrunePlan::held_by`]) is applied only with `yes`, and then no longer held.
 ///
 /// Errors: `Failed` for a held plan without `yes`; those of [`PrunePlan::apply`].
-pub fn prune_on_request(home: &Home, store: &Store, row: &ScheduleRow, plan: &PrunePlan, yes: bool) -> Result<usize> {
+pub fn prune_on_request(context: &PruneContext<'_>, row: &ScheduleRow, plan: &PrunePlan, yes: bool) -> Result<usize> {
     let name = &row.schedule.name;
     if let Some(held) = plan.held_by()
         && !yes
@@ -148,9 +189,9 @@ pub fn prune_on_request(home: &Home, store: &Store, row: &ScheduleRow, plan: &Pr
         return Err(Error::failed(format!("pruning {name} would remove {count}, {}", held.reason()))
             .hint(format!("check `backup-manager prune {name} --dry-run`, then add --yes")));
     }
-    let removed = plan.apply(home, store)?;
+    let removed = plan.apply(context)?;
     if removed > 0 {
-        store.release_held_prune(row.id)?;
+        context.store.release_held_prune(row.id)?;
     }
     Ok(removed)
 }

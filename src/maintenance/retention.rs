@@ -18,6 +18,8 @@ use crate::store::{Archive, ArchiveAge, MAX_AHEAD, sort_newest_first};
 pub struct ArchiveFacts {
     /// Number of the run that created it.
     pub run: i64,
+    /// Its physical file. Runs that find nothing changed make further names of one file.
+    pub file: i64,
     /// The old system created it: older than any of ours, whatever its number.
     pub is_legacy: bool,
     /// A rescan added it: its time decides how old it is.
@@ -38,6 +40,7 @@ impl From<&Archive> for ArchiveFacts {
     fn from(archive: &Archive) -> Self {
         ArchiveFacts {
             run: archive.run,
+            file: archive.archive_file,
             is_legacy: archive.digest.is_none(),
             is_rescanned: archive.is_rescanned,
             created_at: archive.created_at,
@@ -66,7 +69,7 @@ pub enum KeepRule {
     WrongClock,
     /// It is not older than the policy's limit, counted back from the newest good archive.
     Within,
-    /// It is one of the newest.
+    /// It is one of the newest, or the newest name of one of as many newest files.
     Last,
     /// It is the newest of its hour.
     Hourly,
@@ -192,6 +195,10 @@ fn apply_policy(
     }
     let last = policy.last.unwrap_or(0) as usize;
     kept.extend(archives.iter().take(last).map(|archive| (archive.run, KeepRule::Last)));
+    // Names of one file take no place of others: one bad sector would take them all. As many files stay.
+    let mut files = BTreeSet::new();
+    let newest_of_file = archives.iter().filter(|archive| files.insert(archive.file));
+    kept.extend(newest_of_file.take(last).map(|archive| (archive.run, KeepRule::Last)));
     type Bucket = fn(Timestamp, Tz) -> (i64, u32);
     let buckets: [(Option<u32>, KeepRule, Bucket); 5] = [
         (policy.hourly, KeepRule::Hourly, hour),

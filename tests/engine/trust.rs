@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use backup_manager::archive_folder;
 use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
-use backup_manager::clock::Clock;
-use backup_manager::error::ErrorKind;
-use backup_manager::maintenance::prune::{self, PrunePlan};
+use backup_manager::clock::{Clock, Timestamp};
+use backup_manager::error::{ErrorKind, Result};
+use backup_manager::maintenance::prune::{self, PruneContext, PrunePlan};
 use backup_manager::maintenance::verify::{Findings, verify_archive, verify_file};
 use backup_manager::progress::{Problem, ProblemKind};
 use backup_manager::schedule::Retention;
@@ -47,6 +47,11 @@ pub fn flip(path: &PathBuf, at: u64, bit: u8) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ (1 << bit)], at).unwrap();
+}
+
+fn apply(world: &World, plan: &PrunePlan, now: Timestamp) -> Result<usize> {
+    let cancel = &CancelToken::new();
+    plan.apply(&PruneContext { home: &world.home, store: &world.store, now, threads: 1, cancel })
 }
 
 fn verify(world: &World, archive: &Archive) -> Findings {
@@ -113,12 +118,38 @@ fn nothing_is_pruned_while_the_file_of_the_newest_good_archive_is_missing() {
     fs::remove_file(path_of(&world, &newest)).unwrap();
     keep(&world, &row, Retention { last: Some(1), ..Retention::EMPTY });
     let plan = PrunePlan::compute(&world.store, &world.store.schedule(row.id).unwrap()).unwrap();
-    let error = plan.apply(&world.home, &world.store).unwrap_err();
+    let error = apply(&world, &plan, world.clock.now()).unwrap_err();
     assert!(error.to_string().contains("is missing or has changed"), "{error}");
     assert_eq!(runs_of(&world, &row).len(), 3);
     // Marked as missing since the plan was computed, so the plan is no longer valid.
     assert_eq!(verify(&world, &newest).health, Health::Missing);
     assert_eq!(world.store.mark_deleting(&[1], &[newest.run]).unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn nothing_is_pruned_on_the_strength_of_an_archive_that_was_not_verified_lately() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    for day in 0..3 {
+        fs::write(world.path("docs/day"), day.to_string()).unwrap();
+        run_daily(&world, &runner, &row, 1);
+    }
+    keep(&world, &row, Retention { last: Some(2), ..Retention::EMPTY });
+    let plan = PrunePlan::compute(&world.store, &world.store.schedule(row.id).unwrap()).unwrap();
+    let prune = |now| apply(&world, &plan, now);
+    // Damage that no time or size of the file shows.
+    let newest = world.store.newest_good(row.id).unwrap().unwrap();
+    flip(&path_of(&world, &newest), 1_000, 3);
+    let error = prune(world.clock.now().plus(15 * DAY)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
+    assert!(error.to_string().contains("is damaged"), "{error}");
+    assert_eq!(runs_of(&world, &row), [1, 2, 3]);
+    flip(&path_of(&world, &newest), 1_000, 3);
+    assert!(verify(&world, &newest).is_good());
+    assert_eq!(prune(world.clock.now().plus(15 * DAY)).unwrap(), 1);
+    assert_eq!(runs_of(&world, &row), [2, 3]);
 }
 
 #[test]
