@@ -77,8 +77,8 @@ const MANY_FUNCTION_LINES: usize = 45;
 const MAX_LONG_FUNCTIONS: usize = 8;
 
 /// Each dependency is code that nobody here reviews, and minutes of building: a higher number is a decision of its own.
-const MAX_DIRECT_DEPENDENCIES: usize = 30;
-const MAX_LOCKED_PACKAGES: usize = 239;
+const MAX_DIRECT_DEPENDENCIES: usize = 33;
+const MAX_LOCKED_PACKAGES: usize = 246;
 
 /// Calls that read the system's clock.
 const CLOCK_CALLS: &[&str] = &[

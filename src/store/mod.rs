@@ -58,7 +58,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use connection::database_error;
-use pool::{Pool, PooledConnection};
+use pool::{Pool, PooledConnection, new_pool};
 
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
@@ -70,7 +70,7 @@ pub use workers::{Role, StopRequest, WorkerRow};
 /// An open database. Clones are cheap and use the same pool.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: Arc<Pool>,
+    pool: Pool,
     path: PathBuf,
     /// Device and inode of the file.
     file_id: (u64, u64),
@@ -88,8 +88,7 @@ impl Store {
     pub fn open(path: &Path, bootstrap: &Bootstrap) -> Result<Store> {
         let (lock, identity) = bootstrap.run(path)?;
         let file_id = file_id_of(path).map_err(Error::io("find the database", path))?;
-        let pool = Arc::new(Pool::new(path.to_owned()));
-        Ok(Store { pool, path: path.to_owned(), file_id, identity, _lock: Arc::new(lock) })
+        Ok(Store { pool: new_pool(path)?, path: path.to_owned(), file_id, identity, _lock: Arc::new(lock) })
     }
 
     /// Returns the identity of this database, which the archive folder states too (I9).
@@ -108,7 +107,7 @@ impl Store {
         file_id_of(&self.path).is_ok_and(|file_id| file_id == self.file_id)
     }
 
-    fn connection(&self) -> Result<PooledConnection<'_>> {
+    fn connection(&self) -> Result<PooledConnection> {
         if !self.is_in_place() {
             let name = self.path.display();
             return Err(match self.path.exists() {
@@ -117,7 +116,9 @@ impl Store {
                 false => Error::not_found(format!("the database {name} was removed")),
             });
         }
-        self.pool.take().map_err(|e| self.database_error(e))
+        self.pool
+            .get()
+            .map_err(|e| Error::failed(format!("cannot open the database {}", self.path.display())).because(e))
     }
 
     /// Runs `work` on a connection without a transaction around its statements.

@@ -1,73 +1,43 @@
-//! The open connections of a store. A thread takes an idle one or opens another, and gives it back after each
-//! transaction.
+//! The open connections of a store.
 
-use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
+use std::{panic, thread};
 
-use rusqlite::{Connection, OpenFlags};
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::OpenFlags;
+use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::connection::configure;
+use super::connection::{BUSY_TIMEOUT, configure};
+use crate::error::{Error, Result};
 
-/// Maximum number of idle connections that stay open: one a run, one for the service loop, one for monitoring.
-const MAX_IDLE: usize = 8;
+pub(super) type Pool = r2d2::Pool<SqliteConnectionManager>;
+pub(super) type PooledConnection = r2d2::PooledConnection<SqliteConnectionManager>;
 
-#[derive(Debug)]
-pub(super) struct Pool {
-    path: PathBuf,
-    idle: Mutex<Vec<Connection>>,
+/// Maximum number of open connections: one a run, one for the service loop, one for monitoring.
+const MAX_CONNECTIONS: u32 = 8;
+
+/// Makes a pool for the database at `path`. Nothing is opened yet.
+///
+/// Errors: if no thread can be started, of which the pool needs one.
+pub(super) fn new_pool(path: &Path) -> Result<Pool> {
+    // Without SQLITE_OPEN_CREATE: a database that was removed must not be replaced by an empty one.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(configure);
+    r2d2::Pool::builder()
+        .max_size(MAX_CONNECTIONS)
+        .min_idle(Some(0))
+        .test_on_check_out(false)
+        .connection_timeout(BUSY_TIMEOUT * 2)
+        .thread_pool(Arc::new(thread_pool()?))
+        .build(manager)
+        .map_err(|e| Error::failed(format!("cannot open the database {}", path.display())).because(e))
 }
 
-impl Pool {
-    /// Makes a pool for the database at `path`. Nothing is opened yet.
-    pub(super) fn new(path: PathBuf) -> Pool {
-        Pool { path, idle: Mutex::default() }
-    }
-
-    pub(super) fn take(&self) -> rusqlite::Result<PooledConnection<'_>> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.open()?,
-        };
-        Ok(PooledConnection { pool: self, connection: Some(connection) })
-    }
-
-    /// Does not create the database: one that was removed must not be replaced by an empty one.
-    fn open(&self) -> rusqlite::Result<Connection> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut connection = Connection::open_with_flags(&self.path, flags)?;
-        configure(&mut connection)?;
-        Ok(connection)
-    }
-}
-
-/// A connection that returns to its pool when dropped.
-pub(super) struct PooledConnection<'a> {
-    pool: &'a Pool,
-    /// `None` only during the drop.
-    connection: Option<Connection>,
-}
-
-impl Drop for PooledConnection<'_> {
-    fn drop(&mut self) {
-        let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE {
-            idle.extend(self.connection.take());
-        }
-    }
-}
-
-impl Deref for PooledConnection<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("taken only by drop")
-    }
-}
-
-impl DerefMut for PooledConnection<'_> {
-    fn deref_mut(&mut self) -> &mut Connection {
-        self.connection.as_mut().expect("taken only by drop")
-    }
+/// Returns one thread. The library panics if it cannot start it, so that is tried before; between the two another
+/// process of the user may start its last one.
+fn thread_pool() -> Result<ScheduledThreadPool> {
+    thread::Builder::new().spawn(|| ()).map_err(Error::no_thread)?.join().unwrap_or_default();
+    panic::catch_unwind(|| ScheduledThreadPool::new(1))
+        .map_err(|_| Error::no_thread(std::io::ErrorKind::WouldBlock.into()))
 }
