@@ -115,6 +115,8 @@ CREATE INDEX run_base ON run (base_run_id) WHERE state = 'running';
 
 -- A file changed without its times: every run reads all files until `accept`.
 ALTER TABLE schedule ADD COLUMN reuse_off_at_ms INTEGER;
+-- By which facts unchanged files are recognised: JSON.
+ALTER TABLE schedule ADD COLUMN reuse TEXT NOT NULL DEFAULT '{}';
 
 -- What must be the same for an archive to be the base of a run; null: it never is.
 ALTER TABLE archive ADD COLUMN root_name BLOB;

@@ -224,12 +224,13 @@ fn rename_after_check(from: &Path, to: &Path) -> Result<()> {
     rustix::fs::rename(from, to).map_err(|e| naming_error(to)(e.into()))
 }
 
-/// Makes `temporary`, an existing file, a further name of `original`, whose path is `path`.
+/// Makes `temporary`, an existing file, a further name of `original`, whose path is `path`. `link_name` is an unused
+/// name in the same folder, which the file has for a moment.
 ///
 /// Errors: those of `link` (too many links, not permitted, another or an unfit file system); [`ErrorKind::Busy`] if
 /// another file has taken the path. Then `temporary` is as it was.
-pub fn link_over(original: &File, path: &Path, temporary: &Path) -> Result<()> {
-    let mut link = TempName { path: folder_of(temporary).join(random_name()?), armed: false };
+pub fn link_over(original: &File, path: &Path, link_name: &Path, temporary: &Path) -> Result<()> {
+    let mut link = TempName { path: link_name.to_owned(), armed: false };
     std::fs::hard_link(path, &link.path).map_err(Error::io("link", path))?;
     link.armed = true;
     let is_same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());

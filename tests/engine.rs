@@ -10,6 +10,8 @@ mod follow;
 mod maintenance;
 #[path = "engine/recovery.rs"]
 mod recovery;
+#[path = "engine/reuse.rs"]
+mod reuse;
 #[path = "engine/runs.rs"]
 mod runs;
 #[path = "engine/time.rs"]

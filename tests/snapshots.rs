@@ -175,6 +175,8 @@ fn documents_of_schedules() {
 #[test]
 fn documents_of_runs() {
     let home = home_with_runs();
+    // Another archive, and not a link of the last one.
+    write(&home.path("photos/one.jpg"), "new", 24);
     pin_all(
         &home,
         &[

@@ -17,6 +17,10 @@ use crate::chunk::Chunk;
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
 
+/// Version of what decides the bytes of an archive besides its source: headers, cuts and codecs. To be raised by every
+/// change that makes another archive of the same files, because archives of different versions share no chunks.
+pub const WRITER_VERSION: u32 = 1;
+
 /// Number of bytes after which write-back is started.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
 

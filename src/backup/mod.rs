@@ -5,6 +5,7 @@
 //! the row is `sealed` before the rename; the rename and the sync of the folder precede verification; verification
 //! precedes `complete`. Wherever a process stops in between, recovery knows from the row what is on disk.
 
+mod base;
 mod complete;
 mod end;
 mod estimate;
@@ -28,6 +29,7 @@ use monitor::Monitor;
 pub use monitor::RunContext;
 use pipeline::WrittenArchive;
 pub use recover::{OrphanedRun, RecoveryReport, recover, recover_run, remove_dead_workers, take_over_orphaned_runs};
+use write::WrittenRun;
 
 /// Executes the runs of one process, the worker. Clones share everything.
 #[derive(Clone)]
@@ -80,6 +82,8 @@ struct StagedArchive {
     schedule: ScheduleRow,
     file: SealedFile,
     written: WrittenArchive,
+    /// The file is that of the base, which was verified a short time ago.
+    is_verified: bool,
 }
 
 /// What the steps after sealing need to know of an archive.
@@ -88,6 +92,8 @@ struct SealedArchive<'a> {
     size: u64,
     digest: [u8; 32],
     is_incomplete: bool,
+    /// Its file is that of another archive, which was verified a short time ago.
+    is_verified: bool,
 }
 
 impl Runner {
@@ -115,15 +121,12 @@ impl Runner {
         monitor: &Monitor<'_>,
     ) -> std::result::Result<StagedArchive, Failure> {
         let prepared = self.prepare(claim, intent)?;
-        monitor.phase("scanning");
-        let expected = self.expected_extent(&prepared.schedule, &prepared.source, monitor);
-        monitor.expect(expected.map_err(Failure::retryable)?);
-        monitor.phase("writing");
-        let (pending, written) = self.write_archive(claim, intent, &prepared, context, monitor)?;
+        let WrittenRun { pending, written, is_verified } =
+            self.write_archive(claim, intent, &prepared, context, monitor)?;
         self.record_counts(claim, &written).map_err(Failure::retryable)?;
         self.check_not_emptied(&prepared, &written).map_err(Failure::permanent)?;
         let file = self.seal(claim, pending, &prepared, &written).map_err(Failure::retryable)?;
-        Ok(StagedArchive { schedule: prepared.schedule, file, written })
+        Ok(StagedArchive { schedule: prepared.schedule, file, written, is_verified })
     }
 
     /// Renames, verifies and completes.
@@ -142,6 +145,7 @@ impl Runner {
             size: staged.written.size,
             digest: staged.written.digest,
             is_incomplete: staged.written.losses > 0,
+            is_verified: staged.is_verified,
         };
         let sealed_as = (staged.file.device(), staged.file.inode());
         match self.rename_into_place(&claim, staged.file, &archive) {

@@ -1,12 +1,13 @@
 //! Before a run writes: the schedule, the source and the folder of the archive.
 
 use super::{Failure, Runner};
+use crate::archive::writer::WRITER_VERSION;
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::source::SourceRoot;
-use crate::store::{Claim, Intent, ScheduleRow};
+use crate::source::{self, SourceRoot};
+use crate::store::{Claim, Intent, Origin, ScheduleRow};
 
 /// The schedule and the source of a run, resolved, and the comment of its archive.
 pub(super) struct PreparedRun {
@@ -14,6 +15,10 @@ pub(super) struct PreparedRun {
     pub(super) schedule: ScheduleRow,
     pub(super) source: SourceRoot,
     pub(super) scan_started: Timestamp,
+    /// The boot of the machine.
+    pub(super) boot_id: Option<String>,
+    /// How the archive is made; `None` if that cannot be found out.
+    pub(super) origin: Option<Origin>,
     /// JSON for the pax global header.
     pub(super) comment: String,
 }
@@ -39,7 +44,21 @@ impl Runner {
         if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, name) {
             log::warn!("{name}: temporary files of earlier attempts were not removed: {error}");
         }
-        Ok(PreparedRun { schedule: row, source, scan_started, comment })
+        let origin = self.origin(&source);
+        Ok(PreparedRun { schedule: row, source, scan_started, boot_id: source::boot_id(), origin, comment })
+    }
+
+    /// Returns how an archive of this source is made by this process.
+    fn origin(&self, source: &SourceRoot) -> Option<Origin> {
+        let rights = source::reader_rights().inspect_err(|error| log::warn!("cannot read the capabilities: {error}"));
+        let (effective_uid, capabilities) = rights.ok()?;
+        Some(Origin {
+            root_name: source.name.clone(),
+            writer_version: WRITER_VERSION,
+            archive_mode: self.home.archive_mode(),
+            effective_uid,
+            capabilities,
+        })
     }
 
     /// Returns the comment of the pax global header: all that is needed to create the schedule again from an archive.

@@ -152,7 +152,8 @@ fn finish_sealed(
     let (Some(digest), Some(size)) = (digest, archive.size) else {
         return Err(Error::failed(format!("the sealed archive of run @{} has no digest", archive.run)));
     };
-    let archive = SealedArchive { file_name: &archive.file_name, size, digest, is_incomplete: archive.incomplete };
+    let (file_name, is_incomplete) = (archive.file_name.as_str(), archive.incomplete);
+    let archive = SealedArchive { file_name, size, digest, is_incomplete, is_verified: false };
     runner.finish_sealed(claim, &archive, &row, context).map(|outcome| outcome.state)
 }
 

@@ -1,7 +1,10 @@
 //! Writing the archive under its temporary name, and sealing it: synced, then recorded as `sealed` (I1).
 
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 
+use super::base::OpenBase;
 use super::monitor::{Monitor, RunContext};
 use super::pipeline::{self, PipelineOptions, WrittenArchive};
 use super::prepare::PreparedRun;
@@ -11,9 +14,32 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Claim, Intent, RunCounts, Sealed};
 use crate::words::count;
 
+/// An archive under its temporary name.
+pub(super) struct WrittenRun {
+    pub(super) pending: PendingFile,
+    pub(super) written: WrittenArchive,
+    /// Its file is that of the base, which was verified a short time ago.
+    pub(super) is_verified: bool,
+}
+
+/// Returns another temporary name of the same attempt, by which it is known as one, too, if the process is killed.
+fn another_temporary_name(name: &str) -> String {
+    let random = uuid::Uuid::new_v4().as_fields().0;
+    let attempt = name.rsplit_once('-').map_or(name, |(attempt, _)| attempt);
+    format!("{attempt}-{random:08x}.part")
+}
+
+/// Returns how many members were taken from the base, and why others were read.
+fn read_reasons(written: &WrittenArchive) -> BTreeMap<String, u64> {
+    let Some(counts) = &written.reuse else { return BTreeMap::new() };
+    let read = counts.read.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count));
+    read.chain([("unchanged".to_owned(), counts.reused)]).collect()
+}
+
 impl Runner {
     /// Writes the archive into a temporary file, which is removed if the returned handle is dropped, and its chunks
-    /// into the catalog.
+    /// into the catalog. Takes what did not change from a base; if the base turns out to be damaged, begins again with
+    /// another one, or none.
     pub(super) fn write_archive(
         &self,
         claim: &Claim,
@@ -21,11 +47,51 @@ impl Runner {
         prepared: &PreparedRun,
         context: &RunContext<'_>,
         monitor: &Monitor<'_>,
-    ) -> std::result::Result<(PendingFile, WrittenArchive), Failure> {
+    ) -> std::result::Result<WrittenRun, Failure> {
+        loop {
+            monitor.phase("scanning");
+            let base = self.open_base(claim, prepared, context)?;
+            let expected = match &base {
+                // It would fit once more; and if not, a full disk ends the run cleanly. Nothing is walked before.
+                Some(base) => Ok(base.row.extent),
+                None => self.expected_extent(&prepared.schedule, &prepared.source, monitor),
+            };
+            monitor.expect(expected.map_err(Failure::retryable)?);
+            monitor.phase("writing");
+            let (error, damaged) = match (self.write_with_base(claim, intent, prepared, &base, context, monitor), base)
+            {
+                (Ok(written), _) => return Ok(written),
+                (Err(error), Some(base)) if base.is_damaged.load(Ordering::Relaxed) => (error, base),
+                (Err(error), _) => {
+                    return Err(match error.kind() {
+                        ErrorKind::NotFound | ErrorKind::Usage => Failure::permanent(error),
+                        _ => Failure::retryable(error),
+                    });
+                }
+            };
+            log::error!("run @{}: beginning again without archive @{}: {error}", claim.run(), damaged.row.run);
+            self.drop_damaged_base(claim, &damaged).map_err(Failure::retryable)?;
+        }
+    }
+
+    fn write_with_base(
+        &self,
+        claim: &Claim,
+        intent: &Intent,
+        prepared: &PreparedRun,
+        base: &Option<OpenBase>,
+        context: &RunContext<'_>,
+        monitor: &Monitor<'_>,
+    ) -> Result<WrittenRun> {
         let PreparedRun { schedule: row, source, comment, .. } = prepared;
         let temporary = self.home.backups().join(&intent.temporary_name);
-        let mut pending = PendingFile::create_own(&temporary, self.home.archive_mode()).map_err(Failure::retryable)?;
+        let mut pending = PendingFile::create_own(&temporary, self.home.archive_mode())?;
         let own_paths = self.home.own_paths();
+        let base_run = base.as_ref().map_or(0, |base| base.row.run);
+        let pages = |from, limit| self.store.base_chunks(base_run, from, limit);
+        let mark_reread = |ids: &[i64]| self.store.mark_reread(claim, ids, prepared.scan_started);
+        let link_name = self.home.backups().join(another_temporary_name(&intent.temporary_name));
+        let from_base = base.as_ref().map(|base| base.for_pipeline(&pages, &mark_reread, &link_name));
         let options = PipelineOptions {
             source: &source.path,
             root_name: &source.name,
@@ -35,18 +101,19 @@ impl Runner {
             compression: row.schedule.compression,
             threads: self.threads,
             comment,
-            base: None,
+            base: from_base.as_ref(),
             run: claim.run(),
             clock: &*self.clock,
             observer: monitor,
             cancel: context.cancel,
         };
-        let written = pipeline::write(&options, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks))
-            .map_err(|error| match error.kind() {
-                ErrorKind::NotFound | ErrorKind::Usage => Failure::permanent(error),
-                _ => Failure::retryable(error),
-            })?;
-        Ok((pending, written))
+        let written = pipeline::write(&options, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks))?;
+        if written.silent_changes > 0 {
+            self.store.set_reuse_off(claim.schedule(), self.clock.now())?;
+        }
+        let is_verified =
+            written.is_link && base.as_ref().is_some_and(|base| base.is_recently_verified(self.clock.now()));
+        Ok(WrittenRun { pending, written, is_verified })
     }
 
     pub(super) fn record_counts(&self, claim: &Claim, written: &WrittenArchive) -> Result<()> {
@@ -56,7 +123,7 @@ impl Runner {
             problems: written.problems_total,
             losses: written.losses,
             notes: written.notes.clone(),
-            ..RunCounts::default()
+            read_reasons: read_reasons(written),
         };
         self.store.record_counts(claim, &counts, &written.problems)
     }
@@ -98,10 +165,14 @@ impl Runner {
             extent: written.extent,
             incomplete: written.losses > 0,
             modified_ns: file.modified_ns(),
-            boot_id: None,
-            origin: None,
+            boot_id: prepared.boot_id.clone(),
+            origin: prepared.origin.clone(),
         };
-        self.store.seal(claim, &sealed)?;
+        if written.is_link {
+            self.store.seal_as_link(claim, &sealed)?;
+        } else {
+            self.store.seal(claim, &sealed)?;
+        }
         Ok(file)
     }
 }

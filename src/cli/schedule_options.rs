@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Context;
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, CatchUp, Compression, Retention, Schedule, parse_zone, source_problem};
+use crate::schedule::{Cadence, CatchUp, Compression, Retention, Reuse, Schedule, parse_zone, source_problem};
 use crate::source;
 
 /// Options of a schedule.
@@ -49,6 +49,18 @@ pub struct ScheduleOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
         help_heading = "Archive")]
     pub no_verify: Option<bool>,
+    /// Do not compare inode numbers to find unchanged files
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = "Archive")]
+    pub ignore_inode: Option<bool>,
+    /// Do not read files again of which only ctime changed
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = "Archive")]
+    pub ignore_ctime: Option<bool>,
+    /// Find unchanged files by their times also on tmpfs, FUSE, SMB and others that may not show every change
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        help_heading = "Archive")]
+    pub trust_times: Option<bool>,
     #[command(flatten)]
     pub keep: KeepOptions,
 }
@@ -133,6 +145,13 @@ impl ScheduleOptions {
         if let Some(no_verify) = self.no_verify {
             schedule.verify = !no_verify;
         }
+        let reuse = schedule.reuse;
+        schedule.reuse = Reuse {
+            ignore_inode: self.ignore_inode.unwrap_or(reuse.ignore_inode),
+            ignore_ctime: self.ignore_ctime.unwrap_or(reuse.ignore_ctime),
+            trust_times: self.trust_times.unwrap_or(reuse.trust_times),
+        }
+        .check()?;
         self.apply_excludes(schedule)?;
         if let Some(retention) = self.keep.retention()? {
             schedule.retention = retention;

@@ -50,13 +50,25 @@ pub fn export_text(rows: &[ScheduleRow]) -> ExportedText {
 
 /// Returns the options of a schedule that differ from those of a schedule imported from a text file.
 fn options_not_in_text(schedule: &Schedule) -> Vec<&'static str> {
-    let Schedule { name: _, source: _, cadence: _, zone, compression, excludes, retention, catch_up, verify, enabled } =
-        schedule;
+    let Schedule {
+        name: _,
+        source: _,
+        cadence: _,
+        zone,
+        compression,
+        excludes,
+        retention,
+        reuse,
+        catch_up,
+        verify,
+        enabled,
+    } = schedule;
     let options = [
         (zone.is_some(), "time zone"),
         (*compression != Compression::default(), "compression"),
         (!excludes.is_empty(), "excludes"),
         (*retention != Retention::default(), "keep rules"),
+        (!reuse.is_default(), "rules for unchanged files"),
         (*catch_up != CatchUp::default(), "catch-up"),
         (!verify, "--no-verify"),
         (!enabled, "pause"),

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{CatchUp, Compression, Excludes, Retention, Schedule, ScheduleName, parse_zone, source_problem};
+use super::{CatchUp, Compression, Excludes, Retention, Reuse, Schedule, ScheduleName, parse_zone, source_problem};
 use crate::error::{Error, Result};
 
 /// The JSON fields. Only `name` and `source` are required when JSON is read.
@@ -27,6 +27,9 @@ pub(super) struct ScheduleJson {
     excludes: Excludes,
     #[serde(default)]
     retention: Retention,
+    /// Left out where it is the default, so that earlier versions read the rest.
+    #[serde(default, skip_serializing_if = "Reuse::is_default")]
+    reuse: Reuse,
     #[serde(default)]
     catch_up: CatchUp,
     #[serde(default = "yes")]
@@ -57,6 +60,7 @@ impl From<Schedule> for ScheduleJson {
             compression: Some(schedule.compression.to_string()),
             excludes: schedule.excludes,
             retention: schedule.retention,
+            reuse: schedule.reuse,
             catch_up: schedule.catch_up,
             verify: schedule.verify,
             enabled: schedule.enabled,
@@ -93,6 +97,7 @@ impl TryFrom<ScheduleJson> for Schedule {
             name: json.name,
             excludes: json.excludes,
             retention: json.retention,
+            reuse: json.reuse.check()?,
             catch_up: json.catch_up,
             verify: json.verify,
             enabled: json.enabled,

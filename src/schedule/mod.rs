@@ -8,6 +8,7 @@ mod excludes;
 mod json;
 mod name;
 mod retention;
+mod reuse;
 mod spec;
 pub mod text_file;
 mod wall_clock;
@@ -26,6 +27,7 @@ pub use cron::{CronExpr, DayRule};
 pub use excludes::Excludes;
 pub use name::ScheduleName;
 pub use retention::Retention;
+pub use reuse::Reuse;
 pub use spec::Spec;
 pub use when::{format_age, parse_age, parse_duration, parse_since, parse_when};
 pub use zone::{ServiceZone, ZoneOrigin, parse_zone, service_zone};
@@ -100,6 +102,8 @@ pub struct Schedule {
     pub excludes: Excludes,
     /// The retention policy.
     pub retention: Retention,
+    /// By which facts unchanged files are recognised.
+    pub reuse: Reuse,
     /// What happens to missed occurrences.
     pub catch_up: CatchUp,
     /// Whether a run verifies its archive before it ends.
@@ -128,6 +132,7 @@ impl Schedule {
             compression: Compression::default(),
             excludes: Excludes::default(),
             retention: Retention::default(),
+            reuse: Reuse::default(),
             catch_up: CatchUp::default(),
             verify: true,
             enabled: true,
@@ -172,6 +177,7 @@ mod tests {
             zone: Some(Tz::Europe__Paris),
             compression: Compression::Zstd(7),
             retention: Retention { all: true, ..Retention::EMPTY },
+            reuse: Reuse { ignore_ctime: true, trust_times: true, ..Reuse::default() },
             catch_up: CatchUp::Skip,
             verify: false,
             enabled: false,
@@ -200,6 +206,7 @@ mod tests {
             r#"{"name":"docs","source":"x","source_b64":"*"}"#,
             r#"{"name":"docs","source":"x","retention":{}}"#,
             r#"{"name":"docs","source":"x","excludes":{"glob":[]}}"#,
+            r#"{"name":"docs","source":"x","reuse":{"ignore_inode":true,"ignore_ctime":true}}"#,
             r#"{"name":"docs","source":"x","catch_up":"all"}"#,
         ] {
             assert!(serde_json::from_str::<Schedule>(bad).is_err(), "{bad}");

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, named_params, params};
 use super::Store;
 use super::catalog::chunk_rows;
 use super::members::member_rows;
-use super::rows::extent_row;
+use super::rows::{exactly_one, extent_row};
 use super::types::{Base, BaseQuery, Claim};
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
@@ -89,6 +89,24 @@ impl Store {
             BaseChunk { id: row.id, chunk: row.chunk, read_started: row.read_started, members }
         });
         Ok(chunks.collect())
+    }
+
+    /// Records that chunks of the base of a claimed run were read again by it and are equal; `read_started` is when it
+    /// began.
+    pub fn mark_reread(&self, claim: &Claim, chunks: &[i64], read_started: Timestamp) -> Result<()> {
+        self.write_fenced(claim, |transaction| {
+            let mut update = transaction.prepare_cached("UPDATE chunk SET read_started_at_ms = ?2 WHERE id = ?1")?;
+            chunks.iter().try_for_each(|id| exactly_one(update.execute([*id, read_started.millis()])?))
+        })
+    }
+
+    /// Records that a file whose time of change moved was read back and is what was written.
+    pub fn record_touched(&self, archive_file: i64, modified_ns: i64) -> Result<()> {
+        self.write(|transaction| {
+            transaction
+                .execute("UPDATE archive_file SET modified_ns = ?2 WHERE id = ?1", [archive_file, modified_ns])
+                .map(drop)
+        })
     }
 
     /// Records that a file of the source changed without its times: until `accept`, no run of the schedule has a base.

@@ -14,8 +14,8 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Schedule, ScheduleName};
 
-const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, catch_up, verify, enabled, \
-     handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms, created_at_ms, edited_at_ms";
+const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, reuse, catch_up, verify, \
+     enabled, handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms, created_at_ms, edited_at_ms";
 
 impl Store {
     /// Returns the schedules that are not deleted, in the order of `list`.
@@ -247,8 +247,9 @@ fn update_schedule(
     let json = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
     let changed = transaction.execute(
         "UPDATE schedule SET source = :source, cadence = :cadence, zone = :zone, compression = :compression, \
-             excludes = :excludes, retention = :retention, catch_up = :catch_up, verify = :verify, enabled = :enabled, \
-             handled_until_ms = :handled_until, next_due_at_ms = :next_due, edited_at_ms = :now WHERE id = :id",
+             excludes = :excludes, retention = :retention, reuse = :reuse, catch_up = :catch_up, verify = :verify, \
+             enabled = :enabled, handled_until_ms = :handled_until, next_due_at_ms = :next_due, \
+             edited_at_ms = :now WHERE id = :id",
         named_params! {
             ":id": id,
             ":source": schedule.source,
@@ -257,6 +258,7 @@ fn update_schedule(
             ":compression": schedule.compression.to_string(),
             ":excludes": serde_json::to_string(&schedule.excludes).map_err(json)?,
             ":retention": serde_json::to_string(&schedule.retention).map_err(json)?,
+            ":reuse": serde_json::to_string(&schedule.reuse).map_err(json)?,
             ":catch_up": schedule.catch_up.as_str(),
             ":verify": schedule.verify,
             ":enabled": schedule.enabled,
@@ -286,6 +288,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
     let zone: Option<String> = row.get("zone")?;
     let (name, compression): (String, String) = (row.get("name")?, row.get("compression")?);
     let (excludes, retention): (String, String) = (row.get("excludes")?, row.get("retention")?);
+    let reuse: String = row.get("reuse")?;
     let catch_up: String = row.get("catch_up")?;
     let (source, verify, enabled) = (row.get("source")?, row.get("verify")?, row.get("enabled")?);
     let watermark = Watermark {
@@ -306,6 +309,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
             compression: compression.parse::<Compression>()?,
             excludes: serde_json::from_str(&excludes).map_err(json)?,
             retention: serde_json::from_str(&retention).map_err(json)?,
+            reuse: serde_json::from_str(&reuse).map_err(json)?,
             catch_up: catch_up.parse::<CatchUp>()?,
             verify,
             enabled,

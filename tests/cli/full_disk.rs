@@ -146,6 +146,7 @@ fn a_limit_of_file_sizes_fails_single_files_and_leaves_nothing_half_written() {
     assert_eq!(fs::read_to_string(home.path("out/big/small")).unwrap(), "small");
     assert_eq!(fs::read_dir(home.path("out/big/sub")).unwrap().count(), 0);
     let before = home.archive_files();
+    noise(&home, "big/more", 4 << 20);
     let _ = limited(&["run", "big"]).fails(1, &["File too large"]);
     assert_eq!(home.archive_files(), before);
 }

@@ -35,7 +35,9 @@ pub fn home_with_history() -> TestHome {
     let _ = home.run(&["create", "docs;09:00;docs", "--exclude", "*.tmp", "--keep-last", "9"]).ok();
     let _ = home.run(&["create", "photos", "--name", "photos", "--cron", "5 4 * * 1", "--compress", "zstd"]).ok();
     for content in ["one", "two"] {
-        fs::write(home.path("docs/file.txt"), format!("content {content} of docs")).unwrap();
+        for name in ["docs", "photos"] {
+            fs::write(home.path(name).join("file.txt"), format!("content {content} of {name}")).unwrap();
+        }
         let _ = home.run(&["run", "--all", "-q"]).ok();
     }
     home

@@ -66,9 +66,9 @@ fn a_hard_linked_file_that_changed_between_its_names_is_no_difference_and_a_wron
     let connection = Connection::open(world.home.db()).unwrap();
     let change = |sql: &str| assert_eq!(connection.execute(sql, []).unwrap(), 1, "{sql}");
     // As the walk saw it later: the header of the second name has the attributes of that moment.
-    change("UPDATE member SET modified_s = modified_s + 5, mode = mode + 1, uid = uid + 1 WHERE kind = 'hardlink'");
+    change("UPDATE member SET modified_s = modified_s + 5, mode = mode + 1, uid = uid + 1 WHERE kind = 3");
     assert_eq!(drill_with(&world, &row, 1 << 30).differences, Vec::<String>::new());
-    change("UPDATE member SET link_target = CAST('docs/other' AS BLOB) WHERE kind = 'hardlink'");
+    change("UPDATE member SET link_target = CAST('docs/other' AS BLOB) WHERE kind = 3");
     assert_eq!(drill_with(&world, &row, 1 << 30).differences, ["docs/second: it is not a hard link to docs/other"]);
 }
 

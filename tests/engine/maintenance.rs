@@ -53,7 +53,10 @@ fn maintenance_finds_a_damaged_archive_and_updates_the_stable_link() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let runner = world.process(Role::Command);
-    run_daily(&world, &runner, &row, 2);
+    run_daily(&world, &runner, &row, 1);
+    // Without a change the second archive would be a link of the first.
+    fs::write(world.path("docs/file.txt"), "other content of docs").unwrap();
+    run_daily(&world, &runner, &row, 1);
     let newest = world.store.newest_good(row.id).unwrap().unwrap();
     flip(&path_of(&world, &newest), newest.size / 2, 0);
     let service = world.service(false);

@@ -250,6 +250,7 @@ fn reuse(store: &Store, schedule: i64, base: i64, worker: &WorkerRow) {
             _ => store.end_without_archive(claim, RunState::Failed, "", NOW).unwrap(),
         }
     }
+    store.record_touched(1, 1).unwrap();
     store.set_reuse_off(schedule, NOW).unwrap();
     assert!(store.find_base(&query).unwrap().is_none());
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backup_manager::archive::buffer::Buffer;
@@ -124,6 +125,7 @@ pub struct World {
     pub rules: fn(&mut Rules),
     /// Archives may be links of their base.
     pub links: bool,
+    pub is_base_damaged: AtomicBool,
 }
 
 impl World {
@@ -146,6 +148,7 @@ impl World {
             clock: ManualClock::at(now()),
             rules,
             links: true,
+            is_base_damaged: AtomicBool::new(false),
         };
         world.later();
         world
@@ -187,6 +190,7 @@ impl World {
         let path = self.dir.path().join(format!("archive-{number}.{}", self.compression.extension()));
         let name = MemberPath::parse(b"source").unwrap();
         let (excludes, cancel, started) = (Excludes::default(), CancelToken::new(), self.clock.now());
+        let link_name = self.dir.path().join("link");
         let file = base.map(|base| File::open(&base.path).unwrap());
         let pages = |from: u64, limit: u32| Ok(self.page(base.unwrap(), from, limit));
         let mark = |ids: &[i64]| {
@@ -194,7 +198,7 @@ impl World {
             ids.iter().for_each(|id| catalog.chunks.get_mut(id).unwrap().read_started = started);
             Ok(())
         };
-        let base = base.zip(file.as_ref()).map(|(base, file)| self.base(base, file, &pages, &mark));
+        let base = base.zip(file.as_ref()).map(|(base, file)| self.base(base, file, &pages, &mark, &link_name));
         let options = PipelineOptions {
             source: &self.source,
             root_name: &name,
@@ -234,11 +238,12 @@ impl World {
     }
 
     fn base<'a>(
-        &self,
+        &'a self,
         made: &'a Made,
         file: &'a File,
         pages: &'a (dyn Fn(u64, u32) -> Result<Vec<BaseChunk>> + Sync),
         mark_reread: &'a (dyn Fn(&[i64]) -> Result<()> + Sync),
+        link_name: &'a Path,
     ) -> Base<'a> {
         let mut rules = Rules {
             ignores_inode: false,
@@ -262,6 +267,8 @@ impl World {
             pages,
             mark_reread,
             facts: self.links.then(|| trailer.facts().clone()),
+            link_name,
+            is_damaged: &self.is_base_damaged,
         }
     }
 

@@ -94,6 +94,8 @@ pub struct WrittenArchive {
     pub problems_total: u64,
     /// How many of them mean missing or doubtful data: the archive is incomplete if any does.
     pub losses: u64,
+    /// How many files have other content than the base although nothing indicates a change.
+    pub silent_changes: u64,
     /// Facts of interest that are not problems.
     pub notes: Vec<String>,
     /// Chunks in the archive file, those of the global header and the end marks counted.
@@ -307,6 +309,7 @@ fn describe(
         problems: problems.list,
         problems_total: problems.total,
         losses: problems.losses,
+        silent_changes: problems.silent_changes,
         notes,
         chunks: finished.chunks,
         size: finished.size,

@@ -7,7 +7,7 @@ use super::reuse::{Base, ReadReasons};
 use crate::archive::buffer::Buffer;
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind};
-use crate::progress::{Observer, Problem};
+use crate::progress::{Observer, Problem, ProblemKind};
 
 /// Bytes of chunks, raw and encoded together, that may be in memory at once: for each thread, and the limits of the
 /// sum. With the codecs and the members this keeps the pipeline below 48 MiB.
@@ -61,6 +61,8 @@ pub(super) struct Problems {
     pub(super) total: u64,
     /// How many of them mean missing or doubtful data.
     pub(super) losses: u64,
+    /// How many files changed without their times.
+    pub(super) silent_changes: u64,
 }
 
 impl<'a> PipelineState<'a> {
@@ -165,6 +167,7 @@ impl<'a> PipelineState<'a> {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         problems.total += 1;
         problems.losses += u64::from(problem.kind.is_loss());
+        problems.silent_changes += u64::from(problem.kind == ProblemKind::ChangedWithoutTimes);
         if problems.list.len() < MAX_PROBLEMS {
             problems.list.push(problem);
         }

@@ -11,6 +11,7 @@ mod unchanged;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use self::cursor::{BaseCursor, BaseHint, BaseRef, Match};
 pub(super) use self::reasons::ReadReasons;
@@ -46,6 +47,10 @@ pub struct Base<'a> {
     pub mark_reread: &'a (dyn Fn(&[i64]) -> Result<()> + Sync),
     /// What its trailer says, if its file may become that of a run that finds nothing changed.
     pub facts: Option<Facts>,
+    /// An unused name in the folder of the new archive, for the moment before a link takes the temporary one.
+    pub link_name: &'a Path,
+    /// Set when the bytes of a chunk are not those that were written.
+    pub is_damaged: &'a AtomicBool,
 }
 
 impl Base<'_> {
@@ -54,7 +59,7 @@ impl Base<'_> {
     pub(super) fn link_to(&self, temporary: &Path, facts: &Facts) -> bool {
         let is_same = self.facts.as_ref().is_some_and(|base| *base == Facts { run: base.run, ..facts.clone() });
         is_same
-            && durable::link_over(self.file, self.path, temporary)
+            && durable::link_over(self.file, self.path, self.link_name, temporary)
                 .inspect_err(|error| log::info!("the archive is written, not linked: {error}"))
                 .is_ok()
     }
@@ -95,6 +100,7 @@ impl Base<'_> {
             stored.keep(chunk.stored_length as usize);
             return Ok(());
         }
+        self.is_damaged.store(true, Ordering::Relaxed);
         let (path, sequence, offset) = (self.path.display(), chunk.sequence, chunk.offset);
         let reason = found.map_or_else(|e| e.to_string(), |()| "its bytes are not those that were written".to_owned());
         let message = format!("{path} is damaged in chunk {sequence} at byte {offset}: {reason}");

@@ -1,0 +1,206 @@
+//! The base of a run: finding it, holding it, and checking its file before anything is taken from it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use super::monitor::RunContext;
+use super::pipeline::{self, Rules};
+use super::prepare::PreparedRun;
+use super::{Failure, Runner};
+use crate::archive::reader::ArchiveReader;
+use crate::archive::rebuild;
+use crate::archive::trailer::Facts;
+use crate::chunk::BaseChunk;
+use crate::clock::Timestamp;
+use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance::verify;
+use crate::store::{Base, BaseQuery, Claim, Health};
+
+/// The base of a run, held by it and open.
+pub(super) struct OpenBase {
+    pub(super) row: Base,
+    pub(super) path: PathBuf,
+    pub(super) reader: ArchiveReader,
+    /// What its trailer says, if its file may become that of an archive that holds the same.
+    pub(super) facts: Option<Facts>,
+    pub(super) rules: Rules,
+    /// Set when its bytes turn out not to be those that were written.
+    pub(super) is_damaged: AtomicBool,
+}
+
+/// A file that was verified this short a time ago is not verified again when it becomes that of another archive.
+const VERIFIED_RECENTLY: Duration = Duration::from_secs(14 * 86_400);
+
+impl OpenBase {
+    /// Returns what the pipeline needs of it.
+    pub(super) fn for_pipeline<'a>(
+        &'a self,
+        pages: &'a (dyn Fn(u64, u32) -> Result<Vec<BaseChunk>> + Sync),
+        mark_reread: &'a (dyn Fn(&[i64]) -> Result<()> + Sync),
+        link_name: &'a Path,
+    ) -> pipeline::Base<'a> {
+        pipeline::Base {
+            run: self.row.run,
+            file: self.reader.file(),
+            path: &self.path,
+            chunks: self.row.chunks,
+            size: self.row.size,
+            digest: self.row.digest,
+            rules: self.rules,
+            pages,
+            mark_reread,
+            facts: self.facts.clone(),
+            link_name,
+            is_damaged: &self.is_damaged,
+        }
+    }
+
+    /// Returns whether its file was verified a short time ago.
+    pub(super) fn is_recently_verified(&self, now: Timestamp) -> bool {
+        self.row.verified_at.is_some_and(|at| now.since(at) <= VERIFIED_RECENTLY)
+    }
+}
+
+impl Runner {
+    /// Returns the base of a run, held and open; `None` if there is none, so that everything is read.
+    ///
+    /// The newest archive that was made in the same way is taken. One whose file was touched since it was sealed is
+    /// verified first, and one that is damaged or cannot be opened is left out.
+    pub(super) fn open_base(
+        &self,
+        claim: &Claim,
+        prepared: &PreparedRun,
+        context: &RunContext<'_>,
+    ) -> std::result::Result<Option<OpenBase>, Failure> {
+        self.find_and_open_base(claim, prepared, context).map_err(Failure::retryable)
+    }
+
+    fn find_and_open_base(
+        &self,
+        claim: &Claim,
+        prepared: &PreparedRun,
+        context: &RunContext<'_>,
+    ) -> Result<Option<OpenBase>> {
+        let Some(origin) = prepared.origin.clone() else { return Ok(None) };
+        let query = BaseQuery {
+            schedule: claim.schedule(),
+            compression: prepared.schedule.schedule.compression,
+            source_root: prepared.source.path.as_os_str().as_bytes().to_vec(),
+            origin,
+        };
+        while let Some(row) = self.store.find_base(&query)? {
+            // One that was deleted since is not found again.
+            if !self.store.hold_base(claim, row.run)? {
+                continue;
+            }
+            match self.open_held_base(claim, prepared, &row, context) {
+                Ok(opened) => return Ok(Some(opened)),
+                // Its row says so now, so that another one is found.
+                Err(error) if error.kind() == ErrorKind::Damage => log::error!("{error}"),
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                Err(error) => {
+                    log::warn!("archive @{} is not used, and everything is read: {error}", row.run);
+                    self.store.release_base(claim)?;
+                    return Ok(None);
+                }
+            }
+        }
+        self.store.release_base(claim)?;
+        Ok(None)
+    }
+
+    fn open_held_base(
+        &self,
+        claim: &Claim,
+        prepared: &PreparedRun,
+        row: &Base,
+        context: &RunContext<'_>,
+    ) -> Result<OpenBase> {
+        let path = self.home.backups().join(&row.file_name);
+        let reader = ArchiveReader::open(&path)?;
+        let stat = reader.file().metadata().map_err(Error::io("inspect", &path))?;
+        let modified_ns = stat.mtime().saturating_mul(1_000_000_000).saturating_add(stat.mtime_nsec());
+        if (stat.len(), modified_ns) != (row.size, row.modified_ns) {
+            log::warn!("{}: the file was touched after it was written: verifying it", path.display());
+            self.verify_base(row, modified_ns, context)?;
+        }
+        let facts = self.facts_for_link(prepared, &reader, &stat)?;
+        let schedule = &prepared.schedule.schedule;
+        let rules = Rules {
+            ignores_inode: schedule.reuse.ignore_inode,
+            ignores_ctime: schedule.reuse.ignore_ctime,
+            trusts_times: schedule.reuse.trust_times,
+            is_same_boot: prepared.boot_id.is_some() && prepared.boot_id == row.boot_id,
+            base_started: row.started_at,
+            now: prepared.scan_started,
+            rereads_all: claim.reread(),
+        };
+        Ok(OpenBase { row: row.clone(), path, reader, facts, rules, is_damaged: AtomicBool::new(false) })
+    }
+
+    /// Reads the whole file of a base. Errors: `Damage` if it is not what was written; its row says so then.
+    fn verify_base(&self, row: &Base, modified_ns: i64, context: &RunContext<'_>) -> Result<()> {
+        let archive = self.store.archive(row.run)?;
+        let archive = archive.ok_or_else(|| Error::not_found(format!("archive @{} does not exist", row.run)))?;
+        let now = self.clock.now();
+        let found = verify::verify_archive(&self.home, &self.store, &archive, self.threads, context.cancel, now)?;
+        if !found.is_good() {
+            return Err(Error::new(ErrorKind::Damage, format!("archive @{} ({}) is damaged", row.run, row.file_name)));
+        }
+        self.store.record_touched(row.archive_file, modified_ns)
+    }
+
+    /// Returns what the trailer of a base says, if a link to it may be the archive of this run: only the run and its
+    /// times may differ from what the archive would say of itself, and the file must have the owner and the mode of a
+    /// new one.
+    fn facts_for_link(
+        &self,
+        prepared: &PreparedRun,
+        reader: &ArchiveReader,
+        stat: &std::fs::Metadata,
+    ) -> Result<Option<Facts>> {
+        let Some(trailer) = reader.trailer()? else { return Ok(None) };
+        let Some(comment) = rebuild::read_comment(reader, &trailer)? else { return Ok(None) };
+        let is_same = describes_same(&comment, prepared.comment.as_bytes())
+            && stat.permissions().mode() & 0o7777 == self.home.archive_mode();
+        Ok(is_same.then(|| trailer.facts().clone()))
+    }
+
+    /// Records that the bytes of the base of a run are damaged, and takes the base and all that refers to it from the
+    /// run.
+    pub(super) fn drop_damaged_base(&self, claim: &Claim, base: &OpenBase) -> Result<()> {
+        self.store.record_health(base.row.archive_file, Health::Damaged, Some(self.clock.now()))?;
+        self.store.discard_chunks(claim)?;
+        self.store.release_base(claim)
+    }
+}
+
+/// Returns whether two comments of global headers differ at most in the run and its times.
+fn describes_same(a: &[u8], b: &[u8]) -> bool {
+    let parse = |comment: &[u8]| -> Option<serde_json::Map<String, serde_json::Value>> {
+        let mut fields: serde_json::Map<_, _> = serde_json::from_slice(comment).ok()?;
+        ["run", "scheduled_for", "started"].iter().for_each(|field| drop(fields.remove(*field)));
+        Some(fields)
+    };
+    matches!((parse(a), parse(b)), (Some(a), Some(b)) if a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comment_that_differs_in_more_than_the_run_and_its_times_is_another() {
+        let comment = |run: i64, schedule: &str| {
+            format!(r#"{{"schedule":{schedule},"run":{run},"scheduled_for":null,"started":"{run}"}}"#)
+        };
+        let same = |a: &str, b: &str| describes_same(a.as_bytes(), b.as_bytes());
+        assert!(same(&comment(1, r#"{"name":"a"}"#), &comment(2, r#"{"name":"a"}"#)));
+        assert!(!same(&comment(1, r#"{"name":"a"}"#), &comment(1, r#"{"name":"b"}"#)), "an edited schedule");
+        assert!(!same(&comment(1, "{}"), r#"{"schedule":{},"more":1}"#));
+        assert!(!same("no JSON", "no JSON"));
+    }
+}

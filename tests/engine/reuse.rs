@@ -1,0 +1,290 @@
+//! Runs that take what did not change from the last archive.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use backup_manager::backup::{RunContext, RunOutcome, Runner};
+use backup_manager::cancel::CancelToken;
+use backup_manager::clock::{Clock, Timestamp};
+use backup_manager::maintenance::verify::verify_archive;
+use backup_manager::member::{CatalogMember, FileTime, MemberKind};
+use backup_manager::progress::ProblemKind;
+use backup_manager::store::{Archive, ClaimNow, Health, Role, RunRequest, RunState, ScheduleRow};
+
+use crate::runs::{Recording, recover_all, run_now, tar_lists};
+use crate::world::{DAY, HOUR, World};
+
+/// A schedule whose files changed long before now, by the clock of the test, and its first archive.
+fn world() -> (World, Runner, ScheduleRow) {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    for file in 0..100 {
+        fs::write(world.path(&format!("docs/{file:03}")), vec![file as u8; 10_000]).unwrap();
+    }
+    fs::write(world.path("docs/large"), vec![7; 9 << 20]).unwrap();
+    let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    world.clock.set(Timestamp::from_millis(i64::try_from(real.as_millis()).unwrap()).plus(HOUR));
+    let runner = world.process(Role::Command);
+    run(&world, &runner, &row);
+    (world, runner, row)
+}
+
+/// Runs an hour later; returns the archive.
+fn run(world: &World, runner: &Runner, row: &ScheduleRow) -> Archive {
+    world.clock.advance(HOUR);
+    let ended = run_now(world, runner, row);
+    assert!(ended.error.is_none(), "{:?}", ended.error);
+    world.store.archive(ended.run).unwrap().expect("an archive")
+}
+
+fn run_rereading(world: &World, runner: &Runner, row: &ScheduleRow) -> RunOutcome {
+    world.clock.advance(HOUR);
+    let request = RunRequest { verify: true, reread: true };
+    let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    let (cancel, observer) = (CancelToken::default(), Recording::default());
+    let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: true };
+    runner.execute(claim, &intent.unwrap(), &context).unwrap()
+}
+
+fn reasons(world: &World, archive: &Archive) -> Vec<(String, u64)> {
+    world.store.run(archive.run).unwrap().counts.read_reasons.into_iter().collect()
+}
+
+fn file_of(world: &World, archive: &Archive) -> PathBuf {
+    world.home.backups().join(&archive.file_name)
+}
+
+fn rows(world: &World, archive: &Archive) -> Vec<CatalogMember> {
+    let (mut rows, mut sequence) = (Vec::new(), Some(0));
+    while let Some(from) = sequence {
+        let (page, next) = world.store.members(archive.run, from, 1_000).unwrap();
+        rows.extend(page.into_iter().map(|member| member.entry));
+        sequence = next;
+    }
+    rows
+}
+
+fn verify(world: &World, archive: &Archive) -> Health {
+    let (cancel, now) = (CancelToken::default(), world.clock.now());
+    verify_archive(&world.home, &world.store, archive, 2, &cancel, now).unwrap().health
+}
+
+/// Flips a byte of an archive file, and sets its mtime back if that is wanted.
+fn damage(world: &World, archive: &Archive, at: u64, keeps_mtime: bool) {
+    let path = file_of(world, archive);
+    let before = fs::metadata(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    if keeps_mtime {
+        file.set_modified(UNIX_EPOCH + Duration::new(before.mtime() as u64, before.mtime_nsec() as u32)).unwrap();
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+}
+
+#[test]
+fn a_run_that_finds_nothing_changed_is_a_verified_link_with_rows_of_its_own() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    let second = run(&world, &runner, &row);
+    assert_ne!(first.file_name, second.file_name);
+    assert_eq!(fs::metadata(file_of(&world, &second)).unwrap().nlink(), 2);
+    assert_eq!(
+        (second.archive_file, second.health, second.verified_at),
+        (first.archive_file, Health::Good, first.verified_at)
+    );
+    assert_eq!(second.extent, first.extent);
+    assert_eq!(reasons(&world, &second), [("unchanged".to_owned(), 103)]);
+    assert_eq!(rows(&world, &second), rows(&world, &first));
+    assert_eq!(tar_lists(&file_of(&world, &second)).len(), 103);
+    assert_eq!(world.store.newest_good(row.id).unwrap().unwrap().run, second.run);
+    // Deleting one leaves the other whole.
+    assert_eq!(world.store.mark_deleting(&[first.run], &[]).unwrap(), 1);
+    recover_all(&runner);
+    assert!(!file_of(&world, &first).exists());
+    assert_eq!((verify(&world, &second), rows(&world, &second).len()), (Health::Good, 103));
+    // And the next one is a link again, verified once the last time is long ago.
+    let third = run(&world, &runner, &row);
+    assert_eq!(fs::metadata(file_of(&world, &third)).unwrap().nlink(), 2);
+    world.clock.advance(14 * DAY);
+    let fourth = run(&world, &runner, &row);
+    assert_eq!(fourth.archive_file, second.archive_file);
+    assert_eq!(fourth.verified_at, Some(world.clock.now()), "it was verified again");
+}
+
+#[test]
+fn one_changed_file_makes_a_new_file_with_the_old_rows_and_that_is_what_a_new_schedule_would_archive() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    fs::write(world.path("docs/050"), "other content").unwrap();
+    let second = run(&world, &runner, &row);
+    assert_ne!(second.archive_file, first.archive_file);
+    assert_eq!(second.verified_at, Some(world.clock.now()));
+    let counted = reasons(&world, &second);
+    assert!(counted.contains(&("size or mtime".to_owned(), 1)), "{counted:?}");
+    assert_eq!(counted.iter().map(|(_, count)| count).sum::<u64>(), 103);
+    let reread = run_rereading(&world, &runner, &row);
+    let third = world.store.archive(reread.run).unwrap().unwrap();
+    let plain = |rows: Vec<CatalogMember>| -> Vec<CatalogMember> {
+        let without_ctime = |mut row: CatalogMember| {
+            if row.member.kind == MemberKind::Folder {
+                row.changed = FileTime::default();
+            }
+            row
+        };
+        rows.into_iter().map(without_ctime).collect()
+    };
+    assert_eq!(plain(rows(&world, &second)), plain(rows(&world, &third)));
+    assert!(third.archive_file == second.archive_file, "all was read again, and is the same");
+    assert!(reasons(&world, &third).iter().any(|(reason, _)| reason == "reread"));
+    for archive in [&first, &second, &third] {
+        assert_eq!(verify(&world, archive), Health::Good);
+    }
+    // The rows of the first archive that the second one shares survive it.
+    world.store.mark_deleting(&[first.run], &[]).unwrap();
+    recover_all(&runner);
+    assert_eq!((verify(&world, &second), rows(&world, &second).len()), (Health::Good, 103));
+}
+
+#[test]
+fn a_touched_base_is_verified_first_and_a_damaged_one_is_not_used() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    let path = file_of(&world, &first);
+    File::open(&path).unwrap().set_modified(SystemTime::now()).unwrap();
+    let second = run(&world, &runner, &row);
+    assert_eq!(second.archive_file, first.archive_file, "it is whole");
+    assert_eq!(world.store.archive(first.run).unwrap().unwrap().verified_at, Some(world.clock.now()));
+    damage(&world, &first, 500_000, false);
+    let third = run(&world, &runner, &row);
+    assert_ne!(third.archive_file, first.archive_file);
+    assert_eq!(reasons(&world, &third), [], "there is no base");
+    for archive in [first.run, second.run] {
+        assert_eq!(world.store.archive(archive).unwrap().unwrap().health, Health::Damaged, "@{archive}");
+    }
+    assert_eq!(verify(&world, &third), Health::Good);
+}
+
+#[test]
+fn damage_that_shows_while_bytes_are_taken_makes_the_run_begin_again_without_that_base() {
+    let (world, runner, row) = world();
+    let older = world.store.newest_good(row.id).unwrap().unwrap();
+    fs::write(world.path("docs/099"), "changed").unwrap();
+    let base = run(&world, &runner, &row);
+    damage(&world, &base, 500_000, true);
+    fs::write(world.path("docs/050"), "changed").unwrap();
+    let next = run(&world, &runner, &row);
+    assert_eq!(world.store.archive(base.run).unwrap().unwrap().health, Health::Damaged);
+    assert_eq!(world.store.run(next.run).unwrap().base_run, Some(older.run), "the one before is used");
+    assert_eq!((verify(&world, &next), rows(&world, &next).len()), (Health::Good, 103));
+    assert_eq!(world.archive_files().len(), 3, "no temporary file is left");
+}
+
+#[test]
+fn an_edited_schedule_another_mode_and_another_level_are_never_links() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    // A rescan of the file would create the schedule as it was.
+    let mut edited = row.schedule.clone();
+    edited.catch_up = backup_manager::schedule::CatchUp::Skip;
+    world.store.edit_schedules(&[(row.id, edited.clone(), row.watermark)], world.clock.now()).unwrap();
+    let second = run(&world, &runner, &row);
+    assert_ne!(second.archive_file, first.archive_file);
+    assert_eq!(reasons(&world, &second), [("unchanged".to_owned(), 103)], "its bytes are those of the first");
+    fs::set_permissions(file_of(&world, &second), fs::Permissions::from_mode(0o440)).unwrap();
+    let third = run(&world, &runner, &row);
+    assert_ne!(third.archive_file, second.archive_file);
+    assert_eq!(fs::metadata(file_of(&world, &third)).unwrap().mode() & 0o7777, 0o400);
+    let row = world.store.schedule(row.id).unwrap();
+    edited.compression = backup_manager::schedule::Compression::Gzip(1);
+    world.store.edit_schedules(&[(row.id, edited.clone(), row.watermark)], world.clock.now()).unwrap();
+    let fourth = run(&world, &runner, &row);
+    assert_eq!(reasons(&world, &fourth), [], "there is no base");
+}
+
+#[test]
+fn after_a_restart_what_changed_lately_is_read_and_is_the_same() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    let database = rusqlite::Connection::open(world.home.db()).unwrap();
+    database.execute("UPDATE archive SET boot_id = 'another'", []).unwrap();
+    let second = run(&world, &runner, &row);
+    assert_eq!(second.archive_file, first.archive_file);
+    let counted = reasons(&world, &second);
+    assert!(counted.contains(&("restart".to_owned(), 102)), "{counted:?}");
+    let third = run(&world, &runner, &row);
+    assert_eq!(reasons(&world, &third), [("unchanged".to_owned(), 103)], "only once");
+}
+
+#[test]
+fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted() {
+    let (world, runner, row) = world();
+    let mut edited = row.schedule.clone();
+    edited.reuse.ignore_ctime = true;
+    world.store.edit_schedules(&[(row.id, edited.clone(), row.watermark)], world.clock.now()).unwrap();
+    run(&world, &runner, &row);
+    let path = world.path("docs/large");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"!", 5 << 20).unwrap();
+    file.set_modified(modified).unwrap();
+    let missed = run(&world, &runner, &row);
+    assert_eq!(reasons(&world, &missed), [("unchanged".to_owned(), 103)], "that is what the option means");
+    let found = run_rereading(&world, &runner, &row);
+    assert_eq!(found.state, RunState::Incomplete);
+    let problems = world.store.problems(found.run, 10).unwrap();
+    assert_eq!(problems.iter().map(|p| p.kind).collect::<Vec<_>>(), [ProblemKind::ChangedWithoutTimes]);
+    let content = rows(&world, &world.store.archive(found.run).unwrap().unwrap());
+    let large = content.iter().find(|row| row.member.path.as_bytes() == b"docs/large").unwrap();
+    assert_eq!(large.content_digest, Some(*blake3::hash(&fs::read(&path).unwrap()).as_bytes()));
+    for _ in 0..2 {
+        let next = run(&world, &runner, &row);
+        assert_eq!((reasons(&world, &next), world.store.run(next.run).unwrap().base_run), (Vec::new(), None));
+    }
+    world.store.accept_source(row.id, world.clock.now()).unwrap();
+    assert_eq!(reasons(&world, &run(&world, &runner, &row)), [("unchanged".to_owned(), 103)]);
+}
+
+#[test]
+fn a_link_that_a_dead_worker_sealed_is_finished_or_dropped_without_harm_to_its_base() {
+    for is_lost in [false, true] {
+        let (world, runner, row) = world();
+        let first = world.store.newest_good(row.id).unwrap().unwrap();
+        world.clock.advance(HOUR);
+        let dead = world.process(Role::Command);
+        let request = RunRequest { verify: true, reread: false };
+        let (claimed, intent) = world.store.claim_now(row.id, request, &dead.row, world.clock.now()).unwrap();
+        let (ClaimNow::Claimed(claim), Some(intent)) = (claimed, intent) else { panic!("not claimed") };
+        let run = claim.run();
+        let temporary = world.home.backups().join(&intent.temporary_name);
+        fs::hard_link(file_of(&world, &first), &temporary).unwrap();
+        assert!(world.store.hold_base(&claim, first.run).unwrap());
+        let stat = fs::metadata(&temporary).unwrap();
+        let sealed = backup_manager::store::Sealed {
+            size: stat.len(),
+            digest: first.digest.as_deref().unwrap().try_into().unwrap(),
+            device: stat.dev(),
+            inode: stat.ino(),
+            source_root: world.path("docs").as_os_str().as_encoded_bytes().to_vec(),
+            scan_started: world.clock.now(),
+            extent: first.extent,
+            incomplete: false,
+            modified_ns: stat.mtime() * 1_000_000_000 + stat.mtime_nsec(),
+            boot_id: None,
+            origin: None,
+        };
+        world.store.seal_as_link(&claim, &sealed).unwrap();
+        drop((claim, dead));
+        if is_lost {
+            fs::remove_file(&temporary).unwrap();
+        }
+        recover_all(&runner);
+        assert_eq!(world.store.archive(run).unwrap().is_some(), !is_lost);
+        assert_eq!((verify(&world, &first), rows(&world, &first).len()), (Health::Good, 103), "lost: {is_lost}");
+    }
+}
