@@ -377,8 +377,15 @@ fn dependencies_stay_under_their_ceiling() {
 
 #[test]
 fn the_section_sign_never_appears() {
-    let folders =
-        [("src", "rs"), ("tests", "rs"), ("tests", "sh"), ("benches", "rs"), ("migrations", "sql"), ("docs", "md")];
+    let folders = [
+        ("src", "rs"),
+        ("tests", "rs"),
+        ("tests", "sh"),
+        ("benches", "rs"),
+        ("fuzz/fuzz_targets", "rs"),
+        ("migrations", "sql"),
+        ("docs", "md"),
+    ];
     let mut files: Vec<(String, String)> = folders.iter().flat_map(|(folder, end)| read_all(folder, end)).collect();
     files.extend(["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|file| (file.to_owned(), read(file))));
     assert_none(files.iter().flat_map(|(file, text)| check_section_sign(file, text)).collect());
@@ -395,7 +402,8 @@ fn files_and_tests_that_documents_name_exist() {
             names.into_iter().map(|rest| rest.chars().take_while(|&c| is_word(Some(c))).collect())
         })
         .collect();
-    let others = [read_all("migrations", "sql"), read_all("tests", "snap")].concat();
+    let others =
+        [read_all("migrations", "sql"), read_all("tests", "snap"), read_all("fuzz/fuzz_targets", "rs")].concat();
     let paths: Vec<String> = sources.iter().chain(&others).map(|(file, _)| file.clone()).collect();
     for document in ["docs/design.md", "CONTRIBUTING.md"] {
         assert_eq!(unknown_names(&read(document), &paths, &functions), Vec::<String>::new(), "{document}");
