@@ -1,0 +1,65 @@
+//! The catalog of chunks and members: random histories of archives that share them, compared with a model; and a
+//! database of schema 4 that is migrated.
+
+#[path = "catalog/check.rs"]
+mod check;
+#[path = "catalog/migration.rs"]
+mod migration;
+#[path = "catalog/model.rs"]
+mod model;
+#[path = "support/random.rs"]
+mod random;
+
+use backup_manager::clock::Timestamp;
+use backup_manager::store::{Access, Bootstrap, Store};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use model::World;
+use random::Random;
+
+/// 2026-11-23T00:00:00Z.
+const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
+/// Steps of one history.
+const STEPS: u64 = 15;
+
+fn open(dir: &TempDir) -> Store {
+    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
+}
+
+/// Returns the tables of the catalog that have rows.
+fn tables_with_rows(store: &Store) -> Vec<&'static str> {
+    let connection = Connection::open(store.path()).unwrap();
+    let tables = ["archive", "archive_file", "chunk", "span", "chunk_members", "member"];
+    let has_rows = |table: &&str| {
+        connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), [], |row| row.get(0)).unwrap()
+    };
+    tables.into_iter().filter(has_rows).collect()
+}
+
+#[test]
+fn archives_that_share_rows_keep_their_members_and_leave_none() {
+    let seed = Random::seed();
+    eprintln!("BACKUP_MANAGER_SEED={seed}");
+    for case in 0..3 {
+        let mut world = World::new(Random::new(seed.wrapping_add(case)));
+        for _ in 0..STEPS {
+            world.step();
+            world.check();
+        }
+        world.delete_all();
+        assert_eq!(tables_with_rows(&world.store), Vec::<&str>::new());
+    }
+}
+
+#[test]
+fn a_removal_that_ends_within_a_chunk_is_continued() {
+    let mut world = World::new(Random::new(1));
+    for _ in 0..2 {
+        world.add_large_archive([7_000, 8_000]);
+        world.check();
+    }
+    world.delete_all();
+    assert_eq!(tables_with_rows(&world.store), Vec::<&str>::new());
+}
