@@ -52,7 +52,7 @@ fn scratch() -> tempfile::TempDir {
 fn open(folder: &Path) -> (Arc<Home>, Store) {
     let places = HomeOptions { home: Some(folder.to_owned()), ..HomeOptions::default() };
     let home = Arc::new(Home::locate(&places, folder).expect("a home"));
-    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
     let store = Store::open(home.db(), &bootstrap).expect("a database");
     (home, store)
 }

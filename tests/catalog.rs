@@ -24,7 +24,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
 const STEPS: u64 = 15;
 
 fn open(dir: &TempDir) -> Store {
-    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
     Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
 }
 

@@ -296,7 +296,8 @@ impl Context {
             return Err(Error::usage(format!("the database {} is a folder", self.home.db().display()))
                 .hint("name a file with --db, or the folder of the database with --home"));
         }
-        let bootstrap = Bootstrap { access, file_mode: self.home.file_mode(), folder_mode: self.home.folder_mode() };
+        let (file_mode, folder_mode) = (self.home.file_mode(), self.home.folder_mode());
+        let bootstrap = Bootstrap { access, file_mode, folder_mode, notice: render::print_stderr };
         Store::open(self.home.db(), &bootstrap).map_err(|error| {
             let is_lost = error.kind() == ErrorKind::NotFound && archive_folder::belongs_to_lost_database(&self.home);
             if is_lost { error.hint(maintenance::recovery_step(&self.home)) } else { error }

@@ -29,6 +29,8 @@ const APPLICATION_ID: i32 = 0x424B_4D47;
 const HISTORY: &str = "refinery_schema_history";
 /// Content of the lock file while the database is being created: what an interrupted creation leaves is not damaged.
 const CREATING: &[u8] = b"creating\n";
+/// Size of a database whose migration takes so long that the user is told.
+const LARGE_BYTES: u64 = 64 << 20;
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
 const MIN_SQLITE: i32 = 3_051_003;
 
@@ -50,6 +52,8 @@ pub struct Bootstrap {
     pub file_mode: u32,
     /// Mode of a created folder.
     pub folder_mode: u32,
+    /// Tells the user why opening takes long.
+    pub notice: fn(&str),
 }
 
 impl Bootstrap {
@@ -222,6 +226,13 @@ impl Bootstrap {
             return Ok(());
         }
         let copy = with_suffix(path, &format!(".before-schema-{}", newest_schema()));
+        if fs::metadata(path).is_ok_and(|found| found.len() > LARGE_BYTES) {
+            (self.notice)(&format!(
+                "the database {} is converted for this version, which may take minutes; an interrupted conversion \
+                 changes nothing and is repeated",
+                path.display()
+            ));
+        }
         // The copy of an interrupted migration may be partly written.
         match fs::remove_file(&copy) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -321,7 +332,8 @@ mod tests {
     use super::*;
     use crate::store::Store;
 
-    const CREATE: Bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    const CREATE: Bootstrap =
+        Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
     const EXISTING: Bootstrap = Bootstrap { access: Access::Existing, ..CREATE };
 
     #[test]

@@ -1,9 +1,10 @@
 //! A database of schema 4 with rows.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use backup_manager::chunk::Chunk;
 use backup_manager::member::{MemberKind, MemberPath};
-use backup_manager::store::BaseQuery;
-use backup_manager::store::Origin;
+use backup_manager::store::{Access, BaseQuery, Bootstrap, Origin, Store};
 use refinery::Target;
 use rusqlite::{Connection, params};
 
@@ -56,7 +57,7 @@ fn insert_catalog(old: &Connection) {
     let second = [(0, 6, 0), (1, 7, 2), (2, 8, 0), (3, 10, 3), (4, 9, 0)];
     for (file, chunks) in [(1, first), (2, second)] {
         for (sequence, id, members) in chunks {
-            let length = 512 * i64::from(members) + 100;
+            let length = 512 * members + 100;
             old.execute("INSERT INTO chunk VALUES (?1, ?2, zeroblob(32), ?2, zeroblob(32), 5, NULL)", [id, length])
                 .unwrap();
             old.execute(
@@ -126,7 +127,7 @@ fn the_rows_of_schema_4_are_read_after_the_migration_as_before() {
     assert_eq!(crate::tables_with_rows(&store), Vec::<&str>::new());
 }
 
-fn other_readers(store: &backup_manager::store::Store) {
+fn other_readers(store: &Store) {
     let unit: Vec<u64> = store.chunks_of_unit(1, 1).unwrap().iter().map(|chunk| chunk.sequence).collect();
     assert_eq!(unit, [1, 2, 3]);
     assert_eq!(store.member_before(1, 3).unwrap().unwrap(), path_of(1, 1, 0));
@@ -142,4 +143,21 @@ fn other_readers(store: &backup_manager::store::Store) {
     assert_eq!(paths, 1 + 600 + 1 + 3);
     let found = store.base_chunks(2, 3, 1).unwrap();
     assert_eq!((found.len(), found[0].id, found[0].members.len()), (1, 10, 3));
+}
+
+static IS_TOLD: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn the_migration_of_a_large_database_is_announced() {
+    for (bytes, is_told) in [(1, false), (65 << 20, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup.db");
+        make(&path);
+        let sql = "INSERT INTO setting VALUES ('x', CAST(zeroblob(?1) AS TEXT))";
+        Connection::open(&path).unwrap().execute(sql, [bytes]).unwrap();
+        let notice = |_: &str| IS_TOLD.store(true, Ordering::Relaxed);
+        let bootstrap = Bootstrap { access: Access::Existing, file_mode: 0o600, folder_mode: 0o700, notice };
+        Store::open(&path, &bootstrap).unwrap();
+        assert_eq!(IS_TOLD.load(Ordering::Relaxed), is_told, "{bytes} bytes");
+    }
 }

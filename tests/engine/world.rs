@@ -38,7 +38,7 @@ impl World {
     pub fn within(dir: tempfile::TempDir) -> World {
         let places = HomeOptions { home: Some(dir.path().to_owned()), ..HomeOptions::default() };
         let home = Arc::new(Home::locate(&places, dir.path()).expect("a home"));
-        let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+        let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
         let store = Store::open(home.db(), &bootstrap).expect("a new database");
         World { dir, home, store, clock: Arc::new(ManualClock::at(MIDNIGHT)) }
     }

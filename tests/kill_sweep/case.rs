@@ -188,7 +188,7 @@ impl Observer for Silent {
 pub fn home_and_store(folder: &Path) -> backup_manager::error::Result<(Home, Store)> {
     let places = HomeOptions { home: Some(folder.to_owned()), ..HomeOptions::default() };
     let home = Home::locate(&places, folder)?;
-    let bootstrap = Bootstrap { access: Access::Existing, file_mode: 0o600, folder_mode: 0o700 };
+    let bootstrap = Bootstrap { access: Access::Existing, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
     let store = Store::open(home.db(), &bootstrap)?;
     Ok((home, store))
 }

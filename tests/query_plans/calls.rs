@@ -24,7 +24,7 @@ const COMPLETED: Completed =
     Completed { incomplete: false, verified_at: Some(NOW), suspect: false, accepts: None, damaged: None };
 
 pub fn new_store(dir: &TempDir) -> Store {
-    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700 };
+    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
     Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
 }
 
