@@ -28,7 +28,8 @@ impl Runner {
         }
         // The file is normally removed already, unless removing it failed.
         if let Err(error) = durable::remove(&self.home.backups().join(&intent.temporary_name)) {
-            log::warn!("run @{run}: its temporary file was not removed: {error}");
+            let name = intent.schedule_name();
+            log::warn!("{name}: run @{run}: its temporary file was not removed: {error}");
         }
         let was_interrupted = failure.error.kind() == ErrorKind::Interrupted;
         let was_drained = was_interrupted && context.cancel.should_requeue();

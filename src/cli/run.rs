@@ -206,14 +206,14 @@ fn execute_run(
     intent: &Intent,
     cancel: &CancelToken,
 ) -> Result<(Run, u8)> {
-    log::info!("run @{} of {}: started", claim.run(), row.schedule.name);
+    log::info!("{}: run @{} started", row.schedule.name, claim.run());
     let observer = TerminalObserver::new(row.schedule.name.as_str(), context.quiet);
     let outcome = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, is_foreground: true });
     observer.finish();
     let RunOutcome { run, state, error } = outcome?;
     if let Some(error) = error {
         super::report(&error);
-        log::error!("run @{run} of {}: {}", row.schedule.name, state.as_str());
+        log::error!("{}: run @{run} {}", row.schedule.name, state.as_str());
     }
     let run = runner.store.run(run)?;
     let code = exit_code(&run);

@@ -29,6 +29,10 @@ impl<'a> RunLog<'a> {
         log::info!("{}: run @{} started, attempt {attempt}", self.schedule, self.run);
     }
 
+    pub(super) fn no_thread(&self, error: &std::io::Error) {
+        log::error!("{}: run @{}: no thread could be started: {error}", self.schedule, self.run);
+    }
+
     pub(super) fn ended(&self, ended: &Result<RunOutcome>) {
         let (schedule, run) = (&self.schedule, self.run);
         match ended {

@@ -11,7 +11,7 @@ use super::{Event, Service, lock};
 use crate::backup::{self, OrphanedRun, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
 use crate::error::Result;
-use crate::store::{Claim, Intent};
+use crate::store::{Claim, Intent, Store};
 
 /// The runs that this process executes or recovers, each with the token that cancels it.
 #[derive(Clone, Default)]
@@ -83,7 +83,8 @@ impl Service {
             let (runner, active) = (self.runner.clone(), self.active.clone());
             let cancel = self.active.cancel_token(run);
             let guard = RunEndGuard { run, active: active.clone(), events: Some(events.clone()) };
-            let is_started = spawn_for_run(run, move || {
+            let store = self.runner.store.clone();
+            let is_started = spawn_for_run(&store, run, move || {
                 // A panic ends the thread, not the run: the guard makes it inactive, and the next tick recovers it
                 // (I6).
                 let _guard = guard;
@@ -132,10 +133,10 @@ pub(super) fn recover_run(
 
 /// Starts a thread for a run; returns whether it started. If not, `work` and its [`RunEndGuard`] are dropped, so the
 /// run is no longer active and the next tick recovers it.
-pub(super) fn spawn_for_run(run: i64, work: impl FnOnce() + Send + 'static) -> bool {
+pub(super) fn spawn_for_run(store: &Store, run: i64, work: impl FnOnce() + Send + 'static) -> bool {
     let spawned = std::thread::Builder::new().name(format!("run {run}")).spawn(work);
     if let Err(error) = &spawned {
-        log::error!("run @{run}: no thread could be started: {error}");
+        RunLog::new(store, run).no_thread(error);
     }
     spawned.is_ok()
 }

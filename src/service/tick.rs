@@ -102,7 +102,7 @@ impl Service {
             };
             if self.background.is_none() {
                 work();
-            } else if !spawn_for_run(run, work) {
+            } else if !spawn_for_run(&self.runner.store, run, work) {
                 lock(&self.failed_recoveries).insert(run, now);
             }
         }

@@ -67,6 +67,13 @@ pub struct Intent {
     pub compression: Compression,
 }
 
+impl Intent {
+    /// Returns the name of the schedule, in whose folder the file lies.
+    pub fn schedule_name(&self) -> &str {
+        self.file_name.split_once('/').map_or(&*self.file_name, |(folder, _)| folder)
+    }
+}
+
 /// Options of a run started by hand.
 #[derive(Clone, Copy, Debug)]
 pub struct RunRequest {
