@@ -2,7 +2,7 @@
 #![no_main]
 
 use backup_manager::clock::Timestamp;
-use backup_manager::schedule::{format_age, parse_age, parse_duration, parse_since, parse_when, parse_zone};
+use backup_manager::schedule::{format_age, parse_age, parse_duration, parse_since, parse_when};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -21,5 +21,4 @@ fuzz_target!(|text: &str| {
         let _limit = now.minus(age);
     }
     let _duration = parse_duration(text);
-    let _zone = parse_zone(text);
 });
