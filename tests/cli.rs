@@ -25,6 +25,8 @@ mod rescan;
 mod restore;
 #[path = "cli/retention.rs"]
 mod retention;
+#[path = "cli/reuse.rs"]
+mod reuse;
 #[path = "cli/runs.rs"]
 mod runs;
 #[path = "cli/schedules.rs"]

@@ -123,7 +123,7 @@ impl Runner {
         let prepared = self.prepare(claim, intent)?;
         let WrittenRun { pending, written, is_verified } =
             self.write_archive(claim, intent, &prepared, context, monitor)?;
-        self.record_counts(claim, &written).map_err(Failure::retryable)?;
+        self.record_counts(claim, &prepared, &written).map_err(Failure::retryable)?;
         self.check_not_emptied(&prepared, &written).map_err(Failure::permanent)?;
         let file = self.seal(claim, pending, &prepared, &written).map_err(Failure::retryable)?;
         Ok(StagedArchive { schedule: prepared.schedule, file, written, is_verified })

@@ -29,11 +29,10 @@ fn another_temporary_name(name: &str) -> String {
     format!("{attempt}-{random:08x}.part")
 }
 
-/// Returns how many members were taken from the base, and why others were read.
+/// Returns why members were read although there was a base.
 fn read_reasons(written: &WrittenArchive) -> BTreeMap<String, u64> {
-    let Some(counts) = &written.reuse else { return BTreeMap::new() };
-    let read = counts.read.iter().map(|(reason, count)| (reason.as_str().to_owned(), *count));
-    read.chain([("unchanged".to_owned(), counts.reused)]).collect()
+    let read = written.reuse.iter().flat_map(|counts| &counts.read);
+    read.map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
 }
 
 impl Runner {
@@ -116,13 +115,20 @@ impl Runner {
         Ok(WrittenRun { pending, written, is_verified })
     }
 
-    pub(super) fn record_counts(&self, claim: &Claim, written: &WrittenArchive) -> Result<()> {
+    pub(super) fn record_counts(&self, claim: &Claim, prepared: &PreparedRun, written: &WrittenArchive) -> Result<()> {
+        let mut notes = written.notes.clone();
+        if prepared.schedule.reuse_off {
+            notes.push(format!(
+                "everything was read, because a file changed without its times; `backup-manager accept {}` ends that",
+                prepared.schedule.schedule.name
+            ));
+        }
         let counts = RunCounts {
             extent: written.extent,
             archive_bytes: written.size,
             problems: written.problems_total,
             losses: written.losses,
-            notes: written.notes.clone(),
+            notes,
             read_reasons: read_reasons(written),
         };
         self.store.record_counts(claim, &counts, &written.problems)

@@ -1,5 +1,7 @@
 //! `history`: lists runs, or shows one in full.
 
+use std::collections::BTreeMap;
+
 use chrono_tz::Tz;
 use clap::Args;
 use serde::Serialize;
@@ -113,6 +115,10 @@ struct RunInFullDocument {
     /// At most [`MAX_PROBLEMS_SHOWN`]; `problems` is the whole number.
     problem_list: Vec<ProblemDocument>,
     archive: Option<ArchiveDocument>,
+    /// The run whose archive the members that did not change were taken from.
+    base: Option<i64>,
+    /// How many members were read although there was a base, by reason.
+    read_reasons: BTreeMap<String, u64>,
 }
 
 /// One attempt of a run.
@@ -150,6 +156,8 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
             attempts: attempts.iter().map(|attempt| attempt_document(attempt, &context.zone)).collect(),
             problem_list: problems.iter().map(problem_document).collect(),
             archive: archive.map(|archive| ArchiveDocument::new(context, &archive)),
+            base: run.base_run,
+            read_reasons: run.counts.read_reasons.clone(),
         })?;
     } else {
         let mut text = run_lines(context, &run, archive.as_ref());
@@ -192,6 +200,9 @@ fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String 
     let files = render::count(run.counts.extent.files, "file");
     text += &format!("  members    {} ({files})\n", run.counts.extent.members);
     text += &format!("  content    {}\n", render::bytes(run.counts.extent.content_bytes));
+    if let Some(reuse) = reuse_words(run) {
+        text += &format!("  unchanged  {reuse}\n");
+    }
     if let Some(archive) = archive {
         let path = context.home.backups().join(&archive.file_name);
         text += &format!("  archive    {} ({})\n", path.display(), render::bytes(archive.size));
@@ -207,6 +218,21 @@ fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String 
         text += &format!("  note       {note}\n");
     }
     text
+}
+
+/// Returns how much a run took from its base, and why it read the rest; `None` for a run without a base.
+pub fn reuse_words(run: &Run) -> Option<String> {
+    let base = run.base_run?;
+    let read: u64 = run.counts.read_reasons.values().sum();
+    let members = run.counts.extent.members;
+    let mut text = format!("{} of {members} members, taken from @{base}", members.saturating_sub(read));
+    let mut reasons: Vec<_> = run.counts.read_reasons.iter().collect();
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    if !reasons.is_empty() {
+        text += &format!("; read: {}", reasons.join(", "));
+    }
+    Some(text)
 }
 
 fn attempt_line(attempt: &Attempt, zone: &Tz) -> String {

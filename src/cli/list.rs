@@ -5,10 +5,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::documents::{ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
+use super::history::reuse_words;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
-use crate::schedule::Schedule;
+use crate::schedule::{Reuse, Schedule};
 use crate::store::{Archive, Drill, Run, ScheduleRow, Store};
 
 /// How many due times `show` prints.
@@ -159,6 +160,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
         ("kept", schedule.retention.to_string()),
     ];
     lines.extend(exclude_lines(row));
+    lines.extend(reuse_line(row));
     lines.push((
         "last run",
         details
@@ -166,6 +168,11 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
             .as_ref()
             .map_or("never ran".to_owned(), |run| format!("@{} {}", run.id, run_result(run, &zone))),
     ));
+    lines.extend(details.last_run.as_ref().and_then(reuse_words).map(|reuse| ("unchanged", reuse)));
+    if row.reuse_off {
+        let accept = format!("until `backup-manager accept {}`", schedule.name);
+        lines.push(("all is read", format!("because a file changed without its times, {accept}")));
+    }
     lines.push((
         "newest good",
         details.newest_good.as_ref().map_or("none".to_owned(), |archive| {
@@ -197,6 +204,18 @@ fn exclude_lines(row: &ScheduleRow) -> Vec<(&'static str, String)> {
         lines.push(("file systems", "only that of the source".to_owned()));
     }
     lines
+}
+
+/// Returns by which facts unchanged files are recognised, if not by the usual ones.
+fn reuse_line(row: &ScheduleRow) -> Option<(&'static str, String)> {
+    let Reuse { ignore_inode, ignore_ctime, trust_times } = row.schedule.reuse;
+    let options = [
+        (ignore_inode, "inode numbers are ignored"),
+        (ignore_ctime, "ctime is ignored"),
+        (trust_times, "the times of all file systems are trusted"),
+    ];
+    let set: Vec<_> = options.into_iter().filter_map(|(is_set, words)| is_set.then_some(words)).collect();
+    (!set.is_empty()).then(|| ("compared", set.join(", ")))
 }
 
 fn coming(row: &ScheduleRow, zone: Tz, context: &Context) -> Vec<String> {

@@ -169,6 +169,7 @@ mod tests {
             schedule: Schedule::new(name, b"/docs".to_vec(), Cadence::parse_daily("09:00").unwrap()),
             watermark: Watermark { handled_until: ago(DAY), next_due: None },
             accepted: false,
+            reuse_off: false,
             deleted: false,
             created_at: ago(DAY * 100),
             edited_at: ago(DAY * 100),

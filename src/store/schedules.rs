@@ -15,7 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Schedule, ScheduleName};
 
 const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, reuse, catch_up, verify, \
-     enabled, handled_until_ms, next_due_at_ms, accepted_at_ms, deleted_at_ms, created_at_ms, edited_at_ms";
+     enabled, handled_until_ms, next_due_at_ms, accepted_at_ms, reuse_off_at_ms, deleted_at_ms, \
+     created_at_ms, edited_at_ms";
 
 impl Store {
     /// Returns the schedules that are not deleted, in the order of `list`.
@@ -296,6 +297,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
         next_due: row.get::<_, Option<i64>>("next_due_at_ms")?.map(Timestamp::from_millis),
     };
     let accepted = row.get::<_, Option<i64>>("accepted_at_ms")?.is_some();
+    let reuse_off = row.get::<_, Option<i64>>("reuse_off_at_ms")?.is_some();
     let deleted = row.get::<_, Option<i64>>("deleted_at_ms")?.is_some();
     let created_at = Timestamp::from_millis(row.get("created_at_ms")?);
     let edited_at = Timestamp::from_millis(row.get("edited_at_ms")?);
@@ -314,7 +316,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
             verify,
             enabled,
         };
-        Ok(ScheduleRow { id, schedule, watermark, accepted, deleted, created_at, edited_at })
+        Ok(ScheduleRow { id, schedule, watermark, accepted, reuse_off, deleted, created_at, edited_at })
     };
     Ok(parse().map_err(|cause| {
         Error::new(ErrorKind::Failed, format!("the schedule \"{name}\" in the database cannot be read"))

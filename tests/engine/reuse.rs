@@ -53,6 +53,15 @@ fn reasons(world: &World, archive: &Archive) -> Vec<(String, u64)> {
     world.store.run(archive.run).unwrap().counts.read_reasons.into_iter().collect()
 }
 
+fn base_of(world: &World, archive: &Archive) -> Option<i64> {
+    world.store.run(archive.run).unwrap().base_run
+}
+
+/// Returns whether nothing was read.
+fn is_all_reused(world: &World, archive: &Archive) -> bool {
+    base_of(world, archive).is_some() && reasons(world, archive).is_empty()
+}
+
 fn file_of(world: &World, archive: &Archive) -> PathBuf {
     world.home.backups().join(&archive.file_name)
 }
@@ -99,7 +108,8 @@ fn a_run_that_finds_nothing_changed_is_a_verified_link_with_rows_of_its_own() {
         (first.archive_file, Health::Good, first.verified_at)
     );
     assert_eq!(second.extent, first.extent);
-    assert_eq!(reasons(&world, &second), [("unchanged".to_owned(), 103)]);
+    assert!(is_all_reused(&world, &second));
+    assert_eq!(base_of(&world, &second), Some(first.run));
     assert_eq!(rows(&world, &second), rows(&world, &first));
     assert_eq!(tar_lists(&file_of(&world, &second)).len(), 103);
     assert_eq!(world.store.newest_good(row.id).unwrap().unwrap().run, second.run);
@@ -127,7 +137,7 @@ fn one_changed_file_makes_a_new_file_with_the_old_rows_and_that_is_what_a_new_sc
     assert_eq!(second.verified_at, Some(world.clock.now()));
     let counted = reasons(&world, &second);
     assert!(counted.contains(&("size or mtime".to_owned(), 1)), "{counted:?}");
-    assert_eq!(counted.iter().map(|(_, count)| count).sum::<u64>(), 103);
+    assert!(counted.iter().map(|(_, count)| count).sum::<u64>() < 50, "{counted:?}");
     let reread = run_rereading(&world, &runner, &row);
     let third = world.store.archive(reread.run).unwrap().unwrap();
     let plain = |rows: Vec<CatalogMember>| -> Vec<CatalogMember> {
@@ -163,7 +173,7 @@ fn a_touched_base_is_verified_first_and_a_damaged_one_is_not_used() {
     damage(&world, &first, 500_000, false);
     let third = run(&world, &runner, &row);
     assert_ne!(third.archive_file, first.archive_file);
-    assert_eq!(reasons(&world, &third), [], "there is no base");
+    assert_eq!(base_of(&world, &third), None);
     for archive in [first.run, second.run] {
         assert_eq!(world.store.archive(archive).unwrap().unwrap().health, Health::Damaged, "@{archive}");
     }
@@ -180,7 +190,7 @@ fn damage_that_shows_while_bytes_are_taken_makes_the_run_begin_again_without_tha
     fs::write(world.path("docs/050"), "changed").unwrap();
     let next = run(&world, &runner, &row);
     assert_eq!(world.store.archive(base.run).unwrap().unwrap().health, Health::Damaged);
-    assert_eq!(world.store.run(next.run).unwrap().base_run, Some(older.run), "the one before is used");
+    assert_eq!(base_of(&world, &next), Some(older.run), "the one before is used");
     assert_eq!((verify(&world, &next), rows(&world, &next).len()), (Health::Good, 103));
     assert_eq!(world.archive_files().len(), 3, "no temporary file is left");
 }
@@ -195,7 +205,7 @@ fn an_edited_schedule_another_mode_and_another_level_are_never_links() {
     world.store.edit_schedules(&[(row.id, edited.clone(), row.watermark)], world.clock.now()).unwrap();
     let second = run(&world, &runner, &row);
     assert_ne!(second.archive_file, first.archive_file);
-    assert_eq!(reasons(&world, &second), [("unchanged".to_owned(), 103)], "its bytes are those of the first");
+    assert!(is_all_reused(&world, &second), "its bytes are those of the first");
     fs::set_permissions(file_of(&world, &second), fs::Permissions::from_mode(0o440)).unwrap();
     let third = run(&world, &runner, &row);
     assert_ne!(third.archive_file, second.archive_file);
@@ -204,7 +214,7 @@ fn an_edited_schedule_another_mode_and_another_level_are_never_links() {
     edited.compression = backup_manager::schedule::Compression::Gzip(1);
     world.store.edit_schedules(&[(row.id, edited.clone(), row.watermark)], world.clock.now()).unwrap();
     let fourth = run(&world, &runner, &row);
-    assert_eq!(reasons(&world, &fourth), [], "there is no base");
+    assert_eq!(base_of(&world, &fourth), None);
 }
 
 #[test]
@@ -218,7 +228,7 @@ fn after_a_restart_what_changed_lately_is_read_and_is_the_same() {
     let counted = reasons(&world, &second);
     assert!(counted.contains(&("restart".to_owned(), 102)), "{counted:?}");
     let third = run(&world, &runner, &row);
-    assert_eq!(reasons(&world, &third), [("unchanged".to_owned(), 103)], "only once");
+    assert!(is_all_reused(&world, &third), "only once");
 }
 
 #[test]
@@ -234,7 +244,7 @@ fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted()
     file.write_all_at(b"!", 5 << 20).unwrap();
     file.set_modified(modified).unwrap();
     let missed = run(&world, &runner, &row);
-    assert_eq!(reasons(&world, &missed), [("unchanged".to_owned(), 103)], "that is what the option means");
+    assert!(is_all_reused(&world, &missed), "that is what the option means");
     let found = run_rereading(&world, &runner, &row);
     assert_eq!(found.state, RunState::Incomplete);
     let problems = world.store.problems(found.run, 10).unwrap();
@@ -244,10 +254,12 @@ fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted()
     assert_eq!(large.content_digest, Some(*blake3::hash(&fs::read(&path).unwrap()).as_bytes()));
     for _ in 0..2 {
         let next = run(&world, &runner, &row);
-        assert_eq!((reasons(&world, &next), world.store.run(next.run).unwrap().base_run), (Vec::new(), None));
+        assert_eq!(base_of(&world, &next), None);
+        let notes = world.store.run(next.run).unwrap().counts.notes;
+        assert!(notes.iter().any(|note| note.contains("accept docs")), "{notes:?}");
     }
     world.store.accept_source(row.id, world.clock.now()).unwrap();
-    assert_eq!(reasons(&world, &run(&world, &runner, &row)), [("unchanged".to_owned(), 103)]);
+    assert!(is_all_reused(&world, &run(&world, &runner, &row)));
 }
 
 #[test]

@@ -278,6 +278,14 @@ impl World {
         page.map(|(chunk, id)| catalog.base_chunk(*chunk, *id)).collect()
     }
 
+    /// Returns the names below the source of the members of each chunk.
+    pub fn names(&self, made: &Made) -> Vec<Vec<String>> {
+        let catalog = self.catalog.lock().unwrap();
+        let name = |member: BaseMember| member.entry.member.path.to_string().replacen("source/", "", 1);
+        let names = |&(chunk, id): &(Chunk, i64)| catalog.base_chunk(chunk, id).members.into_iter().map(name).collect();
+        made.chunks.iter().map(names).collect()
+    }
+
     /// Returns the rows of the members of an archive, in order.
     pub fn rows(&self, made: &Made) -> Vec<CatalogMember> {
         let catalog = self.catalog.lock().unwrap();

@@ -115,6 +115,25 @@ fn a_file_behind_the_last_member_of_a_chunk_moves_its_end() {
 }
 
 #[test]
+fn a_chunk_that_lost_its_first_or_its_last_member_is_not_taken() {
+    let mut world = World::new(Compression::None);
+    for file in 0..100 {
+        fs::write(world.path(&format!("{file:03}")), vec![file as u8; 10_000]).unwrap();
+    }
+    world.later();
+    for round in 0..6 {
+        let made = world.run();
+        world.assert_as_fresh(&made, &format!("round {round}"));
+        // Not in the first chunk, which holds the folder, whose mtime changes.
+        let chunks: Vec<_> = world.names(&made).into_iter().filter(|names| names.len() > 2).collect();
+        let names = &chunks[1 + round % 2];
+        let name = if round < 3 { names.last() } else { names.first() };
+        fs::remove_file(world.path(name.unwrap())).unwrap();
+        world.later();
+    }
+}
+
+#[test]
 fn a_change_of_mode_alone_encodes_one_chunk_and_of_ctime_alone_none() {
     let mut world = filled(Compression::Zstd(3));
     let path = world.path("4/07");

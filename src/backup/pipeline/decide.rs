@@ -116,8 +116,9 @@ impl ChunkBuilder<'_, '_> {
         checked.ok()?;
         let short = |digest: [u8; 32]| blake3::Hash::from_bytes(digest).to_hex()[..16].to_owned();
         let reason = format!(
-            "its content (BLAKE3 {}) is not that in archive @{} (BLAKE3 {}), but its size, times and inode number are; \
-             the disk may have damaged it, or something changed it without the file system",
+            "it changed without its times: its content (BLAKE3 {}) is not that in archive @{} (BLAKE3 {}), but its \
+             size, times and inode number are; the disk may have damaged it, or something changed it without the file \
+             system",
             short(digest),
             base.run,
             short(known)

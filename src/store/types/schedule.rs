@@ -16,6 +16,8 @@ pub struct ScheduleRow {
     pub watermark: Watermark,
     /// The next run may find its source emptied or shrunken.
     pub accepted: bool,
+    /// A file changed without its times: runs read everything until that is accepted.
+    pub reuse_off: bool,
     /// Deleted schedules keep their row, for history and archives.
     pub deleted: bool,
     /// When it was created, or created again.
