@@ -30,6 +30,8 @@ impl Runner {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::permanent)?;
         row.schedule.compression = intent.compression;
         archive_folder::ensure_ours(&self.home, &self.store).map_err(Failure::permanent)?;
+        // A worker that slept until its run was taken over touches nothing in the archive folder (I4).
+        self.store.check_claim(claim).map_err(Failure::retryable)?;
         archive_folder::record_use(&self.home, &self.store, self.clock.now());
         match archive_folder::reserve_run_numbers(&self.home, &self.store) {
             Ok(unknown) => unknown.error(&self.home).iter().for_each(|error| log::warn!("{error}")),

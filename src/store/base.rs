@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, Row, named_params, params};
 use super::Store;
 use super::catalog::chunk_rows;
 use super::members::member_rows;
-use super::rows::{exactly_one, extent_row};
+use super::rows::{GOOD, exactly_one, extent_row};
 use super::types::{Base, BaseQuery, Claim};
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
@@ -16,27 +16,26 @@ pub(super) const NOT_HELD: &str =
     "NOT EXISTS (SELECT 1 FROM run WHERE run.state = 'running' AND run.base_run_id = archive.run_id)";
 
 impl Store {
-    /// Returns the newest good archive of a schedule that was made in the way of `query` and verified; `None` if there
-    /// is none, or if a file of the source changed without its times and nobody has accepted that.
+    /// Returns the newest good archive of a schedule that was made in the way of `query`; `None` if there is none, or if
+    /// a file of the source changed without its times and nobody has accepted that.
     pub fn find_base(&self, query: &BaseQuery) -> Result<Option<Base>> {
         let origin = &query.origin;
         self.read(|connection| {
             connection
-                .prepare_cached(
+                .prepare_cached(&format!(
                     "SELECT archive.*, size, digest, modified_ns, verified_at_ms, \
                          (SELECT losses FROM run WHERE run.id = archive.run_id) AS losses, \
                          (SELECT sequence + chunks FROM span WHERE span.archive_file_id = archive_file.id \
                              ORDER BY sequence DESC LIMIT 1) AS chunks \
                      FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
                      JOIN schedule ON schedule.id = archive.schedule_id \
-                     WHERE archive.schedule_id = :schedule AND archive.state = 'complete' AND health = 'good' \
-                         AND (suspect = 0 OR acknowledged = 1) AND reuse_off_at_ms IS NULL \
+                     WHERE archive.schedule_id = :schedule AND {GOOD} AND reuse_off_at_ms IS NULL \
                          AND codec = :codec AND level = :level AND source_root = :source_root \
                          AND root_name = :root_name AND writer_version = :writer_version \
                          AND archive_mode = :archive_mode AND effective_uid = :effective_uid \
                          AND capabilities = :capabilities AND modified_ns IS NOT NULL AND chunks IS NOT NULL \
-                     ORDER BY archive.run_id DESC LIMIT 1",
-                )?
+                     ORDER BY archive.run_id DESC LIMIT 1"
+                ))?
                 .query_row(
                     named_params! {
                         ":schedule": query.schedule,

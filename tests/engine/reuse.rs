@@ -128,6 +128,18 @@ fn a_run_that_finds_nothing_changed_is_a_verified_link_with_rows_of_its_own() {
 }
 
 #[test]
+fn archives_of_a_schedule_that_verifies_none_are_bases_too() {
+    let (world, runner, row) = world();
+    let mut schedule = world.store.schedule(row.id).unwrap().schedule;
+    schedule.verify = false;
+    world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+    fs::write(world.path("docs/new"), "new").unwrap();
+    let (first, second) = (run(&world, &runner, &row), run(&world, &runner, &row));
+    assert_eq!((first.health, first.verified_at), (Health::Unverified, None));
+    assert_eq!(second.archive_file, first.archive_file, "one file");
+}
+
+#[test]
 fn one_changed_file_makes_a_new_file_with_the_old_rows_and_that_is_what_a_new_schedule_would_archive() {
     let (world, runner, row) = world();
     let first = world.store.newest_good(row.id).unwrap().unwrap();
