@@ -10,8 +10,8 @@ use crate::archive::check;
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::durable::SealedFile;
-use crate::error::{ErrorKind, Result};
-use crate::store::{Claim, Completed, Intent, ScheduleRow};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Claim, Completed, Intent, RunState, ScheduleRow};
 
 impl Runner {
     /// Renames the sealed file to its final name and syncs the folder.
@@ -66,7 +66,14 @@ impl Runner {
         let state =
             self.record_end(claim, context, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
         self.run_post_backup_steps(run, row, context);
-        Ok(RunOutcome { run, state, error: damage })
+        let error = match damage {
+            // The file that it shares with another archive was found damaged meanwhile.
+            None if state == RunState::Failed => {
+                self.store.run(run)?.error.map(|reason| Error::new(ErrorKind::Damage, reason))
+            }
+            damage => damage,
+        };
+        Ok(RunOutcome { run, state, error })
     }
 
     /// Reads the archive back and compares it with the catalog and its digest. Returns the time of the verification.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backup_manager::backup::{RunContext, RunOutcome, Runner};
@@ -272,6 +273,41 @@ fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted()
     }
     world.store.accept_source(row.id, world.clock.now()).unwrap();
     assert!(is_all_reused(&world, &run(&world, &runner, &row)));
+}
+
+/// A clock that marks the file of an archive as damaged once it is sealed, as a verification by another process does.
+struct DamagingClock {
+    database: PathBuf,
+    now: Timestamp,
+}
+
+impl Clock for DamagingClock {
+    fn now(&self) -> Timestamp {
+        let database = rusqlite::Connection::open(&self.database).unwrap();
+        let damage = "UPDATE archive_file SET health = 'damaged' \
+                      WHERE id IN (SELECT archive_file_id FROM archive WHERE state = 'sealed')";
+        database.execute(damage, []).unwrap();
+        self.now
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[test]
+fn damage_that_is_found_before_a_link_is_complete_fails_the_run() {
+    let (world, mut runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    world.clock.advance(HOUR);
+    runner.clock = Arc::new(DamagingClock { database: world.home.db().to_owned(), now: world.clock.now() });
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!(ended.state, RunState::Failed);
+    assert!(ended.error.expect("an error").to_string().contains("damaged"));
+    assert!(world.store.newest_good(row.id).unwrap().is_none());
+    for run in [first.run, ended.run] {
+        assert_eq!(world.store.archive(run).unwrap().unwrap().health, Health::Damaged, "@{run}");
+    }
 }
 
 #[test]

@@ -222,6 +222,11 @@ fn a_link_whose_carrier_cannot_be_read_any_more_carries_the_data_itself() {
 }
 
 #[test]
+fn an_ordinary_user_takes_from_a_base_too() {
+    crate::support::nobody::again_as_nobody(&["a_run_that_finds_nothing", "one_changed_file", "content_that_changed"]);
+}
+
+#[test]
 fn a_damaged_base_is_noticed_before_its_bytes_are_taken() {
     use std::os::unix::fs::FileExt;
     let mut world = filled(Compression::None);
