@@ -17,6 +17,8 @@ use crate::store::Store;
 
 /// How long a text file must be unchanged before it is applied: a copy may be slow, and an editor may write in parts.
 const SETTLE_TIME: Duration = Duration::from_secs(5);
+/// The same for a file that may be cut off inside its last line. Some editors write no newline at the end.
+const UNFINISHED_SETTLE_TIME: Duration = Duration::from_secs(60);
 /// A larger file is no list of schedules.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 
@@ -104,11 +106,12 @@ pub fn follow_text_file(
         _ => monotonic,
     };
     state.pending = Some((stamp.clone(), since));
-    let rest = SETTLE_TIME.saturating_sub(monotonic.saturating_sub(since));
+    let unchanged_for = monotonic.saturating_sub(since);
+    let rest = SETTLE_TIME.saturating_sub(unchanged_for);
     if !rest.is_zero() {
         return Ok(Some(rest));
     }
-    match apply_text_file(&state.path, &stamp, store, zone, now) {
+    match apply_text_file(&state.path, &stamp, unchanged_for, store, zone, now) {
         Ok(()) => state.applied = Some(stamp),
         Err(error) => {
             state.applied = None;
@@ -122,7 +125,14 @@ pub fn follow_text_file(
     Ok(None)
 }
 
-fn apply_text_file(path: &Path, stamp: &FileStamp, store: &Store, zone: Tz, now: Timestamp) -> Result<()> {
+fn apply_text_file(
+    path: &Path,
+    stamp: &FileStamp,
+    unchanged_for: Duration,
+    store: &Store,
+    zone: Tz,
+    now: Timestamp,
+) -> Result<()> {
     let name = path.display().to_string();
     let last = store.imported()?;
     if matches!(stamp, FileStamp::Missing | FileStamp::NotAFile) && last.text.is_none() {
@@ -131,10 +141,12 @@ fn apply_text_file(path: &Path, stamp: &FileStamp, store: &Store, zone: Tz, now:
     }
     let bytes = read_text_file(path, stamp)?;
     let entries = parse_text(&bytes, &name)?;
-    if let Some(line) = text_file::unfinished_line(&bytes, last.text.as_deref().unwrap_or_default()) {
+    if unchanged_for < UNFINISHED_SETTLE_TIME
+        && let Some(line) = text_file::unfinished_line(&bytes, last.text.as_deref().unwrap_or_default())
+    {
         return Err(Error::usage(format!(
-            "the text file {name} may be cut off: its last line, \"{line}\", has no newline at its end, and nothing of \
-             it was applied. If it is whole, add the newline"
+            "the text file {name} may be cut off: its last line, \"{line}\", has no newline at its end. It is applied \
+             once it has not changed for a minute"
         )));
     }
     // Text that was applied once is valid. If it were not, every line would count as new.

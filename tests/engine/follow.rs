@@ -177,6 +177,16 @@ fn a_last_line_cut_inside_its_name_makes_no_schedule() {
         assert_eq!(names(&world), all, "{cut:?}");
         assert!(error(&world).contains("newline"), "{}", error(&world));
     }
+    // Nobody finishes it: the editor writes no newline there.
+    fs::write(&file, format!("{SIX}docs;07:00;seven")).unwrap();
+    settle(&world, &mut service);
+    assert_eq!(names(&world), all);
+    world.clock.advance(Duration::from_secs(61));
+    settle(&world, &mut service);
+    assert_eq!((names(&world).len(), error(&world)), (7, String::new()));
+    fs::write(&file, SIX).unwrap();
+    settle(&world, &mut service);
+    assert_eq!((names(&world), error(&world)), (all.clone(), String::new()));
     // The same lines without the last newline are no change.
     fs::write(&file, SIX.trim_end()).unwrap();
     settle(&world, &mut service);
