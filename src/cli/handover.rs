@@ -3,11 +3,7 @@
 //! Only a process with the rights of the service may read the sources: an archive that root makes of files that only
 //! root may read must not get into the hands of the owner of the schedules.
 
-use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-
-use super::render::Format;
+use super::become_user::become_user;
 use super::terminal::TerminalObserver;
 use super::wait::{Idle, report_end, wait_for_end};
 use super::{Context, start};
@@ -51,8 +47,8 @@ pub enum Executor {
 }
 
 impl Executor {
-    /// Chooses the service if the options demand it or if it runs as another user, else this command; root in the home
-    /// of another user becomes that user.
+    /// Chooses the service if the options demand it or if it runs as another user, else this command. Root in the home
+    /// of another user executes nothing itself: what a heartbeat of that user says is not to be relied on.
     ///
     /// Errors: `Failed` if the options demand a service and none runs; `Busy` if it stops.
     pub fn choose(context: &Context, store: &Store, options: &RunOptions) -> Result<Executor> {
@@ -67,45 +63,27 @@ impl Executor {
             return Err(Error::failed("no service is running that could execute queued runs")
                 .hint("start it with `backup-manager start`, or leave out --queue"));
         }
-        if options.queue || is_foreign {
+        let other_owner = owner::of_database().filter(|(owner, _)| uid == 0 && *owner != 0);
+        if options.queue || is_foreign || (other_owner.is_some() && !services.is_empty()) {
             if services.iter().all(|row| row.stop_requested.is_some()) {
                 return Err(Error::busy("the service is stopping and executes no further runs")
                     .hint("start it again with `backup-manager start`, or run again once it has stopped"));
             }
             return Ok(Executor::Service);
         }
-        match owner::of_database() {
-            Some((owner, gid)) if uid == 0 && owner != 0 && services.is_empty() => {
-                Ok(Executor::Owner { uid: owner, gid })
-            }
-            _ => Ok(Executor::Command),
-        }
+        Ok(other_owner.map_or(Executor::Command, |(uid, gid)| Executor::Owner { uid, gid }))
     }
 }
 
 /// Continues this command as another user, to whom the schedules belong: an archive never holds more than that user
-/// may read. Returns only an error.
-pub fn continue_as_owner(context: &Context, rows: &[ScheduleRow], options: &RunOptions, uid: u32, gid: u32) -> Error {
+/// may read.
+pub fn continue_as_owner(context: &Context, uid: u32, gid: u32) -> Result<()> {
     context.print_info(&format!("no service is running: running as uid {uid}, to whom the schedules belong"));
-    let mut args: Vec<OsString> = start::place_args(context);
-    let flags = [
-        ("--json", context.format == Format::Json),
-        ("--plain", context.format == Format::Plain),
-        ("--no-color", !context.colour),
-        ("--quiet", context.quiet),
-        ("--verbose", context.verbose),
-        ("--no-wait", options.no_wait),
-        ("--no-verify", options.no_verify),
-        ("--reread", options.reread),
-    ];
-    args.extend(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag.into()));
-    args.extend(rows.iter().map(|row| row.schedule.name.as_str().into()));
-    // By this path even a program in a folder that the user may not enter can be started.
-    let mut command = Command::new("/proc/self/exe");
-    let error = command.arg0("backup-manager").arg("run").args(args).uid(uid).gid(gid).exec();
-    Error::failed(format!("cannot run as uid {uid}, to whom the schedules belong"))
-        .because(error)
-        .hint("run it as that user, or start the service: it executes runs for other users, too")
+    become_user(uid, gid).map_err(|error| {
+        Error::failed(format!("cannot run as uid {uid}, to whom the schedules belong"))
+            .because(error)
+            .hint("run it as that user, or start the service: it executes runs for other users, too")
+    })
 }
 
 /// Queues a run for the service, waits for it, and returns its result as that of this command.

@@ -4,6 +4,7 @@
 mod accept;
 mod active_runs;
 mod archives;
+mod become_user;
 mod cancel;
 mod cat;
 mod config;

@@ -112,10 +112,13 @@ fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
 
 /// Runs schedules one after another; returns the most severe exit code.
 pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], options: &RunOptions) -> Result<u8> {
-    let runner = match Executor::choose(context, store, options)? {
-        Executor::Command => Some(worker::register_command(context, store)?),
+    let executor = Executor::choose(context, store, options)?;
+    if let Executor::Owner { uid, gid } = executor {
+        handover::continue_as_owner(context, uid, gid)?;
+    }
+    let runner = match executor {
         Executor::Service => None,
-        Executor::Owner { uid, gid } => return Err(handover::continue_as_owner(context, rows, options, uid, gid)),
+        Executor::Command | Executor::Owner { .. } => Some(worker::register_command(context, store)?),
     };
     let signals = Signals::cancel_on_first()?;
     let mut results = Results::new(rows.len());

@@ -101,7 +101,7 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
 }
 
 /// Returns the options with which another process of this program works on the same home.
-pub fn place_args(context: &Context) -> Vec<OsString> {
+fn place_args(context: &Context) -> Vec<OsString> {
     let (home, places) = (&context.home, &context.places);
     let given = [
         ("--home", Some(home.root())),

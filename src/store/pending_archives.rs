@@ -1,5 +1,6 @@
 //! Archives that are not visible: being written, from the intent before the first byte to complete, or being deleted.
 
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::Store;
@@ -252,11 +253,26 @@ fn pending_archive_row(row: &Row<'_>) -> rusqlite::Result<PendingArchive> {
         run: row.get("run_id")?,
         schedule: row.get("schedule_id")?,
         state: row.get("state")?,
-        file_name: row.get("file_name")?,
-        temporary_name: row.get("temporary_name")?,
+        file_name: row.get::<_, InnerPath>("file_name")?.0,
+        temporary_name: row.get::<_, Option<InnerPath>>("temporary_name")?.map(|path| path.0),
         size: row.get("size")?,
         digest: row.get("digest")?,
         extent: extent_row(row)?,
         incomplete: row.get("incomplete")?,
     })
+}
+
+/// The path of a file in the folder of a schedule. Pending archives are renamed and removed by it, also by root with
+/// the database of another user, so that it must not lead elsewhere.
+struct InnerPath(String);
+
+impl FromSql for InnerPath {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let path = value.as_str()?;
+        let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['/', '\0']);
+        match path.split_once('/') {
+            Some((folder, name)) if is_name(folder) && is_name(name) => Ok(InnerPath(path.to_owned())),
+            _ => Err(FromSqlError::Other(format!("{path:?} does not lie in the folder of a schedule").into())),
+        }
+    }
 }

@@ -63,6 +63,43 @@ fn a_run_by_root_without_a_service_is_executed_with_the_rights_of_the_owner_of_t
 }
 
 #[test]
+fn root_that_became_the_owner_of_the_schedules_cannot_be_traced_by_that_owner() {
+    let Some(home) = home_of_nobody() else { return };
+    large_source(&home, 24);
+    let _ = home.run_unprivileged(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let running = home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap();
+    let running = Running(running);
+    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let proc = format!("/proc/{}", running.0.id());
+    let status = fs::read_to_string(format!("{proc}/status")).unwrap();
+    let users = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
+    assert_eq!(users.split_whitespace().skip(1).collect::<Vec<_>>(), ["65534"; 4]);
+    let capabilities = status.lines().find(|line| line.starts_with("CapEff:")).unwrap();
+    assert_eq!(capabilities.split_whitespace().nth(1), Some("0000000000000000"));
+    // The kernel gives these files to root if the process may not be traced.
+    assert_eq!(fs::metadata(format!("{proc}/environ")).unwrap().uid(), 0);
+    send(running.0.id().into(), rustix::process::Signal::TERM);
+}
+
+#[test]
+fn root_executes_no_run_itself_whatever_a_heartbeat_in_the_home_of_another_user_says() {
+    let Some(home) = home_of_nobody() else { return };
+    let uuid = "00000000-0000-4000-8000-000000000001";
+    let row = format!("INSERT INTO worker VALUES ('{uuid}', 'service', 1, 'host', 1000, NULL)");
+    let _ = rusqlite::Connection::open(home.path("backup.db")).unwrap().execute(&row, []).unwrap();
+    fs::create_dir_all(home.path("backup.db.workers")).unwrap();
+    let heartbeat = home.path("backup.db.workers").join(uuid);
+    for uid in ["0", "null"] {
+        fs::write(&heartbeat, format!(r#"{{"pid":2,"uid":{uid},"ticked_at_ms":1000,"trouble":null,"runs":[]}}"#))
+            .unwrap();
+        let locked = fs::File::open(&heartbeat).unwrap();
+        rustix::fs::flock(&locked, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        let _ = home.run(&["run", "docs", "--no-wait"]).ok();
+        assert_eq!(home.archive_files(), [""; 0], "uid {uid}");
+    }
+}
+
+#[test]
 fn an_archive_that_a_service_of_root_makes_stays_with_root() {
     let Some(home) = home_of_nobody() else { return };
     add_secret(&home);

@@ -274,6 +274,34 @@ fn a_deletion_interrupted_at_any_step_is_finished() {
 }
 
 #[test]
+fn a_database_that_names_a_file_elsewhere_as_an_archive_does_not_get_it_removed() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    keep(&world, &row, Retention { all: true, ..Retention::EMPTY });
+    let runner = world.process(Role::Command);
+    run_daily(&world, &runner, &row, 2);
+    let precious = world.path("precious");
+    fs::write(&precious, "precious").unwrap();
+    let absolute = precious.to_str().unwrap();
+    for path in [absolute, "../precious", "docs/../../precious", "docs/..", "precious"] {
+        let connection = rusqlite::Connection::open(world.home.db()).unwrap();
+        let _ = connection
+            .execute("UPDATE archive SET state = 'deleting', file_name = ?1 WHERE run_id = 1", [path])
+            .unwrap();
+        let error = archive_folder::finish_deletions(&world.home, &world.store).unwrap_err().to_string();
+        assert!(error.contains("does not lie in the folder of a schedule"), "{path}: {error}");
+        let _ = connection
+            .execute(
+                "UPDATE archive SET state = 'writing', file_name = 'docs/x', temporary_name = ?1 WHERE run_id = 1",
+                [path],
+            )
+            .unwrap();
+        assert!(world.store.pending_archive(1).is_err(), "{path}");
+        assert!(precious.exists());
+    }
+}
+
+#[test]
 fn an_unreadable_file_of_the_old_system_is_a_failed_run_and_a_readable_one_succeeded() {
     let world = World::new();
     world.schedule("bad", "01:00");
