@@ -36,7 +36,7 @@ pub struct RunArgs {
     /// Do not verify the archive after writing it
     #[arg(long)]
     no_verify: bool,
-    /// Read every file again; reuse nothing
+    /// Read every file, also those that seem unchanged
     #[arg(long)]
     reread: bool,
 }
