@@ -3,7 +3,7 @@
 //! `BACKUP_STRESS=full` takes 1,000 seeds, otherwise a few; `BACKUP_MANAGER_SEED` takes one.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
@@ -81,7 +81,9 @@ impl Tree {
         match self.random.below(6) {
             0..4 => {
                 let (path, size) = (self.new_path(), self.size());
-                fs::write(path, self.bytes(size)).ok()
+                // Opening a fifo would wait for a reader.
+                let is_fifo = fs::symlink_metadata(&path).is_ok_and(|stat| stat.file_type().is_fifo());
+                (!is_fifo).then(|| fs::write(path, self.bytes(size)).ok())?
             }
             4 => self.overwrite_quietly(),
             _ => {
