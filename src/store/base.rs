@@ -16,8 +16,8 @@ pub(super) const NOT_HELD: &str =
     "NOT EXISTS (SELECT 1 FROM run WHERE run.state = 'running' AND run.base_run_id = archive.run_id)";
 
 impl Store {
-    /// Returns the newest good archive of a schedule that was made in the way of `query`; `None` if there is none, or if
-    /// a file of the source changed without its times and nobody has accepted that.
+    /// Returns the newest good archive of a schedule that was made in the way of `query`; `None` if there is none, or
+    /// if a file of the source changed without its times and nobody has accepted that.
     pub fn find_base(&self, query: &BaseQuery) -> Result<Option<Base>> {
         let origin = &query.origin;
         self.read(|connection| {
