@@ -80,7 +80,7 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     // Without our folder there are no archives to verify and there is no place for a copy.
     archive_folder::ensure_ours(home, store)?;
     // Once a day, and before that if the last copy was made before the first schedule.
-    let copy_every = if store.lacks_copy_of_first_schedule()? { Duration::ZERO } else { DAILY };
+    let copy_every = if store.lacks_copy_of_first_schedule(context.clock.now())? { Duration::ZERO } else { DAILY };
     run_task(context, Task::Copy, copy_every, &mut report, |report, _| copy(context, report))?;
     if intervals.history_days > 0 {
         run_task(context, Task::History, DAILY, &mut report, |report, _| {

@@ -40,6 +40,10 @@ impl MaintenancePace {
         started_at.is_none_or(|at| now.saturating_sub(at) >= interval)
     }
 
+    fn has_failed(&self) -> bool {
+        lock(&self.0).failures > 0
+    }
+
     fn record_start(&self, now: Duration) {
         lock(&self.0).started_at = Some(now);
     }
@@ -63,9 +67,10 @@ impl Service {
     /// Returns whether maintenance is to be started: each hour, a minute after it failed for the first time in a row,
     /// and at once when the database has its first schedule and no copy since.
     pub fn is_maintenance_due(&self) -> bool {
+        let Runner { store, clock, .. } = &self.runner;
         // A database that cannot be read is reported by the tick.
-        self.maintenance_pace.is_due(self.runner.clock.monotonic())
-            || self.runner.store.lacks_copy_of_first_schedule().unwrap_or(false)
+        let is_first = || store.lacks_copy_of_first_schedule(clock.now()).unwrap_or(false);
+        self.maintenance_pace.is_due(clock.monotonic()) || !self.maintenance_pace.has_failed() && is_first()
     }
 
     /// Starts the maintenance thread if it is due and none runs. It works beside the runs, one task at a time.

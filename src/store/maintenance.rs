@@ -114,15 +114,17 @@ impl Store {
     }
 
     /// Returns whether no copy of the database has been begun since the first schedule was created. A copy that failed
-    /// was begun: it is tried again at the next check.
-    pub fn lacks_copy_of_first_schedule(&self) -> Result<bool> {
+    /// was begun: it is tried again at the next check. A schedule of the future was created while the clock was ahead,
+    /// and until then no copy would be late enough.
+    pub fn lacks_copy_of_first_schedule(&self, now: Timestamp) -> Result<bool> {
         self.read(|connection| {
             connection
                 .prepare_cached(
                     "SELECT EXISTS (SELECT 1 FROM upkeep WHERE task = 'copy' AND done_at_ms > 0 AND done_at_ms <= \
-                     (SELECT created_at_ms FROM schedule WHERE deleted_at_ms IS NULL ORDER BY id LIMIT 1))",
+                     (SELECT created_at_ms FROM schedule WHERE deleted_at_ms IS NULL AND created_at_ms <= ?1 \
+                      ORDER BY id LIMIT 1))",
                 )?
-                .query_row([], |row| row.get(0))
+                .query_row([now.millis()], |row| row.get(0))
         })
     }
 

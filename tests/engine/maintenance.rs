@@ -126,6 +126,37 @@ fn a_copy_of_the_database_that_failed_is_due_again_and_one_follows_the_first_sch
 }
 
 #[test]
+fn a_first_schedule_does_not_make_maintenance_due_again_and_again() {
+    // The clock was ahead when the schedule was created, and was set right since.
+    let world = World::new();
+    let now = world.clock.now();
+    world.clock.set(now.plus(DAY * 365));
+    world.schedule("docs", "01:00");
+    world.clock.set(now);
+    let service = world.service(false);
+    let cancel = CancelToken::new();
+    assert!(service.run_maintenance(&cancel).unwrap().copied);
+    world.clock.advance(SECOND);
+    assert!(!service.is_maintenance_due());
+    world.clock.advance(HOUR);
+    assert!(!service.run_maintenance(&cancel).unwrap().copied, "done for today");
+
+    // The archive folder is gone when the schedule is created.
+    let world = World::new();
+    let service = world.service(false);
+    assert!(service.run_maintenance(&cancel).unwrap().copied);
+    world.clock.advance(SECOND);
+    world.schedule("docs", "01:00");
+    fs::remove_dir_all(world.path("backups")).unwrap();
+    fs::write(world.path("backups"), "in the way").unwrap();
+    world.clock.advance(SECOND);
+    assert!(service.is_maintenance_due());
+    assert!(service.run_maintenance(&cancel).is_err());
+    world.clock.advance(SECOND);
+    assert!(!service.is_maintenance_due(), "it failed just now");
+}
+
+#[test]
 fn work_that_failed_is_tried_again_after_a_minute_and_then_each_hour_until_it_succeeds() {
     let world = World::new();
     let row = world.schedule("docs", "01:00");

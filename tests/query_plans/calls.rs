@@ -359,7 +359,7 @@ fn maintenance(store: &Store, dir: &TempDir) {
     store.begin_task(Task::Copy, HOUR, NOW).unwrap();
     store.record_task_failure(Task::Copy).unwrap();
     store.task_state(Task::Copy).unwrap();
-    store.lacks_copy_of_first_schedule().unwrap();
+    store.lacks_copy_of_first_schedule(NOW).unwrap();
     store.prune_history(NOW.plus(HOUR)).unwrap();
     let drill = Drill {
         run: 1,
