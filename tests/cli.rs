@@ -13,6 +13,8 @@ mod file_systems;
 mod full_disk;
 #[path = "cli/handover.rs"]
 mod handover;
+#[path = "cli/interruption.rs"]
+mod interruption;
 #[path = "cli/json.rs"]
 mod json;
 #[path = "cli/limits.rs"]

@@ -60,8 +60,11 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
         let archives = select_archives(context, &store, &words, args.sample, older_than)?;
         verified.extend(verify_archives(context, &store, &archives, args.threads, time_limit, &signals)?);
     }
-    for file in files {
-        if signals.cancel.is_cancelled() {
+    for (position, file) in files.iter().enumerate() {
+        if let Some(interrupted) = interruption(&signals, files.len() - position) {
+            let one = Verified { run: None, path: Path::new(file).to_owned(), result: Err(interrupted) };
+            print_verified(context, &one)?;
+            verified.push(one);
             break;
         }
         verified.push(verify_path(context, Path::new(file), args.threads, &signals)?);
@@ -130,7 +133,11 @@ fn verify_archives(
     let started = context.clock.monotonic();
     let mut verified = Vec::new();
     for (position, archive) in archives.iter().enumerate() {
-        if signals.cancel.is_cancelled() {
+        let path = context.home.backups().join(&archive.file_name);
+        if let Some(interrupted) = interruption(signals, archives.len() - position) {
+            let one = Verified { run: Some(archive.run), path, result: Err(interrupted) };
+            print_verified(context, &one)?;
+            verified.push(one);
             break;
         }
         if time_limit.is_some_and(|limit| context.clock.monotonic().saturating_sub(started) >= limit) {
@@ -147,7 +154,6 @@ fn verify_archives(
         {
             return result.map(|_| Vec::new());
         }
-        let path = context.home.backups().join(&archive.file_name);
         let one = Verified { run: Some(archive.run), path, result };
         print_verified(context, &one)?;
         verified.push(one);
@@ -155,6 +161,12 @@ fn verify_archives(
     let notes = archive_folder::refresh_stable_links(&context.home, store, &store.schedules()?, context.now())?;
     notes.iter().for_each(|note| context.print_info(note));
     Ok(verified)
+}
+
+/// Returns the error for a signal that came between two archives; `left` have not been verified.
+fn interruption(signals: &Signals, left: usize) -> Option<Error> {
+    let kind = signals.interruption()?;
+    Some(Error::new(kind, format!("interrupted: {} not verified", render::count(left as u64, "archive"))))
 }
 
 /// Verifies a file: one of this home also against its catalog, any other by its own trailer.
