@@ -98,8 +98,11 @@ impl Runner {
             }
             match self.open_held_base(claim, prepared, &row, context) {
                 Ok(opened) => return Ok(Some(opened)),
-                // Its row says so now, so that another one is found.
-                Err(error) if error.kind() == ErrorKind::Damage => log::error!("{error}"),
+                Err(error) if error.kind() == ErrorKind::Damage => {
+                    log::error!("{error}");
+                    // Once its row says so, another one is found.
+                    self.store.record_health(row.archive_file, Health::Damaged, Some(self.clock.now()))?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 Err(error) => {
                     log::warn!("archive @{} is not used, and everything is read: {error}", row.run);
@@ -141,7 +144,7 @@ impl Runner {
         Ok(OpenBase { row: row.clone(), path, reader, facts, rules, is_damaged: AtomicBool::new(false) })
     }
 
-    /// Reads the whole file of a base. Errors: `Damage` if it is not what was written; its row says so then.
+    /// Reads the whole file of a base. Errors: `Damage` if it is not what was written.
     fn verify_base(&self, row: &Base, modified_ns: i64, context: &RunContext<'_>) -> Result<()> {
         let archive = self.store.archive(row.run)?;
         let archive = archive.ok_or_else(|| Error::not_found(format!("archive @{} does not exist", row.run)))?;

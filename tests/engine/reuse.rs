@@ -348,3 +348,18 @@ fn a_link_that_a_dead_worker_sealed_is_finished_or_dropped_without_harm_to_its_b
         assert_eq!((verify(&world, &first), rows(&world, &first).len()), (Health::Good, 103), "lost: {is_lost}");
     }
 }
+
+#[test]
+fn a_base_whose_header_or_trailer_is_damaged_is_marked_and_not_used() {
+    let size = |world: &World, archive: &Archive| fs::metadata(file_of(world, archive)).unwrap().size();
+    for from_end in [false, true] {
+        let (world, runner, row) = world();
+        let first = world.store.newest_good(row.id).unwrap().unwrap();
+        let at = if from_end { size(&world, &first) - 700 } else { 600 };
+        damage(&world, &first, at, true);
+        let second = run(&world, &runner, &row);
+        assert_ne!(second.archive_file, first.archive_file);
+        assert_eq!(world.store.archive(first.run).unwrap().unwrap().health, Health::Damaged);
+        assert_eq!(verify(&world, &second), Health::Good);
+    }
+}
