@@ -14,6 +14,8 @@ mod recovery;
 mod reuse;
 #[path = "engine/runs.rs"]
 mod runs;
+#[path = "engine/shared_files.rs"]
+mod shared_files;
 #[path = "engine/time.rs"]
 mod time;
 #[path = "engine/trust.rs"]

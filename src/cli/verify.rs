@@ -16,6 +16,7 @@ use super::signals::Signals;
 use super::{Context, config, select};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance::shared_files::separate_files;
 use crate::maintenance::verify::{self, Findings};
 use crate::schedule::{parse_age, parse_duration};
 use crate::store::{Access, Archive, Store};
@@ -57,6 +58,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let mut verified = Vec::new();
     if !words.is_empty() || files.is_empty() {
         let store = context.open()?;
+        separate_files(&context.home, &store, None)?;
         let archives = select_archives(context, &store, &words, args.sample, older_than)?;
         verified.extend(verify_archives(context, &store, &archives, args.threads, time_limit, &signals)?);
     }
@@ -189,6 +191,7 @@ fn archive_of_file(context: &Context, path: &Path) -> Option<(Store, Archive)> {
     let whole = path.canonicalize().ok()?;
     let below = whole.strip_prefix(context.home.backups()).ok()?.to_str()?.to_owned();
     let store = context.open_store(Access::Existing).ok()?;
+    separate_files(&context.home, &store, None).ok()?;
     let archive = store.archive_named(&below).ok()??;
     Some((store, archive))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use super::shared_files::separate_files;
 use super::{copy_database, drill, verify};
 use crate::archive_folder;
 use crate::cancel::CancelToken;
@@ -91,6 +92,7 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     }
     if intervals.reverify_days > 0 {
         run_task(context, Task::Reverify, DAILY, &mut report, |report, is_retry| {
+            separate_files(home, store, None)?;
             let archives = store.archives(None)?;
             let due = due_for_verification(archives, intervals.reverify_days, is_retry, context.clock.now());
             verify_due_archives(context, &due, report)

@@ -7,6 +7,7 @@ pub mod drill;
 pub mod prune;
 pub mod rescan;
 pub mod retention;
+pub mod shared_files;
 pub mod verify;
 
 pub use daily::{Intervals, MaintenanceContext, MaintenanceReport, run_maintenance};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 
 use super::retention::{self, ArchiveFacts, Decision, KeepRule};
+use super::shared_files::separate_files;
 use super::verify::verify_archive;
 use crate::archive_folder;
 use crate::cancel::CancelToken;
@@ -118,9 +119,13 @@ impl PrunePlan {
         let is_anchor = |decision: &Decision| {
             decision.kept_by.iter().any(|rule| matches!(rule, KeepRule::NewestGood | KeepRule::NewestWhole))
         };
+        separate_files(home, store, self.archives.first().map(|archive| archive.schedule_id))?;
         let mut anchors = Vec::new();
         for (archive, _) in self.archives.iter().zip(&self.decisions).filter(|(_, decision)| is_anchor(decision)) {
-            ensure_verified(context, archive)?;
+            // Its file may have just been found to be another one than that which was verified.
+            if let Some(archive) = store.archive(archive.run)? {
+                ensure_verified(context, &archive)?;
+            }
             anchors.push(archive.run);
         }
         let marked = store.mark_deleting(&removals, &anchors)?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::shared_files::separate_files;
 use crate::archive::codec::Codec;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
@@ -106,6 +107,7 @@ pub fn rescan(
             Err(error) => return Err(error),
         }
     }
+    separate_files(home, store, None)?;
     mark_missing(home, store, &mut report)?;
     let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
     notes.iter().for_each(|note| observer.note(note));

@@ -46,6 +46,7 @@ mod run_end;
 mod runs;
 mod schedules;
 mod settings;
+mod shared_files;
 mod types;
 mod workers;
 

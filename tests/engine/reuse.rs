@@ -18,7 +18,7 @@ use crate::runs::{Recording, recover_all, run_now, tar_lists};
 use crate::world::{DAY, HOUR, World};
 
 /// A schedule whose files changed long before now, by the clock of the test, and its first archive.
-fn world() -> (World, Runner, ScheduleRow) {
+pub fn world() -> (World, Runner, ScheduleRow) {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     for file in 0..100 {
@@ -33,7 +33,7 @@ fn world() -> (World, Runner, ScheduleRow) {
 }
 
 /// Runs an hour later; returns the archive.
-fn run(world: &World, runner: &Runner, row: &ScheduleRow) -> Archive {
+pub fn run(world: &World, runner: &Runner, row: &ScheduleRow) -> Archive {
     world.clock.advance(HOUR);
     let ended = run_now(world, runner, row);
     assert!(ended.error.is_none(), "{:?}", ended.error);
@@ -50,7 +50,7 @@ fn run_rereading(world: &World, runner: &Runner, row: &ScheduleRow) -> RunOutcom
     runner.execute(claim, &intent.unwrap(), &context).unwrap()
 }
 
-fn reasons(world: &World, archive: &Archive) -> Vec<(String, u64)> {
+pub fn reasons(world: &World, archive: &Archive) -> Vec<(String, u64)> {
     world.store.run(archive.run).unwrap().counts.read_reasons.into_iter().collect()
 }
 
@@ -63,11 +63,11 @@ fn is_all_reused(world: &World, archive: &Archive) -> bool {
     base_of(world, archive).is_some() && reasons(world, archive).is_empty()
 }
 
-fn file_of(world: &World, archive: &Archive) -> PathBuf {
+pub fn file_of(world: &World, archive: &Archive) -> PathBuf {
     world.home.backups().join(&archive.file_name)
 }
 
-fn rows(world: &World, archive: &Archive) -> Vec<CatalogMember> {
+pub fn rows(world: &World, archive: &Archive) -> Vec<CatalogMember> {
     let (mut rows, mut sequence) = (Vec::new(), Some(0));
     while let Some(from) = sequence {
         let (page, next) = world.store.members(archive.run, from, 1_000).unwrap();
@@ -77,13 +77,13 @@ fn rows(world: &World, archive: &Archive) -> Vec<CatalogMember> {
     rows
 }
 
-fn verify(world: &World, archive: &Archive) -> Health {
+pub fn verify(world: &World, archive: &Archive) -> Health {
     let (cancel, now) = (CancelToken::default(), world.clock.now());
     verify_archive(&world.home, &world.store, archive, 2, &cancel, now).unwrap().health
 }
 
 /// Flips a byte of an archive file, and sets its mtime back if that is wanted.
-fn damage(world: &World, archive: &Archive, at: u64, keeps_mtime: bool) {
+pub fn damage(world: &World, archive: &Archive, at: u64, keeps_mtime: bool) {
     let path = file_of(world, archive);
     let before = fs::metadata(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();

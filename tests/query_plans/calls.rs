@@ -339,6 +339,9 @@ fn rescan(store: &Store) {
         };
     }
     store.discard_partly_added_archives().unwrap();
+    assert_eq!(store.known_inode(file).unwrap(), Some(3));
+    store.split_file(file, &[71], Some((1, 4))).unwrap();
+    store.record_other_file(file, (1, 5)).unwrap();
     assert!(store.has_archives().unwrap());
 }
 
