@@ -31,7 +31,7 @@ impl Store {
     }
 
     /// Gives complete archives that share the row of a physical file a row of their own, for their file, which was not
-    /// verified; `identity` is its device and inode number, `None` if it does not exist. The archives keep their chunks.
+    /// verified; `identity` is its device and inode number, `None` if it does not exist. They keep their chunks.
     pub fn split_file(&self, archive_file: i64, runs: &[i64], identity: Option<(u64, u64)>) -> Result<()> {
         self.write(|transaction| {
             let mut changed = 0;
