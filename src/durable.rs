@@ -246,13 +246,23 @@ pub fn link_over(original: &File, path: &Path, link_name: &Path, temporary: &Pat
 /// Creates a folder with exactly the permission bits `mode`, and missing parents likewise, and syncs the parent of
 /// each. Returns whether the folder was created.
 pub fn make_folder(path: &Path, mode: u32) -> Result<bool> {
-    let folder = match owner::create_new_folder(path, mode) {
+    make_folder_of(path, mode, Owner::OfDatabase)
+}
+
+/// Same as [`make_folder`], for content that only the user of this process may read: the folder belongs to that user,
+/// in whatever folder it is.
+pub fn make_own_folder(path: &Path, mode: u32) -> Result<bool> {
+    make_folder_of(path, mode, Owner::OfProcess)
+}
+
+fn make_folder_of(path: &Path, mode: u32, owner: Owner) -> Result<bool> {
+    let folder = match owner::create_new_folder(path, mode, owner) {
         Ok(folder) => folder,
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return existing_folder(path),
         // In /proc no folder can be created, although its parent exists.
         Err(e) if e.kind() == io::ErrorKind::NotFound && !folder_of(path).is_dir() => {
-            make_folder(folder_of(path), mode)?;
-            return make_folder(path, mode);
+            make_folder_of(folder_of(path), mode, owner)?;
+            return make_folder_of(path, mode, owner);
         }
         Err(e) => return Err(Error::io("make the folder", path)(e)),
     };

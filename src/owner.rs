@@ -47,17 +47,14 @@ pub enum Owner {
 /// Creates a file, which must not exist, with `mode`, which the umask may reduce. `access` are the flags with which it
 /// is opened.
 pub fn create_new(path: &Path, access: OFlags, mode: u32, owner: Owner) -> io::Result<File> {
-    let (folder, name) = Folder::of(path)?;
-    match owner {
-        Owner::OfDatabase => folder.create_new(name, access, mode),
-        Owner::OfProcess => Folder { heir: None, ..folder }.create_new(name, access, mode),
-    }
+    let (folder, name) = Folder::of(path, owner)?;
+    folder.create_new(name, access, mode)
 }
 
 /// Opens a file, and creates it with `mode`, which the umask may reduce, if it does not exist. For root in the folder
 /// of another user it follows no symbolic link.
 pub fn open_or_create(path: &Path, access: OFlags, mode: u32) -> io::Result<File> {
-    let (folder, name) = Folder::of(path)?;
+    let (folder, name) = Folder::of(path, Owner::OfDatabase)?;
     if folder.heir.is_none() {
         return folder.open(name, access | OFlags::CREATE, mode);
     }
@@ -75,8 +72,8 @@ pub fn open_or_create(path: &Path, access: OFlags, mode: u32) -> io::Result<File
 }
 
 /// Creates a folder, which must not exist, with `mode`, which the umask may reduce, and opens it.
-pub fn create_new_folder(path: &Path, mode: u32) -> io::Result<File> {
-    let (folder, name) = Folder::of(path)?;
+pub fn create_new_folder(path: &Path, mode: u32, owner: Owner) -> io::Result<File> {
+    let (folder, name) = Folder::of(path, owner)?;
     mkdirat(&folder.handle, name, Mode::from_raw_mode(mode))?;
     let created = folder.open(name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, 0)?;
     folder.give(&created);
@@ -85,7 +82,7 @@ pub fn create_new_folder(path: &Path, mode: u32) -> io::Result<File> {
 
 /// Creates the folder `path`, and missing parents, with `mode`, which the umask may reduce.
 pub fn create_folder(path: &Path, mode: u32) -> io::Result<()> {
-    match create_new_folder(path, mode) {
+    match create_new_folder(path, mode, Owner::OfDatabase) {
         Ok(_) => Ok(()),
         Err(_) if path.is_dir() => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
@@ -108,15 +105,15 @@ struct Folder {
 }
 
 impl Folder {
-    /// Opens the folder of `path`; returns it with the name in it.
-    fn of(path: &Path) -> io::Result<(Folder, &OsStr)> {
+    /// Opens the folder of `path`, in which something is created for `owner`; returns it with the name in it.
+    fn of(path: &Path, owner: Owner) -> io::Result<(Folder, &OsStr)> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = retry_on_intr(|| openat(CWD, parent, flags, Mode::empty()))?;
         let mut heir = of_database().filter(|(uid, _)| *uid != 0 && rustix::process::geteuid().is_root());
         if let Some((uid, _)) = heir
-            && fstat(&handle)?.st_uid != uid
+            && (owner == Owner::OfProcess || fstat(&handle)?.st_uid != uid)
         {
             heir = None;
         }
@@ -153,7 +150,7 @@ mod tests {
         fs::create_dir(&checked).unwrap();
         fs::create_dir(&other).unwrap();
         let path = checked.join("file");
-        let (folder, name) = Folder::of(&path).unwrap();
+        let (folder, name) = Folder::of(&path, Owner::OfDatabase).unwrap();
         fs::rename(&checked, &moved).unwrap();
         std::os::unix::fs::symlink(&other, &checked).unwrap();
         drop(folder.create_new(name, OFlags::WRONLY, 0o600).unwrap());
@@ -168,7 +165,7 @@ mod tests {
         create_folder(&path, 0o700).unwrap();
         create_folder(&path, 0o700).unwrap();
         create_folder(Path::new("/"), 0o700).unwrap();
-        let error = create_new_folder(&path, 0o700).unwrap_err();
+        let error = create_new_folder(&path, 0o700, Owner::OfDatabase).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         let file = dir.path().join("file");
         drop(open_or_create(&file, OFlags::RDWR, 0o600).unwrap());

@@ -113,6 +113,22 @@ fn an_archive_that_a_service_of_root_makes_stays_with_root() {
 }
 
 #[test]
+fn what_a_restore_test_by_root_restores_stays_with_root() {
+    let Some(home) = home_of_nobody() else { return };
+    large_source(&home, 24);
+    let _ = home.run_unprivileged(&["create", "large;09:00;large", "--compress", "zstd:1"]).ok();
+    let _ = home.run(&["start"]).ok();
+    let _ = home.run(&["run", "large"]).ok();
+    let _ = home.run(&["stop"]).ok();
+    let mut testing = Running(home.command(&["drill", "large"]).stderr(Stdio::null()).spawn().unwrap());
+    let target = home.path("backups/.scratch/backup-manager-drill");
+    home.wait_until("restored folder", 20, || target.join("large").exists());
+    let stat = fs::metadata(&target).unwrap();
+    assert_eq!((stat.uid(), stat.mode() & 0o777), (0, 0o700));
+    assert!(testing.0.wait().unwrap().success());
+}
+
+#[test]
 fn a_queued_run_returns_the_result_of_the_service() {
     let home = TestHome::with_sources(&["a"]);
     let _ = home.run(&["create", "a;09:00;docs", "nowhere;10:00;lost"]);

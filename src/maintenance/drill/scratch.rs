@@ -45,7 +45,8 @@ impl Scratch {
     /// Creates the target, which [`clear`](Self::clear) has removed.
     pub(super) fn create_target(&self) -> Result<PathBuf> {
         let target = self.target();
-        durable::make_folder(&target, 0o700)?;
+        // What it gets may come from an archive that only root may read.
+        durable::make_own_folder(&target, 0o700)?;
         Ok(target)
     }
 
