@@ -363,7 +363,12 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 pub fn random_name() -> Result<String> {
     let random = getrandom::u64()
         .map_err(|e| Error::failed("the system gives no random numbers").because(io::Error::other(e.to_string())))?;
-    Ok(format!("{TEMP_PREFIX}{random:016x}{TEMP_SUFFIX}"))
+    Ok(temporary_name(random))
+}
+
+/// Returns the temporary name with this number, which the caller drew at random or counts from one that was.
+pub fn temporary_name(number: u64) -> String {
+    format!("{TEMP_PREFIX}{number:016x}{TEMP_SUFFIX}")
 }
 
 /// Removes the temporary files with random names that killed processes left in a folder. The caller holds the lock

@@ -12,6 +12,7 @@ pub type PathKey = [u8; 16];
 #[derive(Debug, Default)]
 pub struct CompletedPaths {
     state: Mutex<State>,
+    /// Notified only if somebody waits: each notification is a system call.
     changed: Condvar,
 }
 
@@ -20,6 +21,8 @@ struct State {
     complete: KeySet,
     in_progress: HashSet<PathKey>,
     failed_folders: HashSet<PathKey>,
+    /// Threads that wait until a path is no longer in progress.
+    waiting: usize,
 }
 
 /// A set of keys in parts, by their last byte: a single large table would need half as much memory again while it
@@ -48,24 +51,42 @@ impl CompletedPaths {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that the entry at `path` is being created.
-    pub fn begin(&self, path: &MemberPath) {
-        self.state().in_progress.insert(path_key(path));
+    /// Records that the entries at these paths are being created.
+    pub fn begin<'p>(&self, paths: impl Iterator<Item = &'p MemberPath>) {
+        let keys: Vec<_> = paths.map(path_key).collect();
+        self.state().in_progress.extend(keys);
     }
 
     /// Records that the entry at `path` is complete.
     pub fn complete(&self, path: &MemberPath) {
-        let key = path_key(path);
+        self.complete_all(std::iter::once(path));
+    }
+
+    /// Records that the entries at these paths are complete.
+    pub fn complete_all<'p>(&self, paths: impl Iterator<Item = &'p MemberPath>) {
+        let keys: Vec<_> = paths.map(path_key).collect();
         let mut state = self.state();
-        state.in_progress.remove(&key);
-        state.complete.insert(key);
-        self.changed.notify_all();
+        for key in keys {
+            state.in_progress.remove(&key);
+            state.complete.insert(key);
+        }
+        self.notify(state);
     }
 
     /// Records that the entry at `path` is no longer being created, and is not complete.
     pub fn abort(&self, path: &MemberPath) {
-        self.state().in_progress.remove(&path_key(path));
-        self.changed.notify_all();
+        let key = path_key(path);
+        let mut state = self.state();
+        state.in_progress.remove(&key);
+        self.notify(state);
+    }
+
+    fn notify(&self, state: MutexGuard<'_, State>) {
+        let is_any_waiting = state.waiting > 0;
+        drop(state);
+        if is_any_waiting {
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until nothing is in progress at `path`, and returns whether its entry is complete.
@@ -73,7 +94,9 @@ impl CompletedPaths {
         let key = path_key(path);
         let mut state = self.state();
         while state.in_progress.contains(&key) {
+            state.waiting += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
         state.complete.contains(&key)
     }

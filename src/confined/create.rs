@@ -5,14 +5,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock};
 use rustix::io::Errno;
 
 use super::inspect::stat_entry;
 use super::metadata::{MetadataLoss, Privileges, UNFINISHED_MODE, apply_special_metadata};
-use crate::durable::{is_temporary_name, random_name};
+use crate::durable::{is_temporary_name, temporary_name};
 use crate::member::{Member, MemberKind};
 
 /// An entry created under a temporary name; removed when dropped unless it was renamed into place.
@@ -29,7 +30,7 @@ impl NewEntry {
         mut create: impl FnMut(&str) -> rustix::io::Result<()>,
     ) -> io::Result<NewEntry> {
         loop {
-            let name = random_name().map_err(|e| io::Error::other(e.to_string()))?;
+            let name = unused_name()?;
             match create(&name) {
                 Ok(()) => return Ok(NewEntry { folder: folder.clone(), temporary: Some(name) }),
                 Err(Errno::EXIST) => {}
@@ -38,12 +39,12 @@ impl NewEntry {
         }
     }
 
-    /// Creates an empty file and opens it for writing.
-    pub fn file(folder: &Arc<OwnedFd>) -> io::Result<(NewEntry, File)> {
+    /// Creates an empty file with this mode, less the umask, and opens it for writing.
+    pub fn file(folder: &Arc<OwnedFd>, mode: u32) -> io::Result<(NewEntry, File)> {
         let mut opened = None;
         let entry = NewEntry::under_free_name(folder, |name| {
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            opened = Some(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?);
+            opened = Some(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(mode))?);
             Ok(())
         })?;
         match opened {
@@ -110,6 +111,20 @@ impl Drop for NewEntry {
             let _ = rustix::fs::unlinkat(&*self.folder, name.as_str(), AtFlags::empty());
         }
     }
+}
+
+/// Returns a temporary name that this process did not use before: random numbers are drawn once, not for each file.
+fn unused_name() -> io::Result<String> {
+    static FIRST: OnceLock<u64> = OnceLock::new();
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let first = match FIRST.get() {
+        Some(first) => *first,
+        None => {
+            let random = getrandom::u64().map_err(|e| io::Error::other(e.to_string()))?;
+            *FIRST.get_or_init(|| random)
+        }
+    };
+    Ok(temporary_name(first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed))))
 }
 
 fn rename(folder: &OwnedFd, from: &str, to: &OsStr, replace: bool) -> rustix::io::Result<()> {

@@ -15,6 +15,9 @@ use crate::member::{FileTime, Member, MemberKind};
 /// Mode of a folder that is being filled. No other user can enter it, and a repeated restore recognises it by this.
 pub(super) const UNFINISHED_MODE: u32 = 0o1700;
 
+/// Mode of a file that others could reach before it has its final metadata.
+pub const PRIVATE_MODE: u32 = 0o600;
+
 /// The ACL that a new file or folder inherits from the default ACL of its folder.
 const INHERITED_ACCESS: &str = "system.posix_acl_access";
 
@@ -61,15 +64,16 @@ pub(super) fn is_refused(result: rustix::io::Result<()>) -> io::Result<bool> {
 }
 
 /// Applies owner, attributes, times and mode to an open file or folder. Owner first, because a change of owner clears
-/// mode bits and capabilities; mode last, because it marks a folder as finished.
+/// mode bits and capabilities; mode last, because it marks a folder as finished. What it has already is not set again.
 pub fn apply_metadata(file: impl AsFd, member: &Member, privileges: Privileges) -> io::Result<MetadataLoss> {
     let file = file.as_fd();
     let mut loss = MetadataLoss::default();
-    if privileges.is_root {
+    let stat = rustix::fs::fstat(file)?;
+    let has_owner = (stat.st_uid, stat.st_gid) == (member.uid, member.gid);
+    if !has_owner && privileges.is_root {
         let chown = rustix::fs::fchown(file, valid_uid(member.uid), valid_gid(member.gid));
         loss.owner = is_refused(chown)? || member.uid == u32::MAX || member.gid == u32::MAX;
-    } else {
-        let stat = rustix::fs::fstat(file)?;
+    } else if !has_owner {
         loss.owner = stat.st_uid != member.uid;
         if stat.st_gid != member.gid {
             let chown = rustix::fs::fchown(file, None, valid_gid(member.gid));
@@ -80,8 +84,19 @@ pub fn apply_metadata(file: impl AsFd, member: &Member, privileges: Privileges) 
         rustix::fs::fsetxattr(file, name, value, XattrFlags::empty())
     })?;
     rustix::fs::futimens(file, &times(member.modified))?;
-    rustix::fs::fchmod(file, granted_mode(member, privileges, &mut loss))?;
+    let mode = granted_mode(member, privileges, &mut loss);
+    // A change of owner and an ACL change the mode.
+    let has_mode = has_owner && member.xattrs.is_empty() && stat.st_mode & 0o7777 == mode.as_raw_mode();
+    if !has_mode {
+        rustix::fs::fchmod(file, mode)?;
+    }
     Ok(loss)
+}
+
+/// Returns the mode with which a file is created where nobody else can reach it: its final one, unless an ACL will
+/// decide that, and writable, because some file systems ask for that later.
+pub fn mode_at_creation(member: &Member) -> u32 {
+    if member.xattrs.is_empty() { member.mode & 0o777 | PRIVATE_MODE } else { PRIVATE_MODE }
 }
 
 /// Applies owner, attributes, mode and time to a symbolic link, fifo or device that still has its temporary name.

@@ -17,6 +17,8 @@ pub use compare::{MetadataDifferences, correct_metadata, metadata_differences};
 pub use completed_paths::{CompletedPaths, PathKey, path_key};
 pub use create::{NewEntry, lock_folder, remove};
 pub use inspect::{device_of, is_empty_folder, kind_of, link_target, modified_of, open_file, stat_entry};
-pub use metadata::{MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished};
+pub use metadata::{
+    MetadataLoss, PRIVATE_MODE, Privileges, apply_metadata, clear_inherited_acl, is_unfinished, mode_at_creation,
+};
 pub use open::ConfinedFolder;
 pub use tree::{CreateError, FolderEnd, FolderMetadata, FolderTree, OnFinished, OpenFolder, TreeContext};

@@ -54,6 +54,8 @@ pub struct OpenFolder {
     pub handle: Arc<OwnedFd>,
     /// The folder may have a default ACL, from which new entries inherit rights that the archive does not grant.
     pub may_have_default_acl: bool,
+    /// No other user can enter the folder: it was created by this tree, with [`UNFINISHED_MODE`].
+    pub is_private: bool,
     /// `None` for the confined folder itself.
     path: Option<Arc<PathNode>>,
     final_metadata: FinalMetadata,
@@ -157,6 +159,7 @@ impl FolderTree {
             Arc::new(OpenFolder {
                 handle: confined.root(),
                 may_have_default_acl: true,
+                is_private: false,
                 path: None,
                 final_metadata: FinalMetadata::Unchanged,
                 context: context.clone(),
@@ -236,6 +239,7 @@ impl FolderTree {
         node: &Arc<PathNode>,
     ) -> Result<Option<Arc<OpenFolder>>, CreateError> {
         let (name, completed) = (path.file_name(), &self.context.completed);
+        let in_use = |folder| Some(Arc::new(folder));
         // Asked first: this waits for a file of this name that is still being written.
         let is_complete = completed.contains(path);
         match stat_entry(&*parent.handle, name)? {
@@ -247,7 +251,7 @@ impl FolderTree {
                     create_plain_folder(&parent.handle, name)?;
                 }
                 completed.complete(path);
-                self.open(parent, path, node, parent.may_have_default_acl, FinalMetadata::Unchanged).map(Some)
+                self.open(parent, path, node, parent.may_have_default_acl, FinalMetadata::Unchanged).map(in_use)
             }
             Some(stat) if kind_of(&stat) == Some(MemberKind::Folder) => {
                 if let Some(folder) = self.return_to(path, &stat)? {
@@ -261,7 +265,7 @@ impl FolderTree {
                 } else {
                     FinalMetadata::Unchanged
                 };
-                self.open(parent, path, node, true, final_metadata).map(Some)
+                self.open(parent, path, node, true, final_metadata).map(in_use)
             }
             Some(_) => Err(CreateError::NotAFolder(path.clone())),
         }
@@ -287,11 +291,12 @@ impl FolderTree {
             create_folder(&*parent.handle, path.file_name())?;
         }
         let final_metadata = self.final_metadata(&parent, member, exists, metadata)?;
-        let folder = self.open(&parent, path, &node, exists, final_metadata)?;
+        let mut folder = self.open(&parent, path, &node, exists, final_metadata)?;
+        folder.is_private = !exists;
         if !exists && parent.may_have_default_acl {
             clear_inherited_acl(&*folder.handle);
         }
-        self.levels.push((node, Some(folder)));
+        self.levels.push((node, Some(Arc::new(folder))));
         Ok(())
     }
 
@@ -334,7 +339,7 @@ impl FolderTree {
         node: &Arc<PathNode>,
         may_have_default_acl: bool,
         final_metadata: FinalMetadata,
-    ) -> Result<Arc<OpenFolder>, CreateError> {
+    ) -> Result<OpenFolder, CreateError> {
         let handle = self.confined()?.open_folder_in(parent.handle.as_fd(), path.file_name()).map_err(|e| match e {
             Errno::LOOP | Errno::NOTDIR => CreateError::NotAFolder(path.clone()),
             e => CreateError::Io(e.into()),
@@ -347,7 +352,7 @@ impl FolderTree {
             lock_folder(&handle)?;
         }
         let (path, context) = (Some(node.clone()), self.context.clone());
-        Ok(Arc::new(OpenFolder { handle, may_have_default_acl, path, final_metadata, context }))
+        Ok(OpenFolder { handle, may_have_default_acl, is_private: false, path, final_metadata, context })
     }
 
     fn confined(&self) -> io::Result<&ConfinedFolder> {

@@ -1,5 +1,6 @@
 //! Decides what happens to each member and creates it.
 
+use super::batches::BatchQueue;
 use super::interruption::StoppedAt;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
@@ -7,11 +8,8 @@ use super::target_paths::target_path;
 use super::write_file::{FileJob, READ_BYTES, WriteError};
 use crate::archive::members::{Entry, Members};
 use crate::confined::{self, CreateError, FolderMetadata, NewEntry};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::member::{Member, MemberKind, MemberPath};
-
-/// Files up to this many stored bytes are read into memory and written by other threads.
-const MAX_SMALL_FILE_BYTES: u64 = 1 << 20;
 
 impl Restorer<'_, '_> {
     /// Restores a selected member.
@@ -29,7 +27,9 @@ impl Restorer<'_, '_> {
             self.conflict(&entry.member.path, &reason);
             return Ok(());
         }
-        self.state.with_report(|report| report.bad_times += u64::from(entry.has_bad_time));
+        if entry.has_bad_time {
+            self.state.with_report(|report| report.bad_times += 1);
+        }
         if entry.member.kind != MemberKind::HardLink {
             return self.restore_at_path(members, entry);
         }
@@ -44,6 +44,7 @@ impl Restorer<'_, '_> {
 
     /// Restores a member that is not a hard link. Its path is relative to the target.
     pub(super) fn restore_at_path(&mut self, members: &mut Members, entry: Box<Entry>) -> Result<()> {
+        self.batches.prepare_for(&entry.member)?;
         let path = entry.member.path.clone();
         let result = match entry.member.kind {
             MemberKind::Folder => self.restore_folder(&entry.member).inspect_err(|error| {
@@ -189,17 +190,16 @@ impl Restorer<'_, '_> {
         };
         let digest = self.digests.find(self.archive, entry.sequence, entry.offset)?;
         let job = FileJob { folder, entry, digest, replace: action == Action::Replace };
-        self.state.completed.begin(&path);
-        if job.entry.stored <= MAX_SMALL_FILE_BYTES {
-            self.send_small_file(members, job)
-        } else {
-            self.write_large_file(members, &job);
-            Ok(())
+        if BatchQueue::is_small(job.entry.stored) {
+            return self.read_small_file(members, job);
         }
+        self.batches.hand_over()?;
+        self.write_large_file(members, &job);
+        Ok(())
     }
 
-    /// Reads a small file and sends it to the threads that write.
-    fn send_small_file(&mut self, members: &mut Members, job: FileJob) -> Result<()> {
+    /// Reads a small file and adds it to the batch for the threads that write.
+    fn read_small_file(&mut self, members: &mut Members, job: FileJob) -> Result<()> {
         let mut data = vec![0; job.entry.stored as usize];
         let mut filled = 0;
         while filled < data.len() {
@@ -214,7 +214,7 @@ impl Restorer<'_, '_> {
             }
         }
         data.truncate(filled);
-        self.small_files.send((job, data)).map_err(|_| Error::failed("the threads that write files have ended"))
+        self.batches.push(job, data)
     }
 
     /// Writes a large file while it is read.

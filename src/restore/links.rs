@@ -31,6 +31,7 @@ impl Restorer<'_, '_> {
         entry: Box<Entry>,
         first: Option<MemberPath>,
     ) -> Result<()> {
+        self.batches.prepare_for(&entry.member)?;
         let path = entry.member.path.clone();
         if *carrier == path {
             self.refuse(path.as_bytes(), "it is a hard link to itself");

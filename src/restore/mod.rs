@@ -2,6 +2,7 @@
 //! threads write small files. Folders get their mode and times last. A restore that was interrupted is finished by
 //! running it again: a file that has its final name, size and time is complete.
 
+mod batches;
 mod create;
 mod digests;
 mod existing;
@@ -20,15 +21,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::Scope;
 
-use crossbeam_channel::{Sender, bounded};
-
+use self::batches::BatchQueue;
 pub use self::options::{Action, Options, Overwrite, RestoreContext};
 pub use self::report::{Paths, Report};
 use self::restorer::Restorer;
 use self::state::RestoreState;
-use self::write_file::{FileJob, SmallFile};
 use crate::browse::{OpenArchive, Selection};
 use crate::confined::{self, ConfinedFolder, FolderEnd, FolderTree, Privileges, TreeContext};
 use crate::error::{Error, ErrorKind, Result};
@@ -49,8 +47,8 @@ pub fn restore(
     let privileges = Privileges::of_process(options.setuid);
     let tree = FolderTree::new(target, tree_context(&state, privileges, options.dry_run));
     let result = std::thread::scope(|scope| {
-        let small_files = spawn_writers(scope, options.threads.max(1), &state, privileges)?;
-        let mut restorer = Restorer::new(archive, options, context, &state, privileges, tree, small_files);
+        let batches = BatchQueue::start(scope, options.threads, &state, privileges)?;
+        let mut restorer = Restorer::new(archive, options, context, &state, privileges, tree, batches);
         let result = restorer.run(selection);
         if result.is_err() {
             state.abandon();
@@ -110,47 +108,6 @@ fn tree_context(state: &Arc<RestoreState>, privileges: Privileges, is_dry_run: b
         }
     });
     TreeContext { completed, is_abandoned, on_finished, privileges, is_dry_run }
-}
-
-/// Starts the threads that write small files. They end when the sender is dropped.
-///
-/// Errors: the system starts no thread, as under a limit of processes.
-fn spawn_writers<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    threads: usize,
-    state: &Arc<RestoreState>,
-    privileges: Privileges,
-) -> Result<Sender<SmallFile>> {
-    let (sender, receiver) = bounded::<SmallFile>(2 * threads);
-    for _ in 0..threads {
-        let (receiver, state) = (receiver.clone(), state.clone());
-        let write = move || {
-            for (job, data) in receiver {
-                write_small_file(&state, privileges, &job, data);
-            }
-        };
-        std::thread::Builder::new().name("restore".to_owned()).spawn_scoped(scope, write).map_err(|e| {
-            Error::failed("cannot start a thread")
-                .because(e)
-                .hint("raise the limit of processes (`ulimit -u`), or end other programs")
-        })?;
-    }
-    Ok(sender)
-}
-
-fn write_small_file(state: &RestoreState, privileges: Privileges, job: &FileJob, data: Vec<u8>) {
-    if state.has_fatal() {
-        return state.abort(&job.entry.member.path, |_| {});
-    }
-    let mut data = Some(data);
-    let result = job.write(privileges, &mut |buffer| match data.take() {
-        Some(bytes) if !bytes.is_empty() => {
-            *buffer = bytes;
-            Ok(true)
-        }
-        _ => Ok(false),
-    });
-    job.record(state, result);
 }
 
 /// Opens the target, and creates it if it does not exist. Returns `None` if it does not exist in a dry run.

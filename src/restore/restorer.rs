@@ -5,14 +5,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
-
+use super::batches::BatchQueue;
 use super::digests::CatalogDigests;
 use super::interruption::StoppedAt;
 use super::options::{Action, Options, RestoreContext};
 use super::state::RestoreState;
 use super::target_paths::TargetPaths;
-use super::write_file::SmallFile;
 use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{OpenArchive, Selection};
 use crate::confined::{FolderTree, PathKey, Privileges, path_key};
@@ -30,8 +28,8 @@ pub(super) struct Restorer<'a, 'c> {
     pub state: &'a Arc<RestoreState>,
     pub privileges: Privileges,
     pub tree: FolderTree,
-    /// To the threads that write small files.
-    pub small_files: Sender<SmallFile>,
+    /// Small files for the threads that write.
+    pub batches: BatchQueue,
     /// Hard links whose first name was not restored: that name in the archive, and the link at its path in the target.
     pub deferred_links: Vec<(MemberPath, Box<Entry>)>,
     pub deferred_link_bytes: usize,
@@ -59,7 +57,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
         state: &'a Arc<RestoreState>,
         privileges: Privileges,
         tree: FolderTree,
-        small_files: Sender<SmallFile>,
+        batches: BatchQueue,
     ) -> Self {
         let started = context.clock.monotonic();
         Restorer {
@@ -69,7 +67,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
             state,
             privileges,
             tree,
-            small_files,
+            batches,
             deferred_links: Vec::new(),
             deferred_link_bytes: 0,
             digests: CatalogDigests::default(),
@@ -90,6 +88,13 @@ impl<'a, 'c> Restorer<'a, 'c> {
     }
 
     pub fn run(&mut self, selection: &Selection) -> Result<()> {
+        let result = self.restore_members(selection);
+        // After a cancellation, too: what was read before is restored.
+        self.batches.hand_over()?;
+        result
+    }
+
+    fn restore_members(&mut self, selection: &Selection) -> Result<()> {
         let read = self.read_members(selection, |restorer, members, entry| restorer.restore_member(members, entry));
         if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted) {
             self.leave_out_rest(selection)?;

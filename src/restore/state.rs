@@ -13,6 +13,8 @@ use crate::member::MemberPath;
 #[derive(Default)]
 pub(super) struct RestoreState {
     results: Mutex<Results>,
+    /// Set with `Results::fatal`: asked for each file, by all threads.
+    has_fatal: AtomicBool,
     /// Paths that hold what the archive has.
     pub completed: Arc<CompletedPaths>,
     /// The restore ends early: folders stay unfinished, so that the next restore recognises them.
@@ -54,8 +56,13 @@ impl RestoreState {
 
     /// Records that `path` holds what the archive has, and changes the report.
     pub fn complete(&self, path: &MemberPath, change: impl FnOnce(&mut Report)) {
+        self.complete_all(std::iter::once(path), change);
+    }
+
+    /// Records that these paths hold what the archive has, and changes the report.
+    pub fn complete_all<'p>(&self, paths: impl Iterator<Item = &'p MemberPath>, change: impl FnOnce(&mut Report)) {
         self.with_report(change);
-        self.completed.complete(path);
+        self.completed.complete_all(paths);
     }
 
     /// Records that the member at `path` was not restored, and changes the report.
@@ -95,6 +102,7 @@ impl RestoreState {
             Error::new(kind, format!("cannot restore {path}: {error}"))
                 .hint(format!("{remedy}, then run the same command again: it finishes the rest"))
         });
+        self.has_fatal.store(true, Ordering::SeqCst);
         self.abandon();
     }
 
@@ -113,7 +121,7 @@ impl RestoreState {
 
     /// Returns whether an error ended the restore.
     pub fn has_fatal(&self) -> bool {
-        self.results().fatal.is_some()
+        self.has_fatal.load(Ordering::SeqCst)
     }
 
     /// Leaves the folders that are open unfinished.

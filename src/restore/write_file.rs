@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::report::Report;
 use super::state::RestoreState;
 use crate::archive::members::Entry;
 use crate::confined::{self, MetadataLoss, NewEntry, OpenFolder, Privileges};
@@ -25,9 +26,6 @@ pub(super) struct FileJob {
     /// An existing entry is replaced.
     pub replace: bool,
 }
-
-/// A job with the data of its file.
-pub(super) type SmallFile = (FileJob, Vec<u8>);
 
 /// Why a file was not written.
 pub(super) enum WriteError {
@@ -52,7 +50,9 @@ impl FileJob {
         next: &mut dyn FnMut(&mut Vec<u8>) -> Result<bool, String>,
     ) -> Result<MetadataLoss, WriteError> {
         let member = &self.entry.member;
-        let (new_entry, file) = NewEntry::file(&self.folder.handle)?;
+        let is_private = self.folder.is_private;
+        let mode = if is_private { confined::mode_at_creation(member) } else { confined::PRIVATE_MODE };
+        let (new_entry, file) = NewEntry::file(&self.folder.handle, mode)?;
         let mut writer = SparseWriter {
             file: &file,
             spans: self.entry.spans.as_deref(),
@@ -88,15 +88,26 @@ impl FileJob {
         self.digest.is_some() && holes <= MAX_HASHED_HOLE_BYTES
     }
 
+    /// Writes the file whose whole data this is.
+    pub fn write_whole(&self, privileges: Privileges, data: Vec<u8>) -> Result<MetadataLoss, WriteError> {
+        let mut data = Some(data).filter(|data| !data.is_empty());
+        self.write(privileges, &mut |buffer| {
+            let next = data.take();
+            Ok(next.map(|bytes| *buffer = bytes).is_some())
+        })
+    }
+
+    /// Adds a file that was written to the report.
+    pub fn count(&self, report: &mut Report, loss: MetadataLoss) {
+        report.add_file(self.entry.member.size);
+        report.record_loss(&self.entry.member.path, loss);
+    }
+
     /// Records the result of [`FileJob::write`].
     pub fn record(&self, state: &RestoreState, result: Result<MetadataLoss, WriteError>) {
-        let member = &self.entry.member;
-        let path = &member.path;
+        let path = &self.entry.member.path;
         match result {
-            Ok(loss) => state.complete(path, |report| {
-                report.add_file(member.size);
-                report.record_loss(path, loss);
-            }),
+            Ok(loss) => state.complete(path, |report| self.count(report, loss)),
             Err(WriteError::Damaged(reason)) => {
                 state.abort(path, |report| report.damaged.add(path.as_bytes(), reason));
             }

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batches;
 mod damaged_streams;
 mod dialects;
 mod fidelity;
