@@ -60,7 +60,8 @@ impl OpenBase {
 
     /// Returns whether its file was verified a short time ago.
     pub(super) fn is_recently_verified(&self, now: Timestamp) -> bool {
-        self.row.verified_at.is_some_and(|at| now.since(at) <= VERIFIED_RECENTLY)
+        // A time in the future was recorded under a wrong clock.
+        self.row.verified_at.is_some_and(|at| at <= now && now.since(at) <= VERIFIED_RECENTLY)
     }
 }
 

@@ -170,7 +170,11 @@ impl Bootstrap {
             let name = path.display();
             return Err(match path.exists() {
                 true => Error::busy(format!("the database {name} needs a migration, and other processes have it open"))
-                    .hint("stop the service first: `backup-manager stop`"),
+                    // This program could only stop it by means of the database.
+                    .hint(
+                        "stop the service first, by `backup-manager stop` of the version that it runs or by a signal: \
+                         `kill PID`",
+                    ),
                 false => {
                     Error::busy(format!("the database {name} was removed, and other processes still have it open"))
                         .hint("they end by themselves within a minute; try again then")

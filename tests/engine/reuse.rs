@@ -363,3 +363,15 @@ fn a_base_whose_header_or_trailer_is_damaged_is_marked_and_not_used() {
         assert_eq!(verify(&world, &second), Health::Good);
     }
 }
+
+#[test]
+fn a_verification_under_a_clock_that_was_ahead_is_not_a_recent_one() {
+    let (world, runner, row) = world();
+    let now = world.clock.now();
+    world.clock.advance(400 * DAY);
+    fs::write(world.path("docs/new"), "new").unwrap();
+    let ahead = run(&world, &runner, &row);
+    world.clock.set(now);
+    let next = run(&world, &runner, &row);
+    assert_eq!((next.archive_file, next.verified_at), (ahead.archive_file, Some(world.clock.now())));
+}
