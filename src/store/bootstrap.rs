@@ -167,19 +167,7 @@ impl Bootstrap {
         // Upgrading a shared lock is not atomic: the process that locks first migrates, the others find it done.
         flock(lock, FlockOperation::Unlock).map_err(io::Error::from).map_err(Error::io("unlock", path))?;
         if !lock_exclusively(lock) {
-            let name = path.display();
-            return Err(match path.exists() {
-                true => Error::busy(format!("the database {name} needs a migration, and other processes have it open"))
-                    // This program could only stop it by means of the database.
-                    .hint(
-                        "stop the service first, by `backup-manager stop` of the version that it runs or by a signal: \
-                         `kill PID`",
-                    ),
-                false => {
-                    Error::busy(format!("the database {name} was removed, and other processes still have it open"))
-                        .hint("they end by themselves within a minute; try again then")
-                }
-            });
+            return Err(in_use(path));
         }
         if self.current(path, lock)?.is_some() {
             return Ok(());
@@ -268,6 +256,18 @@ fn mark_creating(lock: &File, mark: &[u8]) -> io::Result<()> {
     lock.set_len(0)?;
     lock.write_all_at(mark, 0)?;
     lock.sync_all()
+}
+
+/// Returns the error for a database that is to be migrated or created while other processes hold its lock.
+fn in_use(path: &Path) -> Error {
+    let name = path.display();
+    if !path.exists() {
+        return Error::busy(format!("the database {name} was removed, and other processes still have it open"))
+            .hint("they end by themselves within a minute; try again then");
+    }
+    // `stop` of this program would need the database, too.
+    Error::busy(format!("the database {name} needs a migration, and other processes have it open"))
+        .hint("stop the service first, by `backup-manager stop` of the version that it runs or by a signal: `kill PID`")
 }
 
 fn emptied(path: &Path) -> Error {
