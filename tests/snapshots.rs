@@ -30,7 +30,10 @@ const REDACTIONS: [(&str, &str); 16] = [
     (r#""pids": \[\s+\d+\s+\]"#, r#""pids": "[pids]""#),
     (r"process \d+", "process [pid]"),
     (r#""host": ".*""#, r#""host": "[host]""#),
-    (r#""(size|bytes|bytes_deleted|archive_bytes|free_bytes)": \d{3,}"#, r#""$1": "[bytes]""#),
+    (
+        r#""(size|bytes|shared_bytes|freed_bytes|disk_bytes|bytes_deleted|archive_bytes|free_bytes)": \d{3,}"#,
+        r#""$1": "[bytes]""#,
+    ),
     (r#""(uid|gid)": \d+"#, r#""$1": "[id]""#),
     (r#""(user|group)": ".*""#, r#""$1": "[name]""#),
     (r"\d+(\.\d+)? [KMGT]iB", "[size]"),

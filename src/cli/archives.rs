@@ -8,7 +8,10 @@ use super::documents::ArchiveDocument;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
-use crate::store::{Archive, ScheduleRow, Store};
+use crate::store::{Archive, ScheduleRow, Space, Store};
+
+/// What is printed instead of a table without archives.
+const EMPTY: &str = "No archives yet. Make one: backup-manager run NAME";
 
 #[derive(Args)]
 pub struct BackupsArgs {
@@ -63,7 +66,8 @@ fn print_newest(context: &Context, store: &Store, rows: &[ScheduleRow], archives
         return render::print(&names);
     }
     let headings = ["NEWEST", "RUN", "AGE", "SIZE", "MEMBERS", "VERIFIED", "ARCHIVES"];
-    render::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+    render::print_table(&headings, lines, context.colour, EMPTY)?;
+    print_space(archives)
 }
 
 fn print_all(context: &Context, archives: &[Archive]) -> Result<()> {
@@ -71,24 +75,45 @@ fn print_all(context: &Context, archives: &[Archive]) -> Result<()> {
         let names: String = archives.iter().rev().map(|archive| format!("{}\n", archive.file_name)).collect();
         return render::print(&names);
     }
-    let lines = archives
-        .iter()
-        .rev()
-        .map(|archive| {
-            vec![
-                format!("@{}", archive.run),
-                archive.schedule_name.clone(),
-                render::short_time(archive.created_at, &context.zone),
-                state(archive),
-                render::bytes(archive.size),
-                render::bytes(archive.extent.content_bytes),
-                archive.extent.members.to_string(),
-                archive.file_name.clone(),
-            ]
-        })
-        .collect();
-    let headings = ["RUN", "NAME", "MADE", "STATE", "SIZE", "CONTENT", "MEMBERS", "FILE"];
-    render::print_table(&headings, lines, context.colour, "No archives yet. Make one: backup-manager run NAME")
+    // Where nothing is shared, deleting an archive frees its size. One more column would not fit into 80 characters.
+    let is_any_shared = archives.iter().any(|archive| archive.shared_bytes() > 0);
+    let line = |archive: &Archive| {
+        vec![
+            format!("@{}", archive.run),
+            archive.schedule_name.clone(),
+            render::short_time(archive.created_at, &context.zone),
+            state(archive),
+            render::bytes(archive.size),
+            render::bytes(archive.extent.content_bytes),
+            match is_any_shared {
+                true => render::bytes(archive.freed_bytes()),
+                false => archive.extent.members.to_string(),
+            },
+            archive.file_name.clone(),
+        ]
+    };
+    let seventh = if is_any_shared { "FREES" } else { "MEMBERS" };
+    let headings = ["RUN", "NAME", "MADE", "STATE", "SIZE", "CONTENT", seventh, "FILE"];
+    render::print_table(&headings, archives.iter().rev().map(line).collect(), context.colour, EMPTY)?;
+    print_space(archives)
+}
+
+/// Prints the totals below a table, if there are archives.
+fn print_space(archives: &[Archive]) -> Result<()> {
+    if archives.is_empty() {
+        return Ok(());
+    }
+    render::print_line(&space_words(archives))
+}
+
+/// Returns how many archives these are, and their space.
+pub fn space_words(archives: &[Archive]) -> String {
+    let Space { bytes, disk_bytes } = Space::of(archives);
+    let all = format!("{} of {}", render::count(archives.len() as u64, "archive"), render::bytes(bytes));
+    match bytes == disk_bytes {
+        true => all,
+        false => format!("{all}, {} on disk", render::bytes(disk_bytes)),
+    }
 }
 
 fn state(archive: &Archive) -> String {

@@ -11,7 +11,7 @@ use super::{Context, select, worker};
 use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::liveness;
-use crate::store::{Archive, Run, ScheduleRow, Store};
+use crate::store::{Run, ScheduleRow, Space, Store};
 
 #[derive(Args)]
 pub struct DeleteArgs {
@@ -71,7 +71,7 @@ fn ensure_accepted(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Re
     }
     let names = rows.iter().map(|row| row.schedule.name.as_str()).collect::<Vec<_>>().join(", ");
     let count = render::count(archives.len() as u64, "archive");
-    let what = format!("{count} ({}) of {names}", render::bytes(bytes_of(&archives)));
+    let what = format!("{count} ({}) of {names}", render::bytes(Space::of(&archives).disk_bytes));
     if context.format == Format::Json || !io::stdin().is_terminal() {
         return Err(Error::usage(format!("--with-archives would delete {what}, and nothing was deleted"))
             .hint("add --yes, or leave out --with-archives to keep them"));
@@ -83,14 +83,6 @@ fn ensure_accepted(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Re
         true => Ok(()),
         false => Err(Error::failed("nothing was deleted: the answer was not \"yes\"")),
     }
-}
-
-/// Returns the bytes of the files of archives; archives that share a file count once.
-fn bytes_of(archives: &[Archive]) -> u64 {
-    let mut files: Vec<(i64, u64)> = archives.iter().map(|archive| (archive.archive_file, archive.size)).collect();
-    files.sort_unstable();
-    files.dedup();
-    files.iter().map(|(_, size)| size).sum()
 }
 
 fn delete_with_archives(context: &Context, store: &Store, row: &ScheduleRow) -> Result<DeletedDocument> {
@@ -108,7 +100,7 @@ fn delete_with_archives(context: &Context, store: &Store, row: &ScheduleRow) -> 
     Ok(DeletedDocument {
         name: name.to_string(),
         archives_deleted: count,
-        bytes_deleted: bytes_of(&archives),
+        bytes_deleted: Space::of(&archives).disk_bytes,
         archives_kept: 0,
         running: None,
     })

@@ -205,7 +205,13 @@ fn run_lines(context: &Context, run: &Run, archive: Option<&Archive>) -> String 
     }
     if let Some(archive) = archive {
         let path = context.home.backups().join(&archive.file_name);
-        text += &format!("  archive    {} ({})\n", path.display(), render::bytes(archive.size));
+        let size = match archive.names {
+            0 | 1 => render::bytes(archive.size),
+            names => {
+                format!("{}, one file with {}", render::bytes(archive.size), render::count(names - 1, "other archive"))
+            }
+        };
+        text += &format!("  archive    {} ({size})\n", path.display());
         text += &format!("  verified   {}\n", time(archive.verified_at));
     }
     if let Some(other) = run.superseded_by {

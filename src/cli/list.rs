@@ -4,13 +4,14 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde::Serialize;
 
+use super::archives::space_words;
 use super::documents::{ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
 use super::history::reuse_words;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
 use crate::schedule::{Reuse, Schedule};
-use crate::store::{Archive, Drill, Run, ScheduleRow, Store};
+use crate::store::{Archive, Drill, Run, ScheduleRow, Space, Store};
 
 /// How many due times `show` prints.
 const DUE_TIMES_SHOWN: usize = 5;
@@ -99,6 +100,7 @@ struct ScheduleDetails {
     coming: Vec<String>,
     last_run: Option<Run>,
     newest_good: Option<Archive>,
+    archives: Vec<Archive>,
     last_drill: Option<Drill>,
 }
 
@@ -113,7 +115,25 @@ struct ShowDocument<'a> {
     coming: &'a [String],
     last_run: Option<RunDocument>,
     newest_good: Option<ArchiveDocument>,
+    archives: SpaceDocument,
     last_drill: Option<DrillDocument>,
+}
+
+/// The archives of a schedule together.
+#[derive(Serialize)]
+struct SpaceDocument {
+    count: usize,
+    /// The sizes of all.
+    bytes: u64,
+    /// The sizes of their files, each counted once.
+    disk_bytes: u64,
+}
+
+impl SpaceDocument {
+    fn of(archives: &[Archive]) -> SpaceDocument {
+        let Space { bytes, disk_bytes } = Space::of(archives);
+        SpaceDocument { count: archives.len(), bytes, disk_bytes }
+    }
 }
 
 pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
@@ -125,6 +145,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         coming: coming(&row, zone, context),
         last_run: store.last_ended(row.id)?,
         newest_good: store.newest_good(row.id)?,
+        archives: store.archives(Some(row.id))?,
         last_drill: store.last_drill(row.id)?,
         row,
     };
@@ -135,6 +156,7 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
             coming: &details.coming,
             last_run: details.last_run.as_ref().map(|run| RunDocument::new(run, &zone)),
             newest_good: details.newest_good.as_ref().map(|archive| ArchiveDocument::new(context, archive)),
+            archives: SpaceDocument::of(&details.archives),
             last_drill: details.last_drill.as_ref().map(|drill| DrillDocument::new(drill, &zone)),
         })?;
     } else {
@@ -181,6 +203,9 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
             format!("{} ({}, last verified {verified})", path.display(), render::bytes(archive.size))
         }),
     ));
+    if !details.archives.is_empty() {
+        lines.push(("archives", space_words(&details.archives)));
+    }
     let last_drill = details.last_drill.as_ref().map_or("none yet".to_owned(), |drill| drill_result(drill, &zone));
     lines.push(("restore test", last_drill));
     lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect()

@@ -209,6 +209,7 @@ mod tests {
             size: 1,
             digest: None,
             archive_file: 1,
+            names: 1,
             health: Health::Good,
             verified_at: None,
             incomplete: false,

@@ -122,6 +122,8 @@ impl Store {
             connection
                 .prepare_cached(&format!(
                     "SELECT archive.*, schedule.name AS schedule_name, size, digest, health, verified_at_ms, \
+                     (SELECT count(*) FROM archive AS name \
+                      WHERE name.archive_file_id = archive.archive_file_id AND name.state <> 'deleting') AS names, \
                      (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'manual' AS manual, \
                      (SELECT trigger FROM run WHERE run.id = archive.run_id) = 'rescan' AS is_rescanned, \
                      {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
@@ -143,6 +145,7 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
         size: row.get("size")?,
         digest: row.get("digest")?,
         archive_file: row.get("archive_file_id")?,
+        names: row.get("names")?,
         health: row.get("health")?,
         verified_at: row.get::<_, Option<i64>>("verified_at_ms")?.map(Timestamp::from_millis),
         incomplete: row.get("incomplete")?,

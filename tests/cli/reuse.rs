@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::environment::TestHome;
 
@@ -106,4 +106,61 @@ fn inode_and_ctime_are_never_ignored_both() {
     let _ = home.run(&["edit", "docs", "--ignore-ctime", "--ignore-inode=false"]).ok();
     let shown = home.run(&["show", "docs"]).ok().stdout;
     assert!(shown.contains("ctime is ignored") && !shown.contains("inode numbers"), "{shown}");
+}
+
+/// Returns run, shared bytes and freed bytes of each archive, in parts of the size of its file, newest first.
+fn space(home: &TestHome) -> Vec<(i64, u64, u64)> {
+    let archives = home.run(&["--json", "backups", "docs"]).ok().json();
+    let part = |archive: &serde_json::Value, field: &str| {
+        let (bytes, size) = (archive[field].as_u64().unwrap(), archive["size"].as_u64().unwrap());
+        assert_eq!(bytes % size, 0, "{archive}");
+        bytes / size
+    };
+    let of = |archive: &serde_json::Value| {
+        (archive["run"].as_i64().unwrap(), part(archive, "shared_bytes"), part(archive, "freed_bytes"))
+    };
+    archives.as_array().unwrap().iter().map(of).collect()
+}
+
+#[test]
+fn names_of_one_file_share_all_of_it_and_the_last_one_frees_it() {
+    let home = TestHome::with_sources(&["docs"]);
+    let on_terminal = |verb: &str| {
+        let line = format!("stty cols 80; {} {verb}", env!("CARGO_BIN_EXE_backup-manager"));
+        let mut script = Command::new("script");
+        script.args(["-qec", &line, "/dev/null"]).env("TZ", "UTC").current_dir(home.dir.path()).stdin(Stdio::null());
+        String::from_utf8(script.output().unwrap().stdout).unwrap()
+    };
+    let _ = home.run(&["create", "docs;09:00;docs", "--now"]).ok();
+    let printed = on_terminal("backups --all");
+    assert!(printed.contains("1 archive of ") && !printed.contains("FREES"), "{printed}");
+    let _ = home.run(&["run", "docs"]).ok();
+    fs::write(home.path("docs/new.txt"), "new").unwrap();
+    let _ = home.run(&["run", "docs"]).ok();
+    assert_eq!(space(&home), [(3, 0, 1), (2, 1, 0), (1, 1, 0)]);
+    let shown = home.run(&["--json", "show", "docs"]).ok().json();
+    let bytes = |run| {
+        home.number(&format!(
+            "SELECT size FROM archive_file, archive WHERE archive_file.id = archive_file_id AND run_id = {run}"
+        ))
+    };
+    let expected = serde_json::json!({
+        "count": 3, "bytes": bytes(1) + bytes(2) + bytes(3), "disk_bytes": bytes(2) + bytes(3)
+    });
+    assert_eq!(shown["archives"], expected);
+    let printed = on_terminal("backups --all");
+    assert!(
+        printed.contains("FREES") && printed.contains("3 archives of ") && printed.contains(" on disk"),
+        "{printed}"
+    );
+    assert!(home.run(&["show", "docs"]).ok().stdout.contains("3 archives of "));
+    assert!(home.run(&["history", "@2"]).ok().stdout.contains("one file with 1 other archive"));
+    let _ = home.run(&["forget", "@1"]).ok();
+    assert_eq!(space(&home), [(3, 0, 1), (2, 0, 1)]);
+    // A file that does not exist frees nothing.
+    let name = home.query("SELECT file_name FROM archive WHERE run_id = 2").remove(0).remove(0);
+    let rusqlite::types::Value::Text(name) = name else { panic!("{name:?}") };
+    fs::remove_file(home.path("backups").join(name)).unwrap();
+    assert!(home.run(&["verify", "@2"]).stdout.contains("its file is gone"));
+    assert_eq!(space(&home), [(3, 0, 1), (2, 0, 0)]);
 }

@@ -137,6 +137,10 @@ fn delete_with_archives_removes_them() {
 fn tables_of_80_columns_break_no_name_and_no_date() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;photos_evening", "b;09:00;docs_morning", "--now"]).ok();
+    // Two names of one file, so that their space is printed, too.
+    let _ = home.run(&["run", "photos_evening"]).ok();
+    let archives = home.run(&["--json", "backups", "photos_evening"]).ok().json();
+    assert!(archives[0]["shared_bytes"].as_u64() > Some(0), "{archives}");
     let date = home.run(&["--json", "history"]).ok().json()[0]["started"].as_str().unwrap()[..10].to_owned();
     for verb in ["list", "backups", "backups -a", "history", "prune -n", "find file.txt"] {
         let line = format!("stty cols 80; {} {verb}", env!("CARGO_BIN_EXE_backup-manager"));

@@ -188,6 +188,10 @@ pub struct ArchiveDocument {
     created: String,
     /// Size of the file.
     size: u64,
+    /// Bytes of the file that other archives have, too.
+    shared_bytes: u64,
+    /// Bytes that deleting this archive alone would free.
+    freed_bytes: u64,
     content_bytes: u64,
     members: u64,
     files: u64,
@@ -211,6 +215,8 @@ impl ArchiveDocument {
             path: PathFields::new("path", path.as_os_str().as_bytes()),
             created: time(archive.created_at, &context.zone),
             size: archive.size,
+            shared_bytes: archive.shared_bytes(),
+            freed_bytes: archive.freed_bytes(),
             content_bytes: archive.extent.content_bytes,
             members: archive.extent.members,
             files: archive.extent.files,

@@ -57,6 +57,8 @@ pub struct Archive {
     pub digest: Option<Vec<u8>>,
     /// Row of the physical file; hard-linked archives share it.
     pub archive_file: i64,
+    /// How many archives share the physical file, this one included; those being deleted do not count.
+    pub names: u64,
     /// What is known about its bytes.
     pub health: Health,
     /// When it was last read back.
@@ -78,6 +80,20 @@ pub struct Archive {
 }
 
 impl Archive {
+    /// Returns how many bytes of its file other archives have, too.
+    pub fn shared_bytes(&self) -> u64 {
+        if self.names > 1 { self.present_bytes() } else { 0 }
+    }
+
+    /// Returns how many bytes of disk space deleting this archive alone would free: the last name of a file frees it.
+    pub fn freed_bytes(&self) -> u64 {
+        self.present_bytes() - self.shared_bytes()
+    }
+
+    fn present_bytes(&self) -> u64 {
+        if self.health == Health::Missing { 0 } else { self.size }
+    }
+
     /// Returns the name of its file without the folder, and its size, for log lines.
     pub fn file_and_size(&self) -> String {
         let name = self.file_name.rsplit('/').next().unwrap_or(&self.file_name);
@@ -87,6 +103,23 @@ impl Archive {
     /// Returns its schedule, run, file and size, for log lines.
     pub fn describe(&self) -> String {
         format!("{}: run @{}, {}", self.schedule_name, self.run, self.file_and_size())
+    }
+}
+
+/// The disk space of some archives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// The sizes of all archives.
+    pub bytes: u64,
+    /// The sizes of their files, each counted once.
+    pub disk_bytes: u64,
+}
+
+impl Space {
+    /// Adds up the space of archives; a file that does not exist needs none on disk.
+    pub fn of(archives: &[Archive]) -> Space {
+        let files: BTreeMap<i64, u64> = archives.iter().map(|a| (a.archive_file, a.present_bytes())).collect();
+        Space { bytes: archives.iter().map(|archive| archive.size).sum(), disk_bytes: files.values().sum() }
     }
 }
 

@@ -9,7 +9,7 @@ mod schedule;
 
 pub use archive::{
     Archive, ArchiveAge, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, MAX_AHEAD, PathOccurrence,
-    PendingArchive, Sealed, sort_newest_first,
+    PendingArchive, Sealed, Space, sort_newest_first,
 };
 pub use base::{Base, BaseQuery, Origin};
 pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNow, Requeue, Requeued, RunRequest};
