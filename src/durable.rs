@@ -376,7 +376,10 @@ pub fn temporary_name(number: u64) -> String {
 pub fn remove_abandoned(folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     for entry in entries.flatten() {
-        if is_temporary_name(&entry.file_name().to_string_lossy()) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // SQLite keeps a journal beside a copy that it writes.
+        if is_temporary_name(name.strip_suffix("-journal").unwrap_or(&name)) {
             remove(&entry.path())?;
         }
     }

@@ -75,7 +75,7 @@ impl Store {
     /// Writes a copy of the database into the file at `path`, which must be empty or not exist.
     pub fn copy_into(&self, path: &Path) -> Result<()> {
         let target = utf8(path)?;
-        self.read(|connection| connection.execute("VACUUM INTO ?1", [target]).map(drop))
+        self.read(|connection| vacuum_into(connection, target))
     }
 
     /// Starts a task if its last start is at least `every` ago, or in the future, as after a clock that was wrong;
@@ -213,8 +213,17 @@ pub fn check_copy(path: &Path) -> Result<()> {
 pub fn copy_with_journal(from: &Path, to: &Path) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(from, flags).map_err(|e| database_error(from, e))?;
-    let target = utf8(to)?;
-    connection.execute("VACUUM INTO ?1", [target]).map(drop).map_err(|e| database_error(from, e))
+    vacuum_into(&connection, utf8(to)?).map_err(|e| database_error(from, e))
+}
+
+/// Writes a copy into the file at `target`. SQLite leaves the journal of a copy that failed beside it: it is removed.
+fn vacuum_into(connection: &Connection, target: &str) -> rusqlite::Result<()> {
+    let copied = connection.execute("VACUUM INTO ?1", [target]);
+    if copied.is_err() {
+        // If there is none, or it cannot be removed, the error of the copy is the one to report.
+        let _ = std::fs::remove_file(format!("{target}-journal"));
+    }
+    copied.map(drop)
 }
 
 fn utf8(path: &Path) -> Result<&str> {

@@ -84,6 +84,8 @@ fn an_older_database_put_back_is_unhealthy_prunes_nothing_and_repeats_no_run_num
 #[test]
 fn an_old_archive_whose_number_is_taken_is_not_the_newest() {
     let (home, archive) = home_with_archive();
+    // Runs that find nothing changed would make further names of one file.
+    fs::write(home.path("docs/second"), "2").unwrap();
     let _ = home.run(&["run", "docs", "-q"]).ok();
     let link = link_target(&home);
     fs::copy(&archive, home.path("backups/docs/docs-20200101T000000Z-2.tar")).unwrap();
@@ -92,6 +94,7 @@ fn an_old_archive_whose_number_is_taken_is_not_the_newest() {
     // A clock that was years ahead.
     fs::copy(&archive, home.path("backups/docs/docs-20900101T000000Z-1.tar")).unwrap();
     assert_eq!(home.run(&["--json", "rescan"]).ok().json()["added"].as_array().unwrap().len(), 3);
+    fs::write(home.path("docs/third"), "3").unwrap();
     let _ = home.run(&["run", "docs", "-q"]).ok();
     assert!(newest_run(&home) > 90);
     assert_ne!(link_target(&home), link);
