@@ -281,7 +281,7 @@ fn existing_folder(path: &Path) -> Result<bool> {
 
 /// Unlinks a file and syncs its folder. A file that does not exist is no error.
 pub fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
+    match owner::remove_file(path) {
         Ok(()) => sync_folder(folder_of(path)),
         // An unlink before a crash may not have been synced, so the folder is synced again.
         Err(e) if e.kind() == io::ErrorKind::NotFound && folder_of(path).is_dir() => sync_folder(folder_of(path)),

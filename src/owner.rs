@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use rustix::fs::{CWD, Mode, OFlags, fstat, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::retry_on_intr;
 
 /// The user and the group of the database; set once, as a process works on one database.
@@ -63,12 +63,31 @@ pub fn open_or_create(path: &Path, access: OFlags, mode: u32) -> io::Result<File
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             created => return created,
         }
-        match folder.open(name, access | OFlags::NOFOLLOW, 0) {
+        // Without waiting: a pipe that nobody reads would hold the command for ever.
+        match folder.open(name, access | OFlags::NOFOLLOW | OFlags::NONBLOCK, 0) {
+            Ok(opened) if !opened.metadata()?.is_file() => return Err(io::Error::other("it is not a regular file")),
             // Another process has just removed or renamed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }
     }
+}
+
+/// Removes a file. For root in the home of another user the folder around it must not be a symbolic link: that user
+/// could have root remove files of that name anywhere.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    let Some(name) = path.file_name().filter(|_| is_root_for_another()) else { return fs::remove_file(path) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = retry_on_intr(|| openat(CWD, parent_of(path), flags, Mode::empty()))?;
+    Ok(unlinkat(&folder, name, AtFlags::empty())?)
+}
+
+fn is_root_for_another() -> bool {
+    database_uid().is_some_and(|uid| uid != 0) && rustix::process::geteuid().is_root()
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Creates a folder, which must not exist, with `mode`, which the umask may reduce, and opens it.
@@ -108,10 +127,9 @@ impl Folder {
     /// Opens the folder of `path`, in which something is created for `owner`; returns it with the name in it.
     fn of(path: &Path, owner: Owner) -> io::Result<(Folder, &OsStr)> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let handle = retry_on_intr(|| openat(CWD, parent, flags, Mode::empty()))?;
-        let mut heir = of_database().filter(|(uid, _)| *uid != 0 && rustix::process::geteuid().is_root());
+        let handle = retry_on_intr(|| openat(CWD, parent_of(path), flags, Mode::empty()))?;
+        let mut heir = of_database().filter(|_| is_root_for_another());
         if let Some((uid, _)) = heir
             && (owner == Owner::OfProcess || fstat(&handle)?.st_uid != uid)
         {

@@ -381,6 +381,10 @@ fn root_follows_no_link_in_the_log_folder_of_another_user_and_gives_no_existing_
     assert!(said.stderr.contains("is a symbolic link") && said.stderr.contains("root follows no link"), "{said:?}");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "secret\n");
     assert_eq!(fs::metadata(&victim).unwrap().uid(), 0);
+    // A pipe that nobody reads does not hold the command.
+    fs::remove_file(&log).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let _ = home.run(&["run", "docs"]).ok();
     // A log that root created before is written, and stays root's.
     fs::remove_file(&log).unwrap();
     fs::write(&log, "").unwrap();
@@ -393,6 +397,21 @@ fn root_follows_no_link_in_the_log_folder_of_another_user_and_gives_no_existing_
     std::os::unix::fs::symlink(secret.path().join("mine"), own.path("logs/backup_manager.log")).unwrap();
     let _ = own.run(&["create", "a;09:00;docs"]).ok();
     assert!(fs::read_to_string(secret.path().join("mine")).unwrap().contains("create"));
+}
+
+#[test]
+fn root_removes_no_file_behind_a_link_in_the_archive_folder_of_another_user() {
+    let Some(home) = home_of_nobody() else { return };
+    let _ = home.run_unprivileged(&["run", "docs"]).ok();
+    let name = home.archive_files().remove(0);
+    let victim = tempfile::tempdir().unwrap();
+    fs::write(victim.path().join(&name), "of somebody else").unwrap();
+    fs::rename(home.path("backups/docs"), home.path("backups/moved")).unwrap();
+    std::os::unix::fs::symlink(victim.path(), home.path("backups/docs")).unwrap();
+    let run = home.run(&["--json", "backups"]).ok().json()[0]["run"].as_i64().unwrap();
+    let said = home.run(&["forget", &format!("@{run}"), "--force"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(victim.path().join(&name).exists(), "{said:?}");
 }
 
 #[test]
