@@ -125,10 +125,14 @@ pub fn belongs_to_lost_database(home: &Home) -> bool {
 /// Returns whether the archive folder holds a copy of the database.
 pub fn has_database_copy(home: &Home) -> bool {
     let entries = fs::read_dir(home.backups().join(COPIES_FOLDER)).into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name()).any(|name| {
-        let name = name.to_string_lossy();
-        name.starts_with("backup-") && name.ends_with("Z.db")
-    })
+    entries.map(|entry| entry.file_name()).any(|name| is_database_copy(&name.to_string_lossy()))
+}
+
+/// Returns whether a file of this name is a copy of the database: `backup-UTC.db.zst`, or `backup-UTC.db` as versions
+/// before wrote them.
+pub fn is_database_copy(name: &str) -> bool {
+    let plain = name.strip_suffix(".zst").unwrap_or(name);
+    plain.strip_prefix("backup-").and_then(|rest| rest.strip_suffix("Z.db")).is_some_and(|time| time.len() == 15)
 }
 
 /// Returns whether the archive folder has the identity of another database.

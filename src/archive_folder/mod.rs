@@ -8,7 +8,8 @@ mod unknown;
 
 pub use deletion::{finish_deletions, remove_orphaned_files};
 pub use identity::{
-    COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect, record_use,
+    COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
+    is_database_copy, record_use,
 };
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

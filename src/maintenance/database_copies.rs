@@ -1,7 +1,7 @@
 //! Copies of the database in the archive folder, one a day, and restoring the database from one.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,13 +10,19 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use crate::archive_folder::{self, COPIES_FOLDER};
 use crate::clock::Timestamp;
 use crate::durable::{self, PendingFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::home::{Home, with_suffix};
 use crate::owner;
 use crate::store::{self, Store};
 
 /// Number of copies that are kept.
 const KEPT_COPIES: usize = 7;
+/// zstd level of copies.
+const COMPRESSION_LEVEL: i32 = 3;
+/// The first bytes of a compressed copy.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Bytes unpacked at a time.
+const BUFFER_BYTES: usize = 1 << 17;
 
 /// A database that was restored from a copy.
 #[derive(Clone, Debug)]
@@ -36,9 +42,12 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
     // Temporary files of killed processes: only one of several services makes the copy, so no process uses them.
     durable::remove_abandoned(&folder)?;
     let path = copy_path(home, now);
-    let pending = PendingFile::create(&path, home.file_mode())?;
-    store.copy_into(pending.temp_path())?;
-    store::check_copy(pending.temp_path())?;
+    let plain = PendingFile::create(&path, home.file_mode())?;
+    store.copy_into(plain.temp_path())?;
+    store::check_copy(plain.temp_path())?;
+    let mut pending = PendingFile::create(&path, home.file_mode())?;
+    compress(plain.temp_path(), &mut pending)?;
+    drop(plain);
     match pending.seal()?.persist(&path, false) {
         Err(error) if path.exists() => log::debug!("a copy with this time exists: {error}"),
         other => drop(other?),
@@ -53,9 +62,30 @@ pub fn copy_database(home: &Home, store: &Store, now: Timestamp) -> Result<PathB
     Ok(path)
 }
 
+/// Compresses the database at `from` into an empty file, and reads that again: what it unpacks to must be the database.
+fn compress(from: &Path, to: &mut PendingFile) -> Result<()> {
+    let path = to.temp_path().to_owned();
+    let mut database = File::open(from).map_err(Error::io("open", from))?;
+    let mut encoder = zstd::Encoder::new(to.file(), COMPRESSION_LEVEL).map_err(Error::io("compress", &path))?;
+    encoder.include_checksum(true).map_err(Error::io("compress", &path))?;
+    io::copy(&mut database, &mut encoder).map_err(Error::io("write", &path))?;
+    encoder.finish().map_err(Error::io("write", &path))?;
+    let digest = |content: &mut dyn Read| {
+        let mut hasher = blake3::Hasher::new();
+        io::copy(content, &mut hasher).map(|_| hasher.finalize())
+    };
+    let open = |path: &Path| File::open(path).map_err(Error::io("open", path));
+    let mut decoder = zstd::Decoder::new(open(&path)?).map_err(Error::io("unpack", &path))?;
+    let unpacked = digest(&mut decoder).map_err(Error::io("unpack", &path))?;
+    match unpacked == digest(&mut open(from)?).map_err(Error::io("read", from))? {
+        true => Ok(()),
+        false => Err(Error::failed(format!("{} does not unpack to what was packed", path.display()))),
+    }
+}
+
 /// Returns the path of a copy made at `now`.
 fn copy_path(home: &Home, now: Timestamp) -> PathBuf {
-    home.backups().join(COPIES_FOLDER).join(format!("backup-{}.db", now.compact_utc()))
+    home.backups().join(COPIES_FOLDER).join(format!("backup-{}.db.zst", now.compact_utc()))
 }
 
 /// Returns the copies whose names have a later time than `path`, and the others, each oldest first.
@@ -72,10 +102,8 @@ fn copies(home: &Home) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io("list", &folder)(error)),
     };
-    let is_copy = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.strip_prefix("backup-").and_then(|rest| rest.strip_suffix("Z.db")).is_some_and(|stamp| stamp.len() == 15)
-    };
+    let is_copy =
+        |path: &PathBuf| archive_folder::is_database_copy(&path.file_name().unwrap_or_default().to_string_lossy());
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_copy).collect();
     paths.sort();
     Ok(paths)
@@ -86,40 +114,73 @@ fn copies(home: &Home) -> Result<Vec<PathBuf>> {
 /// Errors: `NotFound` if there is no copy; `Busy` while another process has the database open; `DatabaseDamage` if the
 /// copy is damaged. In these cases nothing is changed.
 pub fn restore_database_copy(home: &Home, copy: Option<&Path>, now: Timestamp) -> Result<RestoredDatabase> {
-    let copy = match copy {
+    let candidates = match copy {
         Some(path) => {
             fs::metadata(path)
                 .map_err(|e| Error::not_found(format!("there is no copy {}", path.display())).because(e))?;
-            store::check_copy(path).map_err(|error| {
-                let is_beside = path.parent().is_some_and(|folder| folder.ends_with(COPIES_FOLDER));
-                error.hint(match archive_folder::has_database_copy(home) && !is_beside {
-                    true => recovery_step(home),
-                    false => rebuild_step(home),
-                })
-            })?;
-            path.to_owned()
+            vec![path.to_owned()]
         }
-        None => newest_intact_copy(home, now)?,
+        None => copies_to_try(home, now)?,
     };
     if let Some(folder) = home.db().parent() {
         durable::make_folder(folder, home.folder_mode())?;
     }
     let _lock = lock_database(home)?;
-    // With the lock no process uses a file of this name; one may remain of a killed process.
-    let temporary = with_suffix(home.db(), ".put-back");
-    durable::remove(&temporary)?;
-    let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
-    if with_suffix(&copy, "-wal").exists() {
-        // Part of its content lies in the journal beside it.
-        store::copy_with_journal(&copy, &temporary)?;
-    } else {
-        let mut from = File::open(&copy).map_err(Error::io("open", &copy))?;
-        io::copy(&mut from, pending.file()).map_err(Error::io("copy", &copy))?;
-    }
+    let (copy, pending) = unpack_first_intact(home, candidates).map_err(|error| {
+        let is_beside = |path: &Path| path.parent().is_some_and(|folder| folder.ends_with(COPIES_FOLDER));
+        let is_another_better = archive_folder::has_database_copy(home) && copy.is_some_and(|path| !is_beside(path));
+        error.hint(if is_another_better { recovery_step(home) } else { rebuild_step(home) })
+    })?;
     let sealed = pending.seal()?;
     let previous = rename_previous(home, now)?;
     sealed.persist(home.db(), false)?;
     Ok(RestoredDatabase { copy, previous })
+}
+
+/// Unpacks the first of `candidates` that is intact beside the database, which is locked. The error is that of the
+/// first one.
+fn unpack_first_intact(home: &Home, candidates: Vec<PathBuf>) -> Result<(PathBuf, PendingFile)> {
+    let mut first_error = None;
+    for copy in candidates {
+        match unpack(home, &copy) {
+            Ok(pending) => return Ok((copy, pending)),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    Err(first_error.unwrap_or_else(|| no_copy(home)))
+}
+
+/// Writes the content of a copy, compressed or not, into a temporary file beside the database, and checks all of it.
+fn unpack(home: &Home, copy: &Path) -> Result<PendingFile> {
+    // With the lock no process uses a file of this name; one may remain of a killed process.
+    let temporary = with_suffix(home.db(), ".put-back");
+    durable::remove(&temporary)?;
+    let mut pending = PendingFile::create_named(&temporary, home.file_mode())?;
+    let mut from = File::open(copy).map_err(Error::io("open", copy))?;
+    let mut magic = Vec::new();
+    (&from).take(ZSTD_MAGIC.len() as u64).read_to_end(&mut magic).map_err(Error::io("read", copy))?;
+    from.rewind().map_err(Error::io("read", copy))?;
+    if magic == ZSTD_MAGIC {
+        let mut decoder = zstd::Decoder::new(from).map_err(Error::io("unpack", copy))?;
+        let damaged = |kind| Error::new(kind, format!("the copy {} is damaged", copy.display()));
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            match decoder.read(&mut buffer).map_err(|e| damaged(ErrorKind::DatabaseDamage).because(e))? {
+                0 => break,
+                n => pending.file().write_all(&buffer[..n]).map_err(Error::io("write", &temporary))?,
+            }
+        }
+        store::check_copy(&temporary).map_err(|error| damaged(error.kind()).because(error))?;
+        return Ok(pending);
+    }
+    store::check_copy(copy)?;
+    if with_suffix(copy, "-wal").exists() {
+        // Part of its content lies in the journal beside it.
+        store::copy_with_journal(copy, &temporary)?;
+    } else {
+        io::copy(&mut from, pending.file()).map_err(Error::io("copy", copy))?;
+    }
+    Ok(pending)
 }
 
 /// Locks the database against every other process. The lock lasts until the result is dropped.
@@ -133,21 +194,21 @@ fn lock_database(home: &Home) -> Result<File> {
     Ok(lock)
 }
 
-/// Returns the newest copy that is intact. Copies with a time in the future, made under a clock that was ahead, are
-/// tried last.
-fn newest_intact_copy(home: &Home, now: Timestamp) -> Result<PathBuf> {
-    let mut newest_error = None;
-    for path in later_and_earlier(home, &copy_path(home, now))?.concat().into_iter().rev() {
-        match store::check_copy(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) => newest_error = newest_error.or(Some(error)),
-        }
+/// Returns the copies, newest first. Those with a time in the future, made under a clock that was ahead, come last.
+///
+/// Errors: `NotFound` if there are none.
+fn copies_to_try(home: &Home, now: Timestamp) -> Result<Vec<PathBuf>> {
+    let mut copies = later_and_earlier(home, &copy_path(home, now))?.concat();
+    copies.reverse();
+    match copies.is_empty() {
+        true => Err(no_copy(home).hint(rebuild_step(home))),
+        false => Ok(copies),
     }
-    let error = newest_error.unwrap_or_else(|| {
-        let folder = home.backups().join(COPIES_FOLDER);
-        Error::not_found(format!("there is no copy of the database in {}", folder.display()))
-    });
-    Err(error.hint(rebuild_step(home)))
+}
+
+fn no_copy(home: &Home) -> Error {
+    let folder = home.backups().join(COPIES_FOLDER);
+    Error::not_found(format!("there is no copy of the database in {}", folder.display()))
 }
 
 /// Returns the command that brings back a database that is damaged or lost.

@@ -198,6 +198,42 @@ fn a_rescan_copies_the_database() {
 }
 
 #[test]
+fn copies_are_compressed_and_those_that_are_not_are_restored_too() {
+    let (home, _) = home_with_archive();
+    let _ = home.run(&["rescan"]).ok();
+    let folder = home.path("backups/.database");
+    let packed = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    assert!(packed.to_string_lossy().ends_with("Z.db.zst"), "{packed:?}");
+    let bytes = fs::read(&packed).unwrap();
+    let content = zstd::decode_all(&bytes[..]).unwrap();
+    assert!(content.starts_with(b"SQLite format 3\0") && bytes.len() * 3 < content.len(), "{}", bytes.len());
+    // As versions before wrote it, and older.
+    let plain = folder.join("backup-20260102T030405Z.db");
+    fs::write(&plain, content).unwrap();
+    let restored = |copy: &[&str]| {
+        lose_database(&home);
+        let said = home.run(&[&["--json", "rescan", "--from-copy"], copy].concat()).ok().json();
+        assert_eq!(newest_run(&home), 1);
+        said["restored_copy"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(restored(&[packed.to_str().unwrap()]), packed.display().to_string());
+    assert_eq!(restored(&[plain.to_str().unwrap()]), plain.display().to_string());
+    // A damaged one is named, changes nothing, and is passed over. The rescans above made copies, too.
+    for copy in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| *path != plain) {
+        let mut bytes = fs::read(&copy).unwrap();
+        let at = bytes.len() - 1;
+        bytes[at] ^= 1;
+        fs::write(&copy, bytes).unwrap();
+    }
+    fs::write(folder.join("backup-20260302T030405Z.db.zst"), &bytes[..bytes.len() / 2]).unwrap();
+    let before = fs::read(home.path("backup.db")).unwrap();
+    let _ = home.run(&["rescan", "--from-copy", packed.to_str().unwrap()]).fails(4, &["is damaged", "Z.db.zst"]);
+    assert_eq!(fs::read(home.path("backup.db")).unwrap(), before);
+    assert!(!home.path("backup.db.put-back").exists());
+    assert_eq!(restored(&[]), plain.display().to_string());
+}
+
+#[test]
 fn a_restore_test_continues_after_a_schedule_that_cannot_be_tested() {
     let home = TestHome::with_sources(&["docs", "photos"]);
     fs::write(home.path("photos/large"), vec![7; 3 << 20]).unwrap();

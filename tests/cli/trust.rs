@@ -200,7 +200,7 @@ fn make_copy(home: &TestHome) -> PathBuf {
     let copies = || -> Vec<PathBuf> {
         fs::read_dir(home.path("backups/.database")).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
     };
-    let is_whole = |path: &PathBuf| path.to_string_lossy().ends_with("Z.db");
+    let is_whole = |path: &PathBuf| path.to_string_lossy().ends_with("Z.db.zst");
     home.wait_until("copy of the database", 20, || copies().iter().any(is_whole));
     let _ = home.run(&["stop"]).ok();
     copies().into_iter().find(is_whole).unwrap()

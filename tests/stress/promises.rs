@@ -256,7 +256,7 @@ fn unknown_files(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
             let temporary = name.starts_with(".backup-manager-") && name.ends_with(".part");
             if kind.is_dir() {
                 folders.push(path);
-            } else if name.starts_with(".database/") && name.ends_with(".db") {
+            } else if name.starts_with(".database/") && name.ends_with(".db.zst") {
                 // A copy of the database: it has no row, and is recognised by its name.
             } else if name == "ballast" {
                 // Made by the tests to fill a small disk.
