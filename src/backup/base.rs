@@ -16,6 +16,7 @@ use crate::archive::trailer::Facts;
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance::shared_files::separate_files;
 use crate::maintenance::verify;
 use crate::store::{Base, BaseQuery, Claim, Health};
 
@@ -92,6 +93,11 @@ impl Runner {
             source_root: prepared.source.path.as_os_str().as_bytes().to_vec(),
             origin,
         };
+        // What is known of one file says nothing about a copy of it under another name.
+        if let Err(error) = separate_files(&self.home, &self.store, Some(claim.schedule())) {
+            log::warn!("no archive is used, and everything is read: {error}");
+            return Ok(None);
+        }
         while let Some(row) = self.store.find_base(&query)? {
             // One that was deleted since is not found again.
             if !self.store.hold_base(claim, row.run)? {

@@ -98,3 +98,22 @@ fn pruning_trusts_no_verification_of_another_file() {
     assert!(plan.apply(&context).unwrap_err().to_string().contains("is damaged"));
     assert_eq!(world.store.archives(None).unwrap().len(), 4, "nothing is removed");
 }
+
+#[test]
+fn a_run_takes_no_copy_of_its_base_for_the_file_that_was_verified() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    let second = run(&world, &runner, &row);
+    copy_in_place(&world, &second);
+    damage(&world, &second, 500_000, false);
+    let third = run(&world, &runner, &row);
+    let health = [&first, &second, &third].map(|known| archive(&world, known.run).health);
+    assert_eq!(health, [Health::Good, Health::Damaged, Health::Good]);
+    assert_eq!(third.archive_file, first.archive_file, "the other name is a base all the same");
+    // A copy that nothing shows was not read since: it is read before its bytes count as verified.
+    copy_in_place(&world, &third);
+    let before = world.clock.now();
+    let fourth = run(&world, &runner, &row);
+    assert_eq!(fourth.archive_file, archive(&world, third.run).archive_file);
+    assert!(fourth.verified_at >= Some(before) && fourth.archive_file != first.archive_file);
+}
