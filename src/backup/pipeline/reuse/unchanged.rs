@@ -17,6 +17,9 @@ const SERVER_MARGIN: Duration = Duration::from_secs(600);
 /// power cut new content may have old times.
 const RESTART_MARGIN: Duration = Duration::from_secs(7 * 86_400);
 
+/// A reading that is further ahead of the clock was dated by a wrong one.
+const MAX_AHEAD: Duration = Duration::from_secs(86_400);
+
 /// A chunk is read again when its last reading is this long ago, plus a part of the spread by its row, so that no run
 /// reads everything.
 const MIN_PERIOD: Duration = Duration::from_secs(15 * 86_400);
@@ -85,7 +88,9 @@ impl Rules {
         let mut first = [0; 8];
         first.copy_from_slice(&blake3::hash(&id.to_le_bytes()).as_bytes()[..8]);
         let spread = Duration::from_millis(u64::from_le_bytes(first) % PERIOD_SPREAD_MS);
-        self.rereads_all || self.now > read_started.plus(MIN_PERIOD + spread)
+        // What was read under a clock that was ahead would not be due before that time comes.
+        let was_ahead = read_started > self.now.plus(MAX_AHEAD);
+        self.rereads_all || was_ahead || self.now > read_started.plus(MIN_PERIOD + spread)
     }
 }
 
@@ -329,7 +334,8 @@ mod tests {
             let in_a_day = due(day + 1, 0) - due(day, 0);
             assert!((100..300).contains(&in_a_day), "day {day}: {in_a_day}");
         }
-        assert_eq!(due(-10, 0), 0, "the clock was set back");
+        assert_eq!(due(-1, 0), 0, "the clock was set back a little");
+        assert_eq!(due(-1, -1), 3_000, "it was read under a clock that was ahead");
         assert!(Rules { rereads_all: true, ..rules() }.is_reread_due(1, READ));
     }
 }
