@@ -164,8 +164,7 @@ impl Runner {
     }
 
     /// Returns what the trailer of a base says, if a link to it may be the archive of this run: only the run and its
-    /// times may differ from what the archive would say of itself, and the file must have the mode of a
-    /// new one.
+    /// times may differ from what the archive would say of itself, and the file must have the mode of a new one.
     fn facts_for_link(
         &self,
         prepared: &PreparedRun,
