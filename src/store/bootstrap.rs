@@ -24,12 +24,12 @@ mod embedded {
 }
 
 /// "BKMG": the `PRAGMA application_id` of our databases.
-const APPLICATION_ID: i32 = 0x424B_4D47;
+pub(super) const APPLICATION_ID: i32 = 0x424B_4D47;
 /// The table in which refinery records the applied migrations.
 const HISTORY: &str = "refinery_schema_history";
 /// Content of the lock file while the database is being created: what an interrupted creation leaves is not damaged.
 const CREATING: &[u8] = b"creating\n";
-/// Size of a database whose migration takes so long that the user is told.
+/// Size from which on the migration of a database takes so long that it is announced.
 const LARGE_BYTES: u64 = 64 << 20;
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
 const MIN_SQLITE: i32 = 3_051_003;
@@ -52,7 +52,7 @@ pub struct Bootstrap {
     pub file_mode: u32,
     /// Mode of a created folder.
     pub folder_mode: u32,
-    /// Tells the user why opening takes long.
+    /// Reports why opening takes long.
     pub notice: fn(&str),
 }
 

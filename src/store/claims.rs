@@ -17,7 +17,7 @@ use crate::progress::Problem;
 /// A `not_before` further ahead than this was written under a wrong clock and counts as now.
 const NOT_BEFORE_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What a claim consists of. An archive is verified only if the schedule does not say `--no-verify` either.
+/// What a claim consists of. An archive is verified unless its run or its schedule is `--no-verify`.
 const RETURNING: &str = "RETURNING id, schedule_id, attempt, tries, trigger, reread, scheduled_for_ms, \
      verify AND (SELECT schedule.verify FROM schedule WHERE schedule.id = run.schedule_id) AS verify";
 

@@ -5,12 +5,11 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::Store;
+use super::bootstrap::APPLICATION_ID;
 use super::connection::database_error;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
-/// "BKMG": what `PRAGMA application_id` of our databases says.
-const APPLICATION_ID: i32 = 0x424B_4D47;
 /// Maximum number of runs that one transaction removes from the history.
 const MAX_HISTORY_BATCH: u32 = 500;
 

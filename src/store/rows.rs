@@ -8,7 +8,7 @@ use crate::member::{Extent, MemberKind};
 use crate::progress::ProblemKind;
 
 /// Condition of a good archive (I8): complete, no shrinking of its source that was not accepted, and verified unless
-/// the schedule says no-verify.
+/// the schedule is `--no-verify`.
 pub(super) const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect = 0 OR archive.acknowledged = 1) \
      AND (archive_file.health = 'good' OR (archive_file.health = 'unproven' AND schedule.verify = 0)))";
 

@@ -86,7 +86,7 @@ fn path_of(file: i64, sequence: i64, ordinal: i64) -> Vec<u8> {
 fn the_rows_of_schema_4_are_read_after_the_migration_as_before() {
     let dir = tempfile::tempdir().unwrap();
     make(&dir.path().join("backup.db"));
-    let store = crate::open(&dir);
+    let store = crate::support::open(&dir);
     for run in [1, 2, 3] {
         let (file, counts) = if run == 2 { (2, [0, 2, 0, 3, 0]) } else { (1, [0, 1, 0, 0, 600]) };
         let chunks: Vec<Chunk> = store.archive_chunks(run).map(Result::unwrap).collect();
@@ -145,19 +145,19 @@ fn other_readers(store: &Store) {
     assert_eq!((found.len(), found[0].id, found[0].members.len()), (1, 10, 3));
 }
 
-static IS_TOLD: AtomicBool = AtomicBool::new(false);
+static IS_ANNOUNCED: AtomicBool = AtomicBool::new(false);
 
 #[test]
 fn the_migration_of_a_large_database_is_announced() {
-    for (bytes, is_told) in [(1, false), (65 << 20, true)] {
+    for (bytes, is_announced) in [(1, false), (65 << 20, true)] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("backup.db");
         make(&path);
         let sql = "INSERT INTO setting VALUES ('x', CAST(zeroblob(?1) AS TEXT))";
         Connection::open(&path).unwrap().execute(sql, [bytes]).unwrap();
-        let notice = |_: &str| IS_TOLD.store(true, Ordering::Relaxed);
+        let notice = |_: &str| IS_ANNOUNCED.store(true, Ordering::Relaxed);
         let bootstrap = Bootstrap { access: Access::Existing, file_mode: 0o600, folder_mode: 0o700, notice };
         Store::open(&path, &bootstrap).unwrap();
-        assert_eq!(IS_TOLD.load(Ordering::Relaxed), is_told, "{bytes} bytes");
+        assert_eq!(IS_ANNOUNCED.load(Ordering::Relaxed), is_announced, "{bytes} bytes");
     }
 }

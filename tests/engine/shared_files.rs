@@ -29,7 +29,7 @@ fn archive(world: &World, run: i64) -> Archive {
 }
 
 #[test]
-fn a_name_that_is_gone_says_nothing_about_the_other_names_of_its_file() {
+fn a_missing_name_of_a_file_changes_nothing_of_its_other_names() {
     let (world, runner, row) = world();
     let first = world.store.newest_good(row.id).unwrap().unwrap();
     let (second, third) = (run(&world, &runner, &row), run(&world, &runner, &row));
@@ -42,7 +42,7 @@ fn a_name_that_is_gone_says_nothing_about_the_other_names_of_its_file() {
     assert_eq!(health, [Health::Missing, Health::Good, Health::Good]);
     assert_eq!(archive(&world, second.run).archive_file, archive(&world, third.run).archive_file);
     assert_eq!((verify(&world, &archive(&world, first.run)), verify(&world, &third)), (Health::Missing, Health::Good));
-    assert_eq!(archive(&world, first.run).health, Health::Missing, "the others say nothing about it");
+    assert_eq!(archive(&world, first.run).health, Health::Missing, "verifying the others does not change it");
     assert_eq!(run(&world, &runner, &row).archive_file, third.archive_file, "the newest is still the base");
     // Its members are known, and removing it removes nothing of the others.
     assert_eq!(rows(&world, &first), members);

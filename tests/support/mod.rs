@@ -1,5 +1,5 @@
-//! What the tests of archives and restores share. Each of them uses a part.
-#![allow(dead_code)]
+//! What the tests of archives and restores share.
+#![allow(dead_code, reason = "each test uses a part")]
 
 pub mod archive;
 pub mod nobody;
