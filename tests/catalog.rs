@@ -9,24 +9,17 @@ mod migration;
 mod model;
 #[path = "support/random.rs"]
 mod random;
+#[path = "support/store.rs"]
+mod support;
 
-use backup_manager::clock::Timestamp;
-use backup_manager::store::{Access, Bootstrap, Store};
+use backup_manager::store::Store;
 use rusqlite::Connection;
-use tempfile::TempDir;
 
 use model::World;
 use random::Random;
 
-/// 2026-11-23T00:00:00Z.
-const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
 /// Steps of one history.
 const STEPS: u64 = 15;
-
-fn open(dir: &TempDir) -> Store {
-    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
-    Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
-}
 
 /// Returns the tables of the catalog that have rows.
 fn tables_with_rows(store: &Store) -> Vec<&'static str> {

@@ -9,6 +9,8 @@
 mod calls;
 #[path = "query_plans/statements.rs"]
 mod statements;
+#[path = "support/store.rs"]
+mod support;
 
 use rusqlite::Connection;
 
@@ -32,7 +34,7 @@ const ALLOWED: &[(&str, &str)] = &[
 #[test]
 fn no_statement_reads_a_whole_table_that_grows() {
     let dir = tempfile::tempdir().unwrap();
-    let store = calls::new_store(&dir);
+    let store = support::open(&dir);
     let seen = statements::recorded(|| calls::call_everything(&store, &dir));
     let connection = Connection::open(store.path()).unwrap();
     let mut scans = Vec::new();
@@ -55,7 +57,7 @@ fn no_statement_reads_a_whole_table_that_grows() {
 #[test]
 fn every_foreign_key_has_an_index() {
     let dir = tempfile::tempdir().unwrap();
-    let connection = Connection::open(calls::new_store(&dir).path()).unwrap();
+    let connection = Connection::open(support::open(&dir).path()).unwrap();
     let keys: Vec<(String, String)> = connection
         .prepare(
             "SELECT m.name, f.\"from\" FROM sqlite_schema AS m, pragma_foreign_key_list(m.name) AS f \

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use backup_manager::chunk::{BaseChunk, CatalogChunk, Chunk, ChunkRecord, MemberRecord};
+use backup_manager::clock::Timestamp;
 use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
-use backup_manager::schedule::{Cadence, Compression, Schedule, ScheduleName};
+use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
-    BaseQuery, Claim, ClaimNow, Completed, FoundArchive, Origin, Requeue, Role, RunRequest, RunState, Sealed, Store,
-    Watermark, WorkerRow,
+    Claim, ClaimNow, Completed, FoundArchive, Requeue, Role, RunRequest, RunState, Store, Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::NOW;
 use crate::random::Random;
+use crate::support::{NOW, open, query, sealed};
 
 /// A chunk of an archive in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ struct Writing {
 impl World {
     pub fn new(random: Random) -> World {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let store = crate::open(&dir);
+        let store = open(&dir);
         let schedules = ["one", "two"].map(|name| {
             let cadence = Cadence::parse_daily("02:00").unwrap();
             let schedule = Schedule::new(ScheduleName::parse(name).unwrap(), b"source".to_vec(), cadence);
@@ -188,12 +188,7 @@ impl World {
         self.complete(claim, Some(NOW), model);
     }
 
-    fn complete(
-        &mut self,
-        claim: Claim,
-        verified_at: Option<backup_manager::clock::Timestamp>,
-        model: Vec<ModelChunk>,
-    ) {
+    fn complete(&mut self, claim: Claim, verified_at: Option<Timestamp>, model: Vec<ModelChunk>) {
         let run = claim.run();
         let completed = Completed { incomplete: false, verified_at, suspect: false, accepts: None, damaged: None };
         assert_eq!(self.store.complete(claim, &completed, NOW).unwrap(), RunState::Succeeded);
@@ -338,29 +333,4 @@ fn put(run: &mut Writing, chunk: Chunk, record: ChunkRecord, members: Vec<Catalo
     let chunk = Chunk { sequence: run.model.len() as u64, offset, ..chunk };
     run.records.push(CatalogChunk { chunk, read_started: NOW, record });
     run.model.push(ModelChunk { chunk, members });
-}
-
-fn origin() -> Origin {
-    let root_name = MemberPath::parse(b"source").unwrap();
-    Origin { root_name, writer_version: 1, archive_mode: 0o400, effective_uid: 0, capabilities: String::new() }
-}
-
-fn query(schedule: i64) -> BaseQuery {
-    BaseQuery { schedule, compression: Compression::None, source_root: b"/source".to_vec(), origin: origin() }
-}
-
-fn sealed() -> Sealed {
-    Sealed {
-        size: 1,
-        digest: [0; 32],
-        device: 1,
-        inode: 1,
-        source_root: b"/source".to_vec(),
-        scan_started: NOW,
-        extent: Extent::default(),
-        incomplete: false,
-        modified_ns: 0,
-        boot_id: None,
-        origin: Some(origin()),
-    }
 }

@@ -3,30 +3,23 @@
 use std::time::Duration;
 
 use backup_manager::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
-use backup_manager::clock::Timestamp;
 use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::progress::{Problem, ProblemKind};
-use backup_manager::schedule::{Cadence, Compression, Schedule, ScheduleName};
+use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
-    Access, BaseQuery, Bootstrap, Claim, ClaimNow, Completed, Drill, Due, FoundArchive, Health, HistoryFilter,
-    LegacyArchive, Origin, QueueNow, Requeue, Requeued, Role, RunRequest, RunState, Sealed, StopRequest, Store, Task,
-    Watermark, WorkerRow, check_copy,
+    Claim, ClaimNow, Completed, Drill, Due, FoundArchive, Health, HistoryFilter, LegacyArchive, QueueNow, Requeue,
+    Requeued, Role, RunRequest, RunState, StopRequest, Store, Task, Watermark, WorkerRow, check_copy,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// 2026-11-23T00:00:00Z.
-const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
+use crate::support::{NOW, query, sealed};
+
 const HOUR: Duration = Duration::from_secs(3600);
 const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
 const COMPLETED: Completed =
     Completed { incomplete: false, verified_at: Some(NOW), suspect: false, accepts: None, damaged: None };
-
-pub fn new_store(dir: &TempDir) -> Store {
-    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
-    Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
-}
 
 pub fn call_everything(store: &Store, dir: &TempDir) {
     let (one, two) = (worker(), worker());
@@ -194,37 +187,10 @@ fn write(store: &Store, claim: &Claim) {
     store.temporary_names().unwrap();
 }
 
-fn origin() -> Origin {
-    Origin {
-        root_name: MemberPath::parse(b"source").unwrap(),
-        writer_version: 1,
-        archive_mode: 0o400,
-        effective_uid: 0,
-        capabilities: String::new(),
-    }
-}
-
-fn sealed() -> Sealed {
-    Sealed {
-        size: 1,
-        digest: [0; 32],
-        device: 1,
-        inode: 1,
-        source_root: b"/source".to_vec(),
-        scan_started: NOW,
-        extent: Extent::default(),
-        incomplete: false,
-        modified_ns: 0,
-        boot_id: None,
-        origin: Some(origin()),
-    }
-}
-
 /// The archive that `base` made is the base of three runs: of one that refers to its rows, of one that makes a hard
 /// link of its file, and of one that does neither.
 fn reuse(store: &Store, schedule: i64, base: i64, worker: &WorkerRow) {
-    let query =
-        BaseQuery { schedule, compression: Compression::None, source_root: b"/source".to_vec(), origin: origin() };
+    let query = query(schedule);
     assert_eq!(store.find_base(&query).unwrap().unwrap().run, base);
     let found = store.base_chunks(base, 0, 10).unwrap().remove(0);
     for round in 0..3 {

@@ -1,0 +1,46 @@
+//! A store without a home, and archives for it that are in no file.
+
+use backup_manager::clock::Timestamp;
+use backup_manager::member::{Extent, MemberPath};
+use backup_manager::schedule::Compression;
+use backup_manager::store::{Access, BaseQuery, Bootstrap, Origin, Sealed, Store};
+use tempfile::TempDir;
+
+/// 2026-11-23T00:00:00Z.
+pub const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
+
+pub fn open(dir: &TempDir) -> Store {
+    let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
+    Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
+}
+
+/// Returns an archive that [`query`] finds.
+pub fn sealed() -> Sealed {
+    Sealed {
+        size: 1,
+        digest: [0; 32],
+        device: 1,
+        inode: 1,
+        source_root: b"/source".to_vec(),
+        scan_started: NOW,
+        extent: Extent::default(),
+        incomplete: false,
+        modified_ns: 0,
+        boot_id: None,
+        origin: Some(origin()),
+    }
+}
+
+pub fn query(schedule: i64) -> BaseQuery {
+    BaseQuery { schedule, compression: Compression::None, source_root: b"/source".to_vec(), origin: origin() }
+}
+
+fn origin() -> Origin {
+    Origin {
+        root_name: MemberPath::parse(b"source").unwrap(),
+        writer_version: 1,
+        archive_mode: 0o400,
+        effective_uid: 0,
+        capabilities: String::new(),
+    }
+}
