@@ -13,6 +13,7 @@ use super::{Failure, Runner};
 use crate::archive::reader::ArchiveReader;
 use crate::archive::rebuild;
 use crate::archive::trailer::Facts;
+use crate::archive_folder;
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
@@ -70,7 +71,7 @@ impl Runner {
     /// Returns the base of a run, held and open; `None` if there is none, so that everything is read.
     ///
     /// The newest archive that was made in the same way is taken. One whose file was touched since it was sealed is
-    /// verified first, and one that is damaged or cannot be opened is left out.
+    /// verified first. One that is damaged or missing is marked, and the next older one is taken.
     pub(super) fn open_base(
         &self,
         claim: &Claim,
@@ -105,10 +106,10 @@ impl Runner {
             }
             match self.open_held_base(claim, prepared, &row, context) {
                 Ok(opened) => return Ok(Some(opened)),
-                Err(error) if error.kind() == ErrorKind::Damage => {
+                Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
                     log::error!("{error}");
-                    // Once its row says so, another one is found.
-                    self.store.record_health(row.archive_file, Health::Damaged, Some(self.clock.now()))?;
+                    // Once its row shows that, another one is found.
+                    self.record_bad_base(&row, error.kind())?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 Err(error) => {
@@ -120,6 +121,16 @@ impl Runner {
         }
         self.store.release_base(claim)?;
         Ok(None)
+    }
+
+    /// Records that the file of a base is missing, if it was not found, or damaged.
+    fn record_bad_base(&self, row: &Base, found: ErrorKind) -> Result<()> {
+        if found == ErrorKind::NotFound {
+            // If the disk is not mounted, no file is found, which must not mark the archives as missing (I9).
+            archive_folder::ensure_ours(&self.home, &self.store)?;
+            return self.store.record_health(row.archive_file, Health::Missing, None);
+        }
+        self.store.record_health(row.archive_file, Health::Damaged, Some(self.clock.now()))
     }
 
     fn open_held_base(
@@ -181,7 +192,7 @@ impl Runner {
     /// Records that the bytes of the base of a run are damaged, and takes the base and all that refers to it from the
     /// run.
     pub(super) fn drop_damaged_base(&self, claim: &Claim, base: &OpenBase) -> Result<()> {
-        self.store.record_health(base.row.archive_file, Health::Damaged, Some(self.clock.now()))?;
+        self.record_bad_base(&base.row, ErrorKind::Damage)?;
         self.store.discard_chunks(claim)?;
         self.store.release_base(claim)
     }

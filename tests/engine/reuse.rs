@@ -194,6 +194,19 @@ fn a_touched_base_is_verified_first_and_a_damaged_one_is_not_used() {
 }
 
 #[test]
+fn a_base_whose_file_is_missing_is_marked_and_the_one_before_is_used() {
+    let (world, runner, row) = world();
+    let older = world.store.newest_good(row.id).unwrap().unwrap();
+    fs::write(world.path("docs/099"), "changed").unwrap();
+    let newest = run(&world, &runner, &row);
+    fs::remove_file(file_of(&world, &newest)).unwrap();
+    let next = run(&world, &runner, &row);
+    assert_eq!(world.store.archive(newest.run).unwrap().unwrap().health, Health::Missing);
+    assert_eq!(base_of(&world, &next), Some(older.run));
+    assert_eq!((verify(&world, &next), rows(&world, &next).len()), (Health::Good, 103));
+}
+
+#[test]
 fn damage_that_shows_while_bytes_are_taken_makes_the_run_begin_again_without_that_base() {
     let (world, runner, row) = world();
     let older = world.store.newest_good(row.id).unwrap().unwrap();
