@@ -3,6 +3,10 @@
 use crate::clock::Timestamp;
 use crate::member::CatalogMember;
 
+/// Maximum number of chunks or members with consecutive ids that one row of the catalog refers to. What refers to an id
+/// is found among the rows that begin at most this far before it.
+pub const MAX_RUN: i64 = 256;
+
 /// One chunk of an archive file: where its bytes are stored and what they must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -39,9 +43,12 @@ pub struct CatalogChunk {
 }
 
 impl CatalogChunk {
-    /// Returns the number of rows that recording it writes at most.
+    /// Returns the number of rows that recording it writes at most: its own, its span's, those of new members and of
+    /// runs of members with consecutive ids.
     pub fn rows(&self) -> usize {
-        2 + self.new_members().count()
+        let ChunkRecord::New { members } = &self.record else { return 2 };
+        let breaks = members.windows(2).filter(|pair| !pair[1].may_follow(&pair[0])).count();
+        3 + self.new_members().count() + breaks + members.len() / MAX_RUN as usize
     }
 
     /// Returns the members that it adds to the catalog, in order.
@@ -83,6 +90,17 @@ pub enum MemberRecord {
     Known(i64),
     /// A new one.
     New(CatalogMember),
+}
+
+impl MemberRecord {
+    /// Returns whether its id may be the one after that of `other`.
+    fn may_follow(&self, other: &MemberRecord) -> bool {
+        match (other, self) {
+            (MemberRecord::Known(before), MemberRecord::Known(id)) => before + 1 == *id,
+            (MemberRecord::New(_), MemberRecord::New(_)) => true,
+            _ => false,
+        }
+    }
 }
 
 /// A chunk in the catalog.

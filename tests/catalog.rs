@@ -3,6 +3,8 @@
 
 #[path = "catalog/check.rs"]
 mod check;
+#[path = "catalog/claims.rs"]
+mod claims;
 #[path = "catalog/migration.rs"]
 mod migration;
 #[path = "catalog/model.rs"]
@@ -11,6 +13,8 @@ mod model;
 mod random;
 #[path = "support/store.rs"]
 mod support;
+#[path = "support/transactions.rs"]
+mod transactions;
 
 use backup_manager::store::Store;
 use rusqlite::Connection;
@@ -46,13 +50,31 @@ fn archives_that_share_rows_keep_their_members_and_leave_none() {
     }
 }
 
+/// Maximum number of rows that one transaction writes (I5).
+const MAX_ROWS: i64 = 10_000;
+
 #[test]
 fn a_removal_that_ends_within_a_chunk_is_continued() {
-    let mut world = World::new(Random::new(1));
-    for _ in 0..2 {
-        world.add_large_archive([7_000, 8_000]);
+    let most = transactions::rows_of_largest(|| {
+        let mut world = World::new(Random::new(1));
+        for _ in 0..2 {
+            world.add_large_archive([7_000, 8_000]);
+            world.check();
+        }
+        world.delete_all();
+        assert_eq!(tables_with_rows(&world.store), Vec::<&str>::new());
+    });
+    assert!((8_000..=MAX_ROWS).contains(&most), "{most}");
+}
+
+#[test]
+fn no_transaction_writes_more_than_10000_rows() {
+    let most = transactions::rows_of_largest(|| {
+        let mut world = World::new(Random::new(2));
+        world.add_scattered_archives();
         world.check();
-    }
-    world.delete_all();
-    assert_eq!(tables_with_rows(&world.store), Vec::<&str>::new());
+        world.delete_all();
+        assert_eq!(tables_with_rows(&world.store), Vec::<&str>::new());
+    });
+    assert!((5_000..=MAX_ROWS).contains(&most), "{most}");
 }

@@ -2,8 +2,8 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::rows::{HOLDS_CHUNK, MAX_RUN, unfit};
-use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
+use super::rows::{HOLDS_CHUNK, unfit};
+use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MAX_RUN, MemberRecord};
 use crate::member::CatalogMember;
 
 /// Adds chunks to an archive file in one transaction.

@@ -28,11 +28,7 @@ pub(super) const FROM_CHUNK: &str = "span.sequence >= coalesce((SELECT max(first
      WHERE first.archive_file_id = (SELECT archive_file_id FROM archive WHERE run_id = ?1) \
      AND first.sequence <= ?2), 0)";
 
-/// Maximum number of chunks of a span, and of members of a row of `chunk_members`. What refers to an id is found among
-/// the rows that begin at most this far before it.
-pub(super) const MAX_RUN: i64 = 256;
-
-/// Condition of a span that holds the chunk `?1`.
+/// Condition of a span that holds the chunk `?1`: see [`MAX_RUN`](crate::chunk::MAX_RUN).
 pub(super) const HOLDS_CHUNK: &str = "span.chunk_id BETWEEN ?1 - 255 AND ?1 AND span.chunk_id + span.chunks > ?1";
 
 /// Returns the error for a record that does not fit the catalog.

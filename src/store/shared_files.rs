@@ -32,6 +32,8 @@ impl Store {
 
     /// Gives complete archives that share the row of a physical file a row of their own, for their file, which was not
     /// verified; `identity` is its device and inode number, `None` if it does not exist. They keep their chunks.
+    ///
+    /// All spans are copied in one transaction, as an archive with a part of them would be listed without the rest.
     pub fn split_file(&self, archive_file: i64, runs: &[i64], identity: Option<(u64, u64)>) -> Result<()> {
         self.write(|transaction| {
             let mut changed = 0;

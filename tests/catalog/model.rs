@@ -28,8 +28,8 @@ pub struct World {
     pub store: Store,
     _dir: TempDir,
     pub random: Random,
-    schedules: [i64; 2],
-    worker: WorkerRow,
+    pub schedules: [i64; 2],
+    pub worker: WorkerRow,
     pub archives: BTreeMap<i64, Vec<ModelChunk>>,
     /// Every chunk and member made is different.
     pub made: u64,
@@ -91,15 +91,24 @@ impl World {
     }
 
     fn begin(&mut self, schedule: usize) -> Writing {
-        let id = self.schedules[schedule];
+        let with_base = self.random.below(4) > 0;
+        self.begin_with_base(schedule, with_base)
+    }
+
+    pub fn claim(&self, schedule: usize) -> Claim {
         let request = RunRequest { verify: true, reread: false };
-        let claimed = self.store.claim_now(id, request, &self.worker, NOW).unwrap().0;
+        let claimed = self.store.claim_now(self.schedules[schedule], request, &self.worker, NOW).unwrap().0;
         let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
-        let base = self.store.find_base(&query(id)).unwrap().filter(|_| self.random.below(4) > 0).map(|base| {
+        claim
+    }
+
+    fn begin_with_base(&mut self, schedule: usize, with_base: bool) -> Writing {
+        let claim = self.claim(schedule);
+        let base = self.store.find_base(&query(claim.schedule())).unwrap().filter(|_| with_base).map(|base| {
             assert!(self.store.hold_base(&claim, base.run).unwrap());
             let mut chunks = Vec::new();
             loop {
-                let page = 1 + self.random.below(5) as u32;
+                let page = 1 + self.random.below(if chunks.len() < 1_000 { 5 } else { 500 }) as u32;
                 let found = self.store.base_chunks(base.run, chunks.len() as u64, page).unwrap();
                 if found.is_empty() {
                     break;
@@ -258,6 +267,35 @@ impl World {
             let none = BaseChunk { id: 0, chunk: self.chunk(), read_started: NOW, members: Vec::new() };
             self.put_new(&mut run, members, &none);
         }
+        self.finish(run);
+    }
+
+    /// Adds two archives with 3,000 chunks of 7 members. The second has every other chunk of the first and every
+    /// other member of the rest, so that no ids follow each other.
+    pub fn add_scattered_archives(&mut self) {
+        let mut run = self.begin(0);
+        for _ in 0..3_000 {
+            let members = (0..7).map(|_| MemberRecord::New(self.member())).collect();
+            let none = BaseChunk { id: 0, chunk: self.chunk(), read_started: NOW, members: Vec::new() };
+            self.put_new(&mut run, members, &none);
+        }
+        self.finish(run);
+        let mut run = self.begin_with_base(0, true);
+        let base = run.base.as_ref().map_or(Vec::new(), |(_, chunks)| chunks.clone());
+        for (at, chunk) in base.into_iter().enumerate() {
+            if at % 2 == 0 {
+                let record = ChunkRecord::Reused { id: chunk.id, reread: true };
+                let members = chunk.members.iter().map(|member| member.entry.clone()).collect();
+                put(&mut run, chunk.chunk, record, members);
+            } else {
+                let known = [0, 2, 4, 6].map(|at| MemberRecord::Known(chunk.members[at].id));
+                self.put_new(&mut run, known.into(), &chunk);
+            }
+        }
+        self.finish(run);
+    }
+
+    fn finish(&mut self, run: Writing) {
         self.store.add_chunks(&run.claim, &run.records).unwrap();
         self.store.seal(&run.claim, &sealed()).unwrap();
         self.complete(run.claim, Some(NOW), run.model);
