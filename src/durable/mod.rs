@@ -4,21 +4,22 @@
 //!
 //! Temporary files of killed processes are removed under a [`FolderLock`].
 
-use std::ffi::OsString;
+mod links;
+mod temporary;
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags, flock};
+use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+pub use self::links::{link_over, symlink_relative};
+use self::temporary::TempName;
+pub use self::temporary::{FolderLock, is_temporary_name, random_name, remove_abandoned, temporary_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::owner::{self, Owner};
-
-/// The beginning and the end of random temporary names.
-const TEMP_PREFIX: &str = ".backup-manager-";
-const TEMP_SUFFIX: &str = ".part";
 
 /// A file that is being written under a temporary name in the folder of its final one. It is removed when dropped
 /// unless it is sealed.
@@ -165,22 +166,6 @@ impl SealedFile {
     }
 }
 
-/// A temporary name that is unlinked when dropped while armed.
-#[derive(Debug)]
-struct TempName {
-    path: PathBuf,
-    armed: bool,
-}
-
-impl Drop for TempName {
-    fn drop(&mut self) {
-        if self.armed {
-            // A failure cannot be handled here; recovery removes temporary files of dead workers.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Writes a file at `path` that holds `bytes`, with exactly the permission bits `mode`. Without `replace` an existing
 /// file is left alone and the error is [`ErrorKind::Busy`].
 pub fn write_file(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> Result<PersistMethod> {
@@ -222,25 +207,6 @@ fn rename_after_check(from: &Path, to: &Path) -> Result<()> {
         return Err(naming_error(to)(io::ErrorKind::AlreadyExists.into()));
     }
     rustix::fs::rename(from, to).map_err(|e| naming_error(to)(e.into()))
-}
-
-/// Makes `temporary`, an existing file, a further name of `original`, whose path is `path`. `link_name` is an unused
-/// name in the same folder, which the file has for a moment.
-///
-/// Errors: those of `link` (too many links, not permitted, another or an unfit file system); [`ErrorKind::Busy`] if
-/// another file has taken the path. Then `temporary` is as it was.
-pub fn link_over(original: &File, path: &Path, link_name: &Path, temporary: &Path) -> Result<()> {
-    let mut link = TempName { path: link_name.to_owned(), armed: false };
-    std::fs::hard_link(path, &link.path).map_err(Error::io("link", path))?;
-    link.armed = true;
-    let is_same = |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    let linked = std::fs::symlink_metadata(&link.path).map_err(Error::io("inspect", &link.path))?;
-    if !is_same(linked, original.metadata().map_err(Error::io("inspect", path))?) {
-        return Err(Error::busy(format!("another file has taken the place of {}", path.display())));
-    }
-    std::fs::rename(&link.path, temporary).map_err(Error::io("replace", temporary))?;
-    link.armed = false;
-    Ok(())
 }
 
 /// Creates a folder with exactly the permission bits `mode`, and missing parents likewise, and syncs the parent of
@@ -300,43 +266,6 @@ pub fn sync_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes `link` a symbolic link to `target` by a path relative to the link's folder, atomically, and syncs the folder.
-/// Both paths must be absolute or relative to the same folder. An existing symbolic link is replaced; anything else at
-/// `link` is left alone and the error is [`ErrorKind::Busy`].
-pub fn symlink_relative(link: &Path, target: &Path) -> Result<()> {
-    let relative = relative_path(folder_of(link), target);
-    let exists = match std::fs::symlink_metadata(link) {
-        Ok(stat) if stat.is_symlink() => true,
-        Ok(_) => return Err(naming_error(link)(io::ErrorKind::AlreadyExists.into())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        Err(e) => return Err(Error::io("inspect", link)(e)),
-    };
-    if exists && std::fs::read_link(link).is_ok_and(|current| current == relative) {
-        return Ok(());
-    }
-    let mut temp = TempName { path: folder_of(link).join(random_name()?), armed: false };
-    std::os::unix::fs::symlink(&relative, &temp.path).map_err(Error::io("make the link", link))?;
-    temp.armed = true;
-    if exists {
-        std::fs::rename(&temp.path, link).map_err(Error::io("replace the link", link))?;
-    } else {
-        rename_no_replace(&temp.path, link)?;
-    }
-    temp.armed = false;
-    sync_folder(folder_of(link))
-}
-
-/// Returns the path that leads from the folder `from` to `to`.
-fn relative_path(from: &Path, to: &Path) -> PathBuf {
-    let plain = |path: &Path| -> Vec<OsString> {
-        path.components().filter(|c| *c != Component::CurDir).map(|c| c.as_os_str().to_owned()).collect()
-    };
-    let (from, to) = (plain(from), plain(to));
-    let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-    let up = std::iter::repeat_n(OsString::from(".."), from.len() - common);
-    up.chain(to[common..].iter().cloned()).collect()
-}
-
 /// Overwrites the content of a file that cannot be renamed over, and syncs it.
 fn overwrite(from: &mut File, to: &Path) -> io::Result<()> {
     from.seek(SeekFrom::Start(0))?;
@@ -357,67 +286,6 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
         Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS)) => Ok(()),
         other => other,
     }
-}
-
-/// Returns a random temporary name.
-pub fn random_name() -> Result<String> {
-    let random = getrandom::u64()
-        .map_err(|e| Error::failed("the system gives no random numbers").because(io::Error::other(e.to_string())))?;
-    Ok(temporary_name(random))
-}
-
-/// Returns the temporary name with this number, which the caller drew at random or counts from one that was.
-pub fn temporary_name(number: u64) -> String {
-    format!("{TEMP_PREFIX}{number:016x}{TEMP_SUFFIX}")
-}
-
-/// Removes the temporary files with random names that killed processes left in a folder. The caller holds the lock
-/// under which all processes write in this folder, so that none of the files is in use.
-pub fn remove_abandoned(folder: &Path) -> Result<()> {
-    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        // SQLite keeps a journal beside a copy that it writes.
-        if is_temporary_name(name.strip_suffix("-journal").unwrap_or(&name)) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// A lock on a folder that several processes write in: the archive folder itself, or a folder that belongs to the user.
-/// Archives lie in folders below the archive folder and need no lock.
-pub struct FolderLock {
-    _locked: File,
-}
-
-impl FolderLock {
-    /// Waits for the lock, then removes temporary files that killed processes left. On a file system without locks
-    /// there is no lock, and nothing is removed.
-    pub fn acquire(folder: &Path) -> Result<FolderLock> {
-        let handle = File::open(folder).map_err(Error::io("open", folder))?;
-        match flock(&handle, FlockOperation::LockExclusive) {
-            Ok(()) => remove_abandoned(folder)?,
-            Err(error) => log::debug!("{} cannot be locked: {error}", folder.display()),
-        }
-        Ok(FolderLock { _locked: handle })
-    }
-
-    /// Takes the lock if it is free, then removes temporary files that killed processes left. Returns `None` if another
-    /// process has the lock or any of this fails.
-    pub fn try_acquire(folder: &Path) -> Option<FolderLock> {
-        let handle = File::open(folder).ok()?;
-        flock(&handle, FlockOperation::NonBlockingLockExclusive).ok()?;
-        remove_abandoned(folder).ok()?;
-        Some(FolderLock { _locked: handle })
-    }
-}
-
-/// Returns whether a name is a random temporary name, as only this module creates them.
-pub fn is_temporary_name(name: &str) -> bool {
-    let random = name.strip_prefix(TEMP_PREFIX).and_then(|rest| rest.strip_suffix(TEMP_SUFFIX));
-    random.is_some_and(|random| random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn folder_of(path: &Path) -> &Path {
