@@ -135,6 +135,8 @@ type Batch = Vec<Chunk>;
 
 /// A batch is complete when it has this many bytes. Smaller direct reads cost more time.
 const BATCH_BYTES: u64 = 1 << 20;
+/// The most chunks in a batch: a false table may list any number of chunks without bytes.
+const MAX_BATCH_CHUNKS: usize = 4096;
 
 /// What is known of the expected chunks as a whole.
 struct Summary {
@@ -163,7 +165,8 @@ impl Feeder<'_> {
             summary.digest.add(&chunk.stored_digest);
             summary.entries.update(&encode_entry(&chunk)?);
             self.batch.push(chunk);
-            if chunk.end() - self.batch[0].offset >= BATCH_BYTES {
+            let bytes = chunk.end() - self.batch[0].offset;
+            if bytes >= BATCH_BYTES || self.batch.len() == MAX_BATCH_CHUNKS {
                 self.send_batch()?;
             }
         }
@@ -312,4 +315,33 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
 fn no_trailer(path: &Path) -> Error {
     Error::new(ErrorKind::Damage, format!("{} has no trailer of this program", path.display()))
         .hint("it was cut off, or another program made it: try tar -t")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_chunks_without_bytes_is_checked_in_batches_of_bounded_size() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reader = ArchiveReader::open(file.path()).unwrap();
+        let (work, batches) = bounded(100);
+        let on_damage = &mut |_| ControlFlow::Continue(());
+        let mut feeder = Feeder { reader: &reader, work, answered: unbounded().1, batch: Vec::new(), on_damage };
+        let (stored_digest, content_digest) = ([0; 32], None);
+        let empty = |sequence| Chunk {
+            sequence,
+            offset: 0,
+            stored_length: 0,
+            stored_digest,
+            content_length: 0,
+            content_digest,
+        };
+        let chunks = 50 * MAX_BATCH_CHUNKS as u64 + 1;
+        feeder.feed(&mut (0..chunks).map(|sequence| Ok(empty(sequence))), &CancelToken::new()).unwrap();
+        drop(feeder);
+        let sizes: Vec<usize> = batches.iter().map(|batch| batch.len()).collect();
+        assert_eq!(sizes.iter().sum::<usize>() as u64, chunks);
+        assert!(sizes.iter().all(|&size| size <= MAX_BATCH_CHUNKS), "{sizes:?}");
+    }
 }
