@@ -1,9 +1,11 @@
 //! Restores that are interrupted and run again; conflicts; damage; a full disk.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use backup_manager::archive::members::Event;
 use backup_manager::browse::{OpenArchive, Selection};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::SystemClock;
@@ -270,6 +272,21 @@ fn a_search_through_a_file_that_is_no_archive_can_be_cancelled() {
         assert_eq!(error.kind(), ErrorKind::Interrupted, "{what}");
         assert!(!error.to_string().contains("none is left"), "{what}: {error}");
     }
+}
+
+#[test]
+fn a_large_member_that_is_skipped_in_a_compressed_stream_can_be_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.tar.gz");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&TarFile::default().file("large", &vec![7; 20_000_000]).file("next", b"x").end()).unwrap();
+    fs::write(&file, encoder.finish().unwrap()).unwrap();
+    let cancel = CancelToken::new();
+    let archive = OpenArchive::from_file(&file).unwrap();
+    let mut members = archive.members(&Selection::everything().unwrap(), 1).unwrap().cancelled_by(&cancel);
+    assert!(matches!(members.next().unwrap(), Some(Event::Member(entry)) if entry.member.size == 20_000_000));
+    cancel.cancel();
+    assert_eq!(members.next().unwrap_err().kind(), ErrorKind::Interrupted);
 }
 
 #[test]

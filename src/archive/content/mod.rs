@@ -211,7 +211,7 @@ impl Content<'_> {
     }
 
     /// Skips `count` bytes, gaps included. Pieces that lie in them whole and are not decoded yet never are. Errors: the
-    /// content ends before.
+    /// content ends before, or the work was cancelled.
     pub(super) fn skip(&mut self, mut count: u64) -> ReadResult<()> {
         while count > 0 {
             self.fetch()?;
@@ -232,6 +232,10 @@ impl Content<'_> {
             count -= skipped;
             if count > 0 {
                 self.queue.skip_to.store(self.offset() + count, Ordering::Relaxed);
+                // A compressed stream decodes what it skips, which may take as long as reading the whole file.
+                if !self.is_chunked && self.archive.codec() != Codec::Plain {
+                    self.check_cancelled()?;
+                }
             }
         }
         Ok(())

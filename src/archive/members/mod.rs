@@ -88,7 +88,7 @@ impl<'c> Members<'c> {
     }
 
     /// Lets `cancel` end what may read the whole file before it returns anything: the search for a header after damage,
-    /// and what follows the end marks.
+    /// the data of a member that is skipped in a compressed stream, and what follows the end marks.
     pub fn cancelled_by(mut self, cancel: &'c CancelToken) -> Self {
         self.entries.blocks.content.cancel = cancel;
         self
