@@ -12,22 +12,11 @@ use std::sync::Arc;
 use backup_manager::archive::check::check_by_trailer;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::rebuild::{read_comment, read_records};
+use backup_manager::archive::trailer::empty_member;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Timestamp;
 use libfuzzer_sys::fuzz_target;
 use memory_file::memory_file;
-
-/// Returns an empty gzip member that holds `data` in its extra field.
-fn empty_member(data: &[u8]) -> Vec<u8> {
-    let length = data.len() as u16;
-    let mut member = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
-    member.extend((length + 4).to_le_bytes());
-    member.extend(b"BM");
-    member.extend(length.to_le_bytes());
-    member.extend(data);
-    member.extend([3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    member
-}
 
 /// Sets the digests of the chunks that lie in `stored` whole.
 fn set_digests(table: &mut [u8], stored: &[u8]) {

@@ -132,8 +132,8 @@ fn too_many_chunks() -> Error {
     Error::failed("the archive has more chunks than a zstd seek table holds").hint("use gzip or no compression")
 }
 
-/// Returns a gzip member without content that holds `data` in its extra field.
-fn empty_member(data: &[u8]) -> Vec<u8> {
+/// Returns a gzip member without content that holds `data`, at most 65,531 bytes, in its extra field.
+pub fn empty_member(data: &[u8]) -> Vec<u8> {
     let length = data.len() as u16;
     let mut member = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
     member.extend((length + 4).to_le_bytes());
