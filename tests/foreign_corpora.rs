@@ -10,7 +10,6 @@ mod extracted;
 #[path = "foreign_corpora/program.rs"]
 mod program;
 #[path = "restore/tar_file.rs"]
-#[allow(dead_code)]
 mod tar_file;
 
 use std::collections::BTreeMap;
@@ -20,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use extracted::Extracted;
-use tar_file::TarFile;
+use tar_file::{Block, TarFile};
 
 /// What became of one archive.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,8 +140,13 @@ fn print(line: &str) {
 /// Makes archives that each show one thing.
 fn make_archives(folder: &Path) {
     let file = || TarFile::default().file("a", b"content of a").folder("d").file("d/b", b"");
-    let cases: [(&str, Vec<u8>); 9] = [
+    let pax = file().pax(&[("path", "d/\u{e4}".as_bytes()), ("mtime", b"1600000000.5")]).file("replaced", b"by pax");
+    // Of the seventh edition of Unix: without a magic number, and with a zero byte for a regular file.
+    let v7 = file().block(Block::new(b"d/old", b'\0', 3).with(|block| block[257..].fill(0))).bytes(b"old");
+    let cases: [(&str, Vec<u8>); 11] = [
         ("whole", file().symlink("s", "a").hard_link("h", "a").end()),
+        ("pax", pax.end()),
+        ("v7", v7.end()),
         ("without-end-marks", file().0),
         ("cut", file().file("c", &[7; 2000]).0[..3500].to_vec()),
         ("root-folder-only", TarFile::default().folder("./").end()),
@@ -168,6 +172,10 @@ fn archives_of_others_give_what_tar_extracts_and_the_verbs_agree() {
         let folder = tempfile::tempdir().unwrap();
         make_archives(folder.path());
         assert_eq!(judge_corpus("made here", folder.path()), Vec::<String>::new());
+        for name in ["whole", "pax", "v7"] {
+            let judged = judge(&folder.path().join(name));
+            assert!(judged.class != Class::Differs, "{name}: {:?}", judged.differences);
+        }
         return;
     };
     let mut folders: Vec<_> = fs::read_dir(corpora).unwrap().map(|entry| entry.unwrap().path()).collect();
