@@ -9,6 +9,16 @@ use rustix::fs::FileType;
 
 use crate::error::{Error, Result};
 
+/// A digest of a path: an archive may have millions of paths, and each may be long.
+pub type PathKey = [u8; 16];
+
+/// Returns the digest under which a path is stored.
+pub fn path_key(path: &[u8]) -> PathKey {
+    let mut key = PathKey::default();
+    key.copy_from_slice(&blake3::hash(path).as_bytes()[..16]);
+    key
+}
+
 /// A path inside an archive: one or more components joined by `/`, none empty, `.` or `..`, no NUL byte, not absolute.
 /// Bytes, not text. Ordered component by component, so that a folder comes directly before what it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

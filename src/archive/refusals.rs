@@ -3,22 +3,19 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::member::{Member, MemberKind, MemberPath};
+use crate::member::{Member, MemberKind, MemberPath, PathKey, path_key};
 
 /// Bytes of the names of hard links whose first name was not read yet, and of these; a hostile archive could fill the
 /// memory with more.
 const MAX_OPEN_LINK_BYTES: usize = 256 << 20;
 
-/// A digest of a path: an archive may have millions of paths, and each may be long.
-type Key = [u8; 16];
-
 /// What the members so far are, by their paths.
 #[derive(Default)]
 pub(super) struct Refusals {
     /// Paths whose newest member is no folder.
-    no_folders: HashSet<Key>,
+    no_folders: HashSet<PathKey>,
     /// Paths that a hard link can refer to.
-    contents: HashSet<Key>,
+    contents: HashSet<PathKey>,
     /// Hard links whose first name was not read yet, by that name.
     open_links: HashMap<MemberPath, Vec<MemberPath>>,
     open_link_bytes: usize,
@@ -27,7 +24,7 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Takes the next member. Returns why a restore refuses it, if that is known already.
     pub fn check(&mut self, member: &Member) -> Option<String> {
-        let key = key(member.path.as_bytes());
+        let key = path_key(member.path.as_bytes());
         if !matches!(member.kind, MemberKind::Folder | MemberKind::HardLink) {
             self.contents.insert(key);
         }
@@ -49,16 +46,16 @@ impl Refusals {
     fn parent_that_is_no_folder(&self, path: &MemberPath) -> Option<MemberPath> {
         let bytes = path.as_bytes();
         let mut slashes = (0..bytes.len()).filter(|&at| bytes[at] == b'/');
-        let end = slashes.find(|&end| self.no_folders.contains(&key(&bytes[..end])))?;
+        let end = slashes.find(|&end| self.no_folders.contains(&path_key(&bytes[..end])))?;
         MemberPath::parse(&bytes[..end]).ok()
     }
 
-    fn check_link(&mut self, link: &Member, link_key: Key) -> Option<String> {
+    fn check_link(&mut self, link: &Member, link_key: PathKey) -> Option<String> {
         let first = MemberPath::parse(link.link_target.as_deref().unwrap_or_default()).ok()?;
         if first == link.path {
             return Some("it is a hard link to itself".to_owned());
         }
-        if self.contents.contains(&key(first.as_bytes())) {
+        if self.contents.contains(&path_key(first.as_bytes())) {
             self.contents.insert(link_key);
             self.no_folders.insert(link_key);
             return None;
@@ -72,7 +69,7 @@ impl Refusals {
 
     /// Returns the hard links that lead to nothing, now that all members are known, and why each is refused.
     pub fn finish(mut self) -> impl Iterator<Item = (MemberPath, String)> {
-        let is_known = |first: &&MemberPath| self.contents.contains(&key(first.as_bytes()));
+        let is_known = |first: &&MemberPath| self.contents.contains(&path_key(first.as_bytes()));
         let mut known: Vec<MemberPath> = self.open_links.keys().filter(is_known).cloned().collect();
         while let Some(first) = known.pop() {
             known.extend(self.open_links.remove(&first).unwrap_or_default());
@@ -82,10 +79,4 @@ impl Refusals {
             links.into_iter().map(move |link| (link, reason.clone()))
         })
     }
-}
-
-fn key(path: &[u8]) -> Key {
-    let mut key = Key::default();
-    key.copy_from_slice(&blake3::hash(path).as_bytes()[..16]);
-    key
 }

@@ -3,10 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::member::MemberPath;
-
-/// A digest of a path: an archive may have millions of paths, and each may be long.
-pub type PathKey = [u8; 16];
+use crate::member::{MemberPath, PathKey, path_key};
 
 /// The paths that are complete and those that are being written, shared by the threads that create entries.
 #[derive(Debug, Default)]
@@ -53,7 +50,7 @@ impl CompletedPaths {
 
     /// Records that the entries at these paths are being created.
     pub fn begin<'p>(&self, paths: impl Iterator<Item = &'p MemberPath>) {
-        let keys: Vec<_> = paths.map(path_key).collect();
+        let keys: Vec<_> = paths.map(|path| path_key(path.as_bytes())).collect();
         self.state().in_progress.extend(keys);
     }
 
@@ -64,7 +61,7 @@ impl CompletedPaths {
 
     /// Records that the entries at these paths are complete.
     pub fn complete_all<'p>(&self, paths: impl Iterator<Item = &'p MemberPath>) {
-        let keys: Vec<_> = paths.map(path_key).collect();
+        let keys: Vec<_> = paths.map(|path| path_key(path.as_bytes())).collect();
         let mut state = self.state();
         for key in keys {
             state.in_progress.remove(&key);
@@ -75,7 +72,7 @@ impl CompletedPaths {
 
     /// Records that the entry at `path` is no longer being created, and is not complete.
     pub fn abort(&self, path: &MemberPath) {
-        let key = path_key(path);
+        let key = path_key(path.as_bytes());
         let mut state = self.state();
         state.in_progress.remove(&key);
         self.notify(state);
@@ -91,7 +88,7 @@ impl CompletedPaths {
 
     /// Waits until nothing is in progress at `path`, and returns whether its entry is complete.
     pub fn contains(&self, path: &MemberPath) -> bool {
-        let key = path_key(path);
+        let key = path_key(path.as_bytes());
         let mut state = self.state();
         while state.in_progress.contains(&key) {
             state.waiting += 1;
@@ -104,18 +101,11 @@ impl CompletedPaths {
     /// Records a folder that could not be created from its member. Members beneath it may still create it, and leave it
     /// unfinished, so that a repeated restore applies its metadata.
     pub fn add_failed_folder(&self, path: &MemberPath) {
-        self.state().failed_folders.insert(path_key(path));
+        self.state().failed_folders.insert(path_key(path.as_bytes()));
     }
 
     /// Returns whether the folder at `path` could not be created from its member.
     pub fn is_failed_folder(&self, path: &MemberPath) -> bool {
-        self.state().failed_folders.contains(&path_key(path))
+        self.state().failed_folders.contains(&path_key(path.as_bytes()))
     }
-}
-
-/// Returns the digest under which a path is stored.
-pub fn path_key(path: &MemberPath) -> PathKey {
-    let mut key = PathKey::default();
-    key.copy_from_slice(&blake3::hash(path.as_bytes()).as_bytes()[..16]);
-    key
 }

@@ -14,7 +14,7 @@ mod open;
 mod tree;
 
 pub use compare::{MetadataDifferences, correct_metadata, metadata_differences};
-pub use completed_paths::{CompletedPaths, PathKey, path_key};
+pub use completed_paths::CompletedPaths;
 pub use create::{NewEntry, lock_folder, remove};
 pub use inspect::{device_of, is_empty_folder, kind_of, link_target, modified_of, open_file, stat_entry};
 pub use metadata::{

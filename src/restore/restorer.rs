@@ -13,9 +13,9 @@ use super::state::RestoreState;
 use super::target_paths::TargetPaths;
 use crate::archive::members::{Entry, Event, Members};
 use crate::browse::{OpenArchive, Selection};
-use crate::confined::{FolderTree, PathKey, Privileges, path_key};
+use crate::confined::{FolderTree, Privileges};
 use crate::error::{Error, ErrorKind, Result};
-use crate::member::MemberPath;
+use crate::member::{MemberPath, PathKey, path_key};
 use crate::progress::{Observer, Problem, ProblemKind, Progress};
 
 /// How often progress is reported.
@@ -218,7 +218,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
         let page = if sequence == u64::MAX { None } else { self.archive.catalog_page(sequence)? };
         if let Some((members, _)) = page {
             let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
-            let selected = here.filter(|path| selection.selects(path) && self.lost.insert(path_key(path)));
+            let selected = here.filter(|path| selection.selects(path) && self.lost.insert(path_key(path.as_bytes())));
             lost.extend(selected.map(|path| (path, reason.to_owned())));
         } else if self.is_reading_again {
             // Without the catalog all of the archive was read before.

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use super::options::Options;
-use crate::confined::{PathKey, path_key};
 use crate::error::Result;
-use crate::member::{MemberKind, MemberPath};
+use crate::member::{MemberKind, MemberPath, PathKey, path_key};
 
 /// Keeps apart the members that get the same path beneath the target, which `strip` and `rename_root` can cause.
 pub(super) enum TargetPaths {
@@ -47,9 +46,9 @@ impl TargetPaths {
                 Err(format!("{member} lies outside {}, the folder of this archive", String::from_utf8_lossy(root)))
             }
             TargetPaths::Claims(claims) => {
-                let is_folder = kind == MemberKind::Folder;
-                let (owner, is_shared) = *claims.entry(path_key(path)).or_insert_with(|| (path_key(member), is_folder));
-                if owner == path_key(member) || is_shared && is_folder {
+                let (claimant, is_folder) = (path_key(member.as_bytes()), kind == MemberKind::Folder);
+                let (owner, is_shared) = *claims.entry(path_key(path.as_bytes())).or_insert((claimant, is_folder));
+                if owner == claimant || is_shared && is_folder {
                     return Ok(());
                 }
                 Err(format!("{member} and a member before it both get this path"))
@@ -63,7 +62,7 @@ impl TargetPaths {
             TargetPaths::Unchanged => true,
             TargetPaths::OneRoot(root) => root.as_ref().is_none_or(|root| **root == *root_of(member)),
             TargetPaths::Claims(claims) => {
-                claims.get(&path_key(path)).is_none_or(|(owner, _)| *owner == path_key(member))
+                claims.get(&path_key(path.as_bytes())).is_none_or(|(owner, _)| *owner == path_key(member.as_bytes()))
             }
         }
     }
