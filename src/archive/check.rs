@@ -153,9 +153,7 @@ impl Feeder<'_> {
         let mut summary = Summary { end: 0, entries: blake3::Hasher::new(), digest: ArchiveDigest::new() };
         for chunk in expected {
             let chunk = chunk?;
-            if cancel.is_cancelled() {
-                return Err(Error::new(ErrorKind::Interrupted, "the verification was cancelled"));
-            }
+            cancel.check("the verification was cancelled")?;
             if chunk.offset != summary.end {
                 let (path, sequence) = (self.reader.path().display(), chunk.sequence);
                 let message = format!("chunk {sequence} of {path} does not begin where the one before it ends");

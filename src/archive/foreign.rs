@@ -41,9 +41,7 @@ pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
     let (mut found, mut refusals) = (ForeignTar::default(), Refusals::default());
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Some(event) = members.next()? {
-        if cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Interrupted, "the verification was cancelled"));
-        }
+        cancel.check("the verification was cancelled")?;
         match event {
             Event::Damaged { reason, .. } | Event::Undecodable { reason } => add(&mut found.damage, reason),
             Event::Refused { name, reason } => {

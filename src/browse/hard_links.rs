@@ -6,7 +6,7 @@ use super::open_archive::OpenArchive;
 use super::selection::Selection;
 use crate::archive::members::Event;
 use crate::cancel::CancelToken;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::member::{MemberKind, MemberPath};
 
 /// Bytes of the names of links, and of the names that they refer to; a hostile archive could fill the memory.
@@ -25,9 +25,7 @@ impl HardLinks {
         let mut bytes = 0;
         let mut members = archive.members(&Selection::everything()?, 2)?.cancelled_by(cancel);
         while let Some(event) = members.next()? {
-            if cancel.is_cancelled() {
-                return Err(Error::new(ErrorKind::Interrupted, "the search for hard links was cancelled"));
-            }
+            cancel.check("the search for hard links was cancelled")?;
             let Event::Member(entry) = event else { continue };
             let member = entry.member;
             if member.kind != MemberKind::HardLink {

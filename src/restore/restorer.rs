@@ -114,10 +114,7 @@ impl<'a, 'c> Restorer<'a, 'c> {
     }
 
     fn check_cancelled(&self) -> Result<()> {
-        if self.context.cancel.is_cancelled() {
-            return Err(Error::new(ErrorKind::Interrupted, "the restore was cancelled"));
-        }
-        Ok(())
+        self.context.cancel.check("the restore was cancelled")
     }
 
     /// Reads the archive once and passes the selected members to `restore`.
