@@ -40,6 +40,7 @@ mod status;
 mod system_zone;
 mod terminal;
 mod text_file;
+mod verbs;
 mod verify;
 mod wait;
 mod worker;
@@ -50,7 +51,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Once};
 
 use chrono_tz::Tz;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::archive_folder;
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -62,6 +63,7 @@ use crate::schedule::{self, ServiceZone, ZoneOrigin};
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
 use render::Format;
+use verbs::{Verb, run_verb};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -80,7 +82,7 @@ struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: Verb,
 }
 
 #[derive(Args)]
@@ -124,83 +126,6 @@ impl Global {
         };
         Err(Error::usage(format!("{pair} cannot be used with each other")).hint("leave out one of them"))
     }
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Restore files: from the newest good archive, one of an earlier day, or any tar file
-    #[command(alias = "extract")]
-    Restore(restore::RestoreArgs),
-    /// Back up schedules now, in this process or, with --queue, in the service
-    Run(run::RunArgs),
-    /// Show the service, running and next runs, and the state of each schedule
-    Status(status::StatusArgs),
-
-    /// Add schedules: "PATH;HH:MM;NAME", or PATH --name NAME with --at or --cron
-    Create(create::CreateArgs),
-    /// List schedules
-    List,
-    /// Show one schedule in full
-    Show(list::ShowArgs),
-    /// Change a schedule
-    Edit(edit::EditArgs),
-    /// Stop a schedule from running until it is resumed
-    Pause(edit::PauseArgs),
-    /// Resume a paused schedule from now on
-    Resume(edit::PauseArgs),
-    /// Delete a schedule; its history and archives are kept
-    Delete(delete::DeleteArgs),
-    /// Print the next times of a schedule or of a cadence
-    Next(next::NextArgs),
-
-    /// Cancel the running and the queued run of a schedule, or one run: cancel @17
-    Cancel(cancel::CancelArgs),
-    /// Accept an emptied or shrunken source, or known problem paths, once
-    Accept(accept::AcceptArgs),
-    /// List archives
-    #[command(alias = "snapshots")]
-    Backups(archives::BackupsArgs),
-    /// Read archives back from disk and report damage
-    #[command(alias = "check")]
-    Verify(verify::VerifyArgs),
-    /// Test a restore: restore the newest archives, compare, and remove the result
-    Drill(drill::DrillArgs),
-    /// Remove archives that no rule keeps
-    Prune(prune::PruneArgs),
-    /// Keep an archive regardless of the rules: pin @17
-    Pin(prune::PinArgs),
-    /// Remove one archive now: forget @17
-    Forget(prune::ForgetArgs),
-    /// List runs, or show one in full: history @17
-    History(history::HistoryArgs),
-    /// List the members of an archive
-    Ls(ls::LsArgs),
-    /// Write members of an archive to standard output
-    #[command(alias = "dump")]
-    Cat(cat::CatArgs),
-    /// Find files in all archives by glob, or list the versions of one path
-    Find(find::FindArgs),
-    /// Same as `find --versions PATH`
-    #[command(hide = true)]
-    Versions(find::VersionsArgs),
-    /// Show what changed between two archives, or an archive and its source
-    Diff(diff::DiffArgs),
-
-    /// Start the service in the background
-    Start(start::StartArgs),
-    /// Stop the service after running work has finished
-    Stop(start::StopArgs),
-    /// Run the service in the foreground, for containers and systemd
-    Serve(serve::ServeArgs),
-
-    /// Read schedules from a text file (path;hh:mm;name a line) or from JSON
-    Import(text_file::ImportArgs),
-    /// Write schedules as a text file or as JSON
-    Export(text_file::ExportArgs),
-    /// Rebuild the catalog from the archive files, or restore a copy of the database
-    Rescan(rescan::RescanArgs),
-    /// Show or change service settings
-    Config(config::ConfigArgs),
 }
 
 /// The environment of a command: global options, places, clock and zone.
@@ -397,7 +322,7 @@ fn run_command_line(is_json: bool) -> Result<u8> {
     });
     match parsed {
         Ok((cli, verb)) => Context::new(&verb, &cli.global)
-            .and_then(|context| dispatch(&context, cli.command).map_err(|error| context.with_recovery_step(error))),
+            .and_then(|context| run_verb(&context, cli.command).map_err(|error| context.with_recovery_step(error))),
         Err(error) => {
             // Help is printed to stdout with exit code 0. A closed pipe is no error.
             let _ = error.print();
@@ -416,43 +341,6 @@ fn usage_error(error: &clap::Error) -> Error {
     let message = paragraphs.next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
     let tip = paragraphs.find_map(|paragraph| paragraph.trim().strip_prefix("tip: "));
     Error::usage(message).hint(tip.unwrap_or("see `backup-manager VERB --help`"))
-}
-
-fn dispatch(context: &Context, command: Command) -> Result<u8> {
-    match command {
-        Command::Restore(args) => restore::cmd_restore(context, &args),
-        Command::Run(args) => run::cmd_run(context, &args),
-        Command::Status(args) => status::cmd_status(context, &args),
-        Command::Create(args) => create::cmd_create(context, &args),
-        Command::List => list::cmd_list(context),
-        Command::Show(args) => list::cmd_show(context, &args),
-        Command::Edit(args) => edit::cmd_edit(context, &args),
-        Command::Pause(args) => edit::cmd_pause(context, &args, false),
-        Command::Resume(args) => edit::cmd_pause(context, &args, true),
-        Command::Delete(args) => delete::cmd_delete(context, &args),
-        Command::Next(args) => next::cmd_next(context, &args),
-        Command::Cancel(args) => cancel::cmd_cancel(context, &args),
-        Command::Accept(args) => accept::cmd_accept(context, &args),
-        Command::Backups(args) => archives::cmd_backups(context, &args),
-        Command::Verify(args) => verify::cmd_verify(context, &args),
-        Command::Drill(args) => drill::cmd_drill(context, &args),
-        Command::Prune(args) => prune::cmd_prune(context, &args),
-        Command::Pin(args) => prune::cmd_pin(context, &args),
-        Command::Forget(args) => prune::cmd_forget(context, &args),
-        Command::History(args) => history::cmd_history(context, &args),
-        Command::Ls(args) => ls::cmd_ls(context, &args),
-        Command::Cat(args) => cat::cmd_cat(context, &args),
-        Command::Find(args) => find::cmd_find(context, &args),
-        Command::Versions(args) => find::cmd_find(context, &args.into()),
-        Command::Diff(args) => diff::cmd_diff(context, &args),
-        Command::Start(args) => start::cmd_start(context, &args),
-        Command::Stop(args) => start::cmd_stop(context, &args),
-        Command::Serve(args) => serve::cmd_serve(context, &args),
-        Command::Import(args) => text_file::cmd_import(context, &args),
-        Command::Export(args) => text_file::cmd_export(context, &args),
-        Command::Rescan(args) => rescan::cmd_rescan(context, &args),
-        Command::Config(args) => config::cmd_config(context, &args),
-    }
 }
 
 /// Logs and prints an error: what failed, on what and why; on the next line the command to run next.
