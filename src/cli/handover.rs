@@ -3,15 +3,16 @@
 //! Only a process with the rights of the service may read the sources: an archive that root makes of files that only
 //! root may read must not get into the hands of the owner of the schedules.
 
+use super::Context;
 use super::become_user::become_user;
 use super::terminal::TerminalObserver;
 use super::wait::{Idle, report_end, wait_for_end};
-use super::{Context, start};
 use crate::archive_folder;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::liveness;
 use crate::owner;
+use crate::service::live_services;
 use crate::store::{QueueNow, Run, RunRequest, ScheduleRow, Store, WorkerRow};
 
 /// Options of manual runs.
@@ -52,7 +53,7 @@ impl Executor {
     ///
     /// Errors: `Failed` if the options demand a service and none runs; `Busy` if it stops.
     pub fn choose(context: &Context, store: &Store, options: &RunOptions) -> Result<Executor> {
-        let services = start::live_services(context, store)?;
+        let services = live_services(&context.home, store)?;
         let (uid, workers) = (rustix::process::geteuid().as_raw(), context.home.workers());
         // A service that did not write its user is of a version that leaves the work to this command.
         let is_other = |row: &WorkerRow| {
@@ -134,7 +135,7 @@ pub(super) fn running_error(row: &ScheduleRow, run: i64) -> Error {
 
 /// Fails if no service is left that could begin or recover a run.
 fn check_service(context: &Context, store: &Store, run: &Run) -> Result<Idle> {
-    if !start::live_services(context, store)?.is_empty() {
+    if !live_services(&context.home, store)?.is_empty() {
         return Ok(Idle::Wait);
     }
     let (number, name) = (run.id, &run.schedule_name);

@@ -60,6 +60,7 @@ use crate::home::{Home, HomeOptions, with_suffix};
 use crate::maintenance;
 use crate::owner;
 use crate::schedule::{self, ServiceZone, ZoneOrigin};
+use crate::service::live_services;
 use crate::store::{Access, Bootstrap, Store};
 use logging::Log;
 use render::Format;
@@ -288,7 +289,7 @@ impl Context {
     }
 
     fn live_service_zone(&self, store: &Store) -> Result<Option<Tz>> {
-        if start::live_services(self, store)?.is_empty() {
+        if live_services(&self.home, store)?.is_empty() {
             return Ok(None);
         }
         store.service_zone()?.map(|name| schedule::parse_zone(&name)).transpose()

@@ -10,11 +10,12 @@ use super::documents::PathFields;
 use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
-use super::{Context, config, start};
+use super::{Context, config};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::rescan::{self, RescanReport};
 use crate::maintenance::{self, RestoredDatabase};
+use crate::service::live_services;
 use crate::store::Access;
 
 #[derive(Args)]
@@ -49,7 +50,7 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     let taken = archive_folder::adopt(&context.home, &store, args.adopt, context.now())?;
     // Adopting the folder changed the identity in the database.
     let store = if taken { context.open_store(Access::Existing)? } else { store };
-    if taken && !start::live_services(context, &store)?.is_empty() {
+    if taken && !live_services(&context.home, &store)?.is_empty() {
         context.warn("the service still uses the previous identity of the database: restart it after the rescan");
     }
     super::worker::recover(context, &store)?;

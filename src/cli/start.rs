@@ -13,7 +13,8 @@ use super::serve::ServiceOptions;
 use super::{Context, descriptors};
 use crate::error::{Error, Result};
 use crate::liveness::{self, Heartbeat};
-use crate::store::{Access, Role, StopRequest, Store, WorkerRow};
+use crate::service::live_services;
+use crate::store::{Access, StopRequest, WorkerRow};
 
 /// How often `stop` checks whether the service has ended.
 const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -38,7 +39,7 @@ pub struct StopArgs {
 pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
     args.options.check(context)?;
     let store = context.open_or_create()?;
-    if let Some(row) = live_services(context, &store)?.first() {
+    if let Some(row) = live_services(&context.home, &store)?.first() {
         let main = if row.pid == 1 { ", the main process of this container" } else { "" };
         return print_state(
             context,
@@ -113,21 +114,13 @@ fn place_args(context: &Context) -> Vec<OsString> {
     given.flatten().collect()
 }
 
-/// Returns the live services of the database, oldest first.
-pub fn live_services(context: &Context, store: &Store) -> Result<Vec<WorkerRow>> {
-    let workers = context.home.workers();
-    let mut rows = store.workers()?;
-    rows.retain(|row| row.role == Role::Service && liveness::is_alive(&workers, &row.uuid));
-    Ok(rows)
-}
-
 pub fn cmd_stop(context: &Context, args: &StopArgs) -> Result<u8> {
     if !context.home.db().exists() {
         // Only a home without a database is an error; a service that does not run is none.
         context.open_store(Access::Existing)?;
     }
     let store = context.open()?;
-    let services = live_services(context, &store)?;
+    let services = live_services(&context.home, &store)?;
     if services.is_empty() {
         return print_state(context, "stopped", None, "the service is not running");
     }

@@ -7,14 +7,15 @@ use chrono_tz::Tz;
 use clap::Args;
 use serde::Serialize;
 
+use super::Context;
 use super::active_runs::{ActiveRuns, NamedRunDocument, QueuedDocument, RunningDocument, RunningRun};
 use super::documents::{self, ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
 use super::render::{self, Format};
-use super::{Context, start};
 use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem};
 use crate::liveness;
+use crate::service::live_services;
 use crate::store::{Archive, Drill, Run, ScheduleRow, Store, Task};
 
 #[derive(Args)]
@@ -67,7 +68,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
 
 fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     let folder = context.home.workers();
-    let workers: Vec<_> = start::live_services(context, store)?
+    let workers: Vec<_> = live_services(&context.home, store)?
         .into_iter()
         .map(|row| {
             let heartbeat = liveness::read_heartbeat(&folder, &row.uuid);

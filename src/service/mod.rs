@@ -22,10 +22,11 @@ use crate::archive_folder;
 use crate::backup::Runner;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::home::Home;
 use crate::import_export::TextFileState;
 use crate::liveness::{self, Heartbeat, Registration};
 use crate::maintenance::Intervals;
-use crate::store::{Role, ScheduleRow, StopRequest, Watch, Watermark};
+use crate::store::{Role, ScheduleRow, StopRequest, Store, Watch, Watermark, WorkerRow};
 use maintenance::{MaintenancePace, MaintenanceThread};
 use runs::ActiveRuns;
 pub use tick::Tick;
@@ -90,8 +91,8 @@ impl Service {
     pub fn register(runner: Runner, options: Options, join: bool) -> Result<Service> {
         let home = Arc::clone(&runner.home);
         let _registration = Registration::lock(&home.workers(), home.folder_mode())?;
-        if let (Some(pid), false) = (live_service_pid(&runner)?, join) {
-            return Err(Error::busy(format!("the service already runs as process {pid}"))
+        if let (Some(other), false) = (live_services(&home, &runner.store)?.first(), join) {
+            return Err(Error::busy(format!("the service already runs as process {}", other.pid))
                 .hint("stop it with `backup-manager stop`, or add workers to it with `serve --join`"));
         }
         let row = &runner.row;
@@ -160,11 +161,12 @@ impl Service {
     }
 }
 
-/// Returns the process number of a live service of the database.
-fn live_service_pid(runner: &Runner) -> Result<Option<u32>> {
-    let workers = runner.home.workers();
-    let rows = runner.store.workers()?;
-    Ok(rows.iter().find(|row| row.role == Role::Service && liveness::is_alive(&workers, &row.uuid)).map(|row| row.pid))
+/// Returns the live services of the database, oldest first.
+pub fn live_services(home: &Home, store: &Store) -> Result<Vec<WorkerRow>> {
+    let workers = home.workers();
+    let mut rows = store.workers()?;
+    rows.retain(|row| row.role == Role::Service && liveness::is_alive(&workers, &row.uuid));
+    Ok(rows)
 }
 
 /// Locks a mutex. What these mutexes protect is valid after each statement, so a panic elsewhere does not matter.
