@@ -19,6 +19,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home;
 use crate::owner::{self, Owner};
+use crate::progress::Progress;
 
 /// The heartbeat of a live worker. The names of the fields are part of the file format.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,19 @@ pub struct RunHeartbeat {
     pub started_at_ms: i64,
     /// When the numbers last changed, in milliseconds since 1970.
     pub moved_at_ms: i64,
+}
+
+impl RunHeartbeat {
+    /// Returns the progress of the run at `now`.
+    pub fn progress(&self, now: Timestamp) -> Progress {
+        Progress {
+            members: self.members,
+            bytes: self.bytes,
+            members_total: self.members_total,
+            bytes_total: self.bytes_total,
+            elapsed: now.since(Timestamp::from_millis(self.started_at_ms)),
+        }
+    }
 }
 
 /// This process as a worker. Its heartbeat file is locked until this is dropped.
@@ -183,6 +197,11 @@ pub fn read_heartbeat(folder: &Path, uuid: &Uuid) -> Option<Heartbeat> {
     let text = fs::read(folder.join(uuid.to_string())).ok()?;
     let line = text.split(|&b| b == b'\n').next()?;
     serde_json::from_slice(line).ok()
+}
+
+/// Reads the heartbeat of the run that a worker works on; `None` if the worker wrote none.
+pub fn read_run_heartbeat(folder: &Path, uuid: &Uuid, run: i64) -> Option<RunHeartbeat> {
+    read_heartbeat(folder, uuid)?.runs.into_iter().find(|of_run| of_run.run == run)
 }
 
 /// The registration lock, held while workers register, so that checking for another service and registering this one is

@@ -7,7 +7,6 @@ use super::{Context, documents, terminal};
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::liveness::{self, RunHeartbeat};
-use crate::progress::Progress;
 use crate::store::{Run, ScheduleRow, Store, Trigger};
 
 /// All runs that have not ended.
@@ -66,8 +65,7 @@ impl RunningRun {
     fn read(context: &Context, run: Run, is_deleted: bool) -> RunningRun {
         let folder = context.home.workers();
         let is_cut_off = run.worker.is_some_and(|worker| !liveness::is_alive(&folder, &worker));
-        let heartbeat = run.worker.and_then(|worker| liveness::read_heartbeat(&folder, &worker));
-        let heartbeat = heartbeat.and_then(|of_worker| of_worker.runs.into_iter().find(|of_run| of_run.run == run.id));
+        let heartbeat = run.worker.and_then(|worker| liveness::read_run_heartbeat(&folder, &worker, run.id));
         RunningRun { run, heartbeat, is_cut_off, is_deleted }
     }
 
@@ -76,7 +74,9 @@ impl RunningRun {
             _ if self.is_cut_off => {
                 "interrupted, its process died: the service or the next `run` recovers it".to_owned()
             }
-            Some(heartbeat) => format!("{}, {}", heartbeat.phase, terminal::describe(&progress(context, heartbeat))),
+            Some(heartbeat) => {
+                format!("{}, {}", heartbeat.phase, terminal::describe(&heartbeat.progress(context.now())))
+            }
             None => "in progress".to_owned(),
         };
         let deleted = if self.is_deleted { " (schedule deleted)" } else { "" };
@@ -94,16 +94,6 @@ impl RunningRun {
             bytes: heartbeat.map_or(0, |heartbeat| heartbeat.bytes),
             bytes_total: heartbeat.and_then(|heartbeat| heartbeat.bytes_total),
         }
-    }
-}
-
-fn progress(context: &Context, heartbeat: &RunHeartbeat) -> Progress {
-    Progress {
-        members: heartbeat.members,
-        bytes: heartbeat.bytes,
-        members_total: heartbeat.members_total,
-        bytes_total: heartbeat.bytes_total,
-        elapsed: context.now().since(Timestamp::from_millis(heartbeat.started_at_ms)),
     }
 }
 

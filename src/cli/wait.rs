@@ -1,6 +1,5 @@
 //! Waiting for a run of another process.
 
-use std::path::Path;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -8,10 +7,9 @@ use uuid::Uuid;
 use super::Context;
 use super::terminal::TerminalObserver;
 use crate::cancel::CancelToken;
-use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
-use crate::progress::{Observer, Progress};
+use crate::progress::Observer;
 use crate::store::{Run, RunState, Store};
 
 /// How often the state of the run is checked.
@@ -51,7 +49,11 @@ pub(super) fn wait_for_end(
         }
         let is_worked_on = |uuid: &Uuid| Some(*uuid) != own && liveness::is_alive(&workers, uuid);
         match current.worker.filter(is_worked_on) {
-            Some(uuid) => progress_of(context, &workers, &uuid, run).iter().for_each(|now| observer.progress(now)),
+            Some(uuid) => {
+                if let Some(heartbeat) = liveness::read_run_heartbeat(&workers, &uuid, run) {
+                    observer.progress(&heartbeat.progress(context.now()));
+                }
+            }
             None => match idle(&current)? {
                 Idle::Wait => {}
                 Idle::Leave => return Ok(None),
@@ -68,18 +70,6 @@ pub(super) fn report_end(run: Run) -> (Run, u8) {
     }
     let code = exit_code(&run);
     (run, code)
-}
-
-/// Returns the progress that the heartbeat of a worker reports for a run.
-fn progress_of(context: &Context, workers: &Path, uuid: &Uuid, run: i64) -> Option<Progress> {
-    let line = liveness::read_heartbeat(workers, uuid)?.runs.into_iter().find(|line| line.run == run)?;
-    Some(Progress {
-        members: line.members,
-        bytes: line.bytes,
-        members_total: line.members_total,
-        bytes_total: line.bytes_total,
-        elapsed: context.now().since(Timestamp::from_millis(line.started_at_ms)),
-    })
 }
 
 /// Returns the exit code for a run that ended.
