@@ -136,6 +136,18 @@ impl Error {
         self
     }
 
+    /// Returns an error with `message` that this one caused, of the same kind and with the same next step.
+    #[must_use]
+    pub fn wrap(mut self, message: impl Into<String>) -> Self {
+        Error { kind: self.kind, message: message.into(), hint: self.hint.take(), source: Some(Box::new(self)) }
+    }
+
+    /// Returns the error with another kind.
+    #[must_use]
+    pub fn with_kind(self, kind: ErrorKind) -> Self {
+        Error { kind, ..self }
+    }
+
     /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -178,5 +190,12 @@ mod tests {
     fn the_chain_of_causes_is_printed_once() {
         let inner = Error::failed("inner").because(io::Error::other("root"));
         assert_eq!(Error::failed("outer").because(inner).to_string(), "outer: inner: root");
+    }
+
+    #[test]
+    fn a_wrapped_error_has_the_kind_and_the_next_step_of_its_cause() {
+        let error = Error::busy("inner").hint("wait").wrap("outer");
+        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Busy, "outer: inner"));
+        assert_eq!(error.next_step(), Some("wait"));
     }
 }

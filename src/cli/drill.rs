@@ -71,10 +71,7 @@ pub fn cmd_drill(context: &Context, args: &DrillArgs) -> Result<u8> {
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => results.fail(name, signals.classify(error))?,
             // The others are tested all the same.
-            Err(error) => {
-                let named = Error::new(error.kind(), format!("{name}: no restore test: {error}"));
-                results.fail(name, error.next_step().map(str::to_owned).into_iter().fold(named, Error::hint))?;
-            }
+            Err(error) => results.fail(name, error.wrap(format!("{name}: no restore test")))?,
         }
     }
     let code = results.finish(context)?;

@@ -193,9 +193,7 @@ fn recover_own(context: &Context, runner: &Runner, run: i64, cancel: &CancelToke
                 continue;
             }
             let name = runner.store.run(run)?.schedule_name;
-            let hint = error.next_step().map(str::to_owned);
-            let message = format!("run @{run} of {name} was interrupted and cannot be recovered");
-            return Err(hint.into_iter().fold(Error::new(error.kind(), message).because(error), Error::hint));
+            return Err(error.wrap(format!("run @{run} of {name} was interrupted and cannot be recovered")));
         }
     }
     Ok(())

@@ -99,12 +99,10 @@ impl Signals {
 
     /// Returns `error`; an interruption by SIGTERM or SIGHUP as `Terminated`.
     pub fn classify(&self, error: Error) -> Error {
-        if error.kind() == ErrorKind::Interrupted && self.interruption() == Some(ErrorKind::Terminated) {
-            let hint = error.next_step().map(str::to_owned);
-            let error = Error::new(ErrorKind::Terminated, error.to_string());
-            return hint.into_iter().fold(error, Error::hint);
+        match (error.kind(), self.interruption()) {
+            (ErrorKind::Interrupted, Some(ErrorKind::Terminated)) => error.with_kind(ErrorKind::Terminated),
+            _ => error,
         }
-        error
     }
 }
 
