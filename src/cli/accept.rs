@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::render::{self, Format};
 use super::{Context, select};
-use crate::archive_folder;
 use crate::error::Result;
 
 #[derive(Args)]
@@ -34,9 +33,7 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
             store.accept_run(run.id, context.now())?;
         }
         // A suspect archive may be the newest good one now.
-        let rows = std::slice::from_ref(&row);
-        let notes = archive_folder::refresh_stable_links(&context.home, &store, rows, context.now())?;
-        notes.iter().for_each(|note| context.print_info(note));
+        context.refresh_stable_links(&store, std::slice::from_ref(&row))?;
         let name = row.schedule.name.to_string();
         context.print_info(&format!(
             "accepted: the next run of {name} may find its source empty, and known problems are not reported as new"

@@ -61,7 +61,7 @@ use crate::maintenance;
 use crate::owner;
 use crate::schedule::{self, ServiceZone, ZoneOrigin};
 use crate::service::live_services;
-use crate::store::{Access, Bootstrap, Store};
+use crate::store::{Access, Bootstrap, ScheduleRow, Store};
 use logging::Log;
 use render::Format;
 use verbs::{Verb, run_verb};
@@ -252,6 +252,13 @@ impl Context {
                 Err(error) => self.warn(&error.to_string()),
             }
         });
+    }
+
+    /// Refreshes the stable links of schedules, and prints the notes on them.
+    pub fn refresh_stable_links(&self, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
+        let notes = archive_folder::refresh_stable_links(&self.home, store, rows, self.now())?;
+        notes.iter().for_each(|note| self.print_info(note));
+        Ok(())
     }
 
     /// Logs a line and prints it to stderr unless `--quiet`.

@@ -89,7 +89,7 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
         cancel: &signals.cancel,
     };
     let mut results = Results::new(plans.len());
-    for (row, plan) in plans {
+    let pruned = plans.iter().try_for_each(|(row, plan)| {
         let name = row.schedule.name.as_str();
         let removed = prune::prune_on_request(&pruning, row, plan, yes).map_err(|error| signals.classify(error));
         if let Ok(count) = removed.as_ref().map(|count| *count as u64)
@@ -99,12 +99,11 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
             context.print_info(&format!("{name}: removed {}", render::count(count, "archive")));
         }
         let document = removed.map(|count| PlanDocument::new(context, row, plan, count as u64));
-        if let Err(error) = results.add_result(name, document) {
-            refresh_links(context, store, &rows_of(plans))?;
-            return Err(error);
-        }
-    }
-    refresh_links(context, store, &rows_of(plans))?;
+        results.add_result(name, document)
+    });
+    let rows: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
+    context.refresh_stable_links(store, &rows)?;
+    pruned?;
     // The schedules to which its archives belong may be others.
     let _ = interrupted?;
     let code = results.finish(context)?;
@@ -112,16 +111,6 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
         context.print_info("nothing to remove: a rule keeps each archive");
     }
     Ok(code)
-}
-
-fn rows_of(plans: &[(ScheduleRow, PrunePlan)]) -> Vec<ScheduleRow> {
-    plans.iter().map(|(row, _)| row.clone()).collect()
-}
-
-fn refresh_links(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<()> {
-    let notes = archive_folder::refresh_stable_links(&context.home, store, rows, context.now())?;
-    notes.iter().for_each(|note| context.print_info(note));
-    Ok(())
 }
 
 fn print_plans(context: &Context, plans: &[(ScheduleRow, PrunePlan)]) -> Result<()> {
@@ -246,7 +235,7 @@ pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
 fn forget(context: &Context, store: &Store, run: i64, force: bool) -> Result<ForgottenDocument> {
     let archive = prune::forget(&context.home, store, run, force)?;
     context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
-    refresh_links(context, store, &[store.schedule(archive.schedule_id)?])?;
+    context.refresh_stable_links(store, &[store.schedule(archive.schedule_id)?])?;
     Ok(ForgottenDocument { archive: ArchiveDocument::new(context, &archive), removed: true })
 }
 
