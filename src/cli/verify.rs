@@ -56,11 +56,15 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
         args.what.iter().partition(|word| select::names_a_file(context, word));
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
     let mut verified = Vec::new();
+    let mut store = None;
     if !words.is_empty() || files.is_empty() {
-        let store = context.open()?;
-        separate_files(&context.home, &store, None)?;
-        let archives = select_archives(context, &store, &words, args.sample, older_than)?;
-        verified.extend(verify_archives(context, &store, &archives, args.threads, time_limit, &signals)?);
+        let opened = store.insert(context.open()?);
+        separate_files(&context.home, opened, None)?;
+        let archives = select_archives(context, opened, &words, args.sample, older_than)?;
+        verified.extend(verify_archives(context, opened, &archives, args.threads, time_limit, &signals)?);
+    } else if files.iter().any(|file| name_in_home(context, Path::new(file)).is_some()) {
+        store = context.open_store(Access::Existing).ok();
+        store = store.filter(|opened| separate_files(&context.home, opened, None).is_ok());
     }
     for (position, file) in files.iter().enumerate() {
         if let Some(interrupted) = interruption(&signals, files.len() - position) {
@@ -69,7 +73,10 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
             verified.push(one);
             break;
         }
-        verified.push(verify_path(context, Path::new(file), args.threads, &signals)?);
+        verified.push(verify_path(context, store.as_ref(), Path::new(file), args.threads, &signals)?);
+    }
+    if let Some(store) = &store {
+        context.refresh_stable_links(store, &store.schedules()?)?;
     }
     match &verified[..] {
         // It is reported already, and the document is that of the only thing named.
@@ -160,8 +167,6 @@ fn verify_archives(
         print_verified(context, &one)?;
         verified.push(one);
     }
-    let notes = archive_folder::refresh_stable_links(&context.home, store, &store.schedules()?, context.now())?;
-    notes.iter().for_each(|note| context.print_info(note));
     Ok(verified)
 }
 
@@ -171,10 +176,19 @@ fn interruption(signals: &Signals, left: usize) -> Option<Error> {
     Some(Error::new(kind, format!("interrupted: {} not verified", render::count(left as u64, "archive"))))
 }
 
-/// Verifies a file: one of this home also against its catalog, any other by its own trailer.
-fn verify_path(context: &Context, path: &Path, threads: Option<usize>, signals: &Signals) -> Result<Verified> {
-    if let Some((store, archive)) = archive_of_file(context, path) {
-        let mut verified = verify_archives(context, &store, &[archive], threads, None, signals)?;
+/// Verifies a file: one of this home also against its catalog, `store`, any other by its own trailer.
+fn verify_path(
+    context: &Context,
+    store: Option<&Store>,
+    path: &Path,
+    threads: Option<usize>,
+    signals: &Signals,
+) -> Result<Verified> {
+    if let Some(store) = store
+        && let Some(name) = name_in_home(context, path)
+        && let Ok(Some(archive)) = store.archive_named(&name)
+    {
+        let mut verified = verify_archives(context, store, &[archive], threads, None, signals)?;
         if let Some(verified) = verified.pop() {
             return Ok(verified);
         }
@@ -186,14 +200,10 @@ fn verify_path(context: &Context, path: &Path, threads: Option<usize>, signals: 
     Ok(verified)
 }
 
-/// Returns the archive of this home that the file holds; `None` if the file is not in this home.
-fn archive_of_file(context: &Context, path: &Path) -> Option<(Store, Archive)> {
+/// Returns the name of a file in the archive folder of this home; `None` if it is not in that folder.
+fn name_in_home(context: &Context, path: &Path) -> Option<String> {
     let whole = path.canonicalize().ok()?;
-    let below = whole.strip_prefix(context.home.backups()).ok()?.to_str()?.to_owned();
-    let store = context.open_store(Access::Existing).ok()?;
-    separate_files(&context.home, &store, None).ok()?;
-    let archive = store.archive_named(&below).ok()??;
-    Some((store, archive))
+    Some(whole.strip_prefix(context.home.backups()).ok()?.to_str()?.to_owned())
 }
 
 fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
