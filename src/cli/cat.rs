@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Context, render, select};
 use crate::browse;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::schedule::parse_when;
 
 #[derive(Args)]
@@ -38,7 +38,7 @@ pub fn cmd_cat(context: &Context, args: &CatArgs) -> Result<u8> {
             render::reserve_stdout();
             stdout.write_all(bytes).map_err(|e| {
                 is_closed = e.kind() == io::ErrorKind::BrokenPipe;
-                Error::failed("cannot write to standard output").because(e)
+                render::unwritable(e)
             })
         });
         if is_closed {
@@ -47,11 +47,6 @@ pub fn cmd_cat(context: &Context, args: &CatArgs) -> Result<u8> {
         }
         written?;
     }
-    let flushed = stdout.flush();
-    match flushed {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::failed("cannot write to standard output").because(e))
-        }
-        _ => Ok(0),
-    }
+    render::print_bytes(&[])?;
+    Ok(0)
 }

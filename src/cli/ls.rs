@@ -14,7 +14,7 @@ use super::{Context, select};
 use crate::archive::members::Event;
 use crate::browse::{Globs, OpenArchive, Selection};
 use crate::clock::Timestamp;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::member::{FileTime, Member, MemberKind};
 use crate::schedule::parse_when;
 
@@ -118,7 +118,7 @@ impl Lines {
             match io::stdout().lock().write_all(&self.0) {
                 // The reader closed the pipe: it has read enough.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-                result => result.map_err(|e| Error::failed("cannot write to standard output").because(e))?,
+                result => result.map_err(render::unwritable)?,
             }
             self.0.clear();
         }

@@ -56,11 +56,14 @@ pub fn print_text(text: &str) -> Result<()> {
 pub fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::failed("cannot write to standard output").because(error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unwritable(error)),
         _ => Ok(()),
     }
+}
+
+/// Returns the error for standard output that cannot be written.
+pub fn unwritable(cause: io::Error) -> Error {
+    Error::failed("cannot write to standard output").because(cause)
 }
 
 /// Prints a line to stdout and flushes it.
