@@ -42,13 +42,20 @@ struct EditedDocument {
     changed: bool,
 }
 
-impl EditedDocument {
-    fn new(context: &Context, store: &Store, id: i64, changed: bool) -> Result<EditedDocument> {
-        let row = store.schedule(id)?;
-        let index = store.schedules()?.iter().position(|other| other.id == id).unwrap_or_default();
-        let zone = context.shown_zone(store)?;
-        Ok(EditedDocument { schedule: ScheduleDocument::new(context, index, &row, zone), changed })
-    }
+/// Returns the documents of the schedules `ids` as they are now, in that order.
+fn edited_documents(
+    context: &Context,
+    store: &Store,
+    ids: impl Iterator<Item = i64>,
+    is_changed: impl Fn(i64) -> bool,
+) -> Result<Vec<EditedDocument>> {
+    let (rows, zone) = (store.schedules()?, context.shown_zone(store)?);
+    let found = ids.filter_map(|id| rows.iter().enumerate().find(|(_, row)| row.id == id));
+    let document = |(index, row): (usize, &ScheduleRow)| EditedDocument {
+        schedule: ScheduleDocument::new(context, index, row, zone),
+        changed: is_changed(row.id),
+    };
+    Ok(found.map(document).collect())
 }
 
 pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
@@ -74,7 +81,7 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
         context.print_info(&format!("nothing to change in {}", schedule.name));
     }
     if context.format == Format::Json {
-        render::print_json(&EditedDocument::new(context, &store, row.id, is_changed)?)?;
+        render::print_json(&edited_documents(context, &store, [row.id].into_iter(), |_| is_changed)?.pop())?;
     }
     Ok(0)
 }
@@ -101,9 +108,8 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
         context.print_info(&format!("nothing to do: already {word}"));
     }
     if context.format == Format::Json {
-        let is_edited = |row: &ScheduleRow| edited.iter().any(|(id, ..)| *id == row.id);
-        let documents = rows.iter().map(|row| EditedDocument::new(context, &store, row.id, is_edited(row)));
-        render::print_json(&documents.collect::<Result<Vec<_>>>()?)?;
+        let is_edited = |row: i64| edited.iter().any(|(id, ..)| *id == row);
+        render::print_json(&edited_documents(context, &store, rows.iter().map(|row| row.id), is_edited)?)?;
     }
     Ok(0)
 }
