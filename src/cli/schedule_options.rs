@@ -3,15 +3,27 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use clap::Args;
+use clap::{Arg, Args};
 
 use super::Context;
 use crate::error::{Error, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Retention, Reuse, Schedule, parse_zone, source_problem};
 use crate::source;
 
+/// Name of the value of an option that is on without one: `--no-verify`, `--no-verify=false`.
+const BOOL: &str = "BOOL";
+
+/// Lets the options whose value is [`BOOL`] be given without it.
+fn with_optional_bool(option: Arg) -> Arg {
+    match option.get_value_names() {
+        Some([name]) if name == BOOL => option.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        _ => option,
+    }
+}
+
 /// Options of a schedule.
 #[derive(Args, Debug, Default)]
+#[command(mut_args = with_optional_bool)]
 pub struct ScheduleOptions {
     /// Times of day: 09:00 or 09:00,18:30
     #[arg(long, value_name = "HH:MM[,HH:MM]", conflicts_with = "cron", help_heading = "When")]
@@ -35,31 +47,25 @@ pub struct ScheduleOptions {
     #[arg(long, value_name = "FILE", help_heading = "Archive")]
     pub exclude_file: Vec<String>,
     /// Exclude the content of folders with a CACHEDIR.TAG
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "Archive")]
+    #[arg(long, value_name = BOOL, help_heading = "Archive")]
     pub exclude_caches: Option<bool>,
     /// Exclude the content of folders that hold a file of this name (repeatable)
     #[arg(long, value_name = "NAME", help_heading = "Archive")]
     pub exclude_if_present: Vec<String>,
     /// Do not descend into other file systems
-    #[arg(short = 'x', long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true", help_heading = "Archive")]
+    #[arg(short = 'x', long, value_name = BOOL, help_heading = "Archive")]
     pub one_file_system: Option<bool>,
     /// Do not verify archives after writing them
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "Archive")]
+    #[arg(long, value_name = BOOL, help_heading = "Archive")]
     pub no_verify: Option<bool>,
     /// Do not compare inode numbers to find unchanged files
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "Archive")]
+    #[arg(long, value_name = BOOL, help_heading = "Archive")]
     pub ignore_inode: Option<bool>,
     /// Do not read files again of which only ctime changed
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "Archive")]
+    #[arg(long, value_name = BOOL, help_heading = "Archive")]
     pub ignore_ctime: Option<bool>,
     /// Find unchanged files by their times also on tmpfs, FUSE, SMB and others that may not show every change
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
-        help_heading = "Archive")]
+    #[arg(long, value_name = BOOL, help_heading = "Archive")]
     pub trust_times: Option<bool>,
     #[command(flatten)]
     pub keep: KeepOptions,
