@@ -30,9 +30,7 @@ pub fn report_size_limit_as_error() {
 /// them itself.
 pub fn end_with_document() -> Result<()> {
     HAS_DOCUMENT.store(true, Ordering::SeqCst);
-    let mut handled = vec![SIGINT, SIGTERM];
-    handled.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
-    handle_each(&handled, |signal| {
+    handle_each(&interrupting(), |signal| {
         if !IS_HANDLED_BY_VERB.load(Ordering::SeqCst) {
             end(signal);
         }
@@ -48,6 +46,12 @@ fn end(signal: i32) -> ! {
         render::print_json_error(&Error::new(kind_of(signal), message));
     }
     std::process::exit(128 + signal)
+}
+
+/// Returns the signals that interrupt a command. With `nohup`, SIGHUP must stay ignored.
+fn interrupting() -> Vec<i32> {
+    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    [SIGINT, SIGTERM].into_iter().chain(hangup).collect()
 }
 
 fn kind_of(signal: i32) -> ErrorKind {
@@ -74,9 +78,7 @@ impl Signals {
         IS_HANDLED_BY_VERB.store(true, Ordering::SeqCst);
         let signals = Signals { cancel: Arc::default(), last: Arc::default() };
         let shared = signals.clone();
-        let mut handled = vec![SIGINT, SIGTERM];
-        handled.extend((!is_ignored(SIGHUP)).then_some(SIGHUP));
-        handle_each(&handled, move |signal| {
+        handle_each(&interrupting(), move |signal| {
             let last = shared.last.load(Ordering::SeqCst);
             if last != 0 && signal != SIGHUP {
                 end(signal);
