@@ -16,18 +16,20 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
         user.and_then(|user| user.groups()).map_or(vec![gid], |groups| groups.iter().map(uzers::Group::gid).collect());
     // The rights to change groups end with the user, which is changed last.
     check(
-        // SAFETY: the list is valid for the call, which reads as many of its elements as it is told. The calls of the
-        // C library change all threads of the process.
-        #[allow(unsafe_code)]
+        // SAFETY: the list is valid for the call, and its length is that of the list.
+        #[allow(
+            unsafe_code,
+            reason = "the safe calls of rustix change one thread, those of the C library the process"
+        )]
         unsafe {
             libc::setgroups(groups.len(), groups.as_ptr())
         },
     )?;
     // SAFETY: setgid takes an integer and touches no memory of ours.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "see setgroups")]
     check(unsafe { libc::setgid(gid) })?;
     // SAFETY: setuid takes an integer and touches no memory of ours.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "see setgroups")]
     check(unsafe { libc::setuid(uid) })?;
     // The kernel has done it already, unless the system is set to let processes that changed their user be traced.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

@@ -13,7 +13,7 @@ pub fn keep_from_children() -> io::Result<()> {
         if number > 2 {
             // SAFETY: F_SETFD takes an integer and touches no memory of ours. It closes nothing here, and the
             // descriptors that this program opens have the flag already. One that is closed by now is no error.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "a safe call takes a descriptor that this program owns, not a number")]
             let _ = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }

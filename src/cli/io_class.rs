@@ -1,4 +1,4 @@
-//! The I/O class of this process, which neither the standard library nor rustix can set.
+//! The I/O class of this process.
 
 use std::io;
 
@@ -11,7 +11,7 @@ const CLASS_IDLE: libc::c_int = 3 << 13;
 /// other process does.
 pub fn set_idle() -> io::Result<()> {
     // SAFETY: ioprio_set takes three integers and touches no memory of ours.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "neither the standard library nor rustix has this call")]
     let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
