@@ -83,8 +83,7 @@ impl Service {
             let (runner, active) = (self.runner.clone(), self.active.clone());
             let cancel = self.active.cancel_token(run);
             let guard = RunEndGuard { run, active: active.clone(), events: Some(events.clone()) };
-            let store = self.runner.store.clone();
-            let is_started = spawn_for_run(&store, run, move || {
+            let is_started = spawn_for_run(&self.runner.store, run, move || {
                 // A panic ends the thread, not the run: the guard makes it inactive, and the next tick recovers it
                 // (I6).
                 let _guard = guard;
