@@ -149,17 +149,10 @@ fn stalled(heartbeat: &RunHeartbeat, now: Timestamp) -> Option<ScheduleProblem> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::test_times::{DAY, MS, NOW, ago};
     use crate::member::Extent;
     use crate::schedule::{Cadence, Schedule, ScheduleName};
     use crate::store::{Health, RunCounts, Trigger, Watermark};
-
-    const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
-    const MS: Duration = Duration::from_millis(1);
-    const DAY: Duration = Duration::from_secs(86_400);
-
-    fn ago(duration: Duration) -> Timestamp {
-        NOW.minus(duration)
-    }
 
     /// A daily schedule, created and edited 100 days ago.
     fn daily() -> ScheduleRow {

@@ -85,15 +85,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::health::test_times::{DAY, MS, NOW, ago};
     use crate::store::Role;
-
-    const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
-    const MS: Duration = Duration::from_millis(1);
-    const DAY: Duration = Duration::from_secs(86_400);
-
-    fn ago(duration: Duration) -> Timestamp {
-        NOW.minus(duration)
-    }
 
     fn service(ticked_at: Timestamp, trouble: Option<&str>) -> LiveService {
         let row = WorkerRow {
