@@ -64,8 +64,19 @@ impl TestHome {
 
     /// The program with nothing in its environment but what a test gives it.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_backup-manager"));
-        command.args(args).env_clear().env("TZ", "UTC").current_dir(self.dir.path()).stdin(Stdio::null());
+        self.command_through(&[env!("CARGO_BIN_EXE_backup-manager")], args)
+    }
+
+    /// The same with the default action of SIGHUP: children of a test runner under `nohup` would ignore it.
+    pub fn command_with_default_hangup(&self, args: &[&str]) -> Command {
+        self.command_through(&["env", "--default-signal=HUP", env!("CARGO_BIN_EXE_backup-manager")], args)
+    }
+
+    /// The same as `words` followed by `args`.
+    pub fn command_through(&self, words: &[&str], args: &[&str]) -> Command {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).args(args);
+        command.env_clear().env("TZ", "UTC").current_dir(self.dir.path()).stdin(Stdio::null());
         command
     }
 
@@ -91,9 +102,7 @@ impl TestHome {
             let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(self.dir.path()).status();
             assert!(owned.unwrap().success());
         }
-        let mut command = Command::new(copy);
-        command.args(args).env_clear().env("TZ", "UTC").current_dir(self.dir.path()).stdin(Stdio::null());
-        said(command.uid(NOBODY).gid(NOBODY))
+        said(self.command_through(&[copy.to_str().unwrap()], args).uid(NOBODY).gid(NOBODY))
     }
 
     pub fn log(&self, name: &str) -> String {

@@ -1,7 +1,7 @@
 //! `start`, `stop`, `serve`, `status`: the service as a process.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::environment::{Running, TestHome};
 
@@ -22,6 +22,21 @@ pub fn large_source(home: &TestHome, megabytes: usize) {
 /// Whether the archive of `large` is being written: the identity of the folder has a temporary file too.
 pub fn is_half_written(home: &TestHome) -> bool {
     home.archive_files().iter().any(|name| name.starts_with(".large-") && name.contains(".part"))
+}
+
+/// A home with a schedule for such a source.
+pub fn home_with_large() -> TestHome {
+    let home = TestHome::new();
+    large_source(&home, 24);
+    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    home
+}
+
+/// Starts a command, and waits until an archive of `large` is being written.
+pub fn start_writing(home: &TestHome, command: &mut Command) -> Running {
+    let running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    home.wait_until("half-written archive", 20, || is_half_written(home));
+    running
 }
 
 #[test]
@@ -267,16 +282,13 @@ fn hangup_drains_a_service_in_the_foreground_unless_it_was_ignored_before() {
     let _ = home.run(&["create", "a;09:00;docs"]).ok();
     let serves = || home.run(&["status", "--service"]).code == 0;
     for signal in [Signal::HUP, Signal::QUIT] {
-        let mut service = Running(home.command(&["serve", "-q"]).spawn().unwrap());
+        let mut service = Running(home.command_with_default_hangup(&["serve", "-q"]).spawn().unwrap());
         home.wait_until("service", 10, serves);
         send(service.0.id().into(), signal);
         assert_eq!(service.0.wait().unwrap().code(), Some(0), "{signal:?}: it drained");
     }
-    let mut command = home.command(&["serve", "-q"]);
-    let program = command.get_program().to_owned();
-    command = std::process::Command::new("nohup");
-    command.arg(program).args(["serve", "-q"]).env("TZ", "UTC").current_dir(home.dir.path());
-    command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+    let mut command = home.command_through(&["nohup", env!("CARGO_BIN_EXE_backup-manager")], &["serve", "-q"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut service = Running(command.spawn().unwrap());
     home.wait_until("service", 10, serves);
     send(service.0.id().into(), Signal::HUP);
@@ -289,11 +301,8 @@ fn hangup_drains_a_service_in_the_foreground_unless_it_was_ignored_before() {
 
 #[test]
 fn hangup_cancels_a_run_which_leaves_no_file() {
-    let home = TestHome::new();
-    large_source(&home, 24);
-    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
-    let mut run = Running(home.command(&["run", "large", "-q"]).stdout(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let home = home_with_large();
+    let mut run = start_writing(&home, &mut home.command_with_default_hangup(&["run", "large", "-q"]));
     // A terminal that closes sends it twice: by the kernel and by the shell.
     send(run.0.id().into(), rustix::process::Signal::HUP);
     send(run.0.id().into(), rustix::process::Signal::HUP);
