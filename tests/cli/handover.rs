@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
 
 use crate::environment::{Running, TestHome, tar_lists};
-use crate::service::{is_half_written, large_source, send};
+use crate::service::{home_with_large, is_half_written, large_source, send, start_writing};
 use crate::trust::home_of_nobody;
 
 const NOBODY: u32 = 65_534;
@@ -150,9 +150,7 @@ fn a_queued_run_returns_the_result_of_the_service() {
 
 #[test]
 fn a_command_that_no_longer_waits_for_a_queued_run_says_how_to_cancel_it() {
-    let home = TestHome::new();
-    large_source(&home, 24);
-    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let home = home_with_large();
     let _ = home.run(&["start", "--threads", "1", "--nice", "0"]).ok();
     let service = u64::try_from(home.number("SELECT pid FROM worker WHERE role = 'service'")).unwrap();
     let wait = || {

@@ -100,9 +100,7 @@ fn a_service_killed_in_the_middle_is_recovered_at_the_next_start() {
     let home = TestHome::new();
     large_source(&home, 24);
     let _ = home.run(&["create", "large", "--name", "large", "--cron", "* * * * * *", "--compress", "zstd:19"]).ok();
-    let mut command = home.command(&["serve", "--threads", "1", "--nice", "0"]);
-    let mut service = Running(command.stderr(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let mut service = start_writing(&home, &mut home.command(&["serve", "--threads", "1", "--nice", "0"]));
     service.0.kill().unwrap();
     service.0.wait().unwrap();
     assert!(home.archive_files().iter().any(|name| name.ends_with(".part")), "killed in the middle");
@@ -134,12 +132,9 @@ fn a_service_whose_database_is_removed_ends_and_another_may_start() {
 
 #[test]
 fn a_run_of_a_dead_process_is_reported_and_blocks_no_command() {
-    let home = TestHome::new();
-    large_source(&home, 24);
-    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
+    let home = home_with_large();
     let die = || {
-        let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
-        home.wait_until("half-written archive", 20, || is_half_written(&home));
+        let mut run = start_writing(&home, &mut home.command(&["run", "large", "-q"]));
         run.0.kill().unwrap();
         run.0.wait().unwrap();
     };
@@ -313,11 +308,8 @@ fn hangup_cancels_a_run_which_leaves_no_file() {
 
 #[test]
 fn a_run_that_cannot_be_recovered_is_an_error_and_not_a_wait() {
-    let home = TestHome::new();
-    large_source(&home, 24);
-    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
-    let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let home = home_with_large();
+    let mut run = start_writing(&home, &mut home.command(&["run", "large", "-q"]));
     run.0.kill().unwrap();
     run.0.wait().unwrap();
     let _ = home.run(&["edit", "large", "--compress", "none"]).ok();
@@ -345,7 +337,7 @@ fn a_background_service_inherits_no_pipe() {
     let home = TestHome::with_sources(&["a"]);
     let _ = home.run(&["create", "a;09:00;docs"]).ok();
     // The shell passes its standard output on as descriptors 3 and 9, which no program marks as its own.
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = Command::new("sh");
     shell.arg("-c").arg("exec 3>&1 9>&1; \"$0\" start >/dev/null 2>&1").arg(env!("CARGO_BIN_EXE_backup-manager"));
     shell.env_clear().env("TZ", "UTC").current_dir(home.dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut shell = Running(shell.spawn().unwrap());
@@ -375,11 +367,8 @@ fn stop_goes_by_the_grace_period_of_the_running_service() {
 
 #[test]
 fn a_schedule_deleted_while_it_runs_is_reported_and_its_run_can_be_cancelled() {
-    let home = TestHome::new();
-    large_source(&home, 24);
-    let _ = home.run(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
-    let mut run = Running(home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap());
-    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let home = home_with_large();
+    let mut run = start_writing(&home, &mut home.command(&["run", "large", "-q"]));
     let deleted = home.run(&["delete", "large"]).ok();
     assert!(deleted.stderr.contains("run @1 of large is still running"), "{deleted:?}");
     assert!(deleted.stderr.contains("backup-manager cancel @1"), "{deleted:?}");
