@@ -67,15 +67,16 @@ fn root_that_became_the_owner_of_the_schedules_cannot_be_traced_by_that_owner() 
     let Some(home) = home_of_nobody() else { return };
     large_source(&home, 24);
     let _ = home.run_unprivileged(&["create", "large;09:00;large", "--compress", "zstd:19"]).ok();
-    let running = home.command(&["run", "large", "-q"]).stderr(Stdio::null()).spawn().unwrap();
-    let running = Running(running);
-    home.wait_until("half-written archive", 20, || is_half_written(&home));
+    let with_group = ["setpriv", "--groups=4", env!("CARGO_BIN_EXE_backup-manager")];
+    let running = start_writing(&home, &mut home.command_through(&with_group, &["run", "large", "-q"]));
     let proc = format!("/proc/{}", running.0.id());
     let status = fs::read_to_string(format!("{proc}/status")).unwrap();
-    let users = status.lines().find(|line| line.starts_with("Uid:")).unwrap();
-    assert_eq!(users.split_whitespace().skip(1).collect::<Vec<_>>(), ["65534"; 4]);
-    let capabilities = status.lines().find(|line| line.starts_with("CapEff:")).unwrap();
-    assert_eq!(capabilities.split_whitespace().nth(1), Some("0000000000000000"));
+    let values = |name: &str| -> Vec<&str> {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().collect()
+    };
+    assert_eq!((values("Uid:"), values("Gid:")), (vec!["65534"; 4], vec!["65534"; 4]));
+    assert_eq!(values("Groups:"), ["65534"], "no group of root is left");
+    assert_eq!(values("CapEff:"), ["0000000000000000"]);
     // The kernel gives these files to root if the process may not be traced.
     assert_eq!(fs::metadata(format!("{proc}/environ")).unwrap().uid(), 0);
     send(running.0.id().into(), rustix::process::Signal::TERM);
