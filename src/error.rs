@@ -18,7 +18,7 @@ pub enum ErrorKind {
     Incomplete,
     /// Verification found damage or a difference.
     Damage,
-    /// The database is damaged or lost. Not [`ErrorKind::Damage`]: it says nothing about an archive.
+    /// The database is damaged or lost. Not [`ErrorKind::Damage`]: the archives may be intact.
     DatabaseDamage,
     /// The database, schedule, run, archive or member does not exist.
     NotFound,

@@ -7,7 +7,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 /// Makes this process one of the user `uid` for good, with the groups of that user; with the group `gid` alone if the
 /// system does not know the user.
 ///
-/// The program is not executed anew. After that the user could trace the process, and with it use what it has from
+/// The program is not executed again. After that the user could trace the process, and with it use what it has from
 /// root: environment, open files, and the terminal in which root types.
 pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     let user = uzers::get_user_by_uid(uid);

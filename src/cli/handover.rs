@@ -49,7 +49,7 @@ pub enum Executor {
 
 impl Executor {
     /// Chooses the service if the options demand it or if it runs as another user, else this command. Root in the home
-    /// of another user executes nothing itself: what a heartbeat of that user says is not to be relied on.
+    /// of another user executes nothing itself: the heartbeats of that user are not to be relied on.
     ///
     /// Errors: `Failed` if the options demand a service and none runs; `Busy` if it stops.
     pub fn choose(context: &Context, store: &Store, options: &RunOptions) -> Result<Executor> {

@@ -21,7 +21,7 @@ impl<T: Serialize> Results<T> {
         Results { is_single: count == 1, items: Vec::new(), codes: Vec::new() }
     }
 
-    /// Adds what was done with a thing, and the exit code that stands for it.
+    /// Adds what was done with a thing, and the exit code that it counts as.
     pub fn add(&mut self, document: T, code: u8) {
         self.items.push(ItemDocument::Done(document));
         self.codes.push(code);

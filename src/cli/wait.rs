@@ -24,7 +24,7 @@ pub(super) enum Idle {
 }
 
 /// Waits for the end of a run of another process and shows its progress. While no live process except this worker,
-/// `own`, has the run, `idle` decides; returns `None` if it says to leave.
+/// `own`, has the run, `idle` decides; returns `None` after [`Idle::Leave`].
 ///
 /// Errors: `Interrupted` after `cancel`, which does not cancel the run; those of `idle`.
 pub(super) fn wait_for_end(

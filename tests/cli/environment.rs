@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a command said and how it ended.
+/// What a command printed and how it ended.
 #[derive(Debug)]
 #[must_use]
 pub struct Said {
@@ -128,7 +128,7 @@ impl TestHome {
         names
     }
 
-    /// Waits until `done` says so; for what another process does in its own time.
+    /// Waits until `done` returns true; for what another process does in its own time.
     #[track_caller]
     pub fn wait_until(&self, what: &str, seconds: u64, mut done: impl FnMut() -> bool) {
         let started = Instant::now();

@@ -57,7 +57,7 @@ fn start_serves_in_the_background_and_stop_ends_it() {
     // Where nobody reaps orphans, a zombie is left of it.
     let gone = fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
     assert!(gone, "the process is gone");
-    assert_eq!(fs::read_dir(home.path("backup.db.workers")).unwrap().count(), 0, "no worker file stays");
+    assert_eq!(fs::read_dir(home.path("backup.db.workers")).unwrap().count(), 0, "no heartbeat file is left");
     let stopped = home.run(&["stop"]).ok();
     assert!(stopped.stdout.contains("not running"), "{stopped:?}");
     assert_eq!(home.run(&["status", "--service"]).code, 1);
