@@ -186,3 +186,20 @@ fn read_text_file(path: &Path, stamp: &FileStamp) -> Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_longer_in_the_state_that_settled_is_not_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("schedules.txt");
+        fs::write(&path, "/a;09:00;one\n").unwrap();
+        let settled = FileStamp::of_path(&path);
+        assert_eq!(read_text_file(&path, &settled).unwrap(), b"/a;09:00;one\n");
+        fs::write(&path, "").unwrap();
+        let error = read_text_file(&path, &settled).unwrap_err().to_string();
+        assert!(error.contains("changed while it was read"), "{error}");
+    }
+}
