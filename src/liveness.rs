@@ -259,6 +259,16 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_whose_file_cannot_be_opened_is_alive() {
+        let dir = tempfile::tempdir().unwrap();
+        let uuid = Uuid::new_v4();
+        let path = dir.path().join(uuid.to_string());
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(is_alive(dir.path(), &uuid));
+        assert!(path.is_symlink());
+    }
+
+    #[test]
     fn registering_removes_the_files_of_dead_workers_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let living = Worker::register(dir.path(), 0o700, NOW).unwrap();
