@@ -150,6 +150,27 @@ fn a_queued_run_returns_the_result_of_the_service() {
 }
 
 #[test]
+fn a_run_that_is_queued_gets_a_number_that_no_archive_has() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    fs::copy(home.path("backup.db"), home.path("older.db")).unwrap();
+    for _ in 0..2 {
+        let _ = home.run(&["run", "docs", "-q"]).ok();
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(home.path(&format!("backup.db{suffix}")));
+    }
+    fs::rename(home.path("older.db"), home.path("backup.db")).unwrap();
+    // The disk of the archives is mounted after the start of the service.
+    fs::rename(home.path("backups"), home.path("away")).unwrap();
+    let _ = home.run(&["start"]).ok();
+    fs::rename(home.path("away"), home.path("backups")).unwrap();
+    let queued = home.run(&["--json", "run", "docs", "--queue"]).ok().json();
+    assert_eq!(queued[0]["run"], 4, "{queued}");
+    let _ = home.run(&["stop"]).ok();
+}
+
+#[test]
 fn a_command_that_no_longer_waits_for_a_queued_run_says_how_to_cancel_it() {
     let home = home_with_large();
     let _ = home.run(&["start", "--threads", "1", "--nice", "0"]).ok();
