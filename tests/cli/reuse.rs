@@ -96,6 +96,31 @@ fn a_file_whose_attributes_were_lost_is_read_again_by_the_next_run() {
 }
 
 #[test]
+fn a_name_that_became_a_file_of_its_own_is_verified_by_itself() {
+    for by_path in [false, true] {
+        let home = TestHome::with_sources(&["docs"]);
+        let _ = home.run(&["create", "docs;09:00;docs", "--now"]).ok();
+        let _ = home.run(&["run", "docs"]).ok();
+        let archives = home.run(&["--json", "backups", "docs"]).ok().json();
+        assert!(archives[0]["shared_bytes"].as_u64() > Some(0), "{archives}");
+        // As a copy of the archive folder without its hard links has it.
+        let path = PathBuf::from(archives[0]["path"].as_str().unwrap());
+        let mut bytes = fs::read(&path).unwrap();
+        let text = b"content of docs";
+        let at = bytes.windows(text.len()).position(|window| window == text).unwrap();
+        bytes[at] ^= 1;
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+        let words: &[&str] = if by_path { &["verify", path.to_str().unwrap()] } else { &["verify"] };
+        let said = home.run(words);
+        assert_eq!(said.code, 4, "{said:?}");
+        assert!(said.stdout.contains("damaged member: docs/file.txt"), "{said:?}");
+        let health = home.run(&["--json", "backups", "docs"]).ok().json();
+        assert_eq!((&health[0]["health"], &health[1]["health"]), (&"damaged".into(), &"good".into()), "{health}");
+    }
+}
+
+#[test]
 fn inode_and_ctime_are_never_ignored_both() {
     let home = TestHome::with_sources(&["docs"]);
     let both = ["create", "docs;09:00;docs", "--ignore-inode", "--ignore-ctime"];
