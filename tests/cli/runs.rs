@@ -121,6 +121,20 @@ fn an_emptied_source_fails_until_accepted() {
 }
 
 #[test]
+fn the_stable_link_leads_to_a_suspect_archive_once_it_is_accepted() {
+    let home = TestHome::with_sources(&["a"]);
+    fs::write(home.path("a/large"), vec![b'x'; 8 << 20]).unwrap();
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    fs::remove_file(home.path("a/large")).unwrap();
+    let ran = home.run(&["--json", "run", "docs"]).ok().json();
+    assert_eq!(ran[0]["archive"]["suspect"], true, "{ran}");
+    let target = || fs::read_link(home.path("backups/docs.tar")).unwrap().display().to_string();
+    assert!(target().ends_with("-1.tar"), "{}", target());
+    let _ = home.run(&["accept", "docs"]).ok();
+    assert!(target().ends_with("-2.tar"), "{}", target());
+}
+
+#[test]
 fn delete_with_archives_removes_them() {
     let home = TestHome::with_sources(&["a", "b"]);
     let _ = home.run(&["create", "a;09:00;one", "b;09:00;two", "--now"]).ok();
