@@ -114,6 +114,21 @@ fn a_service_killed_in_the_middle_is_recovered_at_the_next_start() {
 }
 
 #[test]
+fn a_second_signal_cancels_the_work_that_a_service_lets_finish_after_the_first() {
+    let home = home_with_large();
+    let _ = home.run(&["edit", "large", "--cron", "* * * * * *"]).ok();
+    let serve = ["serve", "--threads", "1", "--nice", "0", "--grace", "3600"];
+    let mut service = start_writing(&home, &mut home.command(&serve));
+    send(service.0.id().into(), rustix::process::Signal::TERM);
+    home.wait_until("drain", 10, || home.log("backup_service.log").contains("stopping: 1 run under way"));
+    assert!(is_half_written(&home));
+    send(service.0.id().into(), rustix::process::Signal::TERM);
+    assert_eq!(service.0.wait().unwrap().code(), Some(0));
+    assert!(home.archive_files().is_empty(), "{:?}", home.archive_files());
+    assert_eq!(home.number("SELECT count(*) FROM run WHERE state = 'queued' AND tries = 0"), 1);
+}
+
+#[test]
 fn a_service_whose_database_is_removed_ends_and_another_may_start() {
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs", "--name", "docs", "--cron", "* * * * * *"]).ok();
