@@ -400,6 +400,17 @@ fn root_follows_no_link_in_the_log_folder_of_another_user_and_gives_no_existing_
 }
 
 #[test]
+fn what_root_makes_in_a_folder_of_its_own_stays_with_root() {
+    let Some(home) = home_of_nobody() else { return };
+    let own = tempfile::tempdir().unwrap();
+    let path = |name: &str| own.path().join(name).display().to_string();
+    let _ = home.run(&["export", &path("schedules.txt"), "--logs", &path("logs")]).ok();
+    for name in ["schedules.txt", "logs", "logs/backup_manager.log"] {
+        assert_eq!(fs::metadata(own.path().join(name)).unwrap().uid(), 0, "{name}");
+    }
+}
+
+#[test]
 fn root_removes_no_file_behind_a_link_in_the_archive_folder_of_another_user() {
     let Some(home) = home_of_nobody() else { return };
     let _ = home.run_unprivileged(&["run", "docs"]).ok();
