@@ -2,7 +2,7 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
-/// Maximum number of rows of the catalog that one transaction writes: with those of the run and its archive 10,000 (I5).
+/// Maximum number of rows of the catalog that one transaction writes: with those of run and archive 10,000 (I5).
 pub(super) const MAX_BATCH_ROWS: usize = 9_990;
 
 /// Removes up to a batch of the spans of an archive file, with the chunks and members to which nothing else refers;
