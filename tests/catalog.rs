@@ -7,10 +7,14 @@ mod check;
 mod claims;
 #[path = "catalog/migration.rs"]
 mod migration;
+#[path = "catalog/migration_of_5.rs"]
+mod migration_of_5;
 #[path = "catalog/model.rs"]
 mod model;
 #[path = "support/random.rs"]
 mod random;
+#[path = "support/stored_files.rs"]
+mod stored_files;
 #[path = "support/store.rs"]
 mod support;
 #[path = "support/transactions.rs"]
@@ -28,7 +32,7 @@ const STEPS: u64 = 15;
 /// Returns the tables of the catalog that have rows.
 fn tables_with_rows(store: &Store) -> Vec<&'static str> {
     let connection = Connection::open(store.path()).unwrap();
-    let tables = ["archive", "archive_file", "chunk", "span", "chunk_members", "member"];
+    let tables = ["archive", "archive_file", "stored_file", "part", "chunk", "span", "chunk_members", "member"];
     let has_rows = |table: &&str| {
         connection.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {table})"), [], |row| row.get(0)).unwrap()
     };

@@ -5,14 +5,14 @@
 //! `BACKUP_KIND=prune` plays one kind of command only, `BACKUP_CALL=fsync` one call, `BACKUP_CASES=n` about n cases,
 //! and `BACKUP_ERRORS=all` every error at every call of every scenario, which takes twice as long.
 
-#[path = "kill_sweep/before_reuse.rs"]
-mod before_reuse;
 #[path = "kill_sweep/case.rs"]
 mod case;
 #[path = "kill_sweep/fault.rs"]
 mod fault;
 #[path = "kill_sweep/homes.rs"]
 mod homes;
+#[path = "kill_sweep/older_schema.rs"]
+mod older_schema;
 #[path = "kill_sweep/state.rs"]
 mod state;
 #[path = "stress/mod.rs"]

@@ -15,8 +15,19 @@ mod support;
 use rusqlite::Connection;
 
 /// The tables that grow.
-const LARGE_TABLES: [&str; 9] =
-    ["run", "attempt", "run_problem", "archive", "archive_file", "chunk", "span", "chunk_members", "member"];
+const LARGE_TABLES: [&str; 11] = [
+    "run",
+    "attempt",
+    "run_problem",
+    "archive",
+    "archive_file",
+    "stored_file",
+    "part",
+    "chunk",
+    "span",
+    "chunk_members",
+    "member",
+];
 
 /// Partial indexes with few rows, at most one or a few for each schedule. To read all of such an index is cheap.
 const SMALL_INDEXES: [&str; 4] = ["run_one_running", "run_one_queued", "run_claimable", "run_base"];

@@ -4,6 +4,9 @@ use rusqlite::{Row, params};
 
 use super::Store;
 use super::rows::{GOOD, JOINED, extent_row};
+use super::stored_files::{
+    StoredBytes, insert_rest, insert_whole_file, keep_parts, record_parts_health, record_whole_file,
+};
 use super::types::{Archive, ArchiveAge, Health, LegacyArchive, sort_newest_first};
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -85,24 +88,17 @@ impl Store {
                 ])?;
             let run = transaction.last_insert_rowid();
             let health = if legacy.readable { Health::Good } else { Health::Damaged };
-            transaction
-                .prepare_cached(
-                    "INSERT INTO archive_file (device, inode, size, codec, level, verified_at_ms, health) \
-                 VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6)",
-                )?
-                .execute(params![
-                    legacy.device.cast_signed(),
-                    legacy.inode.cast_signed(),
-                    legacy.size,
-                    legacy.codec,
-                    now.millis(),
-                    health.as_str()
-                ])?;
+            let file = insert_whole_file(transaction, legacy.codec, 0)?;
+            let LegacyArchive { size, device, inode, .. } = *legacy;
+            record_whole_file(transaction, file, None, &StoredBytes { size, device, inode, modified_ns: None })?;
+            insert_rest(transaction, file)?;
+            keep_parts(transaction, file)?;
+            record_parts_health(transaction, file, health, Some(now))?;
             transaction
                 .prepare_cached(
                     "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, pinned, source_root, \
                      scan_started_at_ms, created_at_ms, members, content_bytes) \
-                 VALUES (?1, ?2, last_insert_rowid(), 'complete', ?3, 1, ?4, ?5, ?5, ?6, ?7)",
+                 VALUES (?1, ?2, ?8, 'complete', ?3, 1, ?4, ?5, ?5, ?6, ?7)",
                 )?
                 .execute(params![
                     run,
@@ -111,7 +107,8 @@ impl Store {
                     legacy.source_root,
                     legacy.created_at.millis(),
                     legacy.extent.members,
-                    legacy.extent.content_bytes
+                    legacy.extent.content_bytes,
+                    file
                 ])?;
             Ok(run)
         })

@@ -5,7 +5,8 @@ use rusqlite::{OptionalExtension, Row, named_params, params};
 use super::Store;
 use super::catalog::chunk_rows;
 use super::members::member_rows;
-use super::rows::{GOOD, exactly_one, extent_row};
+use super::rows::{GOOD, JOINED, exactly_one, extent_row};
+use super::stored_files::WHOLE_FILE;
 use super::types::{Base, BaseQuery, Claim};
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
@@ -23,13 +24,13 @@ impl Store {
         self.read(|connection| {
             connection
                 .prepare_cached(&format!(
-                    "SELECT archive.*, size, digest, modified_ns, verified_at_ms, \
+                    "SELECT archive.*, size, digest, verified_at_ms, \
+                         (SELECT modified_ns FROM part JOIN stored_file ON stored_file.id = part.stored_file_id \
+                             WHERE part.archive_file_id = archive.archive_file_id) AS modified_ns, \
                          (SELECT losses FROM run WHERE run.id = archive.run_id) AS losses, \
                          (SELECT sequence + chunks FROM span WHERE span.archive_file_id = archive_file.id \
                              ORDER BY sequence DESC LIMIT 1) AS chunks \
-                     FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
-                     JOIN schedule ON schedule.id = archive.schedule_id \
-                     WHERE archive.schedule_id = :schedule AND {GOOD} AND reuse_off_at_ms IS NULL \
+                     {JOINED} WHERE archive.schedule_id = :schedule AND {GOOD} AND reuse_off_at_ms IS NULL \
                          AND codec = :codec AND level = :level AND source_root = :source_root \
                          AND root_name = :root_name AND writer_version = :writer_version \
                          AND archive_mode = :archive_mode AND effective_uid = :effective_uid \
@@ -103,7 +104,10 @@ impl Store {
     pub fn record_touched(&self, archive_file: i64, modified_ns: i64) -> Result<()> {
         self.write(|transaction| {
             transaction
-                .execute("UPDATE archive_file SET modified_ns = ?2 WHERE id = ?1", [archive_file, modified_ns])
+                .execute(
+                    &format!("UPDATE stored_file SET modified_ns = ?2 WHERE id = {WHOLE_FILE}"),
+                    [archive_file, modified_ns],
+                )
                 .map(drop)
         })
     }

@@ -10,6 +10,8 @@ use crate::member::CatalogMember;
 pub(super) struct ChunkInserter<'t> {
     transaction: &'t Transaction<'t>,
     file: i64,
+    /// The stored file that the archive file is.
+    stored_file: i64,
     /// The file of the base, to whose chunks the new archive may refer.
     base_file: Option<i64>,
     span: Option<Span>,
@@ -55,15 +57,16 @@ impl Span {
 impl<'t> ChunkInserter<'t> {
     /// Adds to the archive file of a run, which may have a base.
     pub(super) fn of_run(transaction: &'t Transaction<'t>, run: i64) -> rusqlite::Result<Self> {
-        let (file, base_file) = transaction
+        let (file, base_file, stored_file) = transaction
             .prepare_cached(
-                "SELECT archive.archive_file_id, base.archive_file_id FROM run \
+                "SELECT archive.archive_file_id, base.archive_file_id, part.stored_file_id FROM run \
                  JOIN archive ON archive.run_id = run.id \
+                 JOIN part ON part.archive_file_id = archive.archive_file_id \
                  LEFT JOIN archive AS base ON base.run_id = run.base_run_id AND base.state = 'complete' \
                  WHERE run.id = ?1 AND archive.state = 'writing'",
             )?
-            .query_row([run], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(ChunkInserter { transaction, file, base_file, span: None })
+            .query_row([run], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(ChunkInserter { transaction, file, stored_file, base_file, span: None })
     }
 
     /// Adds a chunk and its members.
@@ -245,10 +248,18 @@ impl<'t> ChunkInserter<'t> {
         }
         self.transaction
             .prepare_cached(
-                "INSERT INTO span (archive_file_id, sequence, chunk_id, chunks, archive_offset, bytes) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO span (archive_file_id, sequence, chunk_id, chunks, archive_offset, stored_file_id, \
+                     file_offset, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?5, ?7)",
             )?
-            .execute(params![self.file, span.sequence, span.chunk_id, span.chunks, span.offset, span.bytes])
+            .execute(params![
+                self.file,
+                span.sequence,
+                span.chunk_id,
+                span.chunks,
+                span.offset,
+                self.stored_file,
+                span.bytes
+            ])
             .map(drop)
     }
 }

@@ -36,7 +36,6 @@ mod file_system;
 mod insert_chunks;
 mod maintenance;
 mod members;
-mod migration;
 mod pending_archives;
 mod pool;
 mod remove_chunks;
@@ -48,6 +47,7 @@ mod runs;
 mod schedules;
 mod settings;
 mod shared_files;
+mod stored_files;
 mod types;
 mod workers;
 

@@ -6,6 +6,10 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 use super::Store;
 use super::remove_chunks::remove_batch;
 use super::rows::{JOINED, PENDING, exactly_one, extent_row};
+use super::stored_files::{
+    StoredBytes, delete_archive_file, insert_rest, insert_whole_file, keep_parts, record_parts_health,
+    record_whole_file,
+};
 use super::types::{Claim, Completed, Health, Intent, PendingArchive, Sealed};
 use crate::archive_name::ArchiveName;
 use crate::clock::Timestamp;
@@ -53,21 +57,11 @@ impl Store {
     /// Records that the file is whole and synced. Its catalog rows must be written before; they are not visible yet.
     pub fn seal(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
         self.write_fenced(claim, |transaction| {
-            seal_archive(transaction, claim.run(), sealed)?;
-            let changed = transaction
-                .prepare_cached(
-                    "UPDATE archive_file SET size = ?2, digest = ?3, device = ?4, inode = ?5, modified_ns = ?6 \
-                 WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
-                )?
-                .execute(params![
-                    claim.run(),
-                    sealed.size,
-                    sealed.digest,
-                    sealed.device.cast_signed(),
-                    sealed.inode.cast_signed(),
-                    sealed.modified_ns
-                ])?;
-            exactly_one(changed)
+            let file = seal_archive(transaction, claim.run(), sealed)?;
+            let Sealed { size, device, inode, modified_ns, .. } = *sealed;
+            let stored = StoredBytes { size, device, inode, modified_ns: Some(modified_ns) };
+            record_whole_file(transaction, file, Some(sealed.digest), &stored)?;
+            insert_rest(transaction, file)
         })
     }
 
@@ -100,8 +94,8 @@ impl Store {
                 [claim.run()],
             )?;
             exactly_one(changed)?;
-            transaction.execute("DELETE FROM archive_file WHERE id = ?1", [own])?;
-            seal_archive(transaction, claim.run(), sealed)
+            delete_archive_file(transaction, own)?;
+            seal_archive(transaction, claim.run(), sealed).map(drop)
         })
     }
 
@@ -112,30 +106,34 @@ impl Store {
     }
 }
 
-fn seal_archive(transaction: &Transaction<'_>, run: i64, sealed: &Sealed) -> rusqlite::Result<()> {
+/// Records that the archive of a run is sealed; returns its archive file.
+fn seal_archive(transaction: &Transaction<'_>, run: i64, sealed: &Sealed) -> rusqlite::Result<i64> {
     let origin = sealed.origin.as_ref();
-    let changed = transaction
+    transaction
         .prepare_cached(
             "UPDATE archive SET state = 'sealed', source_root = ?2, scan_started_at_ms = ?3, members = ?4, files = ?5, \
              content_bytes = ?6, incomplete = ?7, boot_id = ?8, root_name = ?9, writer_version = ?10, \
-             archive_mode = ?11, effective_uid = ?12, capabilities = ?13 WHERE run_id = ?1 AND state = 'writing'",
+             archive_mode = ?11, effective_uid = ?12, capabilities = ?13 WHERE run_id = ?1 AND state = 'writing' \
+             RETURNING archive_file_id",
         )?
-        .execute(params![
-            run,
-            sealed.source_root,
-            sealed.scan_started.millis(),
-            sealed.extent.members,
-            sealed.extent.files,
-            sealed.extent.content_bytes,
-            sealed.incomplete,
-            sealed.boot_id,
-            origin.map(|origin| origin.root_name.as_bytes()),
-            origin.map(|origin| origin.writer_version),
-            origin.map(|origin| origin.archive_mode),
-            origin.map(|origin| origin.effective_uid),
-            origin.map(|origin| origin.capabilities.as_str()),
-        ])?;
-    exactly_one(changed)
+        .query_row(
+            params![
+                run,
+                sealed.source_root,
+                sealed.scan_started.millis(),
+                sealed.extent.members,
+                sealed.extent.files,
+                sealed.extent.content_bytes,
+                sealed.incomplete,
+                sealed.boot_id,
+                origin.map(|origin| origin.root_name.as_bytes()),
+                origin.map(|origin| origin.writer_version),
+                origin.map(|origin| origin.archive_mode),
+                origin.map(|origin| origin.effective_uid),
+                origin.map(|origin| origin.capabilities.as_str()),
+            ],
+            |row| row.get(0),
+        )
 }
 
 /// Removes up to a batch of an archive that is being deleted; returns whether more is left.
@@ -153,7 +151,7 @@ fn remove_batch_of_deleted(transaction: &Transaction<'_>, run: i64) -> rusqlite:
     }
     transaction.prepare_cached("DELETE FROM archive WHERE run_id = ?1")?.execute([run])?;
     if !is_shared {
-        transaction.prepare_cached("DELETE FROM archive_file WHERE id = ?1")?.execute([file])?;
+        delete_archive_file(transaction, file)?;
     }
     Ok(false)
 }
@@ -173,16 +171,22 @@ pub(super) fn write_intent(transaction: &Transaction<'_>, claim: &Claim, now: Ti
         temporary_name: format!("{name}/{}", archive.temporary_name(claim.attempt, random)),
         compression,
     };
-    transaction
-        .prepare_cached("INSERT INTO archive_file (codec, level, health) VALUES (?1, ?2, 'unproven')")?
-        .execute(params![compression.codec(), compression.level()])?;
+    let file = insert_whole_file(transaction, compression.codec(), compression.level())?;
     transaction
         .prepare_cached(
             "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, temporary_name, source_root, \
              scan_started_at_ms, created_at_ms) \
-             VALUES (?1, ?2, last_insert_rowid(), 'writing', ?3, ?4, ?5, ?6, ?6)",
+             VALUES (?1, ?2, ?7, 'writing', ?3, ?4, ?5, ?6, ?6)",
         )?
-        .execute(params![claim.run, claim.schedule, intent.file_name, intent.temporary_name, source, now.millis()])?;
+        .execute(params![
+            claim.run,
+            claim.schedule,
+            intent.file_name,
+            intent.temporary_name,
+            source,
+            now.millis(),
+            file
+        ])?;
     Ok(intent)
 }
 
@@ -199,13 +203,13 @@ pub(super) fn make_visible(
         // The file of another archive keeps what is known about it.
         (None, None) => None,
     };
-    let changed = transaction
+    let file = transaction
         .prepare_cached(
             "UPDATE archive SET state = 'complete', temporary_name = NULL, suspect = ?2 \
-         WHERE run_id = ?1 AND state = 'sealed'",
+             WHERE run_id = ?1 AND state = 'sealed' RETURNING archive_file_id",
         )?
-        .execute(params![run, completed.suspect])?;
-    exactly_one(changed)?;
+        .query_row(params![run, completed.suspect], |row| row.get(0))?;
+    keep_parts(transaction, file)?;
     let Some(health) = health else {
         let is_damaged: bool = transaction
             .prepare_cached(&format!(
@@ -214,13 +218,8 @@ pub(super) fn make_visible(
             .query_row([run], |row| row.get(0))?;
         return Ok(is_damaged.then_some("the file that it shares with the archive before it was found damaged"));
     };
-    let changed = transaction
-        .prepare_cached(
-            "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
-         WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
-        )?
-        .execute(params![run, health.as_str(), completed.verified_at.map(Timestamp::millis)])?;
-    exactly_one(changed).map(|()| None)
+    record_parts_health(transaction, file, health, completed.verified_at)?;
+    Ok(None)
 }
 
 /// Accepts an archive that is suspect.
@@ -236,16 +235,11 @@ pub(super) fn delete_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite
         )?
         .query_row([run], |row| row.get(0))
         .optional()?;
-    match file {
-        Some(file) => transaction
-            .prepare_cached(
-                "DELETE FROM archive_file WHERE id = ?1 \
-                 AND NOT EXISTS (SELECT 1 FROM archive WHERE archive_file_id = ?1)",
-            )?
-            .execute([file])
-            .map(drop),
-        None => Ok(()),
-    }
+    let Some(file) = file else { return Ok(()) };
+    let is_shared: bool = transaction
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM archive WHERE archive_file_id = ?1)")?
+        .query_row([file], |row| row.get(0))?;
+    if is_shared { Ok(()) } else { delete_archive_file(transaction, file) }
 }
 
 fn pending_archive_row(row: &Row<'_>) -> rusqlite::Result<PendingArchive> {

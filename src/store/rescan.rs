@@ -7,6 +7,10 @@ use super::Store;
 use super::insert_chunks::ChunkInserter;
 use super::remove_chunks::remove_batch;
 use super::rows::{PENDING, exactly_one};
+use super::stored_files::{
+    StoredBytes, delete_archive_file, insert_rest, insert_whole_file, keep_parts, record_parts_health,
+    record_whole_file,
+};
 use super::types::{FoundArchive, Health};
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
@@ -57,7 +61,9 @@ impl Store {
         self.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT archive_file.id FROM archive_file JOIN archive ON archive_file_id = archive_file.id \
+                    "SELECT archive_file.id FROM stored_file JOIN part ON part.stored_file_id = stored_file.id \
+                     JOIN archive_file ON archive_file.id = part.archive_file_id \
+                     JOIN archive ON archive.archive_file_id = archive_file.id \
                      WHERE device = ?1 AND inode = ?2 AND digest = ?3 AND archive.state = 'complete' LIMIT 1",
                 )?
                 .query_row(params![found.device.cast_signed(), found.inode.cast_signed(), found.digest], |row| {
@@ -72,12 +78,11 @@ impl Store {
     pub fn begin_adding_archive(&self, found: &FoundArchive, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
-            transaction.execute(
-                "INSERT INTO archive_file (device, inode, size, digest, codec, level, health) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, 0, 'unproven')",
-                params![found.device.cast_signed(), found.inode.cast_signed(), found.size, found.digest, found.codec],
-            )?;
-            insert_archive(transaction, found, run, transaction.last_insert_rowid(), "writing")?;
+            let file = insert_whole_file(transaction, found.codec, 0)?;
+            let FoundArchive { size, device, inode, .. } = *found;
+            let stored = StoredBytes { size, device, inode, modified_ns: None };
+            record_whole_file(transaction, file, Some(found.digest), &stored)?;
+            insert_archive(transaction, found, run, file, "writing")?;
             Ok(run)
         })
     }
@@ -94,15 +99,15 @@ impl Store {
     /// Makes an archive visible whose chunks are all added and verified.
     pub fn finish_adding_archive(&self, run: i64, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
-            let changed = transaction
-                .execute("UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing'", [run])?;
-            exactly_one(changed)?;
-            let changed = transaction.execute(
-                "UPDATE archive_file SET health = ?2, verified_at_ms = ?3 \
-                 WHERE id = (SELECT archive_file_id FROM archive WHERE run_id = ?1)",
-                params![run, Health::Good.as_str(), now.millis()],
+            let file = transaction.query_row(
+                "UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing' \
+                 RETURNING archive_file_id",
+                [run],
+                |row| row.get(0),
             )?;
-            exactly_one(changed)
+            insert_rest(transaction, file)?;
+            keep_parts(transaction, file)?;
+            record_parts_health(transaction, file, Health::Good, Some(now))
         })
     }
 
@@ -132,7 +137,7 @@ impl Store {
                 let Some((run, file)) = partly else { return Ok(false) };
                 if !remove_batch(transaction, file)? {
                     transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
-                    transaction.execute("DELETE FROM archive_file WHERE id = ?1", [file])?;
+                    delete_archive_file(transaction, file)?;
                     transaction.execute("DELETE FROM run WHERE id = ?1", [run])?;
                 }
                 Ok(true)

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use super::Store;
 use super::base::NOT_HELD;
 use super::rows::{GOOD, JOINED};
+use super::stored_files::record_parts_health;
 use super::types::{Archive, Health};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
@@ -106,14 +107,7 @@ impl Store {
     /// Records the health of a physical file; does nothing if it was deleted meanwhile. `verified_at` is `None` if its
     /// bytes were not read, and the recorded time is kept.
     pub fn record_health(&self, archive_file: i64, health: Health, verified_at: Option<Timestamp>) -> Result<()> {
-        self.write(|transaction| {
-            transaction
-                .execute(
-                    "UPDATE archive_file SET health = ?2, verified_at_ms = coalesce(?3, verified_at_ms) WHERE id = ?1",
-                    params![archive_file, health.as_str(), verified_at.map(Timestamp::millis)],
-                )
-                .map(drop)
-        })
+        self.write(|transaction| record_parts_health(transaction, archive_file, health, verified_at))
     }
 
     /// Returns the newest complete archive of a schedule before a run that is not known to be damaged or missing.
@@ -132,10 +126,10 @@ impl Store {
     pub fn unhealthy_archives(&self, schedule: i64) -> Result<u64> {
         self.read(|connection| {
             connection
-                .prepare_cached(
-                    "SELECT count(*) FROM archive JOIN archive_file ON archive_file.id = archive_file_id \
-                     WHERE schedule_id = ?1 AND state = 'complete' AND health IN ('damaged', 'missing')",
-                )?
+                .prepare_cached(&format!(
+                    "SELECT count(*) {JOINED} WHERE archive.schedule_id = ?1 AND archive.state = 'complete' \
+                     AND health IN ('damaged', 'missing')"
+                ))?
                 .query_row([schedule], |row| row.get(0))
         })
     }

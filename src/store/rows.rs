@@ -10,11 +10,11 @@ use crate::progress::ProblemKind;
 /// Condition of a good archive (I8): complete, no shrinking of its source that was not accepted, and verified unless
 /// the schedule is `--no-verify`.
 pub(super) const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect = 0 OR archive.acknowledged = 1) \
-     AND (archive_file.health = 'good' OR (archive_file.health = 'unproven' AND schedule.verify = 0)))";
+     AND CASE health WHEN 'good' THEN 1 WHEN 'unproven' THEN schedule.verify = 0 ELSE 0 END)";
 
-/// Archives with their physical files and schedules.
+/// Archives with their archive files, what is known about these, and their schedules.
 pub(super) const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
-     JOIN schedule ON schedule.id = archive.schedule_id";
+     JOIN archive_file_health USING (archive_file_id) JOIN schedule ON schedule.id = archive.schedule_id";
 
 /// Condition of archives that are not complete. SQLite uses the index of these only for a statement that states its
 /// condition.

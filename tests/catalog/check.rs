@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use backup_manager::chunk::Chunk;
 use backup_manager::member::{CatalogMember, MemberPath};
+use rusqlite::OptionalExtension;
 
 use crate::model::{ModelChunk, World};
+use crate::stored_files;
 
 impl World {
     /// Compares every function that reads the catalog with the model.
@@ -30,6 +32,19 @@ impl World {
             self.check_chunk(*run, model, self.made % model.len() as u64);
         }
         self.check_path();
+        self.check_stored_files();
+    }
+
+    fn check_stored_files(&self) {
+        let connection = rusqlite::Connection::open(self.store.path()).unwrap();
+        let is_settled: bool = connection
+            .query_row("SELECT NOT EXISTS (SELECT 1 FROM archive WHERE state = 'writing')", [], |row| row.get(0))
+            .unwrap();
+        let settled = stored_files::NEVER_SETTLED.iter().filter(|_| is_settled);
+        for (what, query) in stored_files::NEVER.iter().chain(settled) {
+            let found = connection.query_row(query, [], |row| row.get::<_, i64>(0)).optional().unwrap();
+            assert!(found.is_none(), "{what}: {found:?}");
+        }
     }
 
     fn check_chunk(&self, run: i64, model: &[ModelChunk], sequence: u64) {

@@ -12,12 +12,18 @@ mod embedded {
     refinery::embed_migrations!("migrations");
 }
 
+/// Makes an empty database of an older schema.
+pub fn at_schema(path: &std::path::Path, version: i32) -> Connection {
+    let mut old = Connection::open(path).unwrap();
+    old.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    embedded::migrations::runner().set_grouped(true).set_target(Target::Version(version)).run(&mut old).unwrap();
+    old
+}
+
 /// Rows as schema 4 stored them: two archives of one schedule, the first a hard link of a third. In the file of the
 /// first, the chunk with the header of a large file has the id after its pieces.
 fn make(path: &std::path::Path) {
-    let mut old = Connection::open(path).unwrap();
-    old.execute_batch("PRAGMA journal_mode = WAL").unwrap();
-    embedded::migrations::runner().set_grouped(true).set_target(Target::Version(4)).run(&mut old).unwrap();
+    let old = at_schema(path, 4);
     old.execute_batch(
         "INSERT INTO schedule (name, position, source, compression, excludes, retention, catch_up, verify, enabled, \
              handled_until_ms, created_at_ms, edited_at_ms, cadence) \

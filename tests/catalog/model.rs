@@ -7,7 +7,7 @@ use backup_manager::clock::Timestamp;
 use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
-    Claim, ClaimNow, Completed, FoundArchive, Requeue, Role, RunRequest, RunState, Store, Watermark, WorkerRow,
+    Claim, ClaimNow, Completed, FoundArchive, Requeue, Role, RunRequest, RunState, Sealed, Store, Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
@@ -193,7 +193,7 @@ impl World {
             }
             return;
         }
-        self.store.seal(&claim, &sealed()).unwrap();
+        self.store.seal(&claim, &sealed_with(&model)).unwrap();
         self.complete(claim, Some(NOW), model);
     }
 
@@ -226,12 +226,19 @@ impl World {
     fn rescan(&mut self) {
         self.store.discard_partly_added_archives().unwrap();
         self.made += 1;
+        let mut model: Vec<ModelChunk> = Vec::new();
+        for sequence in 0..self.random.below(20) + 1 {
+            let offset = model.last().map_or(0, |last| last.chunk.end());
+            let chunk = Chunk { sequence, offset, ..self.chunk() };
+            let members = (0..self.random.below(4)).map(|_| self.member()).collect();
+            model.push(ModelChunk { chunk, members });
+        }
         let found = FoundArchive {
             schedule: self.schedules[0],
             run: 0,
             file_name: format!("one/found-{}.tar", self.made),
             created_at: NOW,
-            size: 1,
+            size: sealed_with(&model).size,
             digest: [3; 32],
             device: 1,
             inode: self.made,
@@ -243,15 +250,10 @@ impl World {
             losses: 0,
         };
         let run = self.store.begin_adding_archive(&found, NOW).unwrap();
-        let mut offset = 0;
-        let mut model = Vec::new();
-        for sequence in 0..self.random.below(20) + 1 {
-            let chunk = Chunk { sequence, offset, ..self.chunk() };
-            offset = chunk.end();
-            let members: Vec<_> = (0..self.random.below(4)).map(|_| self.member()).collect();
+        for ModelChunk { chunk, members } in &model {
             let record = ChunkRecord::New { members: members.iter().cloned().map(MemberRecord::New).collect() };
-            self.store.add_chunks_of_archive(run, &[CatalogChunk { chunk, read_started: NOW, record }]).unwrap();
-            model.push(ModelChunk { chunk, members });
+            let chunk = CatalogChunk { chunk: *chunk, read_started: NOW, record };
+            self.store.add_chunks_of_archive(run, &[chunk]).unwrap();
         }
         if self.random.below(3) > 0 {
             self.store.finish_adding_archive(run, NOW).unwrap();
@@ -297,7 +299,7 @@ impl World {
 
     fn finish(&mut self, run: Writing) {
         self.store.add_chunks(&run.claim, &run.records).unwrap();
-        self.store.seal(&run.claim, &sealed()).unwrap();
+        self.store.seal(&run.claim, &sealed_with(&run.model)).unwrap();
         self.complete(run.claim, Some(NOW), run.model);
     }
 
@@ -364,6 +366,11 @@ impl World {
             is_reusable,
         }
     }
+}
+
+/// Returns what is sealed of an archive with a trailer.
+fn sealed_with(model: &[ModelChunk]) -> Sealed {
+    Sealed { size: model.last().map_or(0, |last| last.chunk.end()) + 7, ..sealed() }
 }
 
 fn put(run: &mut Writing, chunk: Chunk, record: ChunkRecord, members: Vec<CatalogMember>) {

@@ -284,7 +284,7 @@ fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted()
         let notes = world.store.run(next.run).unwrap().counts.notes;
         assert!(notes.iter().any(|note| note.contains("accept docs")), "{notes:?}");
     }
-    world.store.accept(row.id, world.clock.now()).unwrap();
+    world.store.accept_source(row.id, world.clock.now()).unwrap();
     assert!(is_all_reused(&world, &run(&world, &runner, &row)));
 }
 
@@ -297,8 +297,8 @@ struct DamagingClock {
 impl Clock for DamagingClock {
     fn now(&self) -> Timestamp {
         let database = rusqlite::Connection::open(&self.database).unwrap();
-        let damage = "UPDATE archive_file SET health = 'damaged' \
-                      WHERE id IN (SELECT archive_file_id FROM archive WHERE state = 'sealed')";
+        let damage = "UPDATE stored_file SET health = 'damaged' WHERE id IN (SELECT stored_file_id \
+                      FROM part JOIN archive USING (archive_file_id) WHERE state = 'sealed')";
         database.execute(damage, []).unwrap();
         self.now
     }

@@ -9,9 +9,9 @@ use backup_manager::maintenance;
 use refinery::Target;
 use rusqlite::Connection;
 
-use crate::before_reuse;
 use crate::case::{Scenario, home_and_store};
 use crate::fault::{Fault, calls, copy, run, run_with_fault, words};
+use crate::older_schema;
 use crate::state;
 use crate::stress::fast_folder;
 use crate::stress::promises::column;
@@ -205,7 +205,7 @@ fn make_old(home: &Path, version: usize) {
                   AND name NOT LIKE 'refinery%'";
     for table in column(&old, tables) {
         let columns = column(&old, &format!("SELECT name FROM pragma_table_info('{table}', 'main')")).join(", ");
-        let source = before_reuse::rows_of(&table, "new");
+        let source = older_schema::rows_of(&table, "new", version);
         old.execute_batch(&format!("INSERT OR IGNORE INTO main.{table} ({columns}) SELECT {columns} FROM {source}"))
             .unwrap();
     }

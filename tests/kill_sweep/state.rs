@@ -5,8 +5,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::before_reuse;
 use crate::homes::{OLD, RESTORED};
+use crate::older_schema;
 use crate::stress::catalog;
 use crate::stress::promises::column;
 use crate::tree;
@@ -63,7 +63,8 @@ pub fn has_pending_deletion(home: &Path) -> bool {
 
 /// Describes everything that a rescan rebuilds. The order of the schedules is left out, since archives do not store it.
 pub fn catalog(home: &Path) -> Result<String, String> {
-    let of_file = "JOIN archive_file ON archive_file.id = archive_file_id";
+    let of_file = "JOIN archive_file ON archive_file.id = archive_file_id \
+                   JOIN archive_file_health USING (archive_file_id)";
     let of_chunk = format!("FROM archive JOIN {} AS chunk USING (archive_file_id)", catalog::chunks("main"));
     let members = catalog::members("main");
     lines(
@@ -146,6 +147,8 @@ pub fn migrated(home: &Path) -> Result<String, String> {
 /// Returns the rows of `of`, with the tables and columns that `old` has, except those that a migration sets or drops.
 fn rows(old: &Connection, of: &Connection) -> String {
     let mut text = String::new();
+    let version =
+        |of: &Connection| -> usize { of.query_row("PRAGMA user_version", [], |row| row.get(0)).expect("a version") };
     let tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' \
                   AND name NOT LIKE 'refinery%' ORDER BY name";
     for table in column(old, tables) {
@@ -156,8 +159,8 @@ fn rows(old: &Connection, of: &Connection) -> String {
                  WHERE name NOT IN ('proved_at_ms', 'changed_while_read')"
             ),
         );
-        let is_old = column(of, "SELECT name FROM sqlite_schema WHERE name = 'archive_chunk'").len() == 1;
-        let source = if is_old { table.clone() } else { before_reuse::rows_of(&table, "main") };
+        let is_old = version(of) == version(old);
+        let source = if is_old { table.clone() } else { older_schema::rows_of(&table, "main", version(old)) };
         let mut rows = column(of, &format!("SELECT {} FROM {source}", columns.join(" || ',' || ")));
         rows.sort();
         text += &format!("{table}\n{}\n", rows.join("\n"));

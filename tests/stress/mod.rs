@@ -6,6 +6,8 @@
 pub mod catalog;
 pub mod promises;
 pub mod random;
+#[path = "../support/stored_files.rs"]
+pub mod stored_files;
 
 /// Returns whether the long forms are wanted: `BACKUP_STRESS=full`, as `tests/prove.sh` sets it.
 pub fn full() -> bool {

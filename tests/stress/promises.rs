@@ -11,7 +11,7 @@ use backup_manager::archive::check;
 use backup_manager::cancel::CancelToken;
 use rusqlite::{Connection, OpenFlags};
 
-use super::catalog;
+use super::{catalog, stored_files};
 
 /// When a promise must hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "a visible archive that was not verified, of a run with verification (I1)",
-        "SELECT archive.run_id FROM archive JOIN archive_file ON archive_file.id = archive_file_id \
+        "SELECT archive.run_id FROM archive JOIN file_health USING (archive_file_id) \
          JOIN run ON run.id = run_id JOIN schedule ON schedule.id = archive.schedule_id \
          WHERE archive.state = 'complete' AND run.verify = 1 AND schedule.verify = 1 AND health = 'unproven'",
     ),
@@ -138,13 +138,24 @@ impl Promises {
 
     fn check(&mut self, connection: &Connection, home: &Path, when: When) -> Vec<String> {
         let mut violations = Vec::new();
+        define_health(connection);
+        let mut lists = vec![NEVER];
         // A migration that was killed leaves the catalog in the form of an older schema.
-        let lists = match (has_spans(connection), when) {
-            (true, When::Settled) => vec![NEVER, NEVER_SETTLED, CATALOG_NEVER, CATALOG_NEVER_SETTLED],
-            (true, When::Always) => vec![NEVER, CATALOG_NEVER],
-            (false, When::Settled) => vec![NEVER, NEVER_SETTLED],
-            (false, When::Always) => vec![NEVER],
-        };
+        if has_table(connection, "span") {
+            lists.push(CATALOG_NEVER);
+        }
+        if has_table(connection, "stored_file") {
+            lists.push(stored_files::NEVER);
+        }
+        if when == When::Settled {
+            lists.push(NEVER_SETTLED);
+            if has_table(connection, "span") {
+                lists.push(CATALOG_NEVER_SETTLED);
+            }
+            if has_table(connection, "stored_file") {
+                lists.push(stored_files::NEVER_SETTLED);
+            }
+        }
         for (what, query) in lists.into_iter().flatten() {
             let rows = column(connection, query);
             if !rows.is_empty() {
@@ -176,7 +187,7 @@ impl Promises {
             return Ok(());
         }
         if row.digest.is_some() {
-            if has_spans(connection) {
+            if has_table(connection, "span") {
                 check_chunks(connection, path, row.run)?;
             }
             let (_, digest) = check::check_by_trailer(path, 1, &CancelToken::new()).map_err(|e| e.to_string())?;
@@ -198,8 +209,19 @@ fn open(home: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-fn has_spans(connection: &Connection) -> bool {
-    !column(connection, "SELECT name FROM sqlite_schema WHERE name = 'span'").is_empty()
+fn has_table(connection: &Connection, name: &str) -> bool {
+    !column(connection, &format!("SELECT name FROM sqlite_schema WHERE name = '{name}'")).is_empty()
+}
+
+/// Makes a view of what is known about archive files, whatever the schema.
+fn define_health(connection: &Connection) {
+    let source = match has_table(connection, "stored_file") {
+        true => "SELECT * FROM archive_file_health",
+        false => "SELECT id AS archive_file_id, health, verified_at_ms FROM archive_file",
+    };
+    connection
+        .execute_batch(&format!("DROP VIEW IF EXISTS temp.file_health; CREATE TEMP VIEW file_health AS {source}"))
+        .expect("a view");
 }
 
 /// Compares each chunk of an archive with its row.
@@ -274,10 +296,10 @@ fn unknown_files(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
 /// exist.
 fn wrong_stable_links(connection: &Connection, backups: &Path) -> Vec<String> {
     let newest = "SELECT name || '=' || coalesce((SELECT file_name FROM archive \
-         JOIN archive_file ON archive_file.id = archive_file_id \
+         JOIN archive_file ON archive_file.id = archive_file_id JOIN file_health USING (archive_file_id) \
          WHERE archive.schedule_id = schedule.id AND state = 'complete' AND (suspect = 0 OR acknowledged = 1) \
-         AND (health = 'good' OR (health = 'unproven' AND verify = 0)) ORDER BY digest IS NULL, run_id DESC LIMIT 1), \
-         '') FROM schedule WHERE deleted_at_ms IS NULL";
+         AND (file_health.health = 'good' OR (file_health.health = 'unproven' AND verify = 0)) \
+         ORDER BY digest IS NULL, run_id DESC LIMIT 1), '') FROM schedule WHERE deleted_at_ms IS NULL";
     let mut wrong = Vec::new();
     for line in column(connection, newest) {
         let (name, file) = line.split_once('=').expect("two parts");
@@ -316,8 +338,8 @@ fn left_heartbeats(home: &Path, connection: &Connection) -> Vec<String> {
 fn archives(connection: &Connection) -> Vec<Row> {
     let mut statement = connection
         .prepare_cached(
-            "SELECT run_id, state, file_name, temporary_name, size, digest, health FROM archive \
-             JOIN archive_file ON archive_file.id = archive_file_id",
+            "SELECT run_id, state, file_name, temporary_name, size, digest, file_health.health FROM archive \
+             JOIN archive_file ON archive_file.id = archive_file_id JOIN file_health USING (archive_file_id)",
         )
         .expect("a query");
     let rows = statement.query_map([], |r| {
@@ -355,7 +377,8 @@ pub fn snapshot(home: &Path) -> String {
         ("run", "id || ' ' || coalesce(scheduled_for_ms, '') || ' ' || coalesce(superseded_by, '')"),
         ("attempt", "run_id || ' ' || attempt || ' ' || outcome || ' ' || coalesce(ended_at_ms, '')"),
         ("archive", "run_id || ' ' || state || ' ' || file_name"),
-        ("archive_file", "id || ' ' || coalesce(size, '') || ' ' || health || ' ' || coalesce(verified_at_ms, '')"),
+        ("archive_file", "id || ' ' || coalesce(size, '')"),
+        ("stored_file", "id || ' ' || coalesce(size, '') || ' ' || health || ' ' || coalesce(verified_at_ms, '')"),
         ("chunk", "count(*)"),
         ("member", "count(*)"),
         ("schedule", "id || ' ' || handled_until_ms || ' ' || coalesce(next_due_at_ms, '')"),

@@ -1,9 +1,24 @@
-//! The rows of the catalog as schema 4 stored them.
+//! The rows of the newest schema as older ones stored them.
 
 use crate::stress::catalog::{chunks, members};
 
-/// Returns the rows of a table of a database as they were with schema 4, in which each archive had members of its own.
-pub fn rows_of(table: &str, database: &str) -> String {
+/// Returns the rows of a table of a database as they were with schema `version`.
+pub fn rows_of(table: &str, database: &str, version: usize) -> String {
+    match (table, version) {
+        // One row for each physical file.
+        ("archive_file", ..6) => format!(
+            "(SELECT archive_file.*, device, inode, modified_ns, verified_at_ms, health \
+             FROM {database}.archive_file JOIN {database}.part ON archive_file_id = archive_file.id \
+             JOIN {database}.stored_file ON stored_file.id = stored_file_id)"
+        ),
+        ("span", ..6) => format!("(SELECT * FROM {database}.span WHERE chunks > 0)"),
+        (_, ..5) => rows_of_schema_4(table, database),
+        _ => format!("{database}.{table}"),
+    }
+}
+
+/// With schema 4, each archive had chunks and members of its own.
+fn rows_of_schema_4(table: &str, database: &str) -> String {
     let (chunks, members) = (chunks(database), members(database));
     match table {
         "archive_chunk" => chunks,
