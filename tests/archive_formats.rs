@@ -12,6 +12,7 @@ use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::check::{check_by_trailer, check_chunks};
 use backup_manager::archive::foreign::check_tar;
 use backup_manager::archive::header;
+use backup_manager::archive::padding::Padding;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::cancel::CancelToken;
 use backup_manager::error::ErrorKind;
@@ -21,6 +22,11 @@ use backup_manager::schedule::Compression;
 use support::archive::{TestArchive, has_tool, make, make_with, run_tool};
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
+
+/// Each format, without padding and with it.
+fn padded_formats() -> impl Iterator<Item = (Compression, Padding)> {
+    FORMATS.into_iter().flat_map(|compression| [(compression, Padding::None), (compression, Padding::Blocks)])
+}
 
 /// Creates a folder with small files, a large file read in pieces by one thread, and one read by several.
 fn make_source(folder: &Path) -> std::path::PathBuf {
@@ -44,8 +50,8 @@ fn count_lines(command: &mut Command) -> usize {
 fn tools_accept_every_format() {
     let folder = tempfile::tempdir().unwrap();
     let source = make_source(folder.path());
-    for compression in FORMATS {
-        let made = make(&source, folder.path(), compression);
+    for (compression, padding) in padded_formats() {
+        let made = make_with(&source, folder.path(), compression, |job| job.padding = padding);
         assert_eq!((made.written.extent.members, made.written.extent.files, made.written.folders), (306, 302, 3));
         assert_eq!(made.written.problems, []);
         assert_eq!(fs::metadata(&made.path).unwrap().mode() & 0o7777, 0o400);
@@ -91,8 +97,15 @@ fn the_bytes_depend_on_the_source_alone() {
 
 #[test]
 fn each_frame_in_the_seek_table_is_one_chunk() {
+    for padding in [Padding::None, Padding::Blocks] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = make_source(folder.path());
+        check_seek_table(&make_with(&source, folder.path(), Compression::Zstd(3), |job| job.padding = padding));
+    }
+}
+
+fn check_seek_table(made: &TestArchive) {
     let folder = tempfile::tempdir().unwrap();
-    let made = make(&make_source(folder.path()), folder.path(), Compression::Zstd(3));
     let bytes = fs::read(&made.path).unwrap();
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let end = bytes.len();
@@ -143,8 +156,8 @@ fn any_flipped_bit_and_any_missing_end_is_found() {
     let source = folder.path().join("source");
     fs::create_dir(&source).unwrap();
     (0..40).for_each(|i| fs::write(source.join(format!("{i}")), vec![i as u8; 9_000]).unwrap());
-    for compression in FORMATS {
-        let made = make(&source, folder.path(), compression);
+    for (compression, padding) in padded_formats() {
+        let made = make_with(&source, folder.path(), compression, |job| job.padding = padding);
         let whole = fs::read(&made.path).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&made.path).unwrap();
         let step = (whole.len() / 60).max(1);

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use backup_manager::archive::padding::Padding;
 use backup_manager::backup::pipeline::{self, PipelineOptions, WrittenArchive};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock};
@@ -29,6 +30,7 @@ fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duratio
         patterns: &[],
         own_paths: &[],
         compression,
+        padding: Padding::None,
         threads: 2,
         comment: "{}",
         base: None,

@@ -3,6 +3,8 @@
 
 #[path = "cli/bad_input.rs"]
 mod bad_input;
+#[path = "cli/block_sharing.rs"]
+mod block_sharing;
 #[path = "support/catalog.rs"]
 mod catalog;
 #[path = "cli/environment.rs"]
@@ -21,6 +23,8 @@ mod json;
 mod limits;
 #[path = "cli/logs.rs"]
 mod logs;
+#[path = "support/loop_mount.rs"]
+mod loop_mount;
 #[path = "cli/rescan.rs"]
 mod rescan;
 #[path = "cli/restore.rs"]

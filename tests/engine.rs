@@ -1,11 +1,15 @@
 //! The engine, step by step: real SQLite, real files, a clock that the test moves.
 
+#[path = "engine/block_sharing.rs"]
+mod block_sharing;
 #[path = "engine/claims.rs"]
 mod claims;
 #[path = "engine/drill.rs"]
 mod drill;
 #[path = "engine/follow.rs"]
 mod follow;
+#[path = "support/loop_mount.rs"]
+mod loop_mount;
 #[path = "engine/maintenance.rs"]
 mod maintenance;
 #[path = "engine/recovery.rs"]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use backup_manager::archive::check::check_by_trailer;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::rebuild::{read_comment, read_records};
-use backup_manager::archive::trailer::empty_member;
+use backup_manager::archive::padding::empty_member;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Timestamp;
 use libfuzzer_sys::fuzz_target;

@@ -1,6 +1,6 @@
 //! Verifies archive files: every byte is read back from disk and compared with what was written.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::thread;
 
@@ -48,12 +48,26 @@ pub fn check_file(
     threads: usize,
     cancel: &CancelToken,
 ) -> Result<()> {
+    check_except(path, expected, &[], digest, size, threads, cancel)
+}
+
+/// The same, but chunks that lie in the ranges `unread` of the file, which are in order, are not read: they are taken
+/// to be what they should be.
+pub fn check_except(
+    path: &Path,
+    expected: &mut dyn Iterator<Item = Result<Chunk>>,
+    unread: &[Range<u64>],
+    digest: &[u8; 32],
+    size: u64,
+    threads: usize,
+    cancel: &CancelToken,
+) -> Result<()> {
     let reader = ArchiveReader::open(path)?;
     let damage = |what: String| Error::new(ErrorKind::Damage, format!("{} is damaged: {what}", path.display()));
     if reader.size() != size {
         return Err(damage(format!("it has {} bytes and was written with {size}", reader.size())));
     }
-    let found = check_until_damage(&reader, expected, threads, cancel)?;
+    let found = check_until_damage(&reader, expected, unread, threads, cancel)?;
     if found != *digest {
         return Err(damage("its digest is not the one it was written with".to_owned()));
     }
@@ -69,18 +83,19 @@ pub fn check_by_trailer(path: &Path, threads: usize, cancel: &CancelToken) -> Re
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let failed = |e| Error::io("read the trailer of", path)(e);
     let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(failed));
-    let digest = check_until_damage(&reader, &mut expected, threads, cancel)?;
+    let digest = check_until_damage(&reader, &mut expected, &[], threads, cancel)?;
     Ok((trailer, digest))
 }
 
 fn check_until_damage(
     reader: &ArchiveReader,
     expected: &mut dyn Iterator<Item = Result<Chunk>>,
+    unread: &[Range<u64>],
     threads: usize,
     cancel: &CancelToken,
 ) -> Result<[u8; 32]> {
     let mut first = None;
-    let found = check_chunks(reader, expected, threads, cancel, &mut |damaged| {
+    let found = check_read_chunks(reader, expected, unread, threads, cancel, &mut |damaged| {
         first = Some(damaged);
         ControlFlow::Break(())
     });
@@ -102,6 +117,17 @@ pub fn check_chunks(
     cancel: &CancelToken,
     on_damage: &mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
 ) -> Result<[u8; 32]> {
+    check_read_chunks(reader, expected, &[], threads, cancel, on_damage)
+}
+
+fn check_read_chunks(
+    reader: &ArchiveReader,
+    expected: &mut dyn Iterator<Item = Result<Chunk>>,
+    unread: &[Range<u64>],
+    threads: usize,
+    cancel: &CancelToken,
+    on_damage: &mut dyn FnMut(DamagedChunk) -> ControlFlow<()>,
+) -> Result<[u8; 32]> {
     reader.drop_cached()?;
     let threads = threads.max(1);
     let (work, batches) = bounded(threads);
@@ -114,7 +140,7 @@ pub fn check_chunks(
         }
         // Only the threads keep these ends, so that both sides notice when the other has ended.
         drop((batches, answers));
-        let mut feeder = Feeder { reader, work, answered, batch: Vec::new(), on_damage };
+        let mut feeder = Feeder { reader, unread, work, answered, batch: Vec::new(), on_damage };
         let summary = feeder.feed(expected, cancel)?;
         feeder.finish()?;
         compare_trailer(reader, &summary)
@@ -124,6 +150,8 @@ pub fn check_chunks(
 /// The side of a check that hands the chunks to the threads, in order, and collects what they find.
 struct Feeder<'a> {
     reader: &'a ArchiveReader,
+    /// Ranges of the file that are not read, from the first one that does not end before the next chunk on.
+    unread: &'a [Range<u64>],
     work: Sender<Batch>,
     answered: Receiver<DamagedChunk>,
     batch: Batch,
@@ -162,6 +190,11 @@ impl Feeder<'_> {
             summary.end = chunk.end();
             summary.digest.add(&chunk.stored_digest);
             summary.entries.update(&encode_entry(&chunk)?);
+            if self.is_unread(&chunk) {
+                // A batch is read at once, and ends where a chunk is left out.
+                self.send_batch()?;
+                continue;
+            }
             self.batch.push(chunk);
             let bytes = chunk.end() - self.batch[0].offset;
             if bytes >= BATCH_BYTES || self.batch.len() == MAX_BATCH_CHUNKS {
@@ -172,7 +205,20 @@ impl Feeder<'_> {
         Ok(summary)
     }
 
+    /// Returns whether the next chunk lies in a range that is not read.
+    fn is_unread(&mut self, chunk: &Chunk) -> bool {
+        while let [first, rest @ ..] = self.unread
+            && first.end <= chunk.offset
+        {
+            self.unread = rest;
+        }
+        self.unread.first().is_some_and(|range| range.start <= chunk.offset && chunk.end() <= range.end)
+    }
+
     fn send_batch(&mut self) -> Result<()> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
         let batch = std::mem::take(&mut self.batch);
         self.work.send(batch).map_err(|_| thread_died())?;
         while let Ok(damaged) = self.answered.try_recv() {
@@ -325,7 +371,8 @@ mod tests {
         let reader = ArchiveReader::open(file.path()).unwrap();
         let (work, batches) = bounded(100);
         let on_damage = &mut |_| ControlFlow::Continue(());
-        let mut feeder = Feeder { reader: &reader, work, answered: unbounded().1, batch: Vec::new(), on_damage };
+        let mut feeder =
+            Feeder { reader: &reader, unread: &[], work, answered: unbounded().1, batch: Vec::new(), on_damage };
         let (stored_digest, content_digest) = ([0; 32], None);
         let empty = |sequence| Chunk {
             sequence,
@@ -341,5 +388,27 @@ mod tests {
         let sizes: Vec<usize> = batches.iter().map(|batch| batch.len()).collect();
         assert_eq!(sizes.iter().sum::<usize>() as u64, chunks);
         assert!(sizes.iter().all(|&size| size <= MAX_BATCH_CHUNKS), "{sizes:?}");
+    }
+
+    #[test]
+    fn only_chunks_that_lie_in_an_unread_range_whole_are_left_out() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [7; 80]).unwrap();
+        let reader = ArchiveReader::open(file.path()).unwrap();
+        let (stored_digest, content_digest) = ([0; 32], None);
+        let chunks = (0..8).map(|sequence| {
+            let offset = sequence * 10;
+            Ok(Chunk { sequence, offset, stored_length: 10, stored_digest, content_length: 10, content_digest })
+        });
+        let (work, batches) = bounded(100);
+        let on_damage = &mut |_| ControlFlow::Continue(());
+        let unread = [10..30, 35..60, 60..65];
+        let mut feeder =
+            Feeder { reader: &reader, unread: &unread, work, answered: unbounded().1, batch: Vec::new(), on_damage };
+        let summary = feeder.feed(&mut chunks.into_iter(), &CancelToken::new()).unwrap();
+        assert_eq!(summary.end, 80);
+        drop(feeder);
+        let read = |batch: Batch| batch.iter().map(|chunk| chunk.sequence).collect::<Vec<_>>();
+        assert_eq!(batches.iter().map(read).collect::<Vec<_>>(), [vec![0], vec![3], vec![6, 7]]);
     }
 }

@@ -2,12 +2,11 @@
 //! memory, the rest in an unnamed file, so that memory is bounded for any number of chunks.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::chunk::Chunk;
-use crate::durable::PendingFile;
+use crate::durable::create_unnamed_file;
 use crate::error::{Error, Result};
 
 /// The size of one chunk's entry in bytes: stored length and content length as `u32`, little-endian, and the BLAKE3
@@ -86,14 +85,6 @@ impl ChunkTable {
         }
         self.recent.chunks(PART_BYTES).try_for_each(take)
     }
-}
-
-/// Creates a file without a name, which the system removes when it is closed, however the process ends. It has a
-/// temporary name for an instant.
-fn create_unnamed_file(path: &Path) -> Result<File> {
-    let mut pending = PendingFile::create(path, 0o600)?;
-    let cloned: io::Result<File> = pending.file().try_clone();
-    cloned.map_err(Error::io("open a file beside", path))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, DParameter};
 
 use super::buffer::Buffer;
+use super::padding::Padding;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Compression;
@@ -80,7 +81,10 @@ impl EncodedChunk {
 }
 
 /// Encodes chunks, one at a time, and reuses the memory of the codec.
-pub struct Encoder(EncoderKind);
+pub struct Encoder {
+    kind: EncoderKind,
+    padding: Padding,
+}
 
 enum EncoderKind {
     Plain,
@@ -90,9 +94,9 @@ enum EncoderKind {
 
 impl Encoder {
     /// Returns an encoder. Errors: a level that the codec does not have.
-    pub fn new(compression: Compression) -> Result<Self> {
+    pub fn new(compression: Compression, padding: Padding) -> Result<Self> {
         let refused = |why: String| Error::failed(format!("cannot compress with {compression}: {why}"));
-        Ok(Encoder(match compression {
+        let kind = match compression {
             Compression::None => EncoderKind::Plain,
             Compression::Gzip(level) => {
                 let level =
@@ -107,7 +111,8 @@ impl Encoder {
                 };
                 EncoderKind::Zstd(make().map_err(|e| refused(e.to_string()))?)
             }
-        }))
+        };
+        Ok(Encoder { kind, padding })
     }
 
     /// Returns about how many bytes of memory one encoder takes, without the chunk it reads and the one it writes.
@@ -141,7 +146,7 @@ impl Encoder {
         let content_length = content.len() as u64;
         let failed = |why: String| Error::failed(format!("cannot compress {content_length} bytes: {why}"));
         spare.clear();
-        match &mut self.0 {
+        match &mut self.kind {
             EncoderKind::Plain => {
                 return Ok((EncodedChunk::new(content, content_digest, content_length, content_digest), spare));
             }
@@ -150,12 +155,14 @@ impl Encoder {
                 let length =
                     compressor.gzip_compress(&content, spare.spare(bound)).map_err(|e| failed(e.to_string()))?;
                 spare.keep(length);
+                self.padding.pad_gzip(&mut spare);
             }
             EncoderKind::Zstd(compressor) => {
                 let bound = zstd::zstd_safe::compress_bound(content.len());
                 let length =
                     compressor.compress_to_buffer(&content, spare.spare(bound)).map_err(|e| failed(e.to_string()))?;
                 spare.keep(length);
+                self.padding.pad_zstd(&mut spare);
             }
         }
         let stored_digest = *blake3::hash(&spare).as_bytes();
@@ -220,6 +227,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::SHARED_BLOCK_BYTES;
 
     #[test]
     fn no_memory_is_allocated_for_a_length_that_no_chunk_has() {
@@ -236,7 +244,7 @@ mod tests {
             let mut content = Buffer::new();
             (0..100_000u32).for_each(|i| content.extend(&(i / 7).to_le_bytes()));
             let plain = content.to_vec();
-            let mut encoder = Encoder::new(compression).unwrap();
+            let mut encoder = Encoder::new(compression, Padding::None).unwrap();
             let (chunk, _) = encoder.encode(content, Buffer::new()).unwrap();
             assert_eq!(chunk.chunk.content_length, plain.len() as u64);
             let mut decoder = Decoder::new(compression.into()).unwrap();
@@ -254,6 +262,28 @@ mod tests {
                     decoder.decode(&broken, chunk.chunk.content_length, &mut Buffer::new()).is_err(),
                     "{compression}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn padded_chunks_are_whole_blocks_and_decode_to_their_content() {
+        for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
+            let mut encoder = Encoder::new(compression, Padding::Blocks).unwrap();
+            let mut decoder = Decoder::new(compression.into()).unwrap();
+            let mut noise = blake3::Hasher::new().finalize_xof();
+            // Many lengths, so that many paddings are met, those that are too short for one among them.
+            for length in (1..9000).step_by(7) {
+                let mut content = Buffer::new();
+                noise.fill(content.spare(length));
+                content.keep(length);
+                let plain = content.to_vec();
+                let (chunk, _) = encoder.encode(content, Buffer::new()).unwrap();
+                assert_eq!(chunk.stored.len() as u64 % SHARED_BLOCK_BYTES, 0);
+                assert_eq!(*blake3::hash(&chunk.stored).as_bytes(), chunk.chunk.stored_digest);
+                let mut decoded = Buffer::new();
+                decoder.decode(&chunk.stored, length as u64, &mut decoded).unwrap();
+                assert_eq!(decoded[..], plain[..]);
             }
         }
     }

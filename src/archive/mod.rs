@@ -15,6 +15,7 @@ pub mod foreign;
 pub mod header;
 pub mod index;
 pub mod members;
+pub mod padding;
 pub mod reader;
 pub mod rebuild;
 mod refusals;

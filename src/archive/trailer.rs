@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::block::{BLOCK_BYTES, padding};
 use super::chunk_table::{ChunkTable, ENTRY_BYTES, PART_BYTES, encode_entry};
 use super::codec::Codec;
+use super::padding::{MEMBER_BYTES, MEMBER_HEAD_BYTES, empty_member, frame_head};
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::Extent;
@@ -34,9 +35,6 @@ const FRAME_MAGIC: u32 = 0x184D_2A5B;
 const SEEK_TABLE_MAGIC: u32 = 0x184D_2A5E;
 const SEEK_TABLE_END: u32 = 0x8F92_EAB1;
 const SEEK_FOOTER_BYTES: u64 = 9;
-/// Size of an empty gzip member without the content of its extra field, in bytes.
-const MEMBER_BYTES: usize = MEMBER_HEAD_BYTES + 10;
-const MEMBER_HEAD_BYTES: usize = 16;
 
 /// The facts that a trailer records about the run that made the archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,25 +128,6 @@ fn footer(table: &ChunkTable, facts: &[u8]) -> Result<[u8; FOOTER_BYTES]> {
 
 fn too_many_chunks() -> Error {
     Error::failed("the archive has more chunks than a zstd seek table holds").hint("use gzip or no compression")
-}
-
-/// Returns a gzip member without content that holds `data`, at most 65,531 bytes, in its extra field.
-pub fn empty_member(data: &[u8]) -> Vec<u8> {
-    let length = data.len() as u16;
-    let mut member = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255];
-    member.extend((length + 4).to_le_bytes());
-    member.extend(b"BM");
-    member.extend(length.to_le_bytes());
-    member.extend(data);
-    member.extend([3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    member
-}
-
-fn frame_head(magic: u32, length: u32) -> [u8; 8] {
-    let mut head = [0; 8];
-    head[..4].copy_from_slice(&magic.to_le_bytes());
-    head[4..].copy_from_slice(&length.to_le_bytes());
-    head
 }
 
 fn write_seek_table(table: &ChunkTable, trailer_frame: u32, put: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {

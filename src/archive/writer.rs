@@ -1,8 +1,8 @@
 //! Writes an archive file: its chunks in order, then the trailer.
 
 use std::fs::File;
-use std::io::Write;
 use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
@@ -12,21 +12,34 @@ use super::buffer::Buffer;
 use super::chunk_table::{ChunkTable, encode_entry};
 use super::codec::{Codec, EncodedChunk, Encoder};
 use super::header;
+use super::padding::Padding;
 use super::trailer::{self, Facts};
 use crate::chunk::Chunk;
+use crate::durable::{only_if_full, share_range};
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
 
 /// Version of what decides the bytes of an archive besides its source: headers, cuts and codecs. To be raised by every
 /// change that makes another archive of the same files, because archives of different versions share no chunks.
-pub const WRITER_VERSION: u32 = 1;
+const WRITER_VERSION: u32 = 1;
+
+/// What is added to the version for archives with padding.
+const PADDED_VERSION: u32 = 1 << 16;
+
+/// Returns the version of the writer of archives with this padding.
+pub fn writer_version(padding: Padding) -> u32 {
+    match padding {
+        Padding::None => WRITER_VERSION,
+        Padding::Blocks => WRITER_VERSION + PADDED_VERSION,
+    }
+}
 
 /// Number of bytes after which write-back is started.
 const WRITE_BACK_BYTES: u64 = 8 << 20;
 
 /// Writes chunks in order and records them for the trailer.
 pub struct ArchiveWriter<'f> {
-    file: &'f mut File,
+    file: &'f File,
     path: PathBuf,
     codec: Codec,
     encoder: Encoder,
@@ -74,12 +87,12 @@ impl ArchiveDigest {
 
 impl<'f> ArchiveWriter<'f> {
     /// Starts an archive in an empty `file`; `path` is for messages.
-    pub fn new(file: &'f mut File, path: &Path, compression: Compression) -> Result<Self> {
+    pub fn new(file: &'f mut File, path: &Path, compression: Compression, padding: Padding) -> Result<Self> {
         Ok(ArchiveWriter {
             file,
             path: path.to_owned(),
             codec: compression.into(),
-            encoder: Encoder::new(compression)?,
+            encoder: Encoder::new(compression, padding)?,
             offset: 0,
             write_back_end: 0,
             table: ChunkTable::new(path),
@@ -109,15 +122,41 @@ impl<'f> ArchiveWriter<'f> {
 
     /// Writes the next chunk; returns it with its position and offset in the file.
     pub fn put(&mut self, encoded: &EncodedChunk) -> Result<Chunk> {
-        let chunk = Chunk { sequence: self.table.count(), offset: self.offset, ..encoded.chunk };
-        self.table.push(&encode_entry(&chunk)?)?;
-        self.digest.add(&chunk.stored_digest);
-        self.file.write_all(&encoded.stored).map_err(Error::io("write", &self.path))?;
-        self.offset = chunk.end();
+        let chunk = self.add(&encoded.chunk)?;
+        self.fill(chunk.offset, &encoded.stored)?;
         if self.offset - self.write_back_end >= WRITE_BACK_BYTES {
             self.start_write_back();
         }
         Ok(chunk)
+    }
+
+    /// Adds the next chunk without its bytes, which the caller provides by [`ArchiveWriter::share`] or
+    /// [`ArchiveWriter::fill`]; returns it with its position and offset in the file.
+    pub fn add(&mut self, chunk: &Chunk) -> Result<Chunk> {
+        let chunk = Chunk { sequence: self.table.count(), offset: self.offset, ..*chunk };
+        self.table.push(&encode_entry(&chunk)?)?;
+        self.digest.add(&chunk.stored_digest);
+        self.offset = chunk.end();
+        Ok(chunk)
+    }
+
+    /// Writes bytes of a chunk that was added.
+    pub fn fill(&self, offset: u64, stored: &[u8]) -> Result<()> {
+        self.file.write_all_at(stored, offset).map_err(Error::io("write", &self.path))
+    }
+
+    /// Makes `length` bytes from `offset` on, of chunks that were added, those of another archive file at
+    /// `from_offset`. Returns whether the file system did it; all three are multiples of its blocks.
+    ///
+    /// Errors: `DiskFull`.
+    pub fn share(&self, from: &File, from_offset: u64, offset: u64, length: u64) -> Result<bool> {
+        match share_range(from, from_offset, self.file, offset, length) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                log::debug!("{}: {length} bytes are copied, not shared: {error}", self.path.display());
+                only_if_full(error, &self.path).map(|()| false)
+            }
+        }
     }
 
     /// Writes the trailer. Does not sync the file.
@@ -127,8 +166,9 @@ impl<'f> ArchiveWriter<'f> {
         let mut size = content_end;
         trailer::write(self.codec, content_end, &self.table, facts, &mut |bytes| {
             hasher.update(bytes);
+            self.file.write_all_at(bytes, size).map_err(Error::io("write", &self.path))?;
             size += bytes.len() as u64;
-            self.file.write_all(bytes).map_err(Error::io("write", &self.path))
+            Ok(())
         })?;
         self.offset = size;
         self.start_write_back();
@@ -141,7 +181,7 @@ impl<'f> ArchiveWriter<'f> {
         let start = self.write_back_end.saturating_sub(2 * WRITE_BACK_BYTES);
         if let Some(length) = NonZeroU64::new(self.offset - start) {
             // Only advice: where it is not followed, fsync writes everything.
-            let _ = fadvise(&*self.file, start, Some(length), Advice::DontNeed);
+            let _ = fadvise(self.file, start, Some(length), Advice::DontNeed);
         }
         self.write_back_end = self.offset;
     }

@@ -10,6 +10,7 @@ use super::monitor::RunContext;
 use super::pipeline::{self, Rules};
 use super::prepare::PreparedRun;
 use super::{Failure, Runner};
+use crate::archive::padding::Padding;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::rebuild;
 use crate::archive::trailer::Facts;
@@ -33,8 +34,13 @@ pub(super) struct OpenBase {
     pub(super) is_damaged: AtomicBool,
 }
 
-/// A file that was verified this short a time ago is not verified again when it becomes that of another archive.
+/// What was verified this short a time ago is not verified again when it becomes part of another archive.
 const VERIFIED_RECENTLY: Duration = Duration::from_secs(14 * 86_400);
+
+fn recently_verified_at(base: &Base, now: Timestamp) -> Option<Timestamp> {
+    // A time in the future was recorded under a wrong clock.
+    base.verified_at.filter(|at| *at <= now && now.since(*at) <= VERIFIED_RECENTLY)
+}
 
 impl OpenBase {
     /// Returns what the pipeline needs of it.
@@ -60,10 +66,9 @@ impl OpenBase {
         }
     }
 
-    /// Returns whether its file was verified a short time ago.
-    pub(super) fn is_recently_verified(&self, now: Timestamp) -> bool {
-        // A time in the future was recorded under a wrong clock.
-        self.row.verified_at.is_some_and(|at| at <= now && now.since(at) <= VERIFIED_RECENTLY)
+    /// Returns when its file was verified, if that is a short time ago.
+    pub(super) fn recently_verified_at(&self, now: Timestamp) -> Option<Timestamp> {
+        recently_verified_at(&self.row, now)
     }
 }
 
@@ -143,10 +148,17 @@ impl Runner {
         let path = self.home.backups().join(&row.file_name);
         let reader = ArchiveReader::open(&path)?;
         let stat = reader.file().metadata().map_err(Error::io("inspect", &path))?;
+        let mut row = row.clone();
         let modified_ns = stat.mtime().saturating_mul(1_000_000_000).saturating_add(stat.mtime_nsec());
-        if (stat.len(), modified_ns) != (row.size, row.modified_ns) {
+        let is_touched = (stat.len(), modified_ns) != (row.size, row.modified_ns);
+        if is_touched {
             log::warn!("{}: the file was touched after it was written: verifying it", path.display());
-            self.verify_base(row, modified_ns, context)?;
+        }
+        // Bytes that are shared are not read, so that damage in them would go on from archive to archive.
+        let shares_unread = prepared.padding == Padding::Blocks && claim.verify();
+        if is_touched || shares_unread && recently_verified_at(&row, self.clock.now()).is_none() {
+            self.verify_base(&row, modified_ns, context)?;
+            row.verified_at = Some(self.clock.now());
         }
         let facts = self.facts_for_link(prepared, &reader, &stat)?;
         let schedule = &prepared.schedule.schedule;
@@ -159,7 +171,7 @@ impl Runner {
             now: prepared.scan_started,
             rereads_all: claim.reread(),
         };
-        Ok(OpenBase { row: row.clone(), path, reader, facts, rules, is_damaged: AtomicBool::new(false) })
+        Ok(OpenBase { row, path, reader, facts, rules, is_damaged: AtomicBool::new(false) })
     }
 
     /// Reads the whole file of a base. Errors: `Damage` if it is not what was written.

@@ -1,11 +1,12 @@
 //! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery renames by itself
 //! (`recover.rs`) and then uses [`Runner::finish_sealed`], too.
 
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use super::monitor::RunContext;
 use super::post_backup::Change;
-use super::{RunOutcome, Runner, SealedArchive};
+use super::{Inherited, RunOutcome, Runner, SealedArchive};
 use crate::archive::check;
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
@@ -39,10 +40,7 @@ impl Runner {
         context: &RunContext<'_>,
     ) -> Result<RunOutcome> {
         let run = claim.run();
-        // The file of another archive that was verified a short time ago keeps the time of that.
-        let verification =
-            if claim.verify() && !archive.is_verified { self.verify(&claim, archive).map(Some) } else { Ok(None) };
-        let (verified_at, damage) = match verification {
+        let (verified_at, damage) = match self.verify(&claim, archive) {
             Ok(at) => (at, None),
             Err(error) if error.kind() == ErrorKind::Damage => (None, Some(error)),
             // The archive is sealed and under its final name, and nothing works on it any more: recovery verifies it
@@ -61,13 +59,14 @@ impl Runner {
                 Change::Again(before) => Some(before),
                 _ => None,
             },
+            shares_blocks_of: archive.inherited.base_file(),
             damaged: damage.as_ref().map(|error| format!("the archive did not read back as written: {error}")),
         };
         let state =
             self.record_end(claim, context, |claim| self.store.complete(claim, &completed, self.clock.now()))?;
         self.run_post_backup_steps(run, row, context);
         let error = match damage {
-            // The file that it shares with another archive was found damaged meanwhile.
+            // The file that it shares, or shares blocks of, with another archive was found damaged meanwhile.
             None if state == RunState::Failed => {
                 self.store.run(run)?.error.map(|reason| Error::new(ErrorKind::Damage, reason))
             }
@@ -76,13 +75,23 @@ impl Runner {
         Ok(RunOutcome { run, state, error })
     }
 
-    /// Reads the archive back and compares it with the catalog and its digest. Returns the time of the verification.
-    fn verify(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Timestamp> {
+    /// Reads back what the archive does not share with a base that was verified a short time ago, and compares it with
+    /// the catalog and its digest. Returns when its oldest part was verified (I20); `None` if nothing is to be
+    /// recorded.
+    fn verify(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Option<Timestamp>> {
+        let (unread, oldest): (&[Range<u64>], _) = match &archive.inherited {
+            _ if !claim.verify() => return Ok(None),
+            // The file keeps the time of that.
+            Inherited::File => return Ok(None),
+            Inherited::Ranges { ranges, verified_at, .. } => (ranges, Some(*verified_at)),
+            Inherited::Nothing => (&[], None),
+        };
         let path = self.home.backups().join(archive.file_name);
         let mut chunks = self.store.archive_chunks(claim.run());
         // A stop does not interrupt what is sealed, so nothing cancels this token.
         let cancel = CancelToken::new();
-        check::check_file(&path, &mut chunks, &archive.digest, archive.size, self.threads, &cancel)?;
-        Ok(self.clock.now())
+        check::check_except(&path, &mut chunks, unread, &archive.digest, archive.size, self.threads, &cancel)?;
+        let now = self.clock.now();
+        Ok(Some(oldest.map_or(now, |oldest| oldest.min(now))))
     }
 }

@@ -16,9 +16,10 @@ mod prepare;
 mod recover;
 mod write;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::durable::SealedFile;
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -82,8 +83,32 @@ struct StagedArchive {
     schedule: ScheduleRow,
     file: SealedFile,
     written: WrittenArchive,
-    /// The file is that of the base, which was verified a short time ago.
-    is_verified: bool,
+    inherited: Inherited,
+}
+
+/// What of an archive lies in the file of its base, which was verified a short time ago, and need not be read back.
+enum Inherited {
+    Nothing,
+    /// All of it: the file is that of the base.
+    File,
+    /// The ranges of the file that share blocks with that of the base, in order.
+    Ranges {
+        /// Row of the base's file.
+        base_file: i64,
+        /// When that was verified.
+        verified_at: Timestamp,
+        ranges: Vec<Range<u64>>,
+    },
+}
+
+impl Inherited {
+    /// Returns the row of the base's file if blocks of that are shared.
+    fn base_file(&self) -> Option<i64> {
+        match self {
+            Inherited::Ranges { base_file, .. } => Some(*base_file),
+            Inherited::Nothing | Inherited::File => None,
+        }
+    }
 }
 
 /// What the steps after sealing need to know of an archive.
@@ -92,8 +117,7 @@ struct SealedArchive<'a> {
     size: u64,
     digest: [u8; 32],
     is_incomplete: bool,
-    /// Its file is that of another archive, which was verified a short time ago.
-    is_verified: bool,
+    inherited: Inherited,
 }
 
 impl Runner {
@@ -121,12 +145,12 @@ impl Runner {
         monitor: &Monitor<'_>,
     ) -> std::result::Result<StagedArchive, Failure> {
         let prepared = self.prepare(claim, intent)?;
-        let WrittenRun { pending, written, is_verified } =
+        let WrittenRun { pending, written, inherited } =
             self.write_archive(claim, intent, &prepared, context, monitor)?;
         self.record_counts(claim, &prepared, &written).map_err(Failure::retryable)?;
         self.check_not_emptied(&prepared, &written).map_err(Failure::permanent)?;
         let file = self.seal(claim, pending, &prepared, &written).map_err(Failure::retryable)?;
-        Ok(StagedArchive { schedule: prepared.schedule, file, written, is_verified })
+        Ok(StagedArchive { schedule: prepared.schedule, file, written, inherited })
     }
 
     /// Renames, verifies and completes.
@@ -145,7 +169,7 @@ impl Runner {
             size: staged.written.size,
             digest: staged.written.digest,
             is_incomplete: staged.written.losses > 0,
-            is_verified: staged.is_verified,
+            inherited: staged.inherited,
         };
         let sealed_as = (staged.file.device(), staged.file.inode());
         match self.rename_into_place(&claim, staged.file, &archive) {

@@ -1,7 +1,8 @@
 //! Before a run writes: the schedule, the source and the folder of the archive.
 
 use super::{Failure, Runner};
-use crate::archive::writer::WRITER_VERSION;
+use crate::archive::padding::Padding;
+use crate::archive::writer::writer_version;
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::durable;
@@ -17,6 +18,8 @@ pub(super) struct PreparedRun {
     pub(super) scan_started: Timestamp,
     /// The boot of the machine.
     pub(super) boot_id: Option<String>,
+    /// Whether the chunks of the archive are padded: where files share blocks.
+    pub(super) padding: Padding,
     /// How the archive is made; `None` if that cannot be found out.
     pub(super) origin: Option<Origin>,
     /// JSON for the pax global header.
@@ -46,17 +49,19 @@ impl Runner {
         if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, name) {
             log::warn!("{name}: temporary files of earlier attempts were not removed: {error}");
         }
-        let origin = self.origin(&source);
-        Ok(PreparedRun { schedule: row, source, scan_started, boot_id: source::boot_id(), origin, comment })
+        let shares_blocks = durable::shares_blocks(&folder).map_err(Failure::retryable)?;
+        let padding = if shares_blocks { Padding::Blocks } else { Padding::None };
+        let (boot_id, origin) = (source::boot_id(), self.origin(&source, padding));
+        Ok(PreparedRun { schedule: row, source, scan_started, boot_id, padding, origin, comment })
     }
 
     /// Returns how an archive of this source is made by this process.
-    fn origin(&self, source: &SourceRoot) -> Option<Origin> {
+    fn origin(&self, source: &SourceRoot, padding: Padding) -> Option<Origin> {
         let rights = source::reader_rights().inspect_err(|error| log::warn!("cannot read the capabilities: {error}"));
         let (effective_uid, capabilities) = rights.ok()?;
         Some(Origin {
             root_name: source.name.clone(),
-            writer_version: WRITER_VERSION,
+            writer_version: writer_version(padding),
             archive_mode: self.home.archive_mode(),
             effective_uid,
             capabilities,

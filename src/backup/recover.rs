@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
 use crate::store::{ArchiveState, Claim, PendingArchive, Requeue, Run, RunState};
 
-use super::{RunContext, Runner, SealedArchive};
+use super::{Inherited, RunContext, Runner, SealedArchive};
 
 /// What recovery did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,7 +153,7 @@ fn finish_sealed(
         return Err(Error::failed(format!("the sealed archive of run @{} has no digest", archive.run)));
     };
     let (file_name, is_incomplete) = (archive.file_name.as_str(), archive.incomplete);
-    let archive = SealedArchive { file_name, size, digest, is_incomplete, is_verified: false };
+    let archive = SealedArchive { file_name, size, digest, is_incomplete, inherited: Inherited::Nothing };
     runner.finish_sealed(claim, &archive, &row, context).map(|outcome| outcome.state)
 }
 

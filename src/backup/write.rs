@@ -8,7 +8,8 @@ use super::base::OpenBase;
 use super::monitor::{Monitor, RunContext};
 use super::pipeline::{self, PipelineOptions, WrittenArchive};
 use super::prepare::PreparedRun;
-use super::{Failure, Runner};
+use super::{Failure, Inherited, Runner};
+use crate::clock::Timestamp;
 use crate::durable::{PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Claim, Intent, RunCounts, Sealed};
@@ -18,8 +19,7 @@ use crate::words::count;
 pub(super) struct WrittenRun {
     pub(super) pending: PendingFile,
     pub(super) written: WrittenArchive,
-    /// Its file is that of the base, which was verified a short time ago.
-    pub(super) is_verified: bool,
+    pub(super) inherited: Inherited,
 }
 
 /// Returns another temporary name of the same attempt, by which it is known as one, too, if the process is killed.
@@ -33,6 +33,18 @@ fn another_temporary_name(name: &str) -> String {
 fn read_reasons(written: &WrittenArchive) -> BTreeMap<String, u64> {
     let read = written.reuse.iter().flat_map(|counts| &counts.read);
     read.map(|(reason, count)| (reason.as_str().to_owned(), *count)).collect()
+}
+
+/// Returns what of an archive was verified with its base a short time ago. Takes the ranges that it shares.
+fn inherit(base: &OpenBase, written: &mut WrittenArchive, now: Timestamp) -> Inherited {
+    match base.recently_verified_at(now) {
+        Some(_) if written.is_link => Inherited::File,
+        Some(verified_at) if !written.shared.is_empty() => {
+            let ranges = std::mem::take(&mut written.shared);
+            Inherited::Ranges { base_file: base.row.archive_file, verified_at, ranges }
+        }
+        _ => Inherited::Nothing,
+    }
 }
 
 impl Runner {
@@ -98,6 +110,7 @@ impl Runner {
             patterns: &source.patterns,
             own_paths: &own_paths,
             compression: row.schedule.compression,
+            padding: prepared.padding,
             threads: self.threads,
             comment,
             base: from_base.as_ref(),
@@ -106,13 +119,12 @@ impl Runner {
             observer: monitor,
             cancel: context.cancel,
         };
-        let written = pipeline::write(&options, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks))?;
+        let mut written = pipeline::write(&options, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks))?;
         if written.silent_changes > 0 {
             self.store.set_reuse_off(claim.schedule(), self.clock.now())?;
         }
-        let is_verified =
-            written.is_link && base.as_ref().is_some_and(|base| base.is_recently_verified(self.clock.now()));
-        Ok(WrittenRun { pending, written, is_verified })
+        let inherited = base.as_ref().map_or(Inherited::Nothing, |base| inherit(base, &mut written, self.clock.now()));
+        Ok(WrittenRun { pending, written, inherited })
     }
 
     pub(super) fn record_counts(&self, claim: &Claim, prepared: &PreparedRun, written: &WrittenArchive) -> Result<()> {

@@ -5,6 +5,7 @@
 //! Temporary files of killed processes are removed under a [`FolderLock`].
 
 mod links;
+mod sharing;
 mod temporary;
 
 use std::fs::File;
@@ -16,6 +17,7 @@ use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 pub use self::links::{link_over, symlink_relative};
+pub use self::sharing::{SHARED_BLOCK_BYTES, only_if_full, share_range, shares_blocks};
 use self::temporary::TempName;
 pub use self::temporary::{FolderLock, is_temporary_name, random_name, remove_abandoned, temporary_name};
 use crate::error::{Error, ErrorKind, Result};
@@ -164,6 +166,13 @@ impl SealedFile {
         self.temp.armed = false;
         self.temp.path.clone()
     }
+}
+
+/// Creates a file without a name in the folder of `path`, which the system removes when it is closed, however the
+/// process ends. It has a temporary name for an instant.
+pub fn create_unnamed_file(path: &Path) -> Result<File> {
+    let mut pending = PendingFile::create(path, 0o600)?;
+    pending.file().try_clone().map_err(Error::io("open a file beside", path))
 }
 
 /// Writes a file at `path` that holds `bytes`, with exactly the permission bits `mode`. Without `replace` an existing

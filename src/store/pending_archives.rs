@@ -190,19 +190,16 @@ pub(super) fn write_intent(transaction: &Transaction<'_>, claim: &Claim, now: Ti
     Ok(intent)
 }
 
-/// Makes a sealed archive visible. Returns what is wrong with its file if another archive has the file, too, and it was
-/// found damaged meanwhile.
+/// Why a run fails whose archive refers to bytes that were found damaged meanwhile.
+const SHARES_DAMAGE: &str = "the file that it shares with the archive before it was found damaged";
+
+/// Makes a sealed archive visible. Returns what is wrong with its file if another archive has the file or blocks of it,
+/// too, and it was found damaged meanwhile.
 pub(super) fn make_visible(
     transaction: &Transaction<'_>,
     run: i64,
     completed: &Completed,
 ) -> rusqlite::Result<Option<&'static str>> {
-    let health = match (&completed.damaged, completed.verified_at) {
-        (Some(_), _) => Some(Health::Damaged),
-        (None, Some(_)) => Some(Health::Good),
-        // The file of another archive keeps what is known about it.
-        (None, None) => None,
-    };
     let file = transaction
         .prepare_cached(
             "UPDATE archive SET state = 'complete', temporary_name = NULL, suspect = ?2 \
@@ -210,16 +207,28 @@ pub(super) fn make_visible(
         )?
         .query_row(params![run, completed.suspect], |row| row.get(0))?;
     keep_parts(transaction, file)?;
-    let Some(health) = health else {
-        let is_damaged: bool = transaction
-            .prepare_cached(&format!(
-                "SELECT EXISTS (SELECT 1 {JOINED} WHERE archive.run_id = ?1 AND health IN ('damaged', 'missing'))"
-            ))?
-            .query_row([run], |row| row.get(0))?;
-        return Ok(is_damaged.then_some("the file that it shares with the archive before it was found damaged"));
+    let health = match (&completed.damaged, completed.verified_at) {
+        (Some(_), _) => Health::Damaged,
+        // What it shares may be damaged or not: it was not read. The archive stays one that is not verified.
+        _ if has_health(transaction, completed.shares_blocks_of, &[Health::Damaged])? => return Ok(Some(SHARES_DAMAGE)),
+        (None, Some(_)) => Health::Good,
+        // The file of another archive keeps what is known about it.
+        (None, None) => {
+            let is_unfit = has_health(transaction, Some(file), &[Health::Damaged, Health::Missing])?;
+            return Ok(is_unfit.then_some(SHARES_DAMAGE));
+        }
     };
     record_parts_health(transaction, file, health, completed.verified_at)?;
     Ok(None)
+}
+
+/// Returns whether an archive file has one of these states of health.
+fn has_health(transaction: &Transaction<'_>, archive_file: Option<i64>, among: &[Health]) -> rusqlite::Result<bool> {
+    let health: Option<Health> = transaction
+        .prepare_cached("SELECT health FROM archive_file_health WHERE archive_file_id = ?1")?
+        .query_row([archive_file], |row| row.get(0))
+        .optional()?;
+    Ok(health.is_some_and(|health| among.contains(&health)))
 }
 
 /// Accepts an archive that is suspect.

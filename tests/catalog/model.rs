@@ -199,7 +199,14 @@ impl World {
 
     fn complete(&mut self, claim: Claim, verified_at: Option<Timestamp>, model: Vec<ModelChunk>) {
         let run = claim.run();
-        let completed = Completed { incomplete: false, verified_at, suspect: false, accepts: None, damaged: None };
+        let completed = Completed {
+            incomplete: false,
+            verified_at,
+            suspect: false,
+            accepts: None,
+            shares_blocks_of: None,
+            damaged: None,
+        };
         assert_eq!(self.store.complete(claim, &completed, NOW).unwrap(), RunState::Succeeded);
         self.archives.insert(run, model);
     }

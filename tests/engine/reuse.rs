@@ -288,18 +288,18 @@ fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted()
     assert!(is_all_reused(&world, &run(&world, &runner, &row)));
 }
 
-/// A clock that marks the file of an archive as damaged once it is sealed, as a verification by another process does.
-struct DamagingClock {
-    database: PathBuf,
-    now: Timestamp,
+/// A clock that executes a statement whenever it is asked, as if another process did: one that acts once an archive
+/// is sealed.
+pub struct AfterSeal {
+    pub database: PathBuf,
+    pub statement: &'static str,
+    pub now: Timestamp,
 }
 
-impl Clock for DamagingClock {
+impl Clock for AfterSeal {
     fn now(&self) -> Timestamp {
         let database = rusqlite::Connection::open(&self.database).unwrap();
-        let damage = "UPDATE stored_file SET health = 'damaged' WHERE id IN (SELECT stored_file_id \
-                      FROM part JOIN archive USING (archive_file_id) WHERE state = 'sealed')";
-        database.execute(damage, []).unwrap();
+        database.execute(self.statement, []).unwrap();
         self.now
     }
 
@@ -313,7 +313,10 @@ fn damage_that_is_found_before_a_link_is_complete_fails_the_run() {
     let (world, mut runner, row) = world();
     let first = world.store.newest_good(row.id).unwrap().unwrap();
     world.clock.advance(HOUR);
-    runner.clock = Arc::new(DamagingClock { database: world.home.db().to_owned(), now: world.clock.now() });
+    let (database, now) = (world.home.db().to_owned(), world.clock.now());
+    let statement = "UPDATE stored_file SET health = 'damaged' WHERE id IN (SELECT stored_file_id \
+                     FROM part JOIN archive USING (archive_file_id) WHERE state = 'sealed')";
+    runner.clock = Arc::new(AfterSeal { database, statement, now });
     let ended = run_now(&world, &runner, &row);
     assert_eq!(ended.state, RunState::Failed);
     assert!(ended.error.expect("an error").to_string().contains("damaged"));

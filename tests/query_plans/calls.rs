@@ -18,8 +18,14 @@ use crate::support::{NOW, query, sealed};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
-const COMPLETED: Completed =
-    Completed { incomplete: false, verified_at: Some(NOW), suspect: false, accepts: None, damaged: None };
+const COMPLETED: Completed = Completed {
+    incomplete: false,
+    verified_at: Some(NOW),
+    suspect: false,
+    accepts: None,
+    shares_blocks_of: None,
+    damaged: None,
+};
 
 pub fn call_everything(store: &Store, dir: &TempDir) {
     let (one, two) = (worker(), worker());

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::check;
 use backup_manager::archive::codec::Decoder;
+use backup_manager::archive::padding::Padding;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::backup::pipeline::{self, Base, PipelineOptions, ReadReason, Rules, WrittenArchive};
 use backup_manager::cancel::CancelToken;
@@ -119,6 +120,7 @@ pub struct World {
     pub dir: tempfile::TempDir,
     pub source: PathBuf,
     pub compression: Compression,
+    pub padding: Padding,
     pub catalog: Mutex<Catalog>,
     pub archives: Vec<Made>,
     pub clock: ManualClock,
@@ -143,6 +145,7 @@ impl World {
             dir,
             source,
             compression,
+            padding: Padding::None,
             catalog,
             archives: Vec::new(),
             clock: ManualClock::at(now()),
@@ -177,7 +180,8 @@ impl World {
 
     /// Makes an archive that reads everything, and forgets it.
     pub fn fresh(&self) -> (Made, Vec<CatalogMember>) {
-        let other = World::of(tempfile::tempdir().unwrap(), self.source.clone(), self.compression);
+        let mut other = World::of(tempfile::tempdir().unwrap(), self.source.clone(), self.compression);
+        other.padding = self.padding;
         let made = other.make(None, 0).unwrap();
         let rows = other.rows(&made);
         // Its folder is removed with `other`.
@@ -206,6 +210,7 @@ impl World {
             patterns: &[],
             own_paths: &[],
             compression: self.compression,
+            padding: self.padding,
             threads: 3,
             comment: &format!("{{\"number\":{number}}}"),
             base: base.as_ref(),

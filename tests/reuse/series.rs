@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
+use backup_manager::archive::padding::Padding;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
 use crate::catalog::World;
@@ -143,6 +144,9 @@ fn set_modified(path: &Path, seconds: i64) -> Option<()> {
 
 fn series(seed: u64) {
     let mut world = World::new(CODECS[seed as usize % CODECS.len()]);
+    if seed / CODECS.len() as u64 % 2 == 1 {
+        world.padding = Padding::Blocks;
+    }
     let mut tree = Tree { root: world.source.clone(), random: Random::new(seed) };
     for _ in 0..120 {
         tree.change();

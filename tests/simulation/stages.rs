@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use backup_manager::archive::padding::Padding;
 use backup_manager::archive_folder;
 use backup_manager::backup::{Runner, pipeline};
 use backup_manager::cancel::CancelToken;
@@ -94,8 +95,14 @@ pub fn carry_to(
         return (Some(claim), Ok(()));
     }
     let now = world.clock.now();
-    let completed =
-        Completed { incomplete: false, verified_at: Some(now), suspect: false, accepts: None, damaged: None };
+    let completed = Completed {
+        incomplete: false,
+        verified_at: Some(now),
+        suspect: false,
+        accepts: None,
+        shares_blocks_of: None,
+        damaged: None,
+    };
     match world.store.complete(claim, &completed, now) {
         Ok(_) => (None, Ok(())),
         Err(unended) => (Some(unended.claim), Err(unended.error)),
@@ -158,6 +165,7 @@ fn archive(
         patterns: &[],
         own_paths: &own_paths,
         compression: intent.compression,
+        padding: Padding::None,
         threads: 1,
         comment: "{}",
         base: None,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use backup_manager::archive::check;
+use backup_manager::archive::padding::Padding;
 use backup_manager::backup::pipeline::{self, PipelineOptions, WrittenArchive};
 use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::CatalogChunk;
@@ -68,6 +69,7 @@ pub fn try_make<'a>(
         patterns: &[],
         own_paths: &[],
         compression,
+        padding: Padding::None,
         threads: 3,
         comment: "{\"schedule\":\"test\"}",
         base: None,

@@ -1,17 +1,18 @@
 //! The writing side of the pipeline: writes chunks into the archive file in order and passes their records on.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::base_bytes::BaseBytes;
 use super::chunk_builder::{BuiltChunk, CatalogRow, ChunkBytes, ChunkMembers, MemberCounts, PlanOutput};
 use super::large_file::LargeFile;
 use super::reuse::{Base, BaseRef};
 use super::state::PipelineState;
 use super::unwritten::Unwritten;
-use crate::archive::buffer::Buffer;
-use crate::archive::codec::EncodedChunk;
+use crate::archive::padding::Padding;
 use crate::archive::writer::{ArchiveWriter, Finished};
 use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
@@ -40,8 +41,7 @@ pub(super) struct Assembler<'a, 'f> {
     held: Option<HeldChunk>,
     /// The records of the chunks after that one.
     waiting: Vec<CatalogChunk>,
-    /// Memory for bytes of the base.
-    copied: Buffer,
+    base_bytes: BaseBytes<'a>,
     counts: MemberCounts,
 }
 
@@ -58,8 +58,8 @@ struct HeldChunk {
 
 /// What the assembler made.
 pub(super) enum Assembled<'f> {
-    /// An archive of which the trailer is still to be written.
-    Written(Box<ArchiveWriter<'f>>, MemberCounts),
+    /// An archive of which the trailer is still to be written, and its ranges that share blocks with the base.
+    Written(Box<ArchiveWriter<'f>>, Vec<Range<u64>>, MemberCounts),
     /// Nothing: the file of the base has become the archive.
     Unchanged(Finished, MemberCounts),
 }
@@ -70,7 +70,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
         state: &'a PipelineState<'a>,
         writer: ArchiveWriter<'f>,
         records: Sender<Vec<CatalogChunk>>,
-        comment: &'a str,
+        (comment, padding): (&'a str, Padding),
         read_started: Timestamp,
     ) -> Result<Self> {
         let mut assembler = Assembler {
@@ -84,7 +84,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             batch_rows: 0,
             held: None,
             waiting: Vec::new(),
-            copied: Buffer::new(),
+            base_bytes: BaseBytes::new(state.base, padding),
             counts: MemberCounts::default(),
         };
         if state.base.is_none() {
@@ -207,21 +207,14 @@ impl<'a, 'f> Assembler<'a, 'f> {
 
     /// Writes the bytes of a chunk; returns it with its position in the file.
     fn write(&mut self, bytes: ChunkBytes) -> Result<Chunk> {
-        match (bytes, self.state.base) {
-            (ChunkBytes::Base(chunk), Some(base)) => {
-                let mut stored = std::mem::take(&mut self.copied);
-                base.read(&chunk.chunk, &mut stored)?;
-                let encoded = EncodedChunk { stored, chunk: chunk.chunk };
-                let written = self.writer.put(&encoded)?;
-                self.copied = encoded.stored;
-                Ok(written)
-            }
-            (ChunkBytes::Encoded(encoded), _) => {
+        match bytes {
+            ChunkBytes::Base(chunk) => self.base_bytes.put(&chunk.chunk, &mut self.writer),
+            ChunkBytes::Encoded(encoded) => {
+                self.base_bytes.flush(&mut self.writer)?;
                 let written = self.writer.put(&encoded)?;
                 self.state.give_buffer(encoded.stored);
                 Ok(written)
             }
-            (ChunkBytes::Base(_), None) => unreachable!("without a base there are no chunks of it"),
         }
     }
 
@@ -293,10 +286,11 @@ impl<'a, 'f> Assembler<'a, 'f> {
             }
         }
         self.begin()?;
+        self.base_bytes.flush(&mut self.writer)?;
         let end_marks = self.writer.put_end_marks()?;
         self.keep_record(end_marks, self.read_started, ChunkRecord::New { members: Vec::new() })?;
         self.send_batch();
-        Ok(Assembled::Written(Box::new(self.writer), self.counts))
+        Ok(Assembled::Written(Box::new(self.writer), self.base_bytes.into_shared(), self.counts))
     }
 }
 

@@ -5,6 +5,7 @@
 //! Memory is limited by a budget of bytes in use, whatever the number or size of files.
 
 mod assembler;
+mod base_bytes;
 mod chunk_builder;
 mod decide;
 mod file_members;
@@ -18,6 +19,7 @@ mod state;
 mod unwritten;
 mod worker;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -32,6 +34,7 @@ use self::plan::{Plan, Planner};
 pub use self::reuse::{Base, ReadReason, ReuseCounts, Rules};
 use self::state::PipelineState;
 use crate::archive::codec::Encoder;
+use crate::archive::padding::Padding;
 use crate::archive::trailer::Facts;
 use crate::archive::writer::{ArchiveWriter, Finished};
 use crate::cancel::CancelToken;
@@ -65,6 +68,8 @@ pub struct PipelineOptions<'a> {
     pub own_paths: &'a [PathBuf],
     /// Codec and level.
     pub compression: Compression,
+    /// Whether the chunks are padded, as those of the base are.
+    pub padding: Padding,
     /// Threads that read and encode; at least one is used.
     pub threads: usize,
     /// JSON for the pax global header.
@@ -106,6 +111,9 @@ pub struct WrittenArchive {
     pub digest: [u8; 32],
     /// The file is that of the base, which holds exactly the same. Its chunks were not passed to the catalog.
     pub is_link: bool,
+    /// The ranges of the file that share blocks with that of the base, in order: their bytes were neither read nor
+    /// written.
+    pub shared: Vec<Range<u64>>,
     /// How many members were taken from the base, and why the others were read; `None` without a base.
     pub reuse: Option<ReuseCounts>,
 }
@@ -128,7 +136,7 @@ pub fn write(
     let read_started = options.clock.now();
     let names = OwnerNames::new();
     let path = file.temp_path().to_owned();
-    let writer = ArchiveWriter::new(file.file(), &path, options.compression)?;
+    let writer = ArchiveWriter::new(file.file(), &path, options.compression, options.padding)?;
     let (plan_sender, plans) = bounded(2 * threads);
     let (output_sender, outputs) = unbounded();
     let (record_sender, records) = bounded(2);
@@ -138,7 +146,7 @@ pub fn write(
         for _ in 0..threads {
             let (plans, output) = (plans.clone(), output_sender.clone());
             spawn(scope, state, "encode", move || {
-                worker::run_worker(state, names, options.compression, &plans, &output)
+                worker::run_worker(state, names, (options.compression, options.padding), &plans, &output)
             });
         }
         // Only the threads hold these ends, so that each side detects when the other one ends.
@@ -150,9 +158,9 @@ pub fn write(
     });
     state.take_failure().map_or(Ok(()), Err)?;
     match results {
-        (Some(summary), Some(Assembled::Written(writer, counts))) => {
+        (Some(summary), Some(Assembled::Written(writer, shared, counts))) => {
             let finished = writer.finish(&facts(options, &state, &counts))?;
-            Ok(describe(options, &state, finished, &counts, &summary))
+            Ok(WrittenArchive { shared, ..describe(options, &state, finished, &counts, &summary) })
         }
         (Some(summary), Some(Assembled::Unchanged(finished, counts))) => {
             file.reopen()?;
@@ -207,7 +215,7 @@ fn assemble<'f>(
     (writer, records, path): (ArchiveWriter<'f>, Sender<Vec<CatalogChunk>>, PathBuf),
     outputs: &Receiver<PlanOutput>,
 ) -> Result<Assembled<'f>> {
-    let mut assembler = Assembler::start(state, writer, records, options.comment, read_started)?;
+    let mut assembler = Assembler::start(state, writer, records, (options.comment, options.padding), read_started)?;
     assembler.assemble(outputs)?;
     if state.is_stopped() {
         return Err(Error::new(ErrorKind::Interrupted, "the backup was ended early"));
@@ -315,6 +323,7 @@ fn describe(
         size: finished.size,
         digest: finished.digest,
         is_link: false,
+        shared: Vec::new(),
         reuse: state.base.map(|_| state.reads.counts()),
     }
 }

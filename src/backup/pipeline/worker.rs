@@ -11,6 +11,7 @@ use super::reuse::BaseHint;
 use super::state::PipelineState;
 use crate::archive::codec::Encoder;
 use crate::archive::header;
+use crate::archive::padding::Padding;
 use crate::error::Result;
 use crate::member::{MemberKind, MemberPath, Xattrs};
 use crate::progress::{Problem, ProblemKind};
@@ -21,11 +22,11 @@ use crate::source::{OwnerNames, SourceEntry};
 pub(super) fn run_worker(
     state: &PipelineState<'_>,
     names: &OwnerNames,
-    compression: Compression,
+    (compression, padding): (Compression, Padding),
     plans: &Receiver<Plan>,
     output: &Sender<PlanOutput>,
 ) -> Result<()> {
-    let mut encoder = Encoder::new(compression)?;
+    let mut encoder = Encoder::new(compression, padding)?;
     for plan in plans {
         let builder = ChunkBuilder {
             state,

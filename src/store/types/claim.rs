@@ -117,6 +117,8 @@ pub struct Completed {
     pub suspect: bool,
     /// The run whose suspect archive this one is like, and which is thereby accepted.
     pub accepts: Option<i64>,
+    /// Row of the file, of another archive, whose blocks its file shares without having read them.
+    pub shares_blocks_of: Option<i64>,
     /// How the archive, read back, differs from what was written.
     pub damaged: Option<String>,
 }
