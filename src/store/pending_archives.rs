@@ -210,7 +210,9 @@ pub(super) fn make_visible(
     let health = match (&completed.damaged, completed.verified_at) {
         (Some(_), _) => Health::Damaged,
         // What it shares may be damaged or not: it was not read. The archive stays one that is not verified.
-        _ if has_health(transaction, completed.shares_blocks_of, &[Health::Damaged])? => return Ok(Some(SHARES_DAMAGE)),
+        _ if has_health(transaction, completed.shares_blocks_of, &[Health::Damaged])? => {
+            return Ok(Some(SHARES_DAMAGE));
+        }
         (None, Some(_)) => Health::Good,
         // The file of another archive keeps what is known about it.
         (None, None) => {
