@@ -152,20 +152,27 @@ pub struct FolderTree {
 }
 
 impl FolderTree {
-    /// Starts at `confined`; without it, in a dry run, no folder exists yet.
-    pub fn new(confined: Option<ConfinedFolder>, context: TreeContext) -> FolderTree {
-        let context = Arc::new(context);
-        let root = confined.as_ref().map(|confined| {
-            Arc::new(OpenFolder {
-                handle: confined.root(),
-                may_have_default_acl: true,
-                is_private: false,
-                path: None,
-                final_metadata: FinalMetadata::Unchanged,
-                context: context.clone(),
-            })
-        });
-        FolderTree { root, levels: Vec::new(), left: HashMap::new(), confined, context }
+    /// Begins without a confined folder: no folder exists yet.
+    pub fn new(context: TreeContext) -> FolderTree {
+        FolderTree { root: None, levels: Vec::new(), left: HashMap::new(), confined: None, context: Arc::new(context) }
+    }
+
+    /// Sets the confined folder. To be called before any folder is entered.
+    pub fn set_confined(&mut self, confined: ConfinedFolder) {
+        self.root = Some(Arc::new(OpenFolder {
+            handle: confined.root(),
+            may_have_default_acl: true,
+            is_private: false,
+            path: None,
+            final_metadata: FinalMetadata::Unchanged,
+            context: self.context.clone(),
+        }));
+        self.confined = Some(confined);
+    }
+
+    /// Returns whether the tree has a confined folder.
+    pub fn has_confined(&self) -> bool {
+        self.confined.is_some()
     }
 
     /// Opens the parent folder of `path`, and creates it if it does not exist. Returns `None` in a dry run if it does
@@ -415,7 +422,8 @@ mod tests {
             privileges: Privileges::of_process(false),
             is_dry_run: false,
         };
-        let mut tree = FolderTree::new(Some(ConfinedFolder::open(dir.path()).unwrap()), context);
+        let mut tree = FolderTree::new(context);
+        tree.set_confined(ConfinedFolder::open(dir.path()).unwrap());
         let parent_of = |tree: &mut FolderTree, path: &str| {
             tree.parent_of(&MemberPath::parse(path.as_bytes()).unwrap()).unwrap().unwrap()
         };

@@ -1,6 +1,7 @@
 //! Decides what happens to each member and creates it.
 
 use super::batches::BatchQueue;
+use super::create_target;
 use super::interruption::StoppedAt;
 use super::options::{Action, Overwrite};
 use super::restorer::Restorer;
@@ -19,6 +20,7 @@ impl Restorer<'_, '_> {
             self.state.with_report(|report| report.stripped += counted);
             return Ok(());
         };
+        self.ensure_target()?;
         if entry.was_absolute {
             self.state.with_report(|report| report.absolute += 1);
         }
@@ -40,6 +42,14 @@ impl Restorer<'_, '_> {
             Some(carrier) => self.restore_link(&carrier, entry, Some(first)),
             None => self.defer_link(first, entry),
         }
+    }
+
+    /// Creates the target if it does not exist: with the first member, so that nothing is created if nothing matches.
+    fn ensure_target(&mut self) -> Result<()> {
+        if !self.options.dry_run && !self.tree.has_confined() {
+            self.tree.set_confined(create_target(self.options)?);
+        }
+        Ok(())
     }
 
     /// Restores a member that is not a hard link. Its path is relative to the target.

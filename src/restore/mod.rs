@@ -42,10 +42,12 @@ pub fn restore(
     context: &mut RestoreContext<'_>,
 ) -> Result<Report> {
     check_has_digests(archive, options)?;
+    raise_open_file_limit();
     let target = open_target(options)?;
     let state = Arc::new(RestoreState::default());
     let privileges = Privileges::of_process(options.setuid);
-    let tree = FolderTree::new(target, tree_context(&state, privileges, options.dry_run));
+    let mut tree = FolderTree::new(tree_context(&state, privileges, options.dry_run));
+    target.into_iter().for_each(|target| tree.set_confined(target));
     let result = std::thread::scope(|scope| {
         let batches = BatchQueue::start(scope, options.threads, &state, privileges)?;
         let mut restorer = Restorer::new(archive, options, context, &state, privileges, tree, batches);
@@ -110,21 +112,27 @@ fn tree_context(state: &Arc<RestoreState>, privileges: Privileges, is_dry_run: b
     TreeContext { completed, is_abandoned, on_finished, privileges, is_dry_run }
 }
 
-/// Opens the target, and creates it if it does not exist. Returns `None` if it does not exist in a dry run.
+/// Opens the target; returns `None` if it does not exist.
 fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
-    raise_open_file_limit();
     let to = &options.to;
     match std::fs::metadata(to) {
         Ok(stat) if !stat.is_dir() => {
-            return Err(Error::failed(format!("{} is not a folder", to.display())).hint("name another with --to"));
+            Err(Error::failed(format!("{} is not a folder", to.display())).hint("name another with --to"))
         }
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && options.dry_run => return Ok(None),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(to).map_err(|e| not_writable(to, e))?;
-        }
-        Err(e) => return Err(not_writable(to, e)),
+        Ok(_) => open_existing_target(options).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(not_writable(to, e)),
     }
+}
+
+/// Creates the target, and opens it.
+fn create_target(options: &Options) -> Result<ConfinedFolder> {
+    std::fs::create_dir_all(&options.to).map_err(|e| not_writable(&options.to, e))?;
+    open_existing_target(options)
+}
+
+fn open_existing_target(options: &Options) -> Result<ConfinedFolder> {
+    let to = &options.to;
     if !options.dry_run {
         check_is_writable(options)?;
     }
@@ -132,7 +140,7 @@ fn open_target(options: &Options) -> Result<Option<ConfinedFolder>> {
     if !options.dry_run {
         confined::lock_folder(&target.root()).map_err(Error::io("remove temporary files in the target", to))?;
     }
-    Ok(Some(if options.without_openat2 { target.without_openat2() } else { target }))
+    Ok(if options.without_openat2 { target.without_openat2() } else { target })
 }
 
 /// Checks that contents can be compared if that is requested.

@@ -109,18 +109,21 @@ pub fn cmd_restore(context: &Context, args: &RestoreArgs) -> Result<u8> {
     }
     refuse_archive_folder(context, &options.to)?;
     let (report, plan) = restore_members(context, args, &archive, &selection, &options)?;
-    if report.is_empty() && report.missing.is_empty() && !selection.is_everything() {
-        let file = archive.path().display();
-        return Err(Error::not_found(format!("nothing in {file} matches"))
-            .hint(format!("list its members: `backup-manager ls {}`", args.what.display())));
-    }
     let missing = (report.outcome() == Some(ErrorKind::NotFound)).then(|| archive.not_found(&report.missing));
+    if report.is_empty() && !selection.is_everything() {
+        return Err(missing.unwrap_or_else(|| nothing_matches(args, &archive)));
+    }
     if context.format == Format::Json {
         render::print_json(&report_document(args, &archive, &options.to, &report, &plan, missing.as_ref()))?;
     } else {
         print_report(context, args, &archive, &options.to, &report);
     }
     missing.map_or(Ok(report.outcome().map_or(0, ErrorKind::exit_code)), Err)
+}
+
+fn nothing_matches(args: &RestoreArgs, archive: &OpenArchive) -> Error {
+    Error::not_found(format!("nothing in {} matches", archive.path().display()))
+        .hint(format!("list its members: `backup-manager ls {}`", args.what.display()))
 }
 
 /// Restores the selected members. Prints what happens at each path if it is a dry run or verbose; for JSON, a dry run
