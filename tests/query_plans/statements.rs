@@ -1,5 +1,7 @@
 //! The statements that SQLite runs, and those that the sources of the store hold.
 
+#![allow(unsafe_code, reason = "sqlite3_auto_extension alone reaches the connections that a store opens")]
+
 use std::collections::BTreeSet;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs;
@@ -15,13 +17,11 @@ static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 /// Returns the statements that SQLite starts on connections that `work` opens, each once.
 pub fn recorded(work: impl FnOnce()) -> BTreeSet<String> {
     // SAFETY: `trace` has the signature that SQLite documents for this.
-    #[allow(unsafe_code)]
     unsafe {
         ffi::sqlite3_auto_extension(Some(trace));
     }
     work();
     // SAFETY: as above.
-    #[allow(unsafe_code)]
     unsafe {
         ffi::sqlite3_cancel_auto_extension(Some(trace));
     }
@@ -29,7 +29,6 @@ pub fn recorded(work: impl FnOnce()) -> BTreeSet<String> {
 }
 
 /// Sets up the recording of a new connection.
-#[allow(unsafe_code)]
 unsafe extern "C" fn trace(
     database: *mut ffi::sqlite3,
     _message: *mut *mut c_char,
@@ -40,7 +39,6 @@ unsafe extern "C" fn trace(
 }
 
 /// Records the text of a statement that starts, with its parameters as they are written.
-#[allow(unsafe_code)]
 unsafe extern "C" fn record(_: c_uint, _: *mut c_void, statement: *mut c_void, _: *mut c_void) -> c_int {
     // SAFETY: for this event SQLite passes the prepared statement, whose text lives as long as it.
     let text = unsafe { CStr::from_ptr(ffi::sqlite3_sql(statement.cast())) };

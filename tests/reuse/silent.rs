@@ -113,7 +113,7 @@ fn a_store_through_a_mapping_after_the_file_was_read_is_seen() {
 struct Mapping(*mut u8, usize);
 
 impl Mapping {
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "no safe call writes through a mapping")]
     fn of(file: &fs::File, length: usize) -> Mapping {
         use rustix::fd::AsRawFd;
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
@@ -123,7 +123,7 @@ impl Mapping {
         Mapping(address.cast(), length)
     }
 
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "no safe call writes through a mapping")]
     fn store(&mut self, byte: u8) {
         // SAFETY: within the mapping, which lives as long as `self`.
         unsafe { self.0.write_volatile(byte) };
@@ -131,7 +131,7 @@ impl Mapping {
 }
 
 impl Drop for Mapping {
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "no safe call writes through a mapping")]
     fn drop(&mut self) {
         // SAFETY: mapped in `of`, and not used any more.
         unsafe { libc::munmap(self.0.cast(), self.1) };

@@ -1,5 +1,7 @@
 //! Counts the rows that transactions of this thread write.
 
+#![allow(unsafe_code, reason = "sqlite3_auto_extension alone reaches the connections that a store opens")]
+
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
@@ -13,7 +15,6 @@ thread_local! {
 /// Returns the number of rows that the largest transaction wrote which `work` committed, on connections that it opened.
 pub fn rows_of_largest(work: impl FnOnce()) -> i64 {
     // SAFETY: `trace` has the signature that SQLite documents for this.
-    #[allow(unsafe_code)]
     unsafe {
         ffi::sqlite3_auto_extension(Some(trace));
     }
@@ -23,7 +24,6 @@ pub fn rows_of_largest(work: impl FnOnce()) -> i64 {
 }
 
 /// Sets up the counting of a new connection.
-#[allow(unsafe_code)]
 unsafe extern "C" fn trace(
     database: *mut ffi::sqlite3,
     _message: *mut *mut c_char,
@@ -34,7 +34,6 @@ unsafe extern "C" fn trace(
 }
 
 /// Notes how many rows were written before the first and after the last statement of a transaction.
-#[allow(unsafe_code)]
 unsafe extern "C" fn count(_: c_uint, _: *mut c_void, statement: *mut c_void, _: *mut c_void) -> c_int {
     // SAFETY: for this event SQLite passes the prepared statement, whose text and connection live as long as it.
     let (text, written) = unsafe {
