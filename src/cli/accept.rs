@@ -27,18 +27,14 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
     let store = context.open()?;
     let mut documents = Vec::new();
     for row in select::schedules(&store, &args.schedule)? {
-        store.accept_source(row.id, context.now())?;
-        let last = store.last_ended(row.id)?;
-        if let Some(run) = &last {
-            store.accept_run(run.id, context.now())?;
-        }
+        let run = store.accept(row.id, context.now())?;
         // A suspect archive may be the newest good one now.
         context.refresh_stable_links(&store, std::slice::from_ref(&row))?;
         let name = row.schedule.name.to_string();
         context.print_info(&format!(
             "accepted: the next run of {name} may find its source empty, and known problems are not reported as new"
         ));
-        documents.push(AcceptedDocument { name, run: last.map(|run| run.id) });
+        documents.push(AcceptedDocument { name, run });
     }
     if context.format == Format::Json {
         render::print_json(&documents)?;

@@ -1,6 +1,6 @@
 //! The history: runs with their attempts and problems.
 
-use rusqlite::{OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::Store;
 use super::pending_archives::accept_archive;
@@ -94,15 +94,7 @@ impl Store {
 
     /// Returns the last run of a schedule that ended, except those that were cancelled or superseded by another.
     pub fn last_ended(&self, schedule: i64) -> Result<Option<Run>> {
-        self.read(|connection| {
-            connection
-                .prepare_cached(&format!(
-                    "{SELECT} WHERE run.schedule_id = ?1 AND run.superseded_by IS NULL AND run.trigger <> 'rescan' \
-                     AND run.state IN ('succeeded', 'incomplete', 'failed', 'missed') ORDER BY run.id DESC LIMIT 1"
-                ))?
-                .query_row([schedule], run_row)
-                .optional()
-        })
+        self.read(|connection| last_ended(connection, schedule))
     }
 
     /// Returns the attempts at a run, in order.
@@ -158,11 +150,19 @@ impl Store {
         })
     }
 
-    /// Accepts the problems of a run as known, and its archive if it is suspect.
-    pub fn accept_run(&self, run: i64, now: Timestamp) -> Result<()> {
+    /// Accepts that the next run of a schedule finds its source emptied or shrunken, which applies once, and that files
+    /// changed without their times; and of the last run that ended, which is returned, the problems as known, and the
+    /// archive if it is suspect.
+    pub fn accept(&self, schedule: i64, now: Timestamp) -> Result<Option<i64>> {
         self.write(|transaction| {
+            transaction.execute(
+                "UPDATE schedule SET accepted_at_ms = ?2, reuse_off_at_ms = NULL WHERE id = ?1",
+                params![schedule, now.millis()],
+            )?;
+            let Some(run) = last_ended(transaction, schedule)?.map(|run| run.id) else { return Ok(None) };
             transaction.execute("UPDATE run SET acknowledged_at_ms = ?2 WHERE id = ?1", params![run, now.millis()])?;
-            accept_archive(transaction, run)
+            accept_archive(transaction, run)?;
+            Ok(Some(run))
         })
     }
 
@@ -198,6 +198,16 @@ impl Store {
             Ok(state)
         })
     }
+}
+
+fn last_ended(connection: &Connection, schedule: i64) -> rusqlite::Result<Option<Run>> {
+    connection
+        .prepare_cached(&format!(
+            "{SELECT} WHERE run.schedule_id = ?1 AND run.superseded_by IS NULL AND run.trigger <> 'rescan' \
+             AND run.state IN ('succeeded', 'incomplete', 'failed', 'missed') ORDER BY run.id DESC LIMIT 1"
+        ))?
+        .query_row([schedule], run_row)
+        .optional()
 }
 
 fn run_row(row: &Row<'_>) -> rusqlite::Result<Run> {

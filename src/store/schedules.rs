@@ -182,19 +182,6 @@ impl Store {
         self.write(|transaction| compare_and_set_watermark(transaction, id, from, to))
     }
 
-    /// Accepts that the next run finds its source emptied or shrunken, which applies once, and that files changed
-    /// without their times.
-    pub fn accept_source(&self, id: i64, now: Timestamp) -> Result<()> {
-        self.write(|transaction| {
-            transaction
-                .execute(
-                    "UPDATE schedule SET accepted_at_ms = ?2, reuse_off_at_ms = NULL WHERE id = ?1",
-                    params![id, now.millis()],
-                )
-                .map(drop)
-        })
-    }
-
     fn select_schedules(&self, condition: &str, parameters: impl rusqlite::Params) -> Result<Vec<ScheduleRow>> {
         let rows: Vec<rusqlite::Result<Result<ScheduleRow>>> = self.read(|connection| {
             let mut statement =

@@ -121,6 +121,25 @@ fn an_emptied_source_fails_until_accepted() {
 }
 
 #[test]
+fn an_accept_that_fails_accepts_nothing() {
+    let home = TestHome::with_sources(&["a"]);
+    let _ = home.run(&["create", "a;09:00;docs", "--now"]).ok();
+    fs::remove_file(home.path("a/file.txt")).unwrap();
+    let _ = home.run(&["run", "docs"]).fails(1, &["empty", "accept docs"]);
+    let database = rusqlite::Connection::open(home.path("backup.db")).unwrap();
+    let refuse = "BEGIN SELECT raise(ABORT, 'as on a full disk'); END";
+    database
+        .execute_batch(&format!("CREATE TRIGGER refuse BEFORE UPDATE OF acknowledged_at_ms ON run {refuse}"))
+        .unwrap();
+    let _ = home.run(&["accept", "docs"]).fails(1, &["as on a full disk"]);
+    database.execute_batch("DROP TRIGGER refuse").unwrap();
+    let _ = home.run(&["run", "docs"]).fails(1, &["empty", "accept docs"]);
+    let accepted = home.run(&["--json", "accept", "docs"]).ok().json();
+    assert_eq!(accepted, serde_json::json!([{ "name": "docs", "run": 3 }]));
+    assert_eq!(home.run(&["--json", "history", "@3"]).ok().json()["accepted"], true);
+}
+
+#[test]
 fn the_stable_link_leads_to_a_suspect_archive_once_it_is_accepted() {
     let home = TestHome::with_sources(&["a"]);
     fs::write(home.path("a/large"), vec![b'x'; 8 << 20]).unwrap();

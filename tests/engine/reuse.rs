@@ -284,7 +284,7 @@ fn content_that_changed_without_its_times_turns_reuse_off_until_it_is_accepted()
         let notes = world.store.run(next.run).unwrap().counts.notes;
         assert!(notes.iter().any(|note| note.contains("accept docs")), "{notes:?}");
     }
-    world.store.accept_source(row.id, world.clock.now()).unwrap();
+    world.store.accept(row.id, world.clock.now()).unwrap();
     assert!(is_all_reused(&world, &run(&world, &runner, &row)));
 }
 

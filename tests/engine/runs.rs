@@ -160,7 +160,7 @@ fn a_source_emptied_since_fails_until_it_is_accepted_once() {
     assert_eq!(ended.state, RunState::Failed);
     assert!(ended.error.unwrap().next_step().unwrap().contains("accept docs"));
     assert_eq!(world.archive_files().len(), 1, "no file of the failed run is left");
-    world.store.accept_source(row.id, world.clock.now()).unwrap();
+    world.store.accept(row.id, world.clock.now()).unwrap();
     assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
     assert!(!world.store.schedule(row.id).unwrap().accepted, "once");
 }

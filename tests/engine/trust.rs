@@ -180,8 +180,11 @@ fn an_archive_of_a_source_that_shrank_by_more_than_half_is_not_good_until_accept
     run_daily(&world, &runner, &row, 1);
     let good: Vec<bool> = world.store.archives(Some(row.id)).unwrap().iter().map(|archive| archive.good).collect();
     assert_eq!(good, [true, true, true, true, false, true]);
-    world.store.accept_run(5, world.clock.now()).unwrap();
-    assert!(world.store.archive(5).unwrap().unwrap().good, "accepted by hand");
+    (0..30).for_each(|n| fs::remove_file(world.path("docs").join(format!("x{n}"))).unwrap());
+    run_daily(&world, &runner, &row, 1);
+    assert!(!world.store.archive(7).unwrap().unwrap().good);
+    assert_eq!(world.store.accept(row.id, world.clock.now()).unwrap(), Some(7));
+    assert!(world.store.archive(7).unwrap().unwrap().good, "accepted by hand");
 }
 
 #[test]
@@ -192,7 +195,7 @@ fn a_source_accepted_beforehand_may_shrink() {
     let runner = world.process(Role::Command);
     run_daily(&world, &runner, &row, 1);
     (0..9).for_each(|n| fs::remove_file(world.path("docs").join(format!("{n}"))).unwrap());
-    world.store.accept_source(row.id, world.clock.now()).unwrap();
+    world.store.accept(row.id, world.clock.now()).unwrap();
     run_daily(&world, &runner, &row, 1);
     assert!(world.store.archive(2).unwrap().unwrap().good);
 }

@@ -90,7 +90,6 @@ fn schedules(store: &Store) {
     store.due_schedules(NOW, 10).unwrap();
     store.schedules_handled_after(NOW).unwrap();
     store.next_due().unwrap();
-    store.accept_source(id, NOW).unwrap();
     store.move_watermark(id, watermark, Watermark { next_due: None, ..watermark }).unwrap();
     store.may_prune(id, 1, true).unwrap();
     store.is_prune_held(id).unwrap();
@@ -240,7 +239,7 @@ fn archives(store: &Store, worker: &WorkerRow) {
     store.unhealthy_archives(id).unwrap();
     store.set_pinned(second, true).unwrap();
     store.record_health(found.archive_file, Health::Good, Some(NOW)).unwrap();
-    store.accept_run(second, NOW).unwrap();
+    store.accept(id, NOW).unwrap();
     let run = store.run(second).unwrap();
     store.attempts(second).unwrap();
     store.problems(second, 10).unwrap();
