@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -15,13 +15,10 @@ use uuid::Uuid;
 
 use super::connection::{configure, database_error};
 use super::file_system::refuse_network;
+use super::migration::{create_database_file, migrate, newest_schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::{self, with_suffix};
-use crate::owner::{self, Owner};
-
-mod embedded {
-    refinery::embed_migrations!("migrations");
-}
+use crate::owner;
 
 /// "BKMG": the `PRAGMA application_id` of our databases.
 pub(super) const APPLICATION_ID: i32 = 0x424B_4D47;
@@ -29,8 +26,6 @@ pub(super) const APPLICATION_ID: i32 = 0x424B_4D47;
 const HISTORY: &str = "refinery_schema_history";
 /// Content of the lock file while the database is being created: what an interrupted creation leaves is not damaged.
 const CREATING: &[u8] = b"creating\n";
-/// Size from which on the migration of a database takes so long that it is announced.
-const LARGE_BYTES: u64 = 64 << 20;
 /// Older libraries lose data when two processes write and checkpoint at once (the WAL-reset bug).
 const MIN_SQLITE: i32 = 3_051_003;
 
@@ -177,7 +172,7 @@ impl Bootstrap {
             mark_creating(lock, CREATING)
                 .map_err(|e| unwritable(path, Error::io("write the lock file of", path)(e)))?;
         }
-        self.create_private(path)?;
+        create_database_file(path, self.file_mode)?;
         let mut connection = Connection::open(path).map_err(|e| database_error(path, e))?;
         configure(&mut connection).map_err(|e| database_error(path, e))?;
         let mode: String = connection
@@ -187,60 +182,11 @@ impl Bootstrap {
             let message = format!("the database {} cannot use WAL (its journal mode is {mode})", path.display());
             return Err(Error::failed(message).hint("put it on a local file system: --db or BACKUP_DB"));
         }
-        self.copy_before_migration(path, &connection)?;
-        // Grouped: all migrations and their history rows in one transaction, so that a kill leaves none partly applied.
-        embedded::migrations::runner()
-            .set_grouped(true)
-            .run(&mut connection)
-            .map_err(|e| Error::failed(format!("cannot migrate the database {}", path.display())).because(e))?;
+        migrate(path, &mut connection, self.file_mode, self.notice)?;
         if is_creation {
             mark_creating(lock, b"").map_err(Error::io("write the lock file of", path))?;
         }
         Ok(())
-    }
-
-    fn create_private(&self, path: &Path) -> Result<()> {
-        match owner::create_new(path, OFlags::WRONLY, self.file_mode, Owner::OfDatabase) {
-            // The umask may have cleared bits.
-            Ok(file) => file
-                .set_permissions(fs::Permissions::from_mode(self.file_mode))
-                .map_err(Error::io("set the mode of", path)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(Error::io("create the database", path)(error)),
-        }
-    }
-
-    /// Copies a database that is not empty before its migration; the copy is named after the new schema.
-    fn copy_before_migration(&self, path: &Path, connection: &Connection) -> Result<()> {
-        let version: i32 =
-            connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(|e| database_error(path, e))?;
-        if version == 0 || version == newest_schema() {
-            return Ok(());
-        }
-        let copy = with_suffix(path, &format!(".before-schema-{}", newest_schema()));
-        if fs::metadata(path).is_ok_and(|found| found.len() > LARGE_BYTES) {
-            (self.notice)(&format!(
-                "the database {} is converted for this version, which may take minutes; an interrupted conversion \
-                 changes nothing and is repeated",
-                path.display()
-            ));
-        }
-        // The copy of an interrupted migration may be partly written.
-        match fs::remove_file(&copy) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("replace the old copy", &copy)(error));
-            }
-            _ => {}
-        }
-        // SQLite fills an empty file.
-        self.create_private(&copy)?;
-        connection
-            .execute("VACUUM INTO ?1", [copy.to_string_lossy()])
-            .map_err(|e| Error::failed(format!("cannot copy the database to {}", copy.display())).because(e))?;
-        let file = File::open(&copy).map_err(Error::io("open", &copy))?;
-        file.set_permissions(fs::Permissions::from_mode(self.file_mode))
-            .and_then(|()| file.sync_all())
-            .map_err(Error::io("sync", &copy))
     }
 }
 
@@ -277,12 +223,6 @@ fn emptied(path: &Path) -> Error {
 fn unwritable(path: &Path, cause: Error) -> Error {
     let folder = path.parent().unwrap_or(path);
     home::unwritable("the folder of the database", folder, "--home, BACKUP_HOME, --db or BACKUP_DB", cause)
-}
-
-/// Returns the newest schema version of the embedded migrations.
-fn newest_schema() -> i32 {
-    let versions = embedded::migrations::runner().get_migrations().iter().map(|m| m.version()).max();
-    versions.unwrap_or(0)
 }
 
 fn share(lock: &File, path: &Path) -> Result<()> {
@@ -333,6 +273,8 @@ fn refuse_old_sqlite(version: i32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::store::Store;
 

@@ -34,8 +34,17 @@ pub(super) fn configure(connection: &mut Connection) -> rusqlite::Result<()> {
 /// Converts an error of SQLite into one that names the database and a way out, which for a damaged one depends on what
 /// lies beside the archives and is added by the command.
 pub(super) fn database_error(path: &Path, error: rusqlite::Error) -> Error {
+    database_error_of(path, error.sqlite_error_code(), error)
+}
+
+/// The same for an error that an error of SQLite with this code caused.
+pub(super) fn database_error_of(
+    path: &Path,
+    code: Option<ErrorCode>,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> Error {
     let name = path.display();
-    let (kind, message, hint) = match error.sqlite_error_code() {
+    let (kind, message, hint) = match code {
         Some(ErrorCode::DiskFull) => {
             (ErrorKind::DiskFull, format!("no space left for the database {name}"), "free space on its file system")
         }

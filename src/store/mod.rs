@@ -36,6 +36,7 @@ mod file_system;
 mod insert_chunks;
 mod maintenance;
 mod members;
+mod migration;
 mod pending_archives;
 mod pool;
 mod remove_chunks;

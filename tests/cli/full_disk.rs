@@ -1,8 +1,9 @@
 //! A file system that fills up: under the archives, before a run and in the middle of it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::environment::{TestHome, said};
@@ -149,4 +150,50 @@ fn a_limit_of_file_sizes_fails_single_files_and_leaves_nothing_half_written() {
     noise(&home, "big/more", 4 << 20);
     let _ = limited(&["run", "big"]).fails(1, &["File too large"]);
     assert_eq!(home.archive_files(), before);
+}
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Makes a database of schema 4 with some content.
+fn make_old_database(path: &Path) {
+    let mut old = rusqlite::Connection::open(path).unwrap();
+    old.execute_batch("PRAGMA journal_mode = WAL").unwrap();
+    embedded::migrations::runner().set_grouped(true).set_target(refinery::Target::Version(4)).run(&mut old).unwrap();
+    old.execute("INSERT INTO setting VALUES ('x', CAST(zeroblob(300000) AS TEXT))", []).unwrap();
+}
+
+#[test]
+fn a_migration_that_finds_no_space_changes_nothing_and_names_the_next_step() {
+    let home = TestHome::new();
+    let Some(small) = Small::mount(home.path("small"), "2m") else { return };
+    let (path, ballast) = (small.0.join("backup.db"), small.0.join("ballast"));
+    make_old_database(&path);
+    let version = |path: &Path| {
+        let found = rusqlite::Connection::open(path).unwrap();
+        found.query_row("PRAGMA user_version", [], |row| row.get::<_, i32>(0)).unwrap()
+    };
+    let newest = embedded::migrations::runner().get_migrations().iter().map(|m| m.version()).max().unwrap();
+    let copy = home.path(&format!("small/backup.db.before-schema-{newest}"));
+    let mut failures = BTreeSet::new();
+    // SQLite itself needs some space to open a database.
+    for free in (64 << 10..2 << 20).step_by(16 << 10) {
+        let mut file = fs::File::create(&ballast).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+        let length = file.metadata().unwrap().len();
+        file.set_len(length.saturating_sub(free)).unwrap();
+        let said = home.run(&["--db", "small/backup.db", "list"]);
+        fs::remove_file(&ballast).unwrap();
+        if said.code == 0 {
+            break;
+        }
+        let failure = said.stderr.split(" the database").next().unwrap_or_default().to_owned();
+        let said = said.fails(1, &["no space left", "next: free space on its file system, then run the same command"]);
+        assert_eq!(version(&path), 4, "{said:?}");
+        assert!(!copy.exists() || version(&copy) == 4, "{said:?}");
+        failures.insert(failure);
+    }
+    assert_eq!(failures, ["error: cannot copy", "error: cannot migrate"].map(str::to_owned).into());
+    assert_eq!((version(&path), version(&copy)), (newest, 4));
 }
