@@ -81,9 +81,7 @@ pub fn check_except(
 pub fn check_by_trailer(path: &Path, threads: usize, cancel: &CancelToken) -> Result<(Trailer, [u8; 32])> {
     let reader = ArchiveReader::open(path)?;
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
-    let failed = |e| Error::io("read the trailer of", path)(e);
-    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(failed));
-    let digest = check_until_damage(&reader, &mut expected, &[], threads, cancel)?;
+    let digest = check_until_damage(&reader, &mut trailer.entries(), &[], threads, cancel)?;
     Ok((trailer, digest))
 }
 
@@ -253,7 +251,7 @@ fn thread_died() -> Error {
 /// Reads and checks the batches that a thread receives.
 fn check_received(reader: &ArchiveReader, batches: &Receiver<Batch>, answers: &Sender<DamagedChunk>) {
     let mut checker = Checker {
-        codec: reader.codec(),
+        reader,
         direct: DirectReader::new(reader),
         decoder: Decoder::new(reader.codec()),
         content: Buffer::new(),
@@ -268,7 +266,7 @@ fn check_received(reader: &ArchiveReader, batches: &Receiver<Batch>, answers: &S
 
 /// What a thread needs to check chunks.
 struct Checker<'a> {
-    codec: Codec,
+    reader: &'a ArchiveReader,
     direct: DirectReader<'a>,
     decoder: Result<Decoder>,
     content: Buffer,
@@ -288,7 +286,7 @@ impl Checker<'_> {
         for chunk in batch {
             let (stored, after) = rest.split_at(chunk.stored_length as usize);
             rest = after;
-            if let Some(reason) = find_damage(self.codec, &mut self.decoder, chunk, stored, &mut self.content) {
+            if let Some(reason) = find_damage(self.reader, &mut self.decoder, chunk, stored, &mut self.content) {
                 report(DamagedChunk { chunk: *chunk, reason });
             }
         }
@@ -296,7 +294,7 @@ impl Checker<'_> {
 
     fn check_one(&mut self, chunk: Chunk, report: &mut dyn FnMut(DamagedChunk)) {
         let damage = match self.direct.read(chunk.offset, chunk.stored_length) {
-            Ok(stored) => find_damage(self.codec, &mut self.decoder, &chunk, stored, &mut self.content),
+            Ok(stored) => find_damage(self.reader, &mut self.decoder, &chunk, stored, &mut self.content),
             Err(error) => Some(error.to_string()),
         };
         damage.into_iter().for_each(|reason| report(DamagedChunk { chunk, reason }));
@@ -304,16 +302,16 @@ impl Checker<'_> {
 }
 
 fn find_damage(
-    codec: Codec,
+    reader: &ArchiveReader,
     decoder: &mut Result<Decoder>,
     chunk: &Chunk,
     stored: &[u8],
     content: &mut Buffer,
 ) -> Option<String> {
     if blake3::hash(stored) != chunk.stored_digest {
-        return Some("its bytes are not those that were written".to_owned());
+        return Some(reader.mismatch(chunk).to_string());
     }
-    if codec == Codec::Plain {
+    if reader.codec() == Codec::Plain {
         let is_same = chunk.content_digest.is_none_or(|digest| digest == chunk.stored_digest)
             && chunk.content_length == chunk.stored_length;
         return (!is_same).then(|| "the catalog contradicts itself about it".to_owned());
@@ -335,9 +333,8 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
     let path = reader.path();
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let mut entries = blake3::Hasher::new();
-    for chunk in trailer.entries(reader.file()) {
-        let chunk = chunk.map_err(Error::io("read the trailer of", path))?;
-        entries.update(&encode_entry(&chunk)?);
+    for chunk in trailer.entries() {
+        entries.update(&encode_entry(&chunk?)?);
     }
     if trailer.content_end() != summary.end || entries.finalize() != summary.entries.finalize() {
         let message = format!("the trailer of {} lists other chunks than the catalog", path.display());

@@ -41,6 +41,15 @@ impl Codec {
         }
     }
 
+    /// Returns the codec of archives with this extension.
+    pub(super) fn of_extension(extension: &str) -> Codec {
+        match extension {
+            "tar.gz" => Codec::Gzip,
+            "tar.zst" => Codec::Zstd,
+            _ => Codec::Plain,
+        }
+    }
+
     /// Returns whether a frame of this codec begins with these bytes: of zstd also one that decoders skip.
     pub(super) fn begins_frame(self, bytes: &[u8]) -> bool {
         Codec::of_first_bytes(bytes) == self || self == Codec::Zstd && is_skippable(bytes)

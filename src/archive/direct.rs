@@ -8,8 +8,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use rustix::fs::OFlags;
 
 use super::buffer::Buffer;
-use super::codec;
 use super::reader::ArchiveReader;
+use super::segments::Piece;
 use crate::error::Result;
 
 /// Offsets, lengths and addresses of direct reads are multiples of this. Disks ask for 512 or 4096 bytes.
@@ -18,40 +18,62 @@ const ALIGNMENT: u64 = 4096;
 /// Reads ranges of one archive file, into one buffer.
 pub(super) struct DirectReader<'a> {
     reader: &'a ArchiveReader,
-    /// The same file, opened for direct reads. `None` where these are refused (tmpfs, FUSE, some network file systems).
-    direct: Option<File>,
+    /// The number of the file that was read last, and the same file, opened for direct reads. `None` where these are
+    /// refused (tmpfs, FUSE, some network file systems).
+    direct: Option<(u32, Option<File>)>,
     room: Vec<u8>,
     buffered: Buffer,
 }
 
 impl<'a> DirectReader<'a> {
-    /// Opens the file of `reader` a second time.
+    /// Returns a reader that opens the files of `reader` a second time.
     pub(super) fn new(reader: &'a ArchiveReader) -> Self {
-        // By its descriptor, not its path: another file may have that name by now.
-        let path = format!("/proc/self/fd/{}", reader.file().as_raw_fd());
-        let flags = (OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed();
-        let direct = OpenOptions::new().read(true).custom_flags(flags).open(path).ok();
-        DirectReader { reader, direct, room: Vec::new(), buffered: Buffer::new() }
+        DirectReader { reader, direct: None, room: Vec::new(), buffered: Buffer::new() }
     }
 
     /// Returns `length` bytes from `offset` on. Reads through the page cache what cannot be read directly.
     ///
     /// Errors: as [`ArchiveReader::read_stored`].
     pub(super) fn read(&mut self, offset: u64, length: u64) -> Result<&[u8]> {
-        if codec::check_length(length).is_ok()
-            && offset.checked_add(length).is_some_and(|end| end <= self.reader.size())
-            && let Some(start) = self.read_directly(offset, length)
+        self.reader.check_range(offset, length)?;
+        let reader = self.reader;
+        let first = reader.stored().pieces(offset, length).next();
+        if let Some(piece) = first.filter(|piece| piece.length == length)
+            && let Some(start) = self.read_directly(piece)
         {
             return Ok(&self.room[start..start + length as usize]);
         }
         self.buffered.clear();
-        self.reader.read_stored(offset, length, &mut self.buffered)?;
+        let mut at = offset;
+        for piece in reader.stored().pieces(offset, length) {
+            match self.read_directly(piece) {
+                Some(start) => self.buffered.extend(&self.room[start..start + piece.length as usize]),
+                None => reader.read_stored(at, piece.length, &mut self.buffered)?,
+            }
+            at += piece.length;
+        }
         Ok(&self.buffered)
     }
 
+    /// Opens a file for direct reads, if it is not the one that was read last.
+    fn open_directly(&mut self, number: u32) {
+        if self.direct.as_ref().is_none_or(|(open, _)| *open != number) {
+            let open = || {
+                let file = self.reader.stored().file(number).ok()?;
+                // By its descriptor, not its path: another file may have that name by now.
+                let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let flags = (OFlags::DIRECT | OFlags::NONBLOCK).bits().cast_signed();
+                OpenOptions::new().read(true).custom_flags(flags).open(path).ok()
+            };
+            self.direct = Some((number, open()));
+        }
+    }
+
     /// Returns where in `room` the bytes are; `None` if they could not be read this way.
-    fn read_directly(&mut self, offset: u64, length: u64) -> Option<usize> {
-        let file = self.direct.as_ref()?;
+    fn read_directly(&mut self, piece: Piece) -> Option<usize> {
+        self.open_directly(piece.file);
+        let file = self.direct.as_ref()?.1.as_ref()?;
+        let Piece { offset, length, .. } = piece;
         let before = offset % ALIGNMENT;
         let wanted = before + length;
         let aligned = usize::try_from(wanted.next_multiple_of(ALIGNMENT)).ok()?;

@@ -33,8 +33,8 @@ pub struct ForeignTar {
 /// records all that it finds.
 ///
 /// Errors: [`ErrorKind::Damage`] if it is no tar file or only zeros; `Interrupted` after `cancel`.
-pub fn examine(path: &Path, cancel: &CancelToken) -> Result<ForeignTar> {
-    let archive = Arc::new(ArchiveReader::open(path)?);
+pub fn examine(archive: ArchiveReader, cancel: &CancelToken) -> Result<ForeignTar> {
+    let archive = Arc::new(archive);
     // What a page cache holds may not be on disk.
     archive.drop_cached()?;
     let mut members = Members::new(Content::stream(archive)).cancelled_by(cancel);
@@ -92,7 +92,7 @@ fn read_data(members: &mut Members, mut left: u64, buffer: &mut [u8]) -> std::re
 /// Errors: [`ErrorKind::Damage`] if it is no tar file, is damaged where tar or the codec can detect it, or ends without
 /// end marks.
 pub fn check_tar(path: &Path) -> Result<Extent> {
-    let found = examine(path, &CancelToken::new())?;
+    let found = examine(ArchiveReader::open(path)?, &CancelToken::new())?;
     match found.damage.first() {
         None => Ok(found.extent),
         Some(reason) => {

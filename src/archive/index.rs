@@ -142,6 +142,11 @@ impl Index {
         self.ranges.iter().map(range)
     }
 
+    /// Returns the ranges, each with the position of its segment in [`Index::segments`].
+    pub(super) fn numbered_ranges(&self) -> impl Iterator<Item = (u32, IndexRange<'_>)> {
+        self.ranges.iter().map(|range| range.segment).zip(self.ranges())
+    }
+
     /// Writes the text. Errors: ranges that are not as many bytes as the archive; any error of `out`.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let sum: u64 = self.ranges.iter().map(|range| range.length).sum();

@@ -19,6 +19,8 @@ pub mod padding;
 pub mod reader;
 pub mod rebuild;
 mod refusals;
+mod segments;
 pub mod sparse;
+mod stored;
 pub mod trailer;
 pub mod writer;

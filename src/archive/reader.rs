@@ -1,32 +1,40 @@
 //! Reads the stored bytes of an archive file.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, BufReader};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{Advice, fadvise};
-use rustix::io::Errno;
+use std::path::Path;
+use std::sync::Arc;
 
 use super::buffer::Buffer;
 use super::codec::{self, Codec};
-use super::trailer::Trailer;
+use super::index::{self, Index};
+use super::segments::{Piece, Segments};
+use super::stored::StoredBytes;
+use super::trailer::{self, Trailer};
+use crate::archive_name::{ArchiveName, INDEX_SUFFIX};
+use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::member::Span;
 
 /// Largest number of skippable zstd frames before the first one with content.
 const MAX_SKIPPED_FRAMES: usize = 1000;
 
-/// An archive file opened for reading.
+/// An archive opened for reading: a file, or an index with its segments.
 #[derive(Debug)]
 pub struct ArchiveReader {
-    file: File,
-    path: PathBuf,
+    metadata: Metadata,
+    stored: Arc<StoredBytes>,
     codec: Codec,
-    size: u64,
 }
 
 impl ArchiveReader {
-    /// Opens an archive file. Errors: [`ErrorKind::NotFound`] if it is missing.
+    /// Opens an archive file, or the index of an archive in segments. A segment that is missing makes reading its part
+    /// fail, so that the rest can be restored.
+    ///
+    /// Errors: [`ErrorKind::NotFound`] if the file is missing; [`ErrorKind::Damage`] for an index that is not as it was
+    /// written.
     pub fn open(path: &Path) -> Result<Self> {
         // A FIFO without a writer would block the opening; a regular file is read the same way.
         let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -36,27 +44,42 @@ impl ArchiveReader {
                 .hint("check whether its disk is mounted"),
             _ => Error::io("open", path)(e),
         })?;
-        let stat = file.metadata().map_err(Error::io("inspect", path))?;
-        if !stat.is_file() {
-            let what = if stat.is_dir() { "a folder" } else { "a pipe or a device" };
+        let metadata = file.metadata().map_err(Error::io("inspect", path))?;
+        if !metadata.is_file() {
+            let what = if metadata.is_dir() { "a folder" } else { "a pipe or a device" };
             return Err(Error::failed(format!(
                 "cannot read {} as an archive: it is {what}, not a file",
                 path.display()
             ))
             .hint("save the archive as a regular file and name that"));
         }
-        let codec = detect_codec(&file).map_err(Error::io("read", path))?;
-        Ok(ArchiveReader { file, path: path.to_owned(), codec, size: stat.len() })
+        let (stored, codec) = if is_index(&file, path)? {
+            open_segments(path, file)?
+        } else {
+            let codec = detect_codec(&file).map_err(Error::io("read", path))?;
+            (StoredBytes::of_file(path, file, metadata.len()), codec)
+        };
+        Ok(ArchiveReader { metadata, stored: Arc::new(stored), codec })
     }
 
     /// Returns the path it was opened by.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.stored.path()
     }
 
-    /// Returns the open file.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// Returns the metadata of the file at that path, which may be an index, as it was at opening.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Returns the open file of a whole archive; `None` of one in segments.
+    pub fn whole_file(&self) -> Option<&File> {
+        self.stored.whole_file()
+    }
+
+    /// Returns its bytes.
+    pub(super) fn stored(&self) -> &StoredBytes {
+        &self.stored
     }
 
     /// Returns how its chunks are stored.
@@ -64,47 +87,87 @@ impl ArchiveReader {
         self.codec
     }
 
-    /// Returns the size of the file in bytes, as it was at opening.
+    /// Returns the size of the archive in bytes, as it was at opening.
     pub fn size(&self) -> u64 {
-        self.size
+        self.stored.size()
     }
 
-    /// Reads the trailer. Returns `None` if the file has no trailer of this program. Errors: a trailer that is damaged.
+    /// Returns what is wrong with the segments as a whole, in words: those that are missing or too short.
+    pub fn segment_problems(&self) -> Vec<String> {
+        self.stored.problems()
+    }
+
+    /// Reads the trailer. Returns `None` if the file has no trailer of this program. Errors: a trailer that is damaged;
+    /// an archive in segments always has one.
     pub fn trailer(&self) -> Result<Option<Trailer>> {
-        Trailer::read(&self.file, &self.path, self.codec)
+        match Trailer::read(&self.stored, self.codec)? {
+            None if self.whole_file().is_none() => Err(trailer::damaged(&self.stored, self.size().saturating_sub(1))),
+            found => Ok(found),
+        }
     }
 
-    /// Appends `length` stored bytes from `offset` on to `out`. Errors: [`ErrorKind::Damage`] if the file ends earlier.
+    /// Appends `length` stored bytes from `offset` on to `out`.
+    ///
+    /// Errors: [`ErrorKind::Damage`] if the archive ends earlier, or a segment is missing or ends earlier.
     pub fn read_stored(&self, offset: u64, length: u64, out: &mut Buffer) -> Result<()> {
-        let ends_early = || {
-            let message = format!("{} has no {length} bytes at offset {offset}: it was cut off", self.path.display());
-            Error::new(ErrorKind::Damage, message).hint("restore from another archive")
-        };
-        if offset.checked_add(length).is_none_or(|end| end > self.size) {
-            return Err(ends_early());
-        }
-        codec::check_length(length)?;
-        let length = usize::try_from(length).map_err(|_| ends_early())?;
-        self.file.read_exact_at(out.spare(length), offset).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => ends_early(),
-            _ => Error::io("read", &self.path)(e),
-        })?;
+        let length = self.check_range(offset, length)?;
+        self.stored.read_exact_at(out.spare(length), offset)?;
         out.keep(length);
         Ok(())
     }
 
-    /// Drops the file from the page cache, so that the next reads come from the disk.
-    pub fn drop_cached(&self) -> Result<()> {
-        // Pages that are not on disk yet cannot be dropped. Read-only file systems (ISO 9660, squashfs) have no fsync.
-        match self.file.sync_all() {
-            Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::ROFS)) => {}
-            synced => synced.map_err(Error::io("sync", &self.path))?,
-        }
-        // Only advice: a file system without a page cache need not follow it.
-        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
-        let _ = fadvise(&self.file, 0, None, Advice::Sequential);
-        Ok(())
+    /// Returns the parts of the `length` bytes from `offset` on that lie in one file each, as far as the archive goes.
+    pub(super) fn spans(&self, offset: u64, length: u64) -> Vec<Span> {
+        let pieces = self.stored.pieces(offset, length);
+        let mut offset = offset;
+        let span = |piece: Piece| {
+            let span = Span { offset, length: piece.length };
+            offset += piece.length;
+            span
+        };
+        pieces.map(span).collect()
     }
+
+    /// Returns `length`, if the archive has so many bytes from `offset` on and a chunk may have so many.
+    pub(super) fn check_range(&self, offset: u64, length: u64) -> Result<usize> {
+        if offset.checked_add(length).is_none_or(|end| end > self.size()) {
+            return Err(self.stored.ends_early(offset, length));
+        }
+        codec::check_length(length)?;
+        usize::try_from(length).map_err(|_| self.stored.ends_early(offset, length))
+    }
+
+    /// Returns the error for a chunk whose stored bytes have another digest.
+    pub(super) fn mismatch(&self, chunk: &Chunk) -> Error {
+        let place = self.stored.place_of(chunk.offset, chunk.stored_length);
+        Error::new(ErrorKind::Damage, format!("its bytes are not those that were written{place}"))
+    }
+
+    /// Drops the archive from the page cache, so that the next reads come from the disk.
+    pub fn drop_cached(&self) -> Result<()> {
+        self.stored.drop_cached()
+    }
+}
+
+/// Returns whether a file is an index, by its first line, or else by its name: one that lost its first line is damaged.
+fn is_index(file: &File, path: &Path) -> Result<bool> {
+    let mut first = [0; index::MAGIC.len()];
+    file.read_at(&mut first, 0).map_err(Error::io("read", path))?;
+    if first == index::MAGIC {
+        return Ok(true);
+    }
+    // A name of this form is that of no other file.
+    let name = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(INDEX_SUFFIX));
+    Ok(name.is_some_and(|archive| ArchiveName::of_file(archive).is_some()))
+}
+
+fn open_segments(path: &Path, file: File) -> Result<(StoredBytes, Codec)> {
+    let index = Index::read(path, BufReader::with_capacity(1 << 17, file))?;
+    // The segments lie beside the index itself, not beside a link to it.
+    let real = path.canonicalize().map_err(Error::io("resolve", path))?;
+    let segments = Segments::open(real.parent().unwrap_or(Path::new("/")), &index)?;
+    let codec = Codec::of_extension(index.archive_name().extension);
+    Ok((StoredBytes::of_segments(path, segments), codec))
 }
 
 /// Returns the codec by the beginning of a file. A zstd file may begin with skippable frames, as pzstd writes them.

@@ -31,8 +31,8 @@ pub fn read_records(
     let mut found = MembersByChunk::new(&archive, trailer, threads)?;
     let mut reader = ChunkReader::new(&archive)?;
     let mut content = Buffer::new();
-    for chunk in trailer.entries(archive.file()) {
-        let chunk = chunk.map_err(Error::io("read the trailer of", archive.path()))?;
+    for chunk in trailer.entries() {
+        let chunk = chunk?;
         let content_digest = if archive.codec() == Codec::Plain {
             // The same as the stored digest, and the bytes are compared with it when the members are read.
             chunk.stored_digest
@@ -49,8 +49,7 @@ pub fn read_records(
 
 /// Returns the comment of the pax global header at the start of an archive file, if it has one.
 pub fn read_comment(archive: &ArchiveReader, trailer: &Trailer) -> Result<Option<Vec<u8>>> {
-    let failed = Error::io("read the trailer of", archive.path());
-    let Some(first) = trailer.entries(archive.file()).next().transpose().map_err(failed)? else { return Ok(None) };
+    let Some(first) = trailer.entries().next().transpose()? else { return Ok(None) };
     let mut text = Buffer::new();
     ChunkReader::new(archive)?.read(&first, &mut text)?;
     Ok(global_comment(&text))
@@ -78,8 +77,8 @@ impl<'a> ChunkReader<'a> {
         stored.clear();
         archive.read_stored(chunk.offset, chunk.stored_length, stored)?;
         if blake3::hash(stored) != chunk.stored_digest {
-            let (path, sequence) = (archive.path().display(), chunk.sequence);
-            return Err(Error::new(ErrorKind::Damage, format!("{path} is damaged in chunk {sequence}")));
+            let message = format!("{} is damaged in chunk {}", archive.path().display(), chunk.sequence);
+            return Err(Error::new(ErrorKind::Damage, message).because(archive.mismatch(chunk)));
         }
         decoder.decode(stored, chunk.content_length, content)
     }
@@ -103,12 +102,8 @@ struct MembersByChunk {
 
 impl MembersByChunk {
     fn new(archive: &Arc<ArchiveReader>, trailer: &Trailer, threads: usize) -> Result<Self> {
-        let file = archive.file().try_clone().map_err(Error::io("open", archive.path()))?;
-        let path = archive.path().to_owned();
-        let plan: Plan = Box::new(trailer.entries(file).map(move |chunk| {
-            let chunk = chunk.map_err(Error::io("read the trailer of", &path))?;
-            Ok(PlannedChunk { chunk, is_jump: false })
-        }));
+        let chunks = trailer.entries();
+        let plan: Plan = Box::new(chunks.map(|chunk| Ok(PlannedChunk { chunk: chunk?, is_jump: false })));
         let members = Members::new(Content::chunks(Arc::clone(archive), plan, threads));
         Ok(MembersByChunk {
             members,

@@ -10,11 +10,7 @@
 //! whole block. In gzip it is stored in the extra fields of empty members, the footer in the last one. In zstd it is a
 //! skippable frame before the standard seek table, which lists it as a frame without content.
 
-use std::borrow::Borrow;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +18,7 @@ use super::block::{BLOCK_BYTES, padding};
 use super::chunk_table::{ChunkTable, ENTRY_BYTES, PART_BYTES, encode_entry};
 use super::codec::Codec;
 use super::padding::{MEMBER_BYTES, MEMBER_HEAD_BYTES, empty_member, frame_head};
+use super::stored::StoredBytes;
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::Extent;
@@ -153,11 +150,11 @@ struct Footer {
 }
 
 impl Footer {
-    /// Reads the footer of a file of `size` bytes. Returns `None` if the file does not end with one.
-    fn read(file: &File, codec: Codec, size: u64) -> io::Result<Option<Footer>> {
-        let Some((offset, body_end)) = find_footer(file, codec, size)? else { return Ok(None) };
+    /// Reads the footer of an archive. Returns `None` if it does not end with one.
+    fn read(stored: &StoredBytes, codec: Codec) -> Result<Option<Footer>> {
+        let Some((offset, body_end)) = find_footer(stored, codec)? else { return Ok(None) };
         let mut bytes = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut bytes, offset)?;
+        stored.read_exact_at(&mut bytes, offset)?;
         Ok((bytes[56..] == MAGIC).then_some(Footer { bytes, body_end }))
     }
 
@@ -189,6 +186,7 @@ impl Footer {
 /// The trailer of an archive file, read and checked.
 #[derive(Clone, Debug)]
 pub struct Trailer {
+    stored: Arc<StoredBytes>,
     facts: Facts,
     chunks: u64,
     content_end: u64,
@@ -203,16 +201,16 @@ struct BodyPlace {
 }
 
 impl BodyPlace {
-    fn read(&self, file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    fn read(&self, stored: &StoredBytes, mut offset: u64, mut buffer: &mut [u8]) -> Result<()> {
         if !self.in_members {
-            return file.read_exact_at(buffer, self.start + offset);
+            return stored.read_exact_at(buffer, self.start + offset);
         }
         while !buffer.is_empty() {
             let (part, within) = (offset / PART_BYTES as u64, offset % PART_BYTES as u64);
             let at = self.start + part * (PART_BYTES + MEMBER_BYTES) as u64 + MEMBER_HEAD_BYTES as u64 + within;
             let now = buffer.len().min(PART_BYTES - within as usize);
             let (head, rest) = buffer.split_at_mut(now);
-            file.read_exact_at(head, at)?;
+            stored.read_exact_at(head, at)?;
             offset += now as u64;
             buffer = rest;
         }
@@ -221,41 +219,37 @@ impl BodyPlace {
 }
 
 impl Trailer {
-    /// Finds the trailer of an archive file and checks it against its own digest; `path` is for messages. Returns
-    /// `None` if the file does not end with one: another program made it, or it was cut off. Errors: a trailer that is
-    /// damaged.
-    pub fn read(file: &File, path: &Path, codec: Codec) -> Result<Option<Self>> {
-        let reading = |e| Error::io("read the trailer of", path)(e);
-        let damaged = || {
-            Error::new(ErrorKind::Damage, format!("the trailer of {} is damaged", path.display()))
-                .hint("the members may still be whole: try tar, and compare with another copy")
-        };
-        let size = file.metadata().map_err(reading)?.len();
-        let Some(footer) = Footer::read(file, codec, size).map_err(reading)? else { return Ok(None) };
-        let place = footer.body_place(codec, size).ok_or_else(damaged)?;
-        let mut trailer = Trailer { facts: Facts::default(), chunks: footer.chunks(), content_end: 0, place };
+    /// Finds the trailer of an archive file and checks it against its own digest. Returns `None` if the file does not
+    /// end with one: another program made it, or it was cut off. Errors: a trailer that is damaged.
+    pub(super) fn read(stored: &Arc<StoredBytes>, codec: Codec) -> Result<Option<Self>> {
+        let Some(footer) = Footer::read(stored, codec)? else { return Ok(None) };
+        let place = footer.body_place(codec, stored.size()).ok_or_else(|| damaged(stored, footer.body_end))?;
+        let (facts, chunks) = (Facts::default(), footer.chunks());
+        let mut trailer = Trailer { stored: stored.clone(), facts, chunks, content_end: 0, place };
         let mut hasher = blake3::Hasher::new();
-        for chunk in trailer.entries(file) {
-            let chunk = chunk.map_err(reading)?;
+        for chunk in trailer.entries() {
+            let chunk = chunk?;
             hasher.update(&encode_entry(&chunk)?);
             trailer.content_end = chunk.end();
         }
         let mut facts = vec![0; footer.facts_bytes() as usize];
-        place.read(file, trailer.chunks * ENTRY_BYTES as u64, &mut facts).map_err(reading)?;
+        place.read(&trailer.stored, trailer.chunks * ENTRY_BYTES as u64, &mut facts)?;
         if hasher.update(&facts).update(&footer.bytes[..16]).finalize() != footer.bytes[16..48] {
-            return Err(damaged());
+            return Err(damaged(stored, place.start));
         }
         if footer.version() != u64::from(VERSION) || trailer.content_end > place.start {
-            return Err(Error::failed(format!("{} was made by a newer version of this program", path.display()))
+            let path = stored.path().display();
+            return Err(Error::failed(format!("{path} was made by a newer version of this program"))
                 .hint("upgrade, or read it with tar"));
         }
-        trailer.facts = serde_json::from_slice(&facts).map_err(|e| damaged().because(e))?;
+        trailer.facts = serde_json::from_slice(&facts).map_err(|e| damaged(stored, place.start).because(e))?;
         Ok(Some(trailer))
     }
 
-    /// Returns the chunks in order. They are read from the same `file` when they are needed.
-    pub fn entries<F: Borrow<File>>(&self, file: F) -> Entries<F> {
-        Entries { file, place: self.place, chunks: self.chunks, sequence: 0, offset: 0, page: Vec::new() }
+    /// Returns the chunks in order. They are read from the archive when they are needed.
+    pub fn entries(&self) -> Entries {
+        let Trailer { stored, place, chunks, .. } = self;
+        Entries { stored: stored.clone(), place: *place, chunks: *chunks, sequence: 0, offset: 0, page: Vec::new() }
     }
 
     /// Returns the facts about the run that made the archive.
@@ -274,10 +268,17 @@ impl Trailer {
     }
 }
 
+/// Returns the error of a trailer that is not as it was written. It begins at `start`.
+pub(super) fn damaged(stored: &StoredBytes, start: u64) -> Error {
+    let place = stored.place_of(start, stored.size() - start.min(stored.size()));
+    Error::new(ErrorKind::Damage, format!("the trailer of {} is damaged{place}", stored.path().display()))
+        .hint("the members may still be whole: try tar, and compare with another copy")
+}
+
 /// The chunks of an archive file in order, as its trailer lists them.
 #[derive(Debug)]
-pub struct Entries<F> {
-    file: F,
+pub struct Entries {
+    stored: Arc<StoredBytes>,
     place: BodyPlace,
     chunks: u64,
     sequence: u64,
@@ -285,18 +286,18 @@ pub struct Entries<F> {
     page: Vec<u8>,
 }
 
-impl<F: Borrow<File>> Entries<F> {
+impl Entries {
     const PAGE_ENTRIES: u64 = 1024;
 
-    fn read_page(&mut self) -> io::Result<()> {
+    fn read_page(&mut self) -> Result<()> {
         let entries = (self.chunks - self.sequence).min(Self::PAGE_ENTRIES);
         self.page.resize(entries as usize * ENTRY_BYTES, 0);
-        self.place.read(self.file.borrow(), self.sequence * ENTRY_BYTES as u64, &mut self.page)
+        self.place.read(&self.stored, self.sequence * ENTRY_BYTES as u64, &mut self.page)
     }
 }
 
-impl<F: Borrow<File>> Iterator for Entries<F> {
-    type Item = io::Result<Chunk>;
+impl Iterator for Entries {
+    type Item = Result<Chunk>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.sequence == self.chunks {
@@ -325,9 +326,9 @@ impl<F: Borrow<File>> Iterator for Entries<F> {
     }
 }
 
-/// Returns the offset of the footer in a file of `size` bytes, and the end of what comes before it, if the file has a
-/// trailer at all.
-fn find_footer(file: &File, codec: Codec, size: u64) -> io::Result<Option<(u64, u64)>> {
+/// Returns the offset of the footer in an archive, and the end of what comes before it, if it has a trailer at all.
+fn find_footer(stored: &StoredBytes, codec: Codec) -> Result<Option<(u64, u64)>> {
+    let size = stored.size();
     let footer_bytes = FOOTER_BYTES as u64;
     Ok(match codec {
         Codec::Plain => size.checked_sub(footer_bytes).map(|at| (at, at)),
@@ -338,7 +339,7 @@ fn find_footer(file: &File, codec: Codec, size: u64) -> io::Result<Option<(u64, 
         Codec::Zstd => {
             let Some(seek_footer_at) = size.checked_sub(SEEK_FOOTER_BYTES) else { return Ok(None) };
             let mut seek_footer = [0; SEEK_FOOTER_BYTES as usize];
-            file.read_exact_at(&mut seek_footer, seek_footer_at)?;
+            stored.read_exact_at(&mut seek_footer, seek_footer_at)?;
             if u32_at(&seek_footer, 5) != SEEK_TABLE_END {
                 return Ok(None);
             }
@@ -354,9 +355,17 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
 
     use super::*;
+
+    fn read(file: &File, codec: Codec) -> Result<Option<Trailer>> {
+        let size = file.metadata().unwrap().len();
+        Trailer::read(&Arc::new(StoredBytes::of_file(Path::new("x"), file.try_clone().unwrap(), size)), codec)
+    }
 
     fn archive(codec: Codec, chunks: u64) -> (File, Vec<Chunk>, Facts) {
         let mut file = tempfile::tempfile().unwrap();
@@ -382,10 +391,10 @@ mod tests {
         for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
             for chunks in [0, 1, 1023, 1024, 1025, 1599, 1600, 1601, 3200, 5000] {
                 let (file, expected, facts) = archive(codec, chunks);
-                let trailer = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
+                let trailer = read(&file, codec).unwrap().unwrap();
                 assert_eq!(trailer.facts(), &facts);
                 assert_eq!(trailer.content_end(), expected.last().map_or(0, Chunk::end));
-                let read: Vec<_> = trailer.entries(&file).map(|chunk| chunk.unwrap()).collect();
+                let read: Vec<_> = trailer.entries().map(|chunk| chunk.unwrap()).collect();
                 assert_eq!(read, expected, "{codec:?} {chunks}");
             }
         }
@@ -396,13 +405,13 @@ mod tests {
         for codec in [Codec::Plain, Codec::Gzip, Codec::Zstd] {
             let (file, expected, _) = archive(codec, 5);
             let size = file.metadata().unwrap().len();
-            let whole = Trailer::read(&file, Path::new("x"), codec).unwrap().unwrap();
+            let whole = read(&file, codec).unwrap().unwrap();
             let body = whole.place.start + if whole.place.in_members { MEMBER_HEAD_BYTES as u64 } else { 0 };
             for at in body..body + 5 * ENTRY_BYTES as u64 {
                 let mut byte = [0];
                 file.read_exact_at(&mut byte, at).unwrap();
                 file.write_all_at(&[byte[0] ^ 4], at).unwrap();
-                let read = Trailer::read(&file, Path::new("x"), codec);
+                let read = read(&file, codec);
                 assert!(read.is_err_and(|e| e.kind() == ErrorKind::Damage), "{codec:?} {at}");
                 file.write_all_at(&byte, at).unwrap();
             }
@@ -410,7 +419,7 @@ mod tests {
             file.read_exact_at(&mut bytes, 0).unwrap();
             for cut in 0..size {
                 file.set_len(cut).unwrap();
-                let read = Trailer::read(&file, Path::new("x"), codec);
+                let read = read(&file, codec);
                 assert!(!matches!(read, Ok(Some(_))), "{codec:?} cut to {cut} of {size}, {} chunks", expected.len());
                 file.set_len(0).unwrap();
                 file.write_all_at(&bytes, 0).unwrap();

@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -25,7 +25,6 @@ use crate::store::{Base, BaseQuery, Claim, Health};
 /// The base of a run, held by it and open.
 pub(super) struct OpenBase {
     pub(super) row: Base,
-    pub(super) path: PathBuf,
     pub(super) reader: ArchiveReader,
     /// What its trailer says, if its file may become that of an archive that holds the same.
     pub(super) facts: Option<Facts>,
@@ -52,8 +51,7 @@ impl OpenBase {
     ) -> pipeline::Base<'a> {
         pipeline::Base {
             run: self.row.run,
-            file: self.reader.file(),
-            path: &self.path,
+            reader: &self.reader,
             chunks: self.row.chunks,
             size: self.row.size,
             digest: self.row.digest,
@@ -147,7 +145,7 @@ impl Runner {
     ) -> Result<OpenBase> {
         let path = self.home.backups().join(&row.file_name);
         let reader = ArchiveReader::open(&path)?;
-        let stat = reader.file().metadata().map_err(Error::io("inspect", &path))?;
+        let stat = reader.metadata();
         let mut row = row.clone();
         let modified_ns = stat.mtime().saturating_mul(1_000_000_000).saturating_add(stat.mtime_nsec());
         let is_touched = (stat.len(), modified_ns) != (row.size, row.modified_ns);
@@ -160,7 +158,7 @@ impl Runner {
             self.verify_base(&row, modified_ns, context)?;
             row.verified_at = Some(self.clock.now());
         }
-        let facts = self.facts_for_link(prepared, &reader, &stat)?;
+        let facts = self.facts_for_link(prepared, &reader, stat)?;
         let schedule = &prepared.schedule.schedule;
         let rules = Rules {
             ignores_inode: schedule.reuse.ignore_inode,
@@ -171,7 +169,7 @@ impl Runner {
             now: prepared.scan_started,
             rereads_all: claim.reread(),
         };
-        Ok(OpenBase { row, path, reader, facts, rules, is_damaged: AtomicBool::new(false) })
+        Ok(OpenBase { row, reader, facts, rules, is_damaged: AtomicBool::new(false) })
     }
 
     /// Reads the whole file of a base. Errors: `Damage` if it is not what was written.

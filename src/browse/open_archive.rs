@@ -124,12 +124,7 @@ impl OpenArchive {
             return Ok(Members::partial(Content::chunks(reader, plan, threads)));
         }
         let Some(trailer) = &self.trailer else { return Ok(Members::new(Content::stream(reader))) };
-        let file = reader.file().try_clone().map_err(Error::io("open", reader.path()))?;
-        let path = reader.path().to_owned();
-        let plan = trailer.entries(file).map(move |chunk| {
-            let chunk = chunk.map_err(Error::io("read the trailer of", &path))?;
-            Ok(PlannedChunk { chunk, is_jump: false })
-        });
+        let plan = trailer.entries().map(|chunk| Ok(PlannedChunk { chunk: chunk?, is_jump: false }));
         Ok(Members::new(Content::chunks(reader, Box::new(plan), threads)))
     }
 

@@ -240,7 +240,7 @@ fn found_archive(
     schedule: i64,
     digest: [u8; 32],
 ) -> Result<FoundArchive> {
-    let metadata = reader.file().metadata().map_err(Error::io("inspect", &candidate.path))?;
+    let metadata = reader.metadata();
     let facts = trailer.facts();
     Ok(FoundArchive {
         schedule,

@@ -42,6 +42,11 @@ impl Findings {
         }
     }
 
+    /// Returns what is known before anything is read: segments that are missing or too short.
+    fn of_reader(reader: &ArchiveReader) -> Self {
+        Findings { bytes: reader.size(), structure: reader.segment_problems(), ..Findings::new() }
+    }
+
     fn of_damage(error: &Error) -> Self {
         Findings { health: Health::Damaged, structure: vec![error.to_string()], ..Findings::new() }
     }
@@ -106,7 +111,7 @@ fn read_and_compare(
 ) -> Result<Findings> {
     let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let reader = ArchiveReader::open(path)?;
-    let Some(digest) = digest else { return examine_foreign(path, Some(archive.size), cancel) };
+    let Some(digest) = digest else { return examine_foreign(reader, Some(archive.size), cancel) };
     let mut damaged = Vec::new();
     let mut last = 0;
     let mut expected =
@@ -115,7 +120,7 @@ fn read_and_compare(
         damaged.push(chunk);
         ControlFlow::Continue(())
     });
-    let mut findings = Findings { bytes: reader.size(), ..Findings::new() };
+    let mut findings = Findings::of_reader(&reader);
     match found {
         Ok(found) if found == digest => {}
         Ok(_) => findings.structure.push("its digest is not the one it was written with".to_owned()),
@@ -170,22 +175,20 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
     let reader = ArchiveReader::open(path)?;
     let trailer = match reader.trailer() {
         Ok(Some(trailer)) => trailer,
-        Ok(None) => return examine_foreign(path, None, cancel),
+        Ok(None) => return examine_foreign(reader, None, cancel),
         Err(error) if error.kind() == ErrorKind::Damage => {
-            let mut findings = examine_foreign(path, None, cancel)?;
+            let mut findings = examine_foreign(reader, None, cancel)?;
             findings.structure.insert(0, error.to_string());
             return Ok(findings.with_health());
         }
         Err(error) => return Err(error),
     };
-    let reading = |e| Error::io("read the trailer of", path)(e);
-    let mut expected = trailer.entries(reader.file()).map(|chunk| chunk.map_err(reading));
     let mut damaged = Vec::new();
-    let found = check::check_chunks(&reader, &mut expected, threads, cancel, &mut |chunk| {
+    let found = check::check_chunks(&reader, &mut trailer.entries(), threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
     });
-    let mut findings = Findings { bytes: reader.size(), ..Findings::new() };
+    let mut findings = Findings::of_reader(&reader);
     match found {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::Damage => findings.structure.push(error.to_string()),
@@ -200,15 +203,15 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
     Ok(findings.with_health())
 }
 
-fn examine_foreign(path: &Path, size: Option<u64>, cancel: &CancelToken) -> Result<Findings> {
-    let examined = foreign::examine(path, cancel);
-    let length = std::fs::metadata(path).map_err(Error::io("inspect", path))?.len();
-    let mut findings = Findings { bytes: length, ..Findings::new() };
+fn examine_foreign(reader: ArchiveReader, size: Option<u64>, cancel: &CancelToken) -> Result<Findings> {
+    let length = reader.size();
+    let mut findings = Findings::of_reader(&reader);
+    let examined = foreign::examine(reader, cancel);
     match examined {
         Ok(tar) => {
             findings.refused_members = tar.refused;
             findings.damaged_members = tar.damaged_members;
-            findings.structure = tar.damage;
+            findings.structure.extend(tar.damage);
         }
         Err(error) if error.kind() == ErrorKind::Damage => findings.structure.push(error.to_string()),
         Err(error) => return Err(error),

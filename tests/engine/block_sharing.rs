@@ -41,7 +41,7 @@ fn world(mount: &LoopMount, compression: Compression) -> (World, Runner, Schedul
 /// Returns lengths and digests of all chunks but the first one, with the global header.
 fn chunks(world: &World, archive: &Archive) -> Vec<(u64, [u8; 32])> {
     let reader = ArchiveReader::open(&file_of(world, archive)).unwrap();
-    let entries = reader.trailer().unwrap().unwrap().entries(reader.file());
+    let entries = reader.trailer().unwrap().unwrap().entries();
     entries.map(|chunk| chunk.unwrap()).skip(1).map(|chunk| (chunk.stored_length, chunk.stored_digest)).collect()
 }
 

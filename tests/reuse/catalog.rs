@@ -1,7 +1,6 @@
 //! A source, its archives, each made with the one before as its base, and a catalog of them in memory.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -195,14 +194,14 @@ impl World {
         let name = MemberPath::parse(b"source").unwrap();
         let (excludes, cancel, started) = (Excludes::default(), CancelToken::new(), self.clock.now());
         let link_name = self.dir.path().join("link");
-        let file = base.map(|base| File::open(&base.path).unwrap());
+        let reader = base.map(|base| ArchiveReader::open(&base.path).unwrap());
         let pages = |from: u64, limit: u32| Ok(self.page(base.unwrap(), from, limit));
         let mark = |ids: &[i64]| {
             let mut catalog = self.catalog.lock().unwrap();
             ids.iter().for_each(|id| catalog.chunks.get_mut(id).unwrap().read_started = started);
             Ok(())
         };
-        let base = base.zip(file.as_ref()).map(|(base, file)| self.base(base, file, &pages, &mark, &link_name));
+        let base = base.zip(reader.as_ref()).map(|(base, reader)| self.base(base, reader, &pages, &mark, &link_name));
         let options = PipelineOptions {
             source: &self.source,
             root_name: &name,
@@ -245,7 +244,7 @@ impl World {
     fn base<'a>(
         &'a self,
         made: &'a Made,
-        file: &'a File,
+        reader: &'a ArchiveReader,
         pages: &'a (dyn Fn(u64, u32) -> Result<Vec<BaseChunk>> + Sync),
         mark_reread: &'a (dyn Fn(&[i64]) -> Result<()> + Sync),
         link_name: &'a Path,
@@ -260,11 +259,10 @@ impl World {
             rereads_all: false,
         };
         (self.rules)(&mut rules);
-        let trailer = ArchiveReader::open(&made.path).unwrap().trailer().unwrap().unwrap();
+        let trailer = reader.trailer().unwrap().unwrap();
         Base {
             run: trailer.facts().run,
-            file,
-            path: &made.path,
+            reader,
             chunks: made.written.chunks,
             size: made.written.size,
             digest: made.written.digest,

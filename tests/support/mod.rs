@@ -4,4 +4,5 @@
 pub mod archive;
 pub mod nobody;
 pub mod random;
+pub mod segments;
 pub mod tree;

@@ -59,6 +59,8 @@ pub struct Content<'c> {
     queue: PieceQueue,
     /// Pieces are chunks, which begin and end with members or pieces of files, not anywhere.
     is_chunked: bool,
+    /// No checksum vouches for the whole: frames of another segment in the place of the right ones would decode too.
+    is_unvouched: bool,
     current: CurrentPiece,
     /// Position of the beginning of the current piece in the content of all planned chunks.
     start: u64,
@@ -93,16 +95,16 @@ impl Content<'static> {
 
     /// Reads a whole file that has no chunks: an archive of another program, or one of ours without its trailer.
     pub fn stream(archive: Arc<ArchiveReader>) -> Self {
+        let is_unvouched = archive.whole_file().is_none();
         if archive.codec() != Codec::Plain {
             let queue = stream::start(&archive);
-            return Content::new(archive, queue, false);
+            return Content { is_unvouched, ..Content::new(archive, queue, false) };
         }
-        let size = archive.size();
-        let offsets = (0..size).step_by(PIECE_BYTES);
-        Content::ranges(
-            archive,
-            offsets.map(move |offset| Span { offset, length: (size - offset).min(PIECE_BYTES as u64) }),
-        )
+        let parts = archive.clone();
+        let offsets = (0..archive.size()).step_by(PIECE_BYTES);
+        // What lies in several segments is read from each by itself: one that is missing leaves no larger gap.
+        let spans = offsets.flat_map(move |offset| parts.spans(offset, PIECE_BYTES as u64));
+        Content { is_unvouched, ..Content::ranges(archive, spans) }
     }
 
     /// Reads ranges of an uncompressed file, one after the other. One that cannot be read is a gap.
@@ -114,7 +116,7 @@ impl Content<'static> {
 
     fn new(archive: Arc<ArchiveReader>, queue: PieceQueue, is_chunked: bool) -> Self {
         let current = CurrentPiece::Data { sequence: 0, bytes: Buffer::new(), at: 0 };
-        Content { archive, queue, is_chunked, current, start: 0, failure: None, cancel: &NEVER }
+        Content { archive, queue, is_chunked, is_unvouched: false, current, start: 0, failure: None, cancel: &NEVER }
     }
 }
 
@@ -126,6 +128,11 @@ impl Content<'_> {
             self.failure = Some(error);
             ReadError::Broken(reason)
         })
+    }
+
+    /// Returns whether the file has no bytes.
+    pub(super) fn is_empty(&self) -> bool {
+        self.archive.size() == 0
     }
 
     /// Returns the archive file.
@@ -299,9 +306,17 @@ impl Content<'_> {
         }
     }
 
+    /// Returns what the end of the file means.
+    fn end(&self) -> ReadError {
+        match self.is_unvouched {
+            true => ReadError::Undecodable("its trailer, which vouches for its segments, cannot be read".to_owned()),
+            false => ReadError::End,
+        }
+    }
+
     fn next_piece(&mut self) {
         let piece = match self.queue.pieces.recv() {
-            Err(_) => return self.current = CurrentPiece::Over(ReadError::End),
+            Err(_) => return self.current = CurrentPiece::Over(self.end()),
             Ok(answer) => {
                 answer.recv().unwrap_or_else(|_| Piece::Failed(Error::failed("a thread that reads panicked")))
             }

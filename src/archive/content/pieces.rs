@@ -199,15 +199,17 @@ fn read_chunk(
     stored: &mut Buffer,
     out: &mut Buffer,
 ) -> Result<()> {
-    let damage = |why: &str| Err(Error::new(ErrorKind::Damage, why));
     let read = if archive.codec() == Codec::Plain { &mut *out } else { &mut *stored };
     read.clear();
     archive.read_stored(chunk.offset, chunk.stored_length, read)?;
     if blake3::hash(read) != chunk.stored_digest {
-        return damage("its bytes are not those that were written");
+        return Err(archive.mismatch(chunk));
     }
     if archive.codec() == Codec::Plain {
-        return if chunk.stored_length == chunk.content_length { Ok(()) } else { damage("its length is wrong") };
+        return match chunk.stored_length == chunk.content_length {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Damage, "its length is wrong")),
+        };
     }
     decoder.decode(stored, chunk.content_length, out)
 }

@@ -1,7 +1,6 @@
 //! Decodes a compressed file that has no chunks: from its beginning, one piece after another.
 
 use std::io::{BufReader, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -112,7 +111,7 @@ impl Frames {
         let at = source.get_ref().at - source.buffer().len() as u64;
         let archive = &source.get_ref().archive;
         let mut first = [0; 4];
-        let length = archive.file().read_at(&mut first, at).map_err(broken)?;
+        let length = archive.stored().read_at(&mut first, at).map_err(broken)?;
         if !self.codec.begins_frame(&first[..length]) {
             return match is_zero_from(archive, at).map_err(broken)? {
                 true => Ok(false),
@@ -137,7 +136,7 @@ impl Frames {
 fn is_zero_from(archive: &ArchiveReader, mut at: u64) -> std::io::Result<bool> {
     let mut bytes = vec![0; 1 << 16];
     loop {
-        match archive.file().read_at(&mut bytes, at)? {
+        match archive.stored().read_at(&mut bytes, at)? {
             0 => return Ok(true),
             count if bytes[..count].iter().any(|&byte| byte != 0) => return Ok(false),
             count => at += count as u64,
@@ -153,7 +152,7 @@ struct PositionedReader {
 
 impl Read for PositionedReader {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.archive.file().read_at(out, self.at)?;
+        let count = self.archive.stored().read_at(out, self.at)?;
         self.at += count as u64;
         Ok(count)
     }

@@ -58,8 +58,11 @@ impl<'c> BlockReader<'c> {
                 Err(ReadError::End) if self.pass_jump() => continue,
                 Err(ReadError::End) if self.is_partial || self.is_searching => return Ok(None),
                 Err(ReadError::End) => {
-                    let reason =
-                        if self.has_begun { "it ends without end marks: it was cut off" } else { "it is empty" };
+                    let reason = match self.has_begun {
+                        true => "it ends without end marks: it was cut off",
+                        false if self.content.is_empty() => "it is empty",
+                        false => "none of its members can be read",
+                    };
                     return Err(ReadError::Broken(reason.to_owned()));
                 }
                 Err(error) => return Err(error),

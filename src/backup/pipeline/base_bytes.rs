@@ -88,10 +88,11 @@ impl<'a> BaseBytes<'a> {
         let offset = self.pending_offset;
         let end = offset + self.pending.iter().map(|chunk| chunk.stored_length).sum::<u64>();
         let (first, last) = (offset.next_multiple_of(BLOCK), end - end % BLOCK);
-        if !self.shares || first >= last || from % BLOCK != offset % BLOCK {
+        let Some(file) = base.reader.whole_file().filter(|_| self.shares) else { return Ok(offset..offset) };
+        if first >= last || from % BLOCK != offset % BLOCK {
             return Ok(offset..offset);
         }
-        let is_shared = writer.share(base.file, from + (first - offset), first, last - first)?;
+        let is_shared = writer.share(file, from + (first - offset), first, last - first)?;
         Ok(if is_shared { first..last } else { offset..offset })
     }
 

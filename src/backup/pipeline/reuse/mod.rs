@@ -8,8 +8,6 @@ mod cursor;
 mod reasons;
 mod unchanged;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +17,7 @@ pub use self::reasons::{ReadReason, ReuseCounts};
 pub use self::unchanged::Rules;
 pub(super) use self::unchanged::{Details, check_details};
 use crate::archive::buffer::Buffer;
+use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Facts;
 use crate::chunk::{BaseChunk, Chunk};
 use crate::durable;
@@ -29,10 +28,8 @@ use crate::source::WalkSummary;
 pub struct Base<'a> {
     /// Number of the run that made it.
     pub run: i64,
-    /// Its file, open, so that no other file can take its place.
-    pub file: &'a File,
-    /// The path of the file.
-    pub path: &'a Path,
+    /// Its bytes, open, so that no other file can take the place of its own.
+    pub reader: &'a ArchiveReader,
     /// Chunks in it, those of the global header and the end marks counted.
     pub chunks: u64,
     /// Bytes in the file.
@@ -58,10 +55,10 @@ impl Base<'_> {
     /// returns whether it is one.
     pub(super) fn link_to(&self, temporary: &Path, facts: &Facts) -> bool {
         let is_same = self.facts.as_ref().is_some_and(|base| *base == Facts { run: base.run, ..facts.clone() });
-        is_same
-            && durable::link_over(self.file, self.path, self.link_name, temporary)
-                .inspect_err(|error| log::info!("the archive is written, not linked: {error}"))
-                .is_ok()
+        let Some(file) = self.reader.whole_file().filter(|_| is_same) else { return false };
+        durable::link_over(file, self.reader.path(), self.link_name, temporary)
+            .inspect_err(|error| log::info!("the archive is written, not linked: {error}"))
+            .is_ok()
     }
 
     /// Returns the notes on what the base was of use for.
@@ -94,14 +91,12 @@ impl Base<'_> {
     /// Errors: [`ErrorKind::Damage`] if they are not those that were written.
     pub(super) fn read(&self, chunk: &Chunk, stored: &mut Buffer) -> Result<()> {
         stored.clear();
-        let room = stored.spare(chunk.stored_length as usize);
-        let found = self.file.read_exact_at(room, chunk.offset);
-        if found.is_ok() && *blake3::hash(room).as_bytes() == chunk.stored_digest {
-            stored.keep(chunk.stored_length as usize);
+        let found = self.reader.read_stored(chunk.offset, chunk.stored_length, stored);
+        if found.is_ok() && blake3::hash(stored) == chunk.stored_digest {
             return Ok(());
         }
         self.is_damaged.store(true, Ordering::Relaxed);
-        let (path, sequence, offset) = (self.path.display(), chunk.sequence, chunk.offset);
+        let (path, sequence, offset) = (self.reader.path().display(), chunk.sequence, chunk.offset);
         let reason = found.map_or_else(|e| e.to_string(), |()| "its bytes are not those that were written".to_owned());
         let message = format!("{path} is damaged in chunk {sequence} at byte {offset}: {reason}");
         Err(Error::new(ErrorKind::Damage, message))
