@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::Store;
-use super::insert_chunks::ChunkInserter;
+use super::insert_chunks::insert_chunks;
 use super::remove_chunks::{MAX_BATCH_ROWS, remove_batch};
 use super::rows::{FROM_CHUNK, OF_FILE};
 use super::types::Claim;
@@ -28,11 +28,7 @@ impl Store {
                 })
                 .count();
             let (batch, later) = rest.split_at(fitting.max(1));
-            self.write_fenced(claim, |transaction| {
-                let mut inserter = ChunkInserter::of_run(transaction, claim.run())?;
-                batch.iter().try_for_each(|chunk| inserter.insert(chunk))?;
-                inserter.finish()
-            })?;
+            self.write_fenced(claim, |transaction| insert_chunks(transaction, claim.run(), batch))?;
             rest = later;
         }
         Ok(())

@@ -2,18 +2,215 @@
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
+use super::insert_rows::{NewRow, Table};
 use super::rows::{HOLDS_CHUNK, unfit};
 use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MAX_RUN, MemberRecord};
 use crate::member::CatalogMember;
 
-/// Adds chunks to an archive file in one transaction.
-pub(super) struct ChunkInserter<'t> {
+const CHUNK: Table = Table {
+    name: "chunk",
+    columns: &["stored_length", "stored_digest", "content_length", "content_digest", "read_started_at_ms"],
+};
+
+const MEMBER: Table = Table {
+    name: "member",
+    columns: &[
+        "path",
+        "kind",
+        "size",
+        "mode",
+        "uid",
+        "gid",
+        "user_name",
+        "group_name",
+        "modified_s",
+        "modified_ns",
+        "changed_s",
+        "changed_ns",
+        "device",
+        "inode",
+        "device_major",
+        "device_minor",
+        "link_target",
+        "xattr_digest",
+        "content_digest",
+        "entry_bytes",
+        "is_reusable",
+    ],
+};
+
+const CHUNK_MEMBERS: Table = Table { name: "chunk_members", columns: &["chunk_id", "ordinal", "member_id", "members"] };
+
+/// Adds chunks with their members to the archive file of a run, which may have a base.
+pub(super) fn insert_chunks(transaction: &Transaction<'_>, run: i64, chunks: &[CatalogChunk]) -> rusqlite::Result<()> {
+    let (file, base_file, stored_file) = transaction
+        .prepare_cached(
+            "SELECT archive.archive_file_id, base.archive_file_id, part.stored_file_id FROM run \
+             JOIN archive ON archive.run_id = run.id \
+             JOIN part ON part.archive_file_id = archive.archive_file_id \
+             LEFT JOIN archive AS base ON base.run_id = run.base_run_id AND base.state = 'complete' \
+             WHERE run.id = ?1 AND archive.state = 'writing'",
+        )?
+        .query_row([run], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let inserter = ChunkInserter { transaction, base_file };
+    let ids = inserter.insert_rows(chunks)?;
+    let mut spans = SpanInserter { transaction, file, stored_file, span: None };
+    ids.into_iter().zip(chunks).try_for_each(|(id, entry)| spans.add(id, &entry.chunk))?;
+    spans.store()
+}
+
+/// Adds the rows of chunks and of members.
+struct ChunkInserter<'t> {
+    transaction: &'t Transaction<'t>,
+    /// The file of the base, to whose chunks the new archive may refer.
+    base_file: Option<i64>,
+}
+
+impl ChunkInserter<'_> {
+    /// Returns the row of each chunk, after adding those that are new.
+    fn insert_rows(&self, chunks: &[CatalogChunk]) -> rusqlite::Result<Vec<i64>> {
+        let is_new = |entry: &&CatalogChunk| matches!(entry.record, ChunkRecord::New { .. });
+        let new: Vec<&CatalogChunk> = chunks.iter().filter(is_new).collect();
+        let members: Vec<&CatalogMember> = chunks.iter().flat_map(CatalogChunk::new_members).collect();
+        let mut next_member =
+            MEMBER.insert_numbered(self.transaction, &members, |row, member| set_member(row, member))?;
+        let mut next_chunk = CHUNK.insert_numbered(self.transaction, &new, |row, entry| set_chunk(row, entry))?;
+        let (mut ids, mut runs) = (Vec::with_capacity(chunks.len()), Vec::new());
+        for entry in chunks {
+            ids.push(match &entry.record {
+                ChunkRecord::Reused { id, reread } => {
+                    self.take_reused(*id, *reread, entry)?;
+                    *id
+                }
+                ChunkRecord::New { members } => {
+                    runs_of(next_chunk, members, &mut next_member, &mut runs);
+                    next_chunk += 1;
+                    next_chunk - 1
+                }
+            });
+        }
+        runs.iter().filter(|run| run.holds_known).try_for_each(|run| self.check_known(run))?;
+        CHUNK_MEMBERS.insert(self.transaction, &runs, |row, run| {
+            row.set(params![run.chunk, run.ordinal, run.member_id, run.members])
+        })?;
+        Ok(ids)
+    }
+
+    /// Records that a chunk of the base was read again, if it was. Fails if it is not one of the base.
+    fn take_reused(&self, id: i64, reread: bool, entry: &CatalogChunk) -> rusqlite::Result<()> {
+        self.check_reused(id, &entry.chunk)?;
+        if reread {
+            self.transaction
+                .prepare_cached("UPDATE chunk SET read_started_at_ms = ?2 WHERE id = ?1")?
+                .execute([id, entry.read_started.millis()])?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless the chunk is one of the base with these bytes: nothing else keeps its row from being removed.
+    fn check_reused(&self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
+        let is_of_base: bool = self
+            .transaction
+            .prepare_cached(&format!(
+                "SELECT EXISTS (SELECT 1 FROM chunk WHERE id = ?1 AND stored_length = ?2 AND stored_digest = ?3 \
+                     AND content_length = ?4) \
+                 AND EXISTS (SELECT 1 FROM span INDEXED BY span_of_chunk WHERE {HOLDS_CHUNK} AND archive_file_id = ?5)"
+            ))?
+            .query_row(
+                params![id, chunk.stored_length, chunk.stored_digest, chunk.content_length, self.base_file],
+                |row| row.get(0),
+            )?;
+        if is_of_base { Ok(()) } else { Err(unfit(format!("chunk {id} is not the one of the base"))) }
+    }
+
+    /// Fails unless the catalog has all members of a run.
+    fn check_known(&self, run: &MemberRun) -> rusqlite::Result<()> {
+        let found: i64 = self
+            .transaction
+            .prepare_cached("SELECT count(*) FROM member WHERE id >= ?1 AND id < ?1 + ?2")?
+            .query_row([run.member_id, run.members], |row| row.get(0))?;
+        if found == run.members {
+            return Ok(());
+        }
+        Err(unfit(format!("the catalog has {found} of {} members from {}", run.members, run.member_id)))
+    }
+}
+
+fn set_chunk(row: &mut NewRow<'_, '_>, entry: &CatalogChunk) -> rusqlite::Result<()> {
+    let chunk = &entry.chunk;
+    row.set(params![
+        chunk.stored_length,
+        chunk.stored_digest,
+        chunk.content_length,
+        chunk.content_digest,
+        entry.read_started.millis(),
+    ])
+}
+
+fn set_member(row: &mut NewRow<'_, '_>, entry: &CatalogMember) -> rusqlite::Result<()> {
+    let member = &entry.member;
+    row.set(params![
+        member.path.as_bytes(),
+        member.kind,
+        member.size.cast_signed(),
+        member.mode,
+        member.uid,
+        member.gid,
+        member.user_name,
+        member.group_name,
+        member.modified.seconds,
+        member.modified.nanoseconds,
+        entry.changed.seconds,
+        entry.changed.nanoseconds,
+        entry.device.cast_signed(),
+        entry.inode.cast_signed(),
+        member.device_number.map(|(major, _)| major),
+        member.device_number.map(|(_, minor)| minor),
+        member.link_target,
+        entry.xattr_digest,
+        entry.content_digest,
+        entry.entry_bytes,
+        entry.is_reusable,
+    ])
+}
+
+/// Members of one chunk with consecutive ids.
+struct MemberRun {
+    chunk: i64,
+    ordinal: usize,
+    member_id: i64,
+    members: i64,
+    /// Some of them are rows that should exist already.
+    holds_known: bool,
+}
+
+/// Adds the runs of the members of a chunk. New ones have the ids from `next_member` on.
+fn runs_of(chunk: i64, members: &[MemberRecord], next_member: &mut i64, runs: &mut Vec<MemberRun>) {
+    let first = runs.len();
+    for (ordinal, record) in members.iter().enumerate() {
+        let (id, is_known) = match record {
+            MemberRecord::Known(id) => (*id, true),
+            MemberRecord::New(_) => {
+                *next_member += 1;
+                (*next_member - 1, false)
+            }
+        };
+        match runs[first..].last_mut() {
+            Some(run) if id == run.member_id + run.members && run.members < MAX_RUN => {
+                run.members += 1;
+                run.holds_known |= is_known;
+            }
+            _ => runs.push(MemberRun { chunk, ordinal, member_id: id, members: 1, holds_known: is_known }),
+        }
+    }
+}
+
+/// Adds the spans of an archive file.
+struct SpanInserter<'t> {
     transaction: &'t Transaction<'t>,
     file: i64,
     /// The stored file that the archive file is.
     stored_file: i64,
-    /// The file of the base, to whose chunks the new archive may refer.
-    base_file: Option<i64>,
     span: Option<Span>,
 }
 
@@ -54,163 +251,13 @@ impl Span {
     }
 }
 
-impl<'t> ChunkInserter<'t> {
-    /// Adds to the archive file of a run, which may have a base.
-    pub(super) fn of_run(transaction: &'t Transaction<'t>, run: i64) -> rusqlite::Result<Self> {
-        let (file, base_file, stored_file) = transaction
-            .prepare_cached(
-                "SELECT archive.archive_file_id, base.archive_file_id, part.stored_file_id FROM run \
-                 JOIN archive ON archive.run_id = run.id \
-                 JOIN part ON part.archive_file_id = archive.archive_file_id \
-                 LEFT JOIN archive AS base ON base.run_id = run.base_run_id AND base.state = 'complete' \
-                 WHERE run.id = ?1 AND archive.state = 'writing'",
-            )?
-            .query_row([run], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        Ok(ChunkInserter { transaction, file, stored_file, base_file, span: None })
-    }
-
-    /// Adds a chunk and its members.
-    pub(super) fn insert(&mut self, entry: &CatalogChunk) -> rusqlite::Result<()> {
-        let id = match &entry.record {
-            ChunkRecord::Reused { id, reread } => {
-                self.check_reused(*id, &entry.chunk)?;
-                if *reread {
-                    self.transaction
-                        .prepare_cached("UPDATE chunk SET read_started_at_ms = ?2 WHERE id = ?1")?
-                        .execute([*id, entry.read_started.millis()])?;
-                }
-                *id
-            }
-            ChunkRecord::New { members } => {
-                let id = self.insert_chunk(entry)?;
-                self.insert_members(id, members)?;
-                id
-            }
-        };
-        self.add_to_span(id, &entry.chunk)
-    }
-
-    /// Writes the last span.
-    pub(super) fn finish(mut self) -> rusqlite::Result<()> {
-        self.store_span()
-    }
-
-    /// Fails unless the chunk is one of the base with these bytes: nothing else keeps its row from being removed.
-    fn check_reused(&self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
-        let is_of_base: bool = self
-            .transaction
-            .prepare_cached(&format!(
-                "SELECT EXISTS (SELECT 1 FROM chunk WHERE id = ?1 AND stored_length = ?2 AND stored_digest = ?3 \
-                     AND content_length = ?4) \
-                 AND EXISTS (SELECT 1 FROM span INDEXED BY span_of_chunk WHERE {HOLDS_CHUNK} AND archive_file_id = ?5)"
-            ))?
-            .query_row(
-                params![id, chunk.stored_length, chunk.stored_digest, chunk.content_length, self.base_file],
-                |row| row.get(0),
-            )?;
-        if is_of_base { Ok(()) } else { Err(unfit(format!("chunk {id} is not the one of the base"))) }
-    }
-
-    fn insert_chunk(&self, entry: &CatalogChunk) -> rusqlite::Result<i64> {
-        let chunk = &entry.chunk;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO chunk (stored_length, stored_digest, content_length, content_digest, read_started_at_ms) \
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![
-                chunk.stored_length,
-                chunk.stored_digest,
-                chunk.content_length,
-                chunk.content_digest,
-                entry.read_started.millis()
-            ])?;
-        Ok(self.transaction.last_insert_rowid())
-    }
-
-    fn insert_members(&self, chunk: i64, members: &[MemberRecord]) -> rusqlite::Result<()> {
-        let mut run: Option<MemberRun> = None;
-        for (ordinal, record) in members.iter().enumerate() {
-            let (id, is_known) = match record {
-                MemberRecord::Known(id) => (*id, true),
-                MemberRecord::New(member) => (self.insert_member(member)?, false),
-            };
-            match &mut run {
-                Some(run) if id == run.member_id + run.members && run.members < MAX_RUN => {
-                    run.members += 1;
-                    run.is_checked &= !is_known;
-                }
-                _ => {
-                    let next = MemberRun { ordinal, member_id: id, members: 1, is_checked: !is_known };
-                    run.replace(next).map_or(Ok(()), |run| self.insert_run(chunk, &run))?;
-                }
-            }
-        }
-        run.map_or(Ok(()), |run| self.insert_run(chunk, &run))
-    }
-
-    fn insert_run(&self, chunk: i64, run: &MemberRun) -> rusqlite::Result<()> {
-        if !run.is_checked {
-            let found: i64 = self
-                .transaction
-                .prepare_cached("SELECT count(*) FROM member WHERE id >= ?1 AND id < ?1 + ?2")?
-                .query_row([run.member_id, run.members], |row| row.get(0))?;
-            if found != run.members {
-                return Err(unfit(format!(
-                    "the catalog has {found} of {} members from {}",
-                    run.members, run.member_id
-                )));
-            }
-        }
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO chunk_members (chunk_id, ordinal, member_id, members) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![chunk, run.ordinal, run.member_id, run.members])
-            .map(drop)
-    }
-
-    fn insert_member(&self, entry: &CatalogMember) -> rusqlite::Result<i64> {
-        let member = &entry.member;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO member (path, kind, size, mode, uid, gid, user_name, group_name, modified_s, \
-                     modified_ns, changed_s, changed_ns, device, inode, device_major, device_minor, link_target, \
-                     xattr_digest, content_digest, entry_bytes, is_reusable) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, \
-                     ?21)",
-            )?
-            .execute(params![
-                member.path.as_bytes(),
-                member.kind,
-                member.size.cast_signed(),
-                member.mode,
-                member.uid,
-                member.gid,
-                member.user_name,
-                member.group_name,
-                member.modified.seconds,
-                member.modified.nanoseconds,
-                entry.changed.seconds,
-                entry.changed.nanoseconds,
-                entry.device.cast_signed(),
-                entry.inode.cast_signed(),
-                member.device_number.map(|(major, _)| major),
-                member.device_number.map(|(_, minor)| minor),
-                member.link_target,
-                entry.xattr_digest,
-                entry.content_digest,
-                entry.entry_bytes,
-                entry.is_reusable,
-            ])?;
-        Ok(self.transaction.last_insert_rowid())
-    }
-
-    fn add_to_span(&mut self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
+impl SpanInserter<'_> {
+    /// Adds the next chunk.
+    fn add(&mut self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
         if self.span.as_mut().is_some_and(|span| span.extend(id, chunk)) {
             return Ok(());
         }
-        self.store_span()?;
+        self.store()?;
         let mut before = self.span_before(chunk.sequence)?;
         let is_extended = before.as_mut().is_some_and(|span| span.extend(id, chunk));
         self.span = if is_extended { before } else { Some(Span::starting(id, chunk)) };
@@ -237,7 +284,8 @@ impl<'t> ChunkInserter<'t> {
             .optional()
     }
 
-    fn store_span(&mut self) -> rusqlite::Result<()> {
+    /// Writes the last span.
+    fn store(&mut self) -> rusqlite::Result<()> {
         let Some(span) = self.span.take() else { return Ok(()) };
         if span.is_stored {
             return self
@@ -262,13 +310,4 @@ impl<'t> ChunkInserter<'t> {
             ])
             .map(drop)
     }
-}
-
-/// Members of one chunk with consecutive ids.
-struct MemberRun {
-    ordinal: usize,
-    member_id: i64,
-    members: i64,
-    /// All of them were just inserted.
-    is_checked: bool,
 }

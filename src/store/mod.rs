@@ -34,6 +34,7 @@ mod connection;
 mod enqueue;
 mod file_system;
 mod insert_chunks;
+mod insert_rows;
 mod maintenance;
 mod members;
 mod migration;

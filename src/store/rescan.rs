@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 use super::Store;
-use super::insert_chunks::ChunkInserter;
+use super::insert_chunks::insert_chunks;
 use super::remove_chunks::remove_batch;
 use super::rows::{PENDING, exactly_one};
 use super::stored_files::{
@@ -89,11 +89,7 @@ impl Store {
 
     /// Adds chunks with their members to an archive that is being added.
     pub fn add_chunks_of_archive(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
-        self.write(|transaction| {
-            let mut inserter = ChunkInserter::of_run(transaction, run)?;
-            chunks.iter().try_for_each(|chunk| inserter.insert(chunk))?;
-            inserter.finish()
-        })
+        self.write(|transaction| insert_chunks(transaction, run, chunks))
     }
 
     /// Makes an archive visible whose chunks are all added and verified.
