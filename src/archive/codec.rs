@@ -95,10 +95,12 @@ pub struct Encoder {
     padding: Padding,
 }
 
+/// Codecs with their memory. Chunks are encoded into the same memory each time and copied from there, so that what
+/// waits to be written takes no more memory than it has bytes.
 enum EncoderKind {
     Plain,
-    Gzip(Compressor),
-    Zstd(zstd::bulk::Compressor<'static>),
+    Gzip(Compressor, Buffer),
+    Zstd(zstd::bulk::Compressor<'static>, Vec<u8>),
 }
 
 impl Encoder {
@@ -110,7 +112,7 @@ impl Encoder {
             Compression::Gzip(level) => {
                 let level =
                     CompressionLvl::new(i32::from(level)).map_err(|_| refused(format!("it has no level {level}")))?;
-                EncoderKind::Gzip(Compressor::new(level))
+                EncoderKind::Gzip(Compressor::new(level), Buffer::new())
             }
             Compression::Zstd(level) => {
                 let make = || {
@@ -118,7 +120,7 @@ impl Encoder {
                     compressor.set_parameter(CParameter::ChecksumFlag(true))?;
                     std::io::Result::Ok(compressor)
                 };
-                EncoderKind::Zstd(make().map_err(|e| refused(e.to_string()))?)
+                EncoderKind::Zstd(make().map_err(|e| refused(e.to_string()))?, Vec::new())
             }
         };
         Ok(Encoder { kind, padding })
@@ -138,44 +140,47 @@ impl Encoder {
         }
     }
 
-    /// Encodes `content` into the memory of `spare`. Also returns the buffer that is no longer needed, for the next
-    /// chunk.
-    pub fn encode(&mut self, content: Buffer, spare: Buffer) -> Result<(EncodedChunk, Buffer)> {
+    /// Encodes `content`.
+    pub fn encode(&mut self, content: Buffer) -> Result<EncodedChunk> {
         let content_digest = *blake3::hash(&content).as_bytes();
-        self.encode_hashed(content, content_digest, spare)
+        self.encode_hashed(content, content_digest, |_| Buffer::new()).map(|(encoded, _)| encoded)
     }
 
-    /// The same for content whose BLAKE3 digest is known.
+    /// Encodes content whose BLAKE3 digest is known. `room` returns an empty buffer for so many bytes. Also returns the
+    /// buffer of the content, without a capacity if that holds the encoded bytes.
     pub fn encode_hashed(
         &mut self,
         content: Buffer,
         content_digest: [u8; 32],
-        mut spare: Buffer,
+        room: impl FnOnce(usize) -> Buffer,
     ) -> Result<(EncodedChunk, Buffer)> {
         let content_length = content.len() as u64;
         let failed = |why: String| Error::failed(format!("cannot compress {content_length} bytes: {why}"));
-        spare.clear();
+        let mut stored;
         match &mut self.kind {
             EncoderKind::Plain => {
-                return Ok((EncodedChunk::new(content, content_digest, content_length, content_digest), spare));
+                let encoded = EncodedChunk::new(content, content_digest, content_length, content_digest);
+                return Ok((encoded, Buffer::new()));
             }
-            EncoderKind::Gzip(compressor) => {
-                let bound = compressor.gzip_compress_bound(content.len());
-                let length =
-                    compressor.gzip_compress(&content, spare.spare(bound)).map_err(|e| failed(e.to_string()))?;
-                spare.keep(length);
-                self.padding.pad_gzip(&mut spare);
+            EncoderKind::Gzip(compressor, memory) => {
+                memory.clear();
+                let memory = memory.spare(compressor.gzip_compress_bound(content.len()));
+                let length = compressor.gzip_compress(&content, memory).map_err(|e| failed(e.to_string()))?;
+                stored = room(length);
+                stored.extend(&memory[..length]);
+                self.padding.pad_gzip(&mut stored);
             }
-            EncoderKind::Zstd(compressor) => {
-                let bound = zstd::zstd_safe::compress_bound(content.len());
-                let length =
-                    compressor.compress_to_buffer(&content, spare.spare(bound)).map_err(|e| failed(e.to_string()))?;
-                spare.keep(length);
-                self.padding.pad_zstd(&mut spare);
+            EncoderKind::Zstd(compressor, memory) => {
+                memory.clear();
+                memory.reserve(zstd::zstd_safe::compress_bound(content.len()));
+                compressor.compress_to_buffer(&content, memory).map_err(|e| failed(e.to_string()))?;
+                stored = room(memory.len());
+                stored.extend(memory);
+                self.padding.pad_zstd(&mut stored);
             }
         }
-        let stored_digest = *blake3::hash(&spare).as_bytes();
-        Ok((EncodedChunk::new(spare, stored_digest, content_length, content_digest), content))
+        let stored_digest = *blake3::hash(&stored).as_bytes();
+        Ok((EncodedChunk::new(stored, stored_digest, content_length, content_digest), content))
     }
 }
 
@@ -254,7 +259,7 @@ mod tests {
             (0..100_000u32).for_each(|i| content.extend(&(i / 7).to_le_bytes()));
             let plain = content.to_vec();
             let mut encoder = Encoder::new(compression, Padding::None).unwrap();
-            let (chunk, _) = encoder.encode(content, Buffer::new()).unwrap();
+            let chunk = encoder.encode(content).unwrap();
             assert_eq!(chunk.chunk.content_length, plain.len() as u64);
             let mut decoder = Decoder::new(compression.into()).unwrap();
             let mut out = Buffer::new();
@@ -287,7 +292,7 @@ mod tests {
                 noise.fill(content.spare(length));
                 content.keep(length);
                 let plain = content.to_vec();
-                let (chunk, _) = encoder.encode(content, Buffer::new()).unwrap();
+                let chunk = encoder.encode(content).unwrap();
                 assert_eq!(chunk.stored.len() as u64 % SHARED_BLOCK_BYTES, 0);
                 assert_eq!(*blake3::hash(&chunk.stored).as_bytes(), chunk.chunk.stored_digest);
                 let mut decoded = Buffer::new();

@@ -116,7 +116,7 @@ impl<'f> ArchiveWriter<'f> {
     }
 
     fn put_content(&mut self, content: Buffer) -> Result<Chunk> {
-        let (encoded, _) = self.encoder.encode(content, Buffer::new())?;
+        let encoded = self.encoder.encode(content)?;
         self.put(&encoded)
     }
 

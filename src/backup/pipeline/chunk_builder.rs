@@ -103,7 +103,6 @@ pub(super) struct ReadMember {
 pub(super) struct ChunkBuilder<'a, 'f> {
     pub(super) state: &'a PipelineState<'f>,
     pub(super) names: &'a OwnerNames,
-    pub(super) is_encoded: bool,
     pub(super) encoder: &'a mut Encoder,
     pub(super) output: &'a Sender<PlanOutput>,
     pub(super) sequence: u64,
@@ -158,7 +157,7 @@ impl ChunkBuilder<'_, '_> {
         let (bytes, mut spare) = match base {
             Some(base) => (ChunkBytes::Base(base), content),
             None => {
-                let room = if self.is_encoded { self.state.take_buffer(content.len() as u64) } else { Buffer::new() };
+                let room = |bytes| self.state.take_buffer(bytes as u64);
                 let (chunk, spare) = self.encoder.encode_hashed(content, content_digest, room)?;
                 self.chunk_bytes += chunk.stored.len() as u64;
                 (ChunkBytes::Encoded(chunk), spare)

@@ -31,7 +31,6 @@ pub(super) fn run_worker(
         let builder = ChunkBuilder {
             state,
             names,
-            is_encoded: compression != Compression::None,
             encoder: &mut encoder,
             output,
             sequence: plan.sequence,
