@@ -32,6 +32,7 @@ use self::assembler::{Assembled, Assembler};
 use self::chunk_builder::{MemberCounts, PlanOutput};
 use self::plan::{Plan, Planner};
 pub use self::reuse::{Base, ReadReason, ReuseCounts, Rules};
+use self::reuse::{BaseCursor, read_pages};
 use self::state::PipelineState;
 use crate::archive::codec::Encoder;
 use crate::archive::padding::Padding;
@@ -238,10 +239,19 @@ fn walk_source(
         own_paths: options.own_paths,
         syncs: true,
     };
-    let mut planner = Planner::new(state, options.clock, names, options.compression, read_started, plans);
-    let summary = walk(&walk_options, &mut |entry| planner.visit(entry), &mut |problem| state.problem(problem))?;
-    planner.finish();
-    Ok(summary)
+    let visit = |base: Option<BaseCursor>| {
+        let parts = (plans, base);
+        let mut planner = Planner::new(state, options.clock, names, options.compression, read_started, parts);
+        let summary = walk(&walk_options, &mut |entry| planner.visit(entry), &mut |problem| state.problem(problem))?;
+        planner.finish();
+        Ok(summary)
+    };
+    let Some(base) = state.base else { return visit(None) };
+    thread::scope(|scope| {
+        let (pages, received) = bounded(2);
+        spawn(scope, state, "base", move || read_pages(base, &pages));
+        visit(Some(BaseCursor::new(received)))
+    })
 }
 
 /// Passes records to the catalog and reports progress, until the writer has ended. Owns the receiving end, so that the

@@ -16,7 +16,6 @@ use super::state::PipelineState;
 use crate::archive::cutter::{Cutter, MAX_CONTENT_BYTES};
 use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
-use crate::error::Result;
 use crate::member::MemberKind;
 use crate::schedule::Compression;
 use crate::source::{OwnerNames, SourceEntry};
@@ -62,7 +61,7 @@ pub(super) struct Planner<'a> {
     plans: Sender<Plan>,
     cutter: Cutter,
     links: HardLinks,
-    base: Option<BaseCursor<'a>>,
+    base: Option<BaseCursor>,
     /// When the run began. If the clock was set back since, the earliest time that it showed: what changes now must not
     /// seem to have changed before the run.
     read_started: Timestamp,
@@ -80,7 +79,7 @@ impl<'a> Planner<'a> {
         names: &'a OwnerNames,
         compression: Compression,
         read_started: Timestamp,
-        plans: Sender<Plan>,
+        (plans, base): (Sender<Plan>, Option<BaseCursor>),
     ) -> Self {
         Planner {
             state,
@@ -89,7 +88,7 @@ impl<'a> Planner<'a> {
             plans,
             cutter: Cutter::new(compression),
             links: HardLinks::default(),
-            base: state.base.map(BaseCursor::new),
+            base,
             read_started: read_started.min(clock.now()),
             is_encoded: compression != Compression::None,
             sequence: 0,
@@ -136,7 +135,7 @@ impl<'a> Planner<'a> {
         self.send_members()?;
         self.cutter.cut();
         let planned = [PlannedMember { entry, turn, hint: None }];
-        let (planned, first) = self.join(planned.into())?;
+        let (planned, first) = self.join(planned.into());
         if decide::are_unchanged(self.state, self.names, &planned, first.as_slice()) {
             return self.send_unchanged(planned, first);
         }
@@ -178,7 +177,7 @@ impl<'a> Planner<'a> {
             let data_bytes =
                 large.spans.as_deref().map_or(range.end - range.start, |spans| read::data_bytes(spans, &range));
             if piece > 0 && first.is_some() && data_bytes > 0 {
-                base_chunk = self.next_piece()?;
+                base_chunk = self.next_piece();
             }
             let work = Work::Piece(large.clone(), piece);
             self.send(
@@ -198,7 +197,7 @@ impl<'a> Planner<'a> {
         }
         let mut chunks: Vec<BaseRef> = first.into_iter().collect();
         loop {
-            let next = self.next_piece()?;
+            let next = self.next_piece();
             chunks.extend(next);
             if chunks.len() >= MAX_UNCHANGED_CHUNKS || next.is_none() && !chunks.is_empty() {
                 self.send(0, std::mem::take(&mut chunks), Work::Nothing(std::mem::take(&mut counts)))?;
@@ -216,7 +215,7 @@ impl<'a> Planner<'a> {
         let bytes = std::mem::take(&mut self.members_bytes);
         let memory_bytes = self.memory_for(bytes);
         let members = std::mem::take(&mut self.members);
-        let (members, first) = self.join(members)?;
+        let (members, first) = self.join(members);
         let mut chunks: Vec<BaseRef> = first.into_iter().collect();
         let is_file_of_pieces = |hint: &BaseHint| hint.entry.member.size > PIECE_BYTES;
         if let [PlannedMember { hint: Some(hint), .. }] = &members[..]
@@ -225,7 +224,7 @@ impl<'a> Planner<'a> {
         {
             // A file of more pieces than this was larger, so that not all of them are the same.
             while chunks.len() as u64 <= MAX_WHOLE_BYTES / PIECE_BYTES
-                && let Some(piece) = self.next_piece()?
+                && let Some(piece) = self.next_piece()
             {
                 chunks.push(piece);
             }
@@ -234,20 +233,16 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds to the members of a plan those of the base, and returns the chunk of the base that holds exactly them.
-    fn join(&mut self, mut members: Vec<PlannedMember>) -> ControlFlow<(), (Vec<PlannedMember>, Option<BaseRef>)> {
-        let Some(cursor) = &mut self.base else { return ControlFlow::Continue((members, None)) };
-        let joined = cursor.join(members.iter().map(|planned| &planned.entry.path));
-        let Match { hints, exact } = or_stop(self.state, joined)?;
+    fn join(&mut self, mut members: Vec<PlannedMember>) -> (Vec<PlannedMember>, Option<BaseRef>) {
+        let Some(cursor) = &mut self.base else { return (members, None) };
+        let Match { hints, exact } = cursor.join(members.iter().map(|planned| &planned.entry.path));
         members.iter_mut().zip(hints).for_each(|(planned, hint)| planned.hint = hint);
-        ControlFlow::Continue((members, exact))
+        (members, exact)
     }
 
     /// Returns the next piece of the large file that the base holds for the plan joined last.
-    fn next_piece(&mut self) -> ControlFlow<(), Option<BaseRef>> {
-        match &mut self.base {
-            Some(cursor) => or_stop(self.state, cursor.next_piece()),
-            None => ControlFlow::Continue(None),
-        }
+    fn next_piece(&mut self) -> Option<BaseRef> {
+        self.base.as_mut().and_then(BaseCursor::next_piece)
     }
 
     /// Returns the memory that `bytes` of raw content need. A file in several pieces is encoded piece by piece, so that
@@ -267,17 +262,6 @@ impl<'a> Planner<'a> {
         match self.plans.send(plan) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
-        }
-    }
-}
-
-/// Stops the pipeline if the base could not be read.
-fn or_stop<T>(state: &PipelineState<'_>, result: Result<T>) -> ControlFlow<(), T> {
-    match result {
-        Ok(value) => ControlFlow::Continue(value),
-        Err(error) => {
-            state.stop(error);
-            ControlFlow::Break(())
         }
     }
 }

@@ -5,16 +5,12 @@ use std::collections::VecDeque;
 use std::iter::Peekable;
 use std::vec::IntoIter;
 
-use super::Base;
+use crossbeam_channel::Receiver;
+
+use super::Page;
 use crate::chunk::{BaseChunk, BaseMember, Chunk};
 use crate::clock::Timestamp;
-use crate::error::Result;
 use crate::member::{CatalogMember, MemberPath};
-
-/// Members that one page should hold, about. Chunks of a large file hold none.
-const PAGE_MEMBERS: u64 = 2_000;
-/// Maximum number of chunks of a page.
-const MAX_PAGE_CHUNKS: u32 = 64;
 
 /// A chunk of the base, without its members.
 #[derive(Clone, Copy, Debug)]
@@ -48,12 +44,9 @@ pub struct Match {
 }
 
 /// Goes through the chunks of the base in order, page by page.
-pub struct BaseCursor<'a> {
-    base: &'a Base<'a>,
+pub struct BaseCursor {
+    pages: Receiver<Page>,
     page: VecDeque<BaseChunk>,
-    /// The first chunk that is not in a page yet.
-    next_sequence: u64,
-    page_chunks: u32,
     current: Option<Current>,
 }
 
@@ -65,19 +58,19 @@ struct Current {
     passed: usize,
 }
 
-impl<'a> BaseCursor<'a> {
-    /// Starts before the first member. The first chunk of an archive holds its global header.
-    pub fn new(base: &'a Base<'a>) -> Self {
-        BaseCursor { base, page: VecDeque::new(), next_sequence: 1, page_chunks: 8, current: None }
+impl BaseCursor {
+    /// Starts before the first member of the first page.
+    pub fn new(pages: Receiver<Page>) -> Self {
+        BaseCursor { pages, page: VecDeque::new(), current: None }
     }
 
     /// Returns the members of the base with these paths, which follow each other and all paths before.
-    pub fn join<'p>(&mut self, paths: impl Iterator<Item = &'p MemberPath>) -> Result<Match> {
+    pub fn join<'p>(&mut self, paths: impl Iterator<Item = &'p MemberPath>) -> Match {
         let mut hints = Vec::new();
         let mut exact: Option<u64> = None;
         let mut is_exact = true;
         for (ordinal, path) in paths.enumerate() {
-            let found = self.seek(path)?;
+            let found = self.seek(path);
             let place = found.as_ref().map(|(sequence, passed, _)| (*sequence, *passed));
             let sequence = place.filter(|&(_, passed)| passed == ordinal).map(|(sequence, _)| sequence);
             is_exact &= sequence.is_some() && exact.is_none_or(|first| sequence == Some(first));
@@ -86,76 +79,66 @@ impl<'a> BaseCursor<'a> {
         }
         let is_whole = |current: &&Current| is_exact && Some(current.chunk.chunk.sequence) == exact;
         let current = self.current.as_ref().filter(is_whole).filter(|current| current.count == hints.len());
-        Ok(Match { exact: current.map(|current| current.chunk), hints })
+        Match { exact: current.map(|current| current.chunk), hints }
     }
 
     /// Returns the next piece of the large file whose header is in the chunk found last, or `None` if it has no more.
-    pub fn next_piece(&mut self) -> Result<Option<BaseRef>> {
-        if !self.load()? || self.page.front().is_none_or(|chunk| !chunk.members.is_empty()) {
-            return Ok(None);
+    pub fn next_piece(&mut self) -> Option<BaseRef> {
+        if !self.load() || self.page.front().is_none_or(|chunk| !chunk.members.is_empty()) {
+            return None;
         }
-        Ok(self.page.pop_front().map(|chunk| BaseRef::of(&chunk)))
+        self.page.pop_front().map(|chunk| BaseRef::of(&chunk))
     }
 
     /// Passes all members before `path`. Returns the one of this path with the position of its chunk and its own
     /// position in it.
-    fn seek(&mut self, path: &MemberPath) -> Result<Option<(u64, usize, BaseHint)>> {
+    fn seek(&mut self, path: &MemberPath) -> Option<(u64, usize, BaseHint)> {
         loop {
             let Some(current) = &mut self.current else {
-                if !self.next_chunk()? {
-                    return Ok(None);
+                if !self.next_chunk() {
+                    return None;
                 }
                 continue;
             };
             let order = current.members.peek().map(|member| member.entry.member.path.cmp(path));
             match order {
                 None => self.current = None,
-                Some(Ordering::Greater) => return Ok(None),
+                Some(Ordering::Greater) => return None,
                 Some(order) => {
                     let passed = current.passed;
                     current.passed += 1;
                     let Some(member) = current.members.next().filter(|_| order == Ordering::Equal) else { continue };
                     let chunk = &current.chunk;
                     let hint = BaseHint { id: member.id, entry: member.entry, read_started: chunk.read_started };
-                    return Ok(Some((chunk.chunk.sequence, passed, hint)));
+                    return Some((chunk.chunk.sequence, passed, hint));
                 }
             }
         }
     }
 
     /// Goes to the next chunk with members. Returns whether there is one.
-    fn next_chunk(&mut self) -> Result<bool> {
-        while self.load()? {
-            let Some(chunk) = self.page.pop_front() else { return Ok(false) };
+    fn next_chunk(&mut self) -> bool {
+        while self.load() {
+            let Some(chunk) = self.page.pop_front() else { return false };
             if !chunk.members.is_empty() {
                 let (reference, count) = (BaseRef::of(&chunk), chunk.members.len());
                 let members = chunk.members.into_iter().peekable();
                 self.current = Some(Current { chunk: reference, members, count, passed: 0 });
-                return Ok(true);
+                return true;
             }
         }
-        Ok(false)
+        false
     }
 
-    /// Reads the next page if the last one is used up. Returns whether there are chunks left. The last chunk of an
-    /// archive holds its end marks.
-    fn load(&mut self) -> Result<bool> {
-        if !self.page.is_empty() {
-            return Ok(true);
+    /// Takes the next page if the last one is used up. Returns whether there are chunks left.
+    fn load(&mut self) -> bool {
+        while self.page.is_empty() {
+            match self.pages.recv() {
+                Ok(page) => self.page = page.into(),
+                Err(_) => return false,
+            }
         }
-        let left = (self.base.chunks - 1).saturating_sub(self.next_sequence);
-        if left == 0 {
-            return Ok(false);
-        }
-        let limit = self.page_chunks.min(u32::try_from(left).unwrap_or(u32::MAX));
-        let page = (self.base.pages)(self.next_sequence, limit)?;
-        let Some(last) = page.last() else { return Ok(false) };
-        self.next_sequence = last.chunk.sequence + 1;
-        let members: usize = page.iter().map(|chunk| chunk.members.len()).sum();
-        let per_chunk = (members / page.len()).max(1) as u64;
-        self.page_chunks = (PAGE_MEMBERS / per_chunk).clamp(1, u64::from(MAX_PAGE_CHUNKS)) as u32;
-        self.page = page.into();
-        Ok(true)
+        true
     }
 }
 

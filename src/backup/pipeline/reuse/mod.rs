@@ -5,6 +5,7 @@
 //! of a plan are unchanged, by the rule in [`unchanged`]; the assembler takes the bytes from the base.
 
 mod cursor;
+mod pages;
 mod reasons;
 mod unchanged;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) use self::cursor::{BaseCursor, BaseHint, BaseRef, Match};
+pub(super) use self::pages::{Page, read_pages};
 pub(super) use self::reasons::ReadReasons;
 pub use self::reasons::{ReadReason, ReuseCounts};
 pub use self::unchanged::Rules;
