@@ -30,6 +30,9 @@ const MAX_UNCHANGED_CHUNKS: usize = 64;
 /// Minimum memory that a piece counts, which limits how many sparse files are open at once.
 const MIN_PIECE_MEMORY: u64 = 256 << 10;
 
+/// Memory that a member takes besides its bytes, from its plan to its row in the catalog, about.
+const MEMBER_MEMORY: u64 = 1 << 10;
+
 /// Work for one worker.
 pub(super) struct Plan {
     /// Position among the plans, from 0.
@@ -213,8 +216,8 @@ impl<'a> Planner<'a> {
             return ControlFlow::Continue(());
         }
         let bytes = std::mem::take(&mut self.members_bytes);
-        let memory_bytes = self.memory_for(bytes);
         let members = std::mem::take(&mut self.members);
+        let memory_bytes = self.memory_for(bytes) + members.len() as u64 * MEMBER_MEMORY;
         let (members, first) = self.join(members);
         let mut chunks: Vec<BaseRef> = first.into_iter().collect();
         let is_file_of_pieces = |hint: &BaseHint| hint.entry.member.size > PIECE_BYTES;
