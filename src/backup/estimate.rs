@@ -4,7 +4,10 @@ use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, TryRecvError, bounded};
 
 use super::Runner;
 use super::monitor::Monitor;
@@ -118,10 +121,13 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
     Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
 }
 
+/// A run that ends sooner is not estimated for its progress alone.
+const ESTIMATE_AFTER: Duration = Duration::from_secs(5);
+
 impl Runner {
     /// Estimates a run before it writes: by the schedule's last archive, else by a walk over its source. Refuses the
     /// run if the archive would not fit. A run that cannot be estimated is not refused: a full disk also ends a run
-    /// cleanly.
+    /// cleanly. Returns `None` if only its progress needs an estimate.
     ///
     /// Errors: `DiskFull` with both numbers; `Interrupted` if the run was cancelled; the errors of a walk.
     pub(super) fn expected_extent(
@@ -129,40 +135,64 @@ impl Runner {
         row: &ScheduleRow,
         root: &SourceRoot,
         monitor: &Monitor<'_>,
-    ) -> Result<Extent> {
+    ) -> Result<Option<Extent>> {
         let free = free_bytes(self.home.backups())?;
         let last = self.store.newest_good(row.id)?.filter(|last| last.digest.is_some());
-        if let Some(last) = &last
-            && last.size <= free
-        {
-            return Ok(last.extent);
-        }
-        let own_paths = self.home.own_paths();
-        let extent = source::scan(&root.walk_options(&row.schedule, &own_paths), &mut || !monitor.is_cancelled())?;
-        monitor.check_not_cancelled()?;
-        let plain = extent.content_bytes.saturating_add(extent.members.saturating_mul(OVERHEAD_BYTES_PER_MEMBER));
-        let needed = match (row.schedule.compression, &last) {
-            (Compression::None, _) => Some(plain),
+        let ratio = match (row.schedule.compression, &last) {
+            (_, Some(last)) if last.size <= free => return Ok(Some(last.extent)),
+            (Compression::None, _) => 1.0,
             // Assumes the compression ratio of the last archive.
-            (_, Some(last)) if last.extent.content_bytes > 0 => {
-                let ratio = last.size as f64 / last.extent.content_bytes as f64;
-                Some((extent.content_bytes as f64 * ratio) as u64)
-            }
-            _ => None,
+            (_, Some(last)) if last.extent.content_bytes > 0 => last.size as f64 / last.extent.content_bytes as f64,
+            _ => return Ok(None),
         };
-        match needed {
-            Some(needed) if needed > free => Err(Error::new(
-                ErrorKind::DiskFull,
-                format!(
-                    "the archive of {} needs about {needed} bytes, and {} has {free} free",
-                    row.schedule.name,
-                    self.home.backups().display()
-                ),
-            )
-            .hint(
-                "free space there, exclude more with --exclude, compress with --compress zstd, or name another folder",
-            )),
-            _ => Ok(extent),
+        let own_paths = self.home.own_paths();
+        let walk_options = root.walk_options(&row.schedule, &own_paths);
+        let extent = source::scan(&walk_options, &mut || !monitor.is_cancelled())?;
+        monitor.check_not_cancelled()?;
+        let needed = match row.schedule.compression {
+            Compression::None => {
+                extent.content_bytes.saturating_add(extent.members.saturating_mul(OVERHEAD_BYTES_PER_MEMBER))
+            }
+            _ => (extent.content_bytes as f64 * ratio) as u64,
+        };
+        if needed <= free {
+            return Ok(Some(extent));
         }
+        let (name, folder) = (&row.schedule.name, self.home.backups().display());
+        Err(Error::new(
+            ErrorKind::DiskFull,
+            format!("the archive of {name} needs about {needed} bytes, and {folder} has {free} free"),
+        )
+        .hint("free space there, exclude more with --exclude, compress with --compress zstd, or name another folder"))
+    }
+
+    /// Carries out a run of which the extent is not known. If it takes long, walks its source meanwhile, so that its
+    /// progress is known.
+    pub(super) fn estimate_during<T>(
+        &self,
+        row: &ScheduleRow,
+        root: &SourceRoot,
+        monitor: &Monitor<'_>,
+        run: impl FnOnce() -> T,
+    ) -> T {
+        let (running, ended) = bounded::<()>(0);
+        let is_running = || ended.try_recv() == Err(TryRecvError::Empty);
+        let own_paths = self.home.own_paths();
+        let walk_options = root.walk_options(&row.schedule, &own_paths);
+        let estimate = || {
+            if ended.recv_timeout(ESTIMATE_AFTER) == Err(RecvTimeoutError::Timeout)
+                && let Ok(extent) = source::scan(&walk_options, &mut || is_running())
+                && is_running()
+            {
+                monitor.expect(extent);
+            }
+        };
+        thread::scope(|scope| {
+            // Without the thread there is no estimate.
+            let _ = thread::Builder::new().name("estimate".to_owned()).spawn_scoped(scope, estimate);
+            let result = run();
+            drop(running);
+            result
+        })
     }
 }

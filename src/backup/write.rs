@@ -64,13 +64,20 @@ impl Runner {
             let base = self.open_base(claim, prepared, context)?;
             let expected = match &base {
                 // It would fit once more; and if not, a full disk ends the run cleanly. Nothing is walked before.
-                Some(base) => Ok(base.row.extent),
+                Some(base) => Ok(Some(base.row.extent)),
                 None => self.expected_extent(&prepared.schedule, &prepared.source, monitor),
             };
-            monitor.expect(expected.map_err(Failure::retryable)?);
+            let expected = expected.map_err(Failure::retryable)?;
             monitor.phase("writing");
-            let (error, damaged) = match (self.write_with_base(claim, intent, prepared, &base, context, monitor), base)
-            {
+            let write = || self.write_with_base(claim, intent, prepared, &base, context, monitor);
+            let written = match expected {
+                Some(extent) => {
+                    monitor.expect(extent);
+                    write()
+                }
+                None => self.estimate_during(&prepared.schedule, &prepared.source, monitor, write),
+            };
+            let (error, damaged) = match (written, base) {
                 (Ok(written), _) => return Ok(written),
                 (Err(error), Some(base)) if base.is_damaged.load(Ordering::Relaxed) => (error, base),
                 (Err(error), _) => {
