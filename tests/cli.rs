@@ -37,8 +37,12 @@ mod reuse;
 mod runs;
 #[path = "cli/schedules.rs"]
 mod schedules;
+#[path = "cli/segments.rs"]
+mod segments;
 #[path = "cli/service.rs"]
 mod service;
+#[path = "support/mod.rs"]
+mod support;
 #[path = "cli/text_file.rs"]
 mod text_file;
 #[path = "cli/trust.rs"]

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::buffer::Buffer;
+use super::cksum::Cksum;
 use super::codec::{self, Codec};
 use super::index::{self, Index};
 use super::segments::{Piece, Segments};
@@ -27,6 +28,7 @@ pub struct ArchiveReader {
     metadata: Metadata,
     stored: Arc<StoredBytes>,
     codec: Codec,
+    cksum: Option<Cksum>,
 }
 
 impl ArchiveReader {
@@ -53,13 +55,12 @@ impl ArchiveReader {
             ))
             .hint("save the archive as a regular file and name that"));
         }
-        let (stored, codec) = if is_index(&file, path)? {
-            open_segments(path, file)?
-        } else {
-            let codec = detect_codec(&file).map_err(Error::io("read", path))?;
-            (StoredBytes::of_file(path, file, metadata.len()), codec)
-        };
-        Ok(ArchiveReader { metadata, stored: Arc::new(stored), codec })
+        if is_index(&file, path)? {
+            return open_segments(path, metadata, file);
+        }
+        let codec = detect_codec(&file).map_err(Error::io("read", path))?;
+        let stored = Arc::new(StoredBytes::of_file(path, file, metadata.len()));
+        Ok(ArchiveReader { metadata, stored, codec, cksum: None })
     }
 
     /// Returns the path it was opened by.
@@ -90,6 +91,11 @@ impl ArchiveReader {
     /// Returns the size of the archive in bytes, as it was at opening.
     pub fn size(&self) -> u64 {
         self.stored.size()
+    }
+
+    /// Returns what the index says that `cksum` prints for the archive; `None` of a whole one.
+    pub fn cksum(&self) -> Option<Cksum> {
+        self.cksum
     }
 
     /// Returns what is wrong with the segments as a whole, in words: those that are missing or too short.
@@ -138,7 +144,7 @@ impl ArchiveReader {
     }
 
     /// Returns the error for a chunk whose stored bytes have another digest.
-    pub(super) fn mismatch(&self, chunk: &Chunk) -> Error {
+    pub fn mismatch(&self, chunk: &Chunk) -> Error {
         let place = self.stored.place_of(chunk.offset, chunk.stored_length);
         Error::new(ErrorKind::Damage, format!("its bytes are not those that were written{place}"))
     }
@@ -161,13 +167,14 @@ fn is_index(file: &File, path: &Path) -> Result<bool> {
     Ok(name.is_some_and(|archive| ArchiveName::of_file(archive).is_some()))
 }
 
-fn open_segments(path: &Path, file: File) -> Result<(StoredBytes, Codec)> {
+fn open_segments(path: &Path, metadata: Metadata, file: File) -> Result<ArchiveReader> {
     let index = Index::read(path, BufReader::with_capacity(1 << 17, file))?;
     // The segments lie beside the index itself, not beside a link to it.
     let real = path.canonicalize().map_err(Error::io("resolve", path))?;
     let segments = Segments::open(real.parent().unwrap_or(Path::new("/")), &index)?;
     let codec = Codec::of_extension(index.archive_name().extension);
-    Ok((StoredBytes::of_segments(path, segments), codec))
+    let stored = Arc::new(StoredBytes::of_segments(path, segments));
+    Ok(ArchiveReader { metadata, stored, codec, cksum: Some(index.cksum()) })
 }
 
 /// Returns the codec by the beginning of a file. A zstd file may begin with skippable frames, as pzstd writes them.

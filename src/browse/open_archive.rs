@@ -59,6 +59,21 @@ impl OpenArchive {
         Ok(opened)
     }
 
+    /// Returns the reader of its stored bytes.
+    pub(super) fn reader(&self) -> &ArchiveReader {
+        &self.reader
+    }
+
+    /// Returns the archive digest, if the catalog has it.
+    pub(super) fn digest(&self) -> Option<[u8; 32]> {
+        self.catalog.as_ref()?.archive.digest.as_deref()?.try_into().ok()
+    }
+
+    /// Returns its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.reader.size()
+    }
+
     /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         self.reader.path()

@@ -16,6 +16,7 @@ mod documents;
 mod drill;
 mod edit;
 mod environment;
+mod export;
 mod find;
 mod handover;
 mod help;

@@ -57,8 +57,8 @@ pub fn run_number(word: &str) -> Option<i64> {
     word.strip_prefix('@')?.parse().ok()
 }
 
-/// Opens the archive that `what` names: a run (`@17`), the path of a file, or a schedule. Of a schedule it is the one
-/// that `archive` names, else the newest made by `at`, else the newest good one.
+/// Opens the archive that `what` names: a run (`@17`, `docs@17`), the path of a file, or a schedule. Of a schedule it is
+/// the one that `archive` names, else the newest made by `at`, else the newest good one.
 ///
 /// Errors: `NotFound`, with the nearest names or times.
 pub fn archive(context: &Context, what: &OsStr, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {
@@ -81,8 +81,9 @@ pub fn archive(context: &Context, what: &OsStr, archive: Option<&str>, at: Optio
         }
         Some(run) => archive_of_run(&store, run)?,
         None => {
-            let row = schedule_or_history(&store, what)?;
-            match (archive, at) {
+            let (name, run) = name_and_run(&store, what).filter(|_| !chosen).unzip();
+            let row = schedule_or_history(&store, name.unwrap_or(what))?;
+            match (archive.or(run), at) {
                 (Some(word), _) => archive_named(&store, &row, word)?,
                 (None, Some(at)) => archive_by(context, &store, &row, at)?,
                 (None, None) => newest_archive(context, &store, &row)?,
@@ -90,6 +91,13 @@ pub fn archive(context: &Context, what: &OsStr, archive: Option<&str>, at: Optio
         }
     };
     OpenArchive::from_catalog(&context.home, &store, found)
+}
+
+/// Splits `docs@17` into its name and `@17`, unless it is the name of a schedule itself.
+fn name_and_run<'w>(store: &Store, word: &'w str) -> Option<(&'w str, &'w str)> {
+    let (name, run) = word.split_at(word.rfind('@')?);
+    let is_both = !name.is_empty() && run_number(run).is_some();
+    (is_both && schedule_or_history(store, word).is_err()).then_some((name, run))
 }
 
 /// Returns whether a word means a file rather than a schedule or a run: it has a `/`, or it looks like the name of an

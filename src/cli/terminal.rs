@@ -56,10 +56,13 @@ impl Observer for TerminalObserver {
     }
 }
 
-/// Returns the bytes and members done, the rate and, if a total is known, the percentage and the time left.
+/// Returns the bytes and members done, if members are counted, the rate and, if a total is known, the percentage and the time left.
 pub fn describe(progress: &Progress) -> String {
     let seconds = progress.elapsed.as_secs_f64();
-    let mut text = format!("{}, {}", render::bytes(progress.bytes), render::count(progress.members, "member"));
+    let mut text = render::bytes(progress.bytes);
+    if progress.members > 0 {
+        text += &format!(", {}", render::count(progress.members, "member"));
+    }
     if seconds >= 1.0 {
         let rate = progress.bytes as f64 / seconds;
         text += &format!(", {}/s", render::bytes(rate as u64));

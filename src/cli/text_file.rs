@@ -1,4 +1,4 @@
-//! `import` and `export`: schedules in the text file or in JSON.
+//! `import`, and `export` of schedules: in the text file or in JSON.
 
 use std::fs;
 use std::io::{self, Read};
@@ -18,7 +18,7 @@ use crate::schedule::text_file;
 
 /// The form of a file of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum FileFormat {
+pub(super) enum FileFormat {
     /// path;hh:mm;name a line
     Text,
     /// Everything, with all options
@@ -35,18 +35,6 @@ pub struct ImportArgs {
     /// Form of the file
     #[arg(long, value_enum, default_value = "text")]
     format: FileFormat,
-}
-
-#[derive(Args)]
-pub struct ExportArgs {
-    /// File [default: standard output]
-    file: Option<PathBuf>,
-    /// Replace an existing file
-    #[arg(long)]
-    force: bool,
-    /// Form of the file [default: text; json with --json and no FILE]
-    #[arg(long, value_enum)]
-    format: Option<FileFormat>,
 }
 
 /// What `export FILE --json` prints.
@@ -172,9 +160,15 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
     Ok(())
 }
 
-pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
+/// Writes all schedules to a file, or to standard output; an existing file is replaced only with `force`.
+pub(super) fn export_schedules(
+    context: &Context,
+    file: Option<&Path>,
+    format: Option<FileFormat>,
+    force: bool,
+) -> Result<u8> {
     let is_json = context.format == Format::Json;
-    let format = match (args.format, &args.file) {
+    let format = match (format, file) {
         (Some(FileFormat::Text), None) if is_json => {
             return Err(Error::usage("--json prints one JSON document, and the text file is none")
                 .hint("name a file, or leave out --format text"));
@@ -189,12 +183,12 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
         FileFormat::Text => import_export::export_text(&rows),
         FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
     };
-    match &args.file {
+    match file {
         None => {
             render::reserve_stdout();
             render::print_bytes(&exported.text)?;
         }
-        Some(file) => write_export(context, file, &exported.text, args.force)?,
+        Some(file) => write_export(context, file, &exported.text, force)?,
     }
     for (name, reason) in &exported.left_out {
         context.warn(&format!("{name} is not in the text file: {reason} (`export --format json` holds everything)"));
@@ -205,7 +199,7 @@ pub fn cmd_export(context: &Context, args: &ExportArgs) -> Result<u8> {
             .warn(&format!("{name} is in the text file without: {options} (`export --format json` holds everything)"));
     }
     let is_whole = exported.left_out.is_empty() && exported.without_options.is_empty();
-    if let Some(file) = args.file.as_ref().filter(|_| is_json) {
+    if let Some(file) = file.filter(|_| is_json) {
         render::print_json(&export_document(file, rows.len(), exported))?;
     }
     Ok(if is_whole { 0 } else { ErrorKind::Incomplete.exit_code() })

@@ -3,8 +3,8 @@
 use clap::Subcommand;
 
 use super::{
-    Context, accept, archives, cancel, cat, config, create, delete, diff, drill, edit, find, history, list, ls, next,
-    prune, rescan, restore, run, serve, start, status, text_file, verify,
+    Context, accept, archives, cancel, cat, config, create, delete, diff, drill, edit, export, find, history, list, ls,
+    next, prune, rescan, restore, run, serve, start, status, text_file, verify,
 };
 use crate::error::Result;
 
@@ -78,8 +78,8 @@ pub(super) enum Verb {
 
     /// Read schedules from a text file (path;hh:mm;name a line) or from JSON
     Import(text_file::ImportArgs),
-    /// Write schedules as a text file or as JSON
-    Export(text_file::ExportArgs),
+    /// Write schedules to a file, or an archive as one tar file
+    Export(export::ExportArgs),
     /// Rebuild the catalog from the archive files, or restore a copy of the database
     Rescan(rescan::RescanArgs),
     /// Show or change service settings
@@ -118,7 +118,7 @@ pub(super) fn run_verb(context: &Context, verb: Verb) -> Result<u8> {
         Verb::Stop(args) => start::cmd_stop(context, &args),
         Verb::Serve(args) => serve::cmd_serve(context, &args),
         Verb::Import(args) => text_file::cmd_import(context, &args),
-        Verb::Export(args) => text_file::cmd_export(context, &args),
+        Verb::Export(args) => export::cmd_export(context, &args),
         Verb::Rescan(args) => rescan::cmd_rescan(context, &args),
         Verb::Config(args) => config::cmd_config(context, &args),
     }

@@ -197,6 +197,14 @@ fn a_header_of_another_form_is_refused_although_its_digest_is_right() {
 }
 
 #[test]
+fn the_example_in_the_documentation_is_an_index() {
+    let document = include_str!("../../../docs/archive-format.md");
+    let text = document.split("```\n").find(|block| block.as_bytes().starts_with(MAGIC)).unwrap();
+    let index = read(text.as_bytes()).unwrap();
+    assert_eq!((index.bytes(), index.ranges().len()), (1_000_350, 3));
+}
+
+#[test]
 fn the_number_of_ranges_grows_with_the_archive() {
     assert_eq!(Index::max_ranges(0), 10_000);
     assert_eq!(Index::max_ranges(10_000 * 32 * 1024 + 32 * 1024), 10_001);
