@@ -66,8 +66,8 @@ impl StoredBytes {
         }
     }
 
-    /// Returns words for messages: which segments hold the `length` bytes from `offset` on, and where. Nothing in a whole
-    /// archive.
+    /// Returns words for messages: which segments hold the `length` bytes from `offset` on, and where. Nothing in a
+    /// whole archive.
     pub(super) fn place_of(&self, offset: u64, length: u64) -> String {
         let Files::Segments(segments) = &self.files else { return String::new() };
         let words = |piece: Piece| format!("segment {} at byte {}", segments.name(piece.file), piece.offset);

@@ -57,8 +57,8 @@ pub fn run_number(word: &str) -> Option<i64> {
     word.strip_prefix('@')?.parse().ok()
 }
 
-/// Opens the archive that `what` names: a run (`@17`, `docs@17`), the path of a file, or a schedule. Of a schedule it is
-/// the one that `archive` names, else the newest made by `at`, else the newest good one.
+/// Opens the archive that `what` names: a run (`@17`, `docs@17`), the path of a file, or a schedule. Of a schedule it
+/// is the one that `archive` names, else the newest made by `at`, else the newest good one.
 ///
 /// Errors: `NotFound`, with the nearest names or times.
 pub fn archive(context: &Context, what: &OsStr, archive: Option<&str>, at: Option<Timestamp>) -> Result<OpenArchive> {

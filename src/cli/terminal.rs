@@ -56,7 +56,8 @@ impl Observer for TerminalObserver {
     }
 }
 
-/// Returns the bytes and members done, if members are counted, the rate and, if a total is known, the percentage and the time left.
+/// Returns the bytes done, the members if they are counted, the rate and, if a total is known, the percentage and the
+/// time left.
 pub fn describe(progress: &Progress) -> String {
     let seconds = progress.elapsed.as_secs_f64();
     let mut text = render::bytes(progress.bytes);
