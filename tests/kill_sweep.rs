@@ -1,10 +1,14 @@
 //! Kills the real program at its Nth write, sync, rename, link, unlink or open, or makes that call fail; then checks
 //! what the next command makes of it.
 //!
+//! A backup with a base is also stopped at each call, while another command removes archives.
+//!
 //! Faults are injected by `strace --inject`. `BACKUP_STRESS=full` plays every N of every call; otherwise some.
 //! `BACKUP_KIND=prune` plays one kind of command only, `BACKUP_CALL=fsync` one call, `BACKUP_CASES=n` about n cases,
 //! and `BACKUP_ERRORS=all` every error at every call of every scenario, which takes twice as long.
 
+#[path = "kill_sweep/beside.rs"]
+mod beside;
 #[path = "kill_sweep/case.rs"]
 mod case;
 #[path = "kill_sweep/fault.rs"]
@@ -27,7 +31,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use case::Case;
+use case::{Case, Scenario};
 use fault::Fault;
 use homes::Homes;
 
@@ -115,9 +119,9 @@ fn select(cases: Vec<Case<'_>>) -> Vec<Case<'_>> {
     kinds.into_values().flat_map(spread).collect()
 }
 
-/// Injects faults at every call of every scenario: all of `faults` in the first scenario of each kind, and in its
-/// others, which make the same calls, one group of faults after the other.
-fn sweep(name: &str, faults: &[&[Fault]]) {
+/// Injects faults at every call of every scenario that `is_meant`: all of `faults` in the first scenario of each kind,
+/// and in its others, which make the same calls, one group of faults after the other.
+fn sweep(name: &str, faults: &[&[Fault]], is_meant: impl Fn(&Scenario, &str) -> bool) {
     if let Some(reason) = fault::why_unsupported() {
         stress::print(&format!("skipped: {name}: {reason}"));
         return;
@@ -129,6 +133,9 @@ fn sweep(name: &str, faults: &[&[Fault]]) {
     for scenario in homes.scenarios.iter().filter(|scenario| is_wanted("BACKUP_KIND", scenario.kind)) {
         let is_first = seen.insert(scenario.kind) || all;
         for (call, count) in scenario.calls.iter().filter(|(call, _)| is_wanted("BACKUP_CALL", call)) {
+            if !is_meant(scenario, call) {
+                continue;
+            }
             for n in 1..=*count {
                 let one_group = &faults[n % faults.len()];
                 let faults = if is_first { faults } else { std::slice::from_ref(one_group) };
@@ -142,11 +149,44 @@ fn sweep(name: &str, faults: &[&[Fault]]) {
 
 #[test]
 fn the_next_command_recovers_from_a_kill_at_any_call() {
-    sweep("kill sweep", &[&[Fault::Kill]]);
+    sweep("kill sweep", &[&[Fault::Kill]], |_, _| true);
 }
 
 #[test]
 fn an_error_at_any_call_leaves_nothing_behind() {
     let errors = ["ENOSPC", "EIO", "EDQUOT", "EMFILE"].map(|error| [Fault::Once(error), Fault::Always(error)]);
-    sweep("errno sweep", &errors.each_ref().map(|pair| &pair[..]));
+    sweep("errno sweep", &errors.each_ref().map(|pair| &pair[..]), |_, _| true);
+}
+
+#[test]
+fn a_run_that_takes_from_its_base_lasts_beside_a_command_that_removes_archives() {
+    let faults = [Fault::Stop, Fault::StopAndKill];
+    sweep("sweep beside", &[&faults], |scenario, _| scenario.beside.is_some());
+}
+
+/// Calls that fail because of what a file or a file system is: links, names, modes, owners and copied ranges.
+const OF_FILES: [&str; 16] = [
+    "link",
+    "linkat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "unlink",
+    "unlinkat",
+    "open",
+    "openat",
+    "openat2",
+    "chmod",
+    "fchmod",
+    "fchown",
+    "ioctl",
+    "copy_file_range",
+    "ftruncate",
+];
+
+#[test]
+fn what_a_file_system_refuses_a_run_with_a_base_leaves_nothing_behind() {
+    let errors = ["EMLINK", "EPERM", "EXDEV", "EOPNOTSUPP"].map(|error| [Fault::Once(error), Fault::Always(error)]);
+    let is_meant = |scenario: &Scenario, call: &str| scenario.beside.is_some() && OF_FILES.contains(&call);
+    sweep("errno sweep of files", &errors.each_ref().map(|pair| &pair[..]), is_meant);
 }

@@ -13,7 +13,9 @@ use backup_manager::home::{Home, HomeOptions};
 use backup_manager::liveness::Worker;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::store::{Access, Bootstrap, Role, Store, WorkerRow};
+use rustix::process::Signal;
 
+use crate::beside::run_beside;
 use crate::fault::{Fault, Outcome, calls, copy, program, run_with_fault, words};
 use crate::state::{self, Describe};
 use crate::stress::fast_folder;
@@ -27,6 +29,8 @@ pub struct Scenario {
     command: Vec<String>,
     /// A command that has to succeed after it.
     then: Option<Vec<String>>,
+    /// A command that may run while it is stopped.
+    pub beside: Option<&'static str>,
     describe: Describe,
     /// The description of the home after the command.
     expected: String,
@@ -63,12 +67,29 @@ impl Scenario {
         let expected = describe(&home).unwrap_or_else(|why| panic!("{kind}, {name}, without a fault: {why}"));
         let after = state::complete(&home);
         let kept = before.into_iter().filter(|file| after.contains(file)).collect();
-        Scenario { kind, name: name.to_owned(), template, command, then: None, describe, expected, kept, calls }
+        Scenario {
+            kind,
+            name: name.to_owned(),
+            template,
+            command,
+            then: None,
+            beside: None,
+            describe,
+            expected,
+            kept,
+            calls,
+        }
     }
 
     /// Also requires that `command` succeeds in the end.
     pub fn then(self, command: &str) -> Scenario {
         Scenario { then: Some(words(command)), ..self }
+    }
+
+    /// Also runs `command` in another process while this one is stopped; it may remove archives with such names.
+    pub fn beside(mut self, command: &'static str, removes: &str) -> Scenario {
+        self.kept.retain(|file| !file.contains(removes));
+        Scenario { beside: Some(command), ..self }
     }
 }
 
@@ -78,6 +99,9 @@ impl Case<'_> {
         let folder = fast_folder();
         let home = folder.path().join("home");
         copy(&self.scenario.template, &home);
+        if matches!(self.fault, Fault::Stop | Fault::StopAndKill) {
+            return self.play_beside(&home);
+        }
         let Outcome { output, failed_on } =
             run_with_fault(&home, &self.scenario.command, &self.call, self.n, self.fault);
         let is_hit = output.as_ref().is_none_or(|output| !output.status.success());
@@ -101,6 +125,43 @@ impl Case<'_> {
         Ok(is_hit)
     }
 
+    /// Plays a case in which another command runs while the command is stopped.
+    fn play_beside(&self, home: &Path) -> Result<bool, String> {
+        let Some(beside) = self.scenario.beside else { return Ok(false) };
+        let then = if matches!(self.fault, Fault::Stop) { Signal::CONT } else { Signal::KILL };
+        let both = run_beside(home, &self.scenario.command, (&self.call, self.n), beside, then)?;
+        let Some(other) = both.beside else { return Ok(false) };
+        self.check_message(&both.stopped)?;
+        self.check_message(&other)?;
+        let message = String::from_utf8_lossy(&other.stderr);
+        // What is the base of a running run is not removed.
+        if !other.status.success() && other.status.code() != Some(11) {
+            return Err(format!("{beside} beside it: {}: {message}", other.status));
+        }
+        assert_none(Promises::default().violations(home, When::Always), "after both")?;
+        if then == Signal::CONT {
+            let message = String::from_utf8_lossy(&both.stopped.stderr);
+            if !both.stopped.status.success() {
+                return Err(format!("it fails beside {beside}: {}: {message}", both.stopped.status));
+            }
+            self.check_described(home)?;
+            assert_none(Promises::default().violations(home, When::Settled), "after both")?;
+        }
+        self.run_again(home, &message).map_err(|why| format!("{why}\n  ({beside} printed: {})", message.trim()))?;
+        Ok(true)
+    }
+
+    /// Compares the home with that after the command without a fault. A base that another command removed before the
+    /// run held it is none.
+    fn check_described(&self, home: &Path) -> Result<(), String> {
+        let (found, expected) = ((self.scenario.describe)(home)?, &self.scenario.expected);
+        let is_beside = matches!(self.fault, Fault::Stop | Fault::StopAndKill);
+        if found == *expected || is_beside && found.replace("base 0", "base 1") == *expected {
+            return Ok(());
+        }
+        Err(format!("differs from a run without a fault: {}", difference(expected, &found).join("; ")))
+    }
+
     /// A command that fails prints why, unless it was killed or cannot write; it never panics.
     fn check_message(&self, output: &Output) -> Result<(), String> {
         let message = String::from_utf8_lossy(&output.stderr);
@@ -119,7 +180,7 @@ impl Case<'_> {
     /// Runs the same command again without a fault, with the option that its first `message` asks for: it must succeed
     /// without any repair by hand.
     fn run_again(&self, home: &Path, message: &str) -> Result<(), String> {
-        let Scenario { command, describe, expected, kept, then, .. } = self.scenario;
+        let Scenario { command, kept, then, .. } = self.scenario;
         // A restore that left something different from the archive reports it, and that this option replaces it.
         let replacing = [&command[..], &words("--overwrite always")].concat();
         match succeed(home, command) {
@@ -132,10 +193,7 @@ impl Case<'_> {
             }
             result => result?,
         }
-        let found = describe(home)?;
-        if found != *expected {
-            return Err(format!("differs from a run without a fault: {}", difference(expected, &found).join("; ")));
-        }
+        self.check_described(home)?;
         let complete = state::complete(home);
         if let Some(lost) = kept.iter().find(|file| !complete.contains(file)) {
             return Err(format!("the archive {lost} is lost"));

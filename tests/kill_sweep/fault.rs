@@ -11,16 +11,20 @@ use rustix::process::{Pid, Signal};
 /// The calls that change what other processes see, and the calls that open files.
 const CALLS: &str = "write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
                      open,openat,openat2,mkdir,mkdirat,mknodat,ftruncate,symlink,symlinkat,chmod,fchmod,fchmodat,\
-                     fchown,fchownat,utimensat,fsetxattr";
+                     fchown,fchownat,utimensat,fsetxattr,copy_file_range,ioctl";
 /// After this time a command is taken to wait, as it does while the database cannot be written.
 const MAX_WAIT: Duration = Duration::from_millis(300);
 /// How often the command is polled.
-const POLL_INTERVAL: Duration = Duration::from_millis(2);
+pub const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What happens at a call: the process is killed, or the call fails once, or from then on.
+/// What happens at a call: the process is killed or stopped, or the call fails once, or from then on.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     Kill,
+    /// It is stopped, and another command runs meanwhile; then it continues.
+    Stop,
+    /// The same, but then it is killed.
+    StopAndKill,
     Once(&'static str),
     Always(&'static str),
 }
@@ -53,7 +57,7 @@ fn set_environment(command: &mut Command, home: &Path) {
     command.env_clear().env("TZ", "UTC").env("PATH", "/usr/bin:/bin").current_dir(home).stdin(Stdio::null());
 }
 
-fn traced(home: &Path, command: &[String], options: &[&str]) -> Command {
+pub fn traced(home: &Path, command: &[String], options: &[&str]) -> Command {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq"]).args(options).arg(env!("CARGO_BIN_EXE_backup-manager")).args(command);
     set_environment(&mut strace, home);
@@ -107,7 +111,7 @@ pub struct Outcome {
 pub fn run_with_fault(home: &Path, command: &[String], call: &str, n: usize, fault: Fault) -> Outcome {
     // With `--seccomp-bpf` the other calls run at full speed; strace 6.1 then injects errors, but no signals.
     let (speed, what) = match fault {
-        Fault::Kill => ("-qq", format!("inject={call}:signal=SIGKILL:when={n}")),
+        Fault::Kill | Fault::Stop | Fault::StopAndKill => ("-qq", format!("inject={call}:signal=SIGKILL:when={n}")),
         Fault::Once(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}")),
         Fault::Always(error) => ("--seccomp-bpf", format!("inject={call}:error={error}:when={n}+")),
     };

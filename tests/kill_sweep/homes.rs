@@ -38,6 +38,7 @@ impl Homes {
     pub fn make() -> Homes {
         let mut homes = Homes { folder: fast_folder(), scenarios: Vec::new() };
         homes.backups();
+        homes.reuses();
         homes.texts();
         homes.prunes();
         homes.restores();
@@ -74,6 +75,49 @@ impl Homes {
                 self.scenarios.push(Scenario::new(kind, format, home, "run docs", state::nothing));
             }
         }
+    }
+
+    /// Runs with a base that is not the newest archive, so that pruning wants to remove it; it shares chunks with an
+    /// older one.
+    fn reuses(&mut self) {
+        let sizes = [("none", "gzip", 30_000), ("gzip", "zstd", 150_000), ("zstd", "none", 400_000)];
+        for (format, other, bytes) in sizes {
+            let home = self.home_with_base("unchanged", format, other, bytes).0;
+            let unchanged = Scenario::new("unchanged", format, home, "run docs", state::reused);
+            self.scenarios.push(unchanged.beside("forget @2", "-2.tar"));
+            let (home, source) = self.home_with_base("changed", format, other, bytes);
+            run(&home, "edit docs --keep-last 2");
+            fs::write(source.join("below/file 09"), "fourth version").unwrap();
+            let changed = Scenario::new("changed", format, home, "run docs", state::reused);
+            self.scenarios.push(changed.beside("prune --yes", "docs-"));
+        }
+    }
+
+    /// Returns a home with two archives of one format, then two of another one, and its source, which lies outside of
+    /// it: a copy of the source would have other inode numbers.
+    fn home_with_base(&self, kind: &str, format: &str, other: &str, bytes: usize) -> (PathBuf, PathBuf) {
+        let (home, source) = (self.path(&format!("{kind}-{format}")), self.path(&format!("{kind}-{format}-source")));
+        fs::create_dir_all(source.join("below")).unwrap();
+        for file in 0..12 {
+            fs::write(source.join(format!("below/file {file:02}")), vec![file; bytes]).unwrap();
+        }
+        fs::write(source.join("large"), vec![1; if format == "none" { 0 } else { 5 << 20 }]).unwrap();
+        fs::hard_link(source.join("below/file 03"), source.join("name")).unwrap();
+        fs::create_dir(&home).unwrap();
+        let create = format!("create {} --name docs --at 9:00 --trust-times --compress {format}", source.display());
+        run(&home, &create);
+        run_as_if_later(&home);
+        fs::write(source.join("below/file 05"), "second version").unwrap();
+        run_as_if_later(&home);
+        run(&home, &format!("edit docs --compress {other}"));
+        run_as_if_later(&home);
+        if kind == "changed" {
+            // Names of one file would count once for `--keep-last`.
+            fs::write(source.join("below/file 07"), "third version").unwrap();
+        }
+        run_as_if_later(&home);
+        run(&home, &format!("edit docs --compress {format}"));
+        (home, source)
     }
 
     fn texts(&mut self) {
@@ -191,6 +235,13 @@ impl Homes {
         fs::remove_dir_all(home).unwrap();
         calls
     }
+}
+
+/// Makes an archive of `docs`, and what changed just before does not count as recent for the next run.
+fn run_as_if_later(home: &Path) {
+    run(home, "run docs");
+    let connection = Connection::open(home.join("backup.db")).unwrap();
+    connection.execute("UPDATE chunk SET read_started_at_ms = read_started_at_ms + 10000", []).unwrap();
 }
 
 /// Makes the database of an older schema beside `new.db`, with all of its rows that the old schema has room for.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -47,6 +48,24 @@ pub fn complete_archives(home: &Path) -> Result<String, String> {
 /// Describes the archives, in every state.
 pub fn archives(home: &Path) -> Result<String, String> {
     lines(home, &["SELECT state || ' ' || file_name FROM archive ORDER BY file_name"])
+}
+
+/// Compares the newest archive of `docs` with its source by GNU tar, and describes from how many runs back it took what
+/// did not change.
+pub fn reused(home: &Path) -> Result<String, String> {
+    let newest = "FROM archive JOIN run ON run.id = run_id JOIN schedule ON schedule.id = archive.schedule_id \
+                  WHERE schedule.name = 'docs' AND archive.state = 'complete' ORDER BY run_id DESC LIMIT 1";
+    let file = lines(home, &[&format!("SELECT file_name {newest}")])?;
+    let source = lines(home, &[&format!("SELECT CAST(schedule.source AS TEXT) {newest}")])?;
+    let mut compare = Command::new("tar");
+    compare.arg("--compare").arg("-f").arg(home.join("backups").join(&file));
+    let compared = compare.arg("-C").arg(Path::new(&source).parent().unwrap()).output().map_err(|e| e.to_string())?;
+    if !compared.status.success() {
+        let (out, err) = (String::from_utf8_lossy(&compared.stdout), String::from_utf8_lossy(&compared.stderr));
+        return Err(format!("{file} differs from the source: {out}{err}"));
+    }
+    let facts = format!("SELECT archive.members || ' members, base ' || (base_run_id IS NOT NULL) {newest}");
+    lines(home, &[&facts])
 }
 
 /// Returns the file names of the complete archives.

@@ -1,21 +1,38 @@
-//! Series of random changes: each archive made with a base is what a run that reads everything makes.
+//! Series of random changes: each archive made with a base is what a run that reads everything makes, and GNU tar
+//! extracts from it the tree of its day. The same changes are archived with each codec.
 //!
-//! `BACKUP_STRESS=full` takes 1,000 seeds, otherwise a few; `BACKUP_MANAGER_SEED` takes one.
+//! `BACKUP_STRESS=full` takes 1,000 seeds, `BACKUP_SEEDS=n` so many, otherwise a few; `BACKUP_SEED` takes one.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use backup_manager::archive::padding::Padding;
+use backup_manager::clock::ManualClock;
+use backup_manager::schedule::Compression;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
-use crate::catalog::World;
+use crate::catalog::{Made, World, now};
 use crate::changes::CODECS;
+use crate::support::archive::{has_tool, run_tool};
 use crate::support::random::Random;
+use crate::support::tree;
+
+const FULL: u64 = 1_000;
+const QUICK: u64 = 4;
+/// One seed in so many lies on the disk, with its own file system; the others lie in memory, which is faster.
+const ON_DISK: u64 = 16;
 
 struct Tree {
     root: PathBuf,
     random: Random,
+    /// The last members of the chunks of the archives made last.
+    chunk_ends: Vec<PathBuf>,
 }
 
 impl Tree {
@@ -62,19 +79,35 @@ impl Tree {
     }
 
     fn size(&mut self) -> u64 {
-        match self.random.below(40) {
-            0 => self.random.below(22 << 20),
-            1..4 => self.random.below(6 << 20),
-            4..10 => 512 * self.random.below(300),
+        match self.random.below(400) {
+            0 => (14 << 20) + self.random.below(8 << 20),
+            1..7 => self.random.below(6 << 20),
+            7..120 => 512 * self.random.below(300),
             _ => self.random.below(30_000),
         }
     }
 
     fn change(&mut self) -> Option<()> {
-        match self.random.below(3) {
-            0 => self.change_content(),
-            1 => self.change_names(),
+        match self.random.below(8) {
+            0..3 => self.change_content(),
+            3..5 => self.change_names(),
+            5 => self.change_kind(),
             _ => self.change_attributes(),
+        }
+    }
+
+    /// Puts an entry of another kind in the place of one, or a file directly behind one.
+    fn change_kind(&mut self) -> Option<()> {
+        let behind = self.chunk_ends.clone();
+        let (path, size) = (self.pick(&self.paths(|_| true))?, self.size());
+        let is_folder = fs::symlink_metadata(&path).ok()?.is_dir();
+        let remove = || if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match self.random.below(4) {
+            0 if is_folder => remove().and_then(|()| fs::write(&path, self.bytes(size))).ok(),
+            0 => remove().and_then(|()| fs::create_dir(&path)).ok(),
+            1 => remove().and_then(|()| symlink("elsewhere", &path)).ok(),
+            2 => fs::write(directly_behind(&path), self.bytes(size)).ok(),
+            _ => fs::write(directly_behind(&self.pick(&behind)?), self.bytes(size)).ok(),
         }
     }
 
@@ -96,7 +129,8 @@ impl Tree {
 
     fn change_names(&mut self) -> Option<()> {
         let (file, folder, new) = (self.file(), self.folder(), self.new_path());
-        match self.random.below(9) {
+        let name = self.pick(&self.paths(|stat| stat.is_file() && stat.nlink() > 1));
+        match self.random.below(12) {
             0 => fs::create_dir(new).ok(),
             1 => fs::remove_file(file?).ok(),
             2 => fs::rename(file?, new).ok(),
@@ -105,6 +139,10 @@ impl Tree {
             5 => (folder != self.root).then(|| fs::remove_dir_all(folder).ok())?,
             6 => fs::hard_link(file?, new).ok(),
             7 => symlink(format!("target {}", self.random.below(9)), new).ok(),
+            // Another name of the file carries its data from now on.
+            8 => fs::rename(name?, new).ok(),
+            9 => fs::remove_file(name?).ok(),
+            10 => fs::rename(name?, self.file()?).ok(),
             _ => mknodat(CWD, new, FileType::Fifo, Mode::from_raw_mode(0o600), 0).ok(),
         }
     }
@@ -142,41 +180,151 @@ fn set_modified(path: &Path, seconds: i64) -> Option<()> {
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).ok()
 }
 
-fn series(seed: u64) {
-    let mut world = World::new(CODECS[seed as usize % CODECS.len()]);
-    if seed / CODECS.len() as u64 % 2 == 1 {
-        world.padding = Padding::Blocks;
-    }
-    let mut tree = Tree { root: world.source.clone(), random: Random::new(seed) };
-    for _ in 0..120 {
+/// Returns the path that follows directly behind all that lies at `path`.
+fn directly_behind(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("!");
+    name.into()
+}
+
+/// Makes archives of one tree with each codec.
+fn series(seed: u64) -> Count {
+    let is_in_memory = seed % ON_DISK != 0 && Path::new("/dev/shm").is_dir();
+    let folder = if is_in_memory { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() }.unwrap();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let world = |codec| World::of(tempfile::tempdir_in(folder.path()).unwrap(), source.clone(), codec);
+    let mut worlds = CODECS.map(world);
+    let mut tree = Tree { root: source.clone(), random: Random::new(seed), chunk_ends: Vec::new() };
+    for _ in 0..240 {
         tree.change();
     }
-    world.later();
-    world.run();
-    for run in 1..5 {
-        let changes = [0, 1, 3, 30][tree.random.below(4) as usize];
-        for _ in 0..changes {
+    for world in &mut worlds {
+        if seed % 2 == 1 {
+            world.padding = Padding::Blocks;
+        }
+        world.rules = |rules| rules.trusts_times = true;
+        world.later();
+        world.run();
+    }
+    let mut count = Count::default();
+    for run in 1..6 {
+        let changes = [0, 1, 1, 3, 12][tree.random.below(5) as usize];
+        (0..changes).for_each(|_| {
             tree.change();
-        }
-        world.links = tree.random.below(4) > 0;
-        world.rules = if tree.random.below(4) == 0 { |rules| rules.rereads_all = true } else { |_| {} };
+        });
+        let (links, rereads) = (tree.random.below(4) > 0, tree.random.below(4) == 0);
         // Sometimes the changes are recent for the run after this one.
-        match tree.random.below(3) {
-            0 => world.clock = backup_manager::clock::ManualClock::at(crate::catalog::now()),
-            _ => world.later(),
-        }
-        let made = world.run();
-        assert_eq!(made.written.problems, [], "seed {seed}, run {run}");
-        world.assert_as_fresh(&made, &format!("seed {seed}, run {run}, {changes} changes"));
+        let is_later = tree.random.below(3) > 0;
+        let made = worlds.each_mut().map(|world| {
+            world.links = links;
+            world.rules = if rereads { reading_all } else { |rules| rules.trusts_times = true };
+            world.clock = ManualClock::at(now());
+            if is_later {
+                world.later();
+            }
+            world.run()
+        });
+        let what = format!("seed {seed}, run {run}, {changes} changes");
+        check(&worlds, &made, &folder.path().join("extracted"), &what);
+        let ends = made.iter().zip(&worlds).flat_map(|(made, world)| world.names(made));
+        tree.chunk_ends = ends.filter_map(|names| Some(source.join(names.last()?))).collect();
+        made.iter().for_each(|made| count.add(made));
+    }
+    count
+}
+
+/// Archives with a base.
+#[derive(Default)]
+struct Count {
+    archives: u64,
+    /// Those that are links of their base.
+    links: u64,
+    members: u64,
+    /// Members that were taken from the base without being read.
+    reused: u64,
+}
+
+impl Count {
+    fn add(&mut self, made: &Made) {
+        self.archives += 1;
+        self.links += u64::from(made.written.is_link);
+        self.members += made.written.extent.members;
+        self.reused += made.reused();
+    }
+
+    fn add_all(&mut self, other: &Count) {
+        self.archives += other.archives;
+        self.links += other.links;
+        self.members += other.members;
+        self.reused += other.reused;
+    }
+}
+
+fn reading_all(rules: &mut backup_manager::backup::pipeline::Rules) {
+    (rules.trusts_times, rules.rereads_all) = (true, true);
+}
+
+/// Compares archives of the source, one of each codec, with what is read anew, and with the source.
+fn check(worlds: &[World; 3], made: &[Made; 3], extracted: &Path, what: &str) {
+    let fresh = worlds[0].fresh();
+    for (world, made) in worlds.iter().zip(made) {
+        assert_eq!(made.written.problems, [], "{what}");
+        world.assert_same(made, &fresh, &format!("{what}, {:?}", world.compression));
+    }
+    fs::remove_file(&fresh.0.path).unwrap();
+    if !has_tool("tar") {
+        return;
+    }
+    let mut expected = tree::snapshot(&worlds[0].source);
+    // How a tree is stored is not part of a comparison.
+    expected.values_mut().for_each(|seen| seen.is_sparse = false);
+    for (world, made) in worlds.iter().zip(made) {
+        fs::create_dir(extracted).unwrap();
+        let option = match world.compression {
+            Compression::None => "--no-auto-compress",
+            Compression::Gzip(_) => "--gzip",
+            Compression::Zstd(_) => "--zstd",
+        };
+        let mut command = Command::new("tar");
+        command.args([option, "--xattrs", "--xattrs-include=*", "--numeric-owner", "--warning=no-timestamp", "-xpf"]);
+        run_tool(command.arg(&made.path).arg("-C").arg(extracted));
+        let mut found = tree::snapshot(&extracted.join("source"));
+        found.values_mut().for_each(|seen| seen.is_sparse = false);
+        tree::assert_same(&expected, &found, &format!("{what}, {option} with GNU tar"));
+        fs::remove_dir_all(extracted).unwrap();
     }
 }
 
 #[test]
 fn each_archive_of_a_series_is_what_a_run_that_reads_everything_makes() {
-    let is_full = std::env::var("BACKUP_STRESS").is_ok_and(|value| value == "full");
-    match std::env::var("BACKUP_MANAGER_SEED") {
-        Ok(seed) => series(seed.parse().unwrap()),
-        Err(_) if is_full => (0..1_000).for_each(series),
-        Err(_) => (0..6).for_each(series),
+    let number = |variable| std::env::var(variable).ok().and_then(|value| value.parse::<u64>().ok());
+    if let Some(seed) = number("BACKUP_SEED") {
+        series(seed);
+        return;
     }
+    let is_full = std::env::var("BACKUP_STRESS").is_ok_and(|value| value == "full");
+    let seeds = number("BACKUP_SEEDS").unwrap_or(if is_full { FULL } else { QUICK });
+    let (next, started, count) = (AtomicU64::new(0), Instant::now(), Mutex::new(Count::default()));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::SeqCst);
+                    if seed >= seeds {
+                        break;
+                    }
+                    let made = series(seed);
+                    count.lock().expect("no panic").add_all(&made);
+                }
+            });
+        }
+    });
+    let Count { archives, links, members, reused } = count.into_inner().expect("no panic");
+    let seconds = started.elapsed().as_secs();
+    eprintln!(
+        "series: {seeds} seeds, {archives} archives with a base, {links} of them links of it, {reused} of {members} \
+         members taken from it, {seconds} s"
+    );
+    assert!(reused * 5 > members, "little was taken from a base");
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use backup_manager::backup::pipeline::ReadReason;
 use backup_manager::progress::ProblemKind;
@@ -9,6 +10,7 @@ use backup_manager::schedule::Compression;
 use rustix::fs::{Timespec, Timestamps, futimens};
 
 use crate::catalog::World;
+use crate::support::loop_mount::LoopMount;
 
 /// Overwrites the first byte of a file and sets its mtime back, but not its ctime, which nobody can.
 fn overwrite(world: &World, name: &str) {
@@ -96,7 +98,21 @@ fn what_changed_just_before_it_was_read_is_read_again() {
 /// A store through a shared mapping moves ctime only if the page was written to disk since the store before.
 #[test]
 fn a_store_through_a_mapping_after_the_file_was_read_is_seen() {
-    let mut world = world();
+    check_stores_through_a_mapping(world());
+}
+
+#[test]
+fn a_store_through_a_mapping_is_seen_on_xfs() {
+    let Some(disk) = LoopMount::new("xfs") else { return };
+    let folder = disk.folder();
+    let mut world = World::of(tempfile::tempdir().unwrap(), folder.path().to_owned(), Compression::None);
+    fs::write(world.path("050"), vec![50; 10_000]).unwrap();
+    world.later();
+    world.run();
+    check_stores_through_a_mapping(world);
+}
+
+fn check_stores_through_a_mapping(mut world: World) {
     let file = fs::File::options().read(true).write(true).open(world.path("050")).unwrap();
     let mut map = Mapping::of(&file, 10_000);
     map.store(b'1');
@@ -136,4 +152,32 @@ impl Drop for Mapping {
         // SAFETY: mapped in `of`, and not used any more.
         unsafe { libc::munmap(self.0.cast(), self.1) };
     }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> usize {
+    haystack.windows(needle.len()).position(|window| window == needle).expect("the content of the file")
+}
+
+#[test]
+fn a_byte_that_changed_below_the_file_system_is_found_when_its_chunk_is_read_again() {
+    let Some(disk) = LoopMount::new("ext4") else { return };
+    let folder = disk.folder();
+    let mut world = World::of(tempfile::tempdir().unwrap(), folder.path().to_owned(), Compression::None);
+    let content = blake3::hash(b"some content that is nowhere else").to_hex().repeat(100);
+    fs::write(world.path("file"), &content).unwrap();
+    world.later();
+    world.run();
+    disk.change_image(|image| {
+        let offset = find(&fs::read(image).unwrap(), content.as_bytes());
+        fs::File::options().write(true).open(image).unwrap().write_all_at(b"!", offset as u64).unwrap();
+    });
+    assert_eq!(fs::read(world.path("file")).unwrap()[0], b'!');
+    let missed = world.run();
+    assert!(missed.written.is_link, "nothing indicates it");
+    world.clock.advance(Duration::from_secs(31 * 86_400));
+    let found = world.run();
+    let kinds: Vec<_> = found.written.problems.iter().map(|problem| problem.kind).collect();
+    assert_eq!((kinds, found.written.silent_changes), (vec![ProblemKind::ChangedWithoutTimes], 1));
+    let row = world.rows(&found).pop().expect("the file");
+    assert_eq!(row.content_digest, Some(*blake3::hash(&fs::read(world.path("file")).unwrap()).as_bytes()));
 }

@@ -104,6 +104,13 @@ const CATALOG_NEVER: &[(&str, &str)] = &[
          AND (SELECT count(*) FROM chunk WHERE id >= chunk_id AND id < chunk_id + chunks) <> chunks",
     ),
     (
+        "an archive has other members than its catalog",
+        "SELECT run_id FROM archive WHERE state = 'complete' AND members <> \
+         (SELECT coalesce(sum(chunk_members.members), archive.members) FROM span JOIN chunk_members \
+         ON chunk_members.chunk_id BETWEEN span.chunk_id AND span.chunk_id + span.chunks - 1 \
+         WHERE span.archive_file_id = archive.archive_file_id)",
+    ),
+    (
         "a chunk lacks a member",
         "SELECT chunk_id FROM chunk_members \
          WHERE (SELECT count(*) FROM member WHERE id >= member_id AND id < member_id + members) <> members",
@@ -187,12 +194,12 @@ impl Promises {
             return Ok(());
         }
         if row.digest.is_some() {
-            if has_table(connection, "span") {
-                check_chunks(connection, path, row.run)?;
-            }
-            let (_, digest) = check::check_by_trailer(path, 1, &CancelToken::new()).map_err(|e| e.to_string())?;
+            let (trailer, digest) = check::check_by_trailer(path, 1, &CancelToken::new()).map_err(|e| e.to_string())?;
             if Some(digest.as_slice()) != row.digest.as_deref() {
                 return Err("its digest differs from its row".to_owned());
+            }
+            if has_table(connection, "span") && check_chunks(connection, path, row.run)? != trailer.chunks() {
+                return Err(format!("the catalog has other chunks of it than the {} of its trailer", trailer.chunks()));
             }
             check_readable(path)?;
         }
@@ -224,8 +231,8 @@ fn define_health(connection: &Connection) {
         .expect("a view");
 }
 
-/// Compares each chunk of an archive with its row.
-fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<(), String> {
+/// Compares each chunk of an archive with its row; returns how many there are.
+fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<u64, String> {
     let mut statement = connection
         .prepare_cached(&format!(
             "SELECT stored_offset, stored_length, stored_digest FROM archive JOIN {} USING (archive_file_id) \
@@ -245,7 +252,7 @@ fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<(), St
         }
         chunks += 1;
     }
-    if chunks == 0 { Err("the catalog has no chunk of it".to_owned()) } else { Ok(()) }
+    Ok(chunks)
 }
 
 /// Reads an archive with nothing but a decoder and the `tar` crate.

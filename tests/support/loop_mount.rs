@@ -1,5 +1,7 @@
 //! A file system in a file, mounted for one test.
 
+#![allow(dead_code, reason = "each test uses a part")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -28,6 +30,14 @@ impl LoopMount {
         let reason = format!("skipped: making and mounting {kind} needs root, loop devices and mkfs.{kind}\n");
         std::io::stderr().write_all(reason.as_bytes()).unwrap();
         None
+    }
+
+    /// Unmounts it, lets `change` have its image, and mounts it again.
+    pub fn change_image(&self, change: impl FnOnce(&Path)) {
+        let (image, at) = (self.dir.path().join("image"), self.dir.path().join("mounted"));
+        assert!(succeeds(Command::new("umount").arg(&at)), "it is still busy");
+        change(&image);
+        assert!(succeeds(Command::new("mount").args(["-o", "loop"]).args([&image, &at])), "it is not mounted again");
     }
 
     /// Returns a new folder in it, to be dropped before the file system.
