@@ -1,6 +1,8 @@
 //! The real program, as a user runs it: arguments in; output, exit code and files out. One file for each verb or
 //! family of verbs.
 
+#[path = "cli/archive_files.rs"]
+mod archive_files;
 #[path = "cli/bad_input.rs"]
 mod bad_input;
 #[path = "cli/block_sharing.rs"]

@@ -46,6 +46,14 @@ struct Verified {
     run: Option<i64>,
     path: PathBuf,
     result: Result<Findings>,
+    /// The other archives whose file it is, if it is not good.
+    same_file: Vec<Archive>,
+}
+
+impl Verified {
+    fn new(run: Option<i64>, path: PathBuf, result: Result<Findings>) -> Verified {
+        Verified { run, path, result, same_file: Vec::new() }
+    }
 }
 
 pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
@@ -68,7 +76,7 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     }
     for (position, file) in files.iter().enumerate() {
         if let Some(interrupted) = interruption(&signals, files.len() - position) {
-            let one = Verified { run: None, path: Path::new(file).to_owned(), result: Err(interrupted) };
+            let one = Verified::new(None, Path::new(file).to_owned(), Err(interrupted));
             print_verified(context, &one)?;
             verified.push(one);
             break;
@@ -144,7 +152,7 @@ fn verify_archives(
     for (position, archive) in archives.iter().enumerate() {
         let path = context.home.backups().join(&archive.file_name);
         if let Some(interrupted) = interruption(signals, archives.len() - position) {
-            let one = Verified { run: Some(archive.run), path, result: Err(interrupted) };
+            let one = Verified::new(Some(archive.run), path, Err(interrupted));
             print_verified(context, &one)?;
             verified.push(one);
             break;
@@ -163,7 +171,11 @@ fn verify_archives(
         {
             return result.map(|_| Vec::new());
         }
-        let one = Verified { run: Some(archive.run), path, result };
+        let mut one = Verified::new(Some(archive.run), path, result);
+        if one.result.as_ref().is_ok_and(|findings| !findings.is_good()) {
+            one.same_file = store.archives(Some(archive.schedule_id))?;
+            one.same_file.retain(|other| other.archive_file == archive.archive_file && other.run != archive.run);
+        }
         print_verified(context, &one)?;
         verified.push(one);
     }
@@ -195,7 +207,7 @@ fn verify_path(
     }
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let result = verify::verify_file(path, threads, &signals.cancel).map_err(|error| signals.classify(error));
-    let verified = Verified { run: None, path: path.to_owned(), result };
+    let verified = Verified::new(None, path.to_owned(), result);
     print_verified(context, &verified)?;
     Ok(verified)
 }
@@ -219,6 +231,9 @@ fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
             log::error!("{path}: {}", findings.health.as_str());
             let is_refused = if findings.is_good() { ", but `restore` refuses members" } else { "" };
             let mut text = format!("{}{is_refused}: {path}\n", findings.health.as_str());
+            for other in &verified.same_file {
+                text += &format!("  the same file: {} (@{})\n", other.file_name, other.run);
+            }
             for (member, reason) in &findings.refused_members {
                 text += &format!("  refused member: {}: {reason}\n", render::printable(member));
             }
@@ -260,6 +275,9 @@ enum VerifyResultDocument {
         damaged_members: Vec<DamagedMemberDocument>,
         /// Members that `restore` refuses; only of an archive of another program.
         refused_members: Vec<RefusedMemberDocument>,
+        /// The runs that made the other archives whose file it is, if it is not good.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        same_file: Vec<i64>,
     },
     Failed {
         error: String,
@@ -303,6 +321,7 @@ fn document(verified: &Verified) -> VerifiedDocument {
                         reason: reason.clone(),
                     })
                     .collect(),
+                same_file: verified.same_file.iter().map(|other| other.run).collect(),
             }
         }
         Err(error) => VerifyResultDocument::Failed { error: error.to_string(), failure: error.into() },

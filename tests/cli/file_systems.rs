@@ -65,6 +65,9 @@ fn archives_work_on(kind: &str) {
         assert!(tar_lists(&backups.join("docs").join(file)).contains(&"a/file.txt".to_owned()));
     }
     assert_eq!(home.run(&["--json", "history", "docs"]).ok().json()[0]["state"], "succeeded");
+    // No name may be a link of another one here: what did not change is copied.
+    assert!(home.run(&["history", "@2"]).ok().stdout.contains("taken from @1"));
+    let _ = home.run(&["verify"]).ok();
 }
 
 #[test]
