@@ -45,7 +45,7 @@ const SLOW: Duration = Duration::from_secs(5);
 #[derive(Default)]
 struct Count {
     cases: usize,
-    /// Cases in which the command failed or was killed.
+    /// Cases in which the fault happened.
     hit: usize,
     violations: usize,
     spent: Duration,

@@ -219,15 +219,15 @@ fn a_copy_of_the_archive_folder_is_verified_file_by_file() {
             let _ = home.run(&["rescan"]).ok();
             let of_files: BTreeSet<u64> = inodes(&home).into_iter().collect();
             assert_eq!(of_files.len(), count, "{options:?}");
-            let rows = "SELECT count(DISTINCT archive_file_id) FROM archive";
+            let rows = "SELECT count(*) FROM stored_file";
             assert_eq!(home.number(rows), count as i64, "{options:?}, database lost: {is_database_lost}");
             let verified = home.run(&["--json", "verify"]).ok();
-            let good = "SELECT count(*) FROM archive_file WHERE health = 'good' AND verified_at_ms IS NOT NULL";
+            let good = "SELECT count(*) FROM stored_file WHERE health = 'good' AND verified_at_ms IS NOT NULL";
             assert_eq!(home.number(good), count as i64, "{options:?}: {verified:?}");
             // Damage of one copy is that of one archive only.
             let path = files(&home).remove(0);
             damage(&path);
-            let damaged = "SELECT count(*) FROM archive JOIN archive_file ON archive_file.id = archive_file_id \
+            let damaged = "SELECT count(*) FROM archive JOIN archive_file_health USING (archive_file_id) \
                            WHERE health = 'damaged'";
             let _ = home.run(&["verify"]).fails(4, &[]);
             assert_eq!(home.number(damaged), if count == 2 { 2 } else { 1 }, "{options:?}");

@@ -1,6 +1,7 @@
 //! Reuse by the whole program: images whose times show no change, attributes that were lost, and what is printed.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -65,31 +66,90 @@ fn another_image_with_the_same_times_is_read_and_the_file_system_is_named() {
     assert!(home.run(&["show", "docs"]).ok().stdout.contains("accept docs"));
 }
 
+/// Runs `docs` with injected errors; returns false and prints why if there is no `strace`.
+fn run_with_errors(home: &TestHome, options: &[&str]) -> bool {
+    let trace = home.path(".trace");
+    let strace = ["strace", "-f", "-o", trace.to_str().unwrap()];
+    let through = [&strace[..], options, &[env!("CARGO_BIN_EXE_backup-manager")]].concat();
+    let is_done = home.command_through(&through, &["run", "docs"]).output().is_ok();
+    if !is_done {
+        eprintln!("skipped: strace is not installed");
+    }
+    is_done
+}
+
+/// What the next run finds did not change just before the last one.
+fn as_if_later(home: &TestHome) {
+    let later = "UPDATE chunk SET read_started_at_ms = read_started_at_ms + 10000";
+    assert!(rusqlite::Connection::open(home.path("backup.db")).unwrap().execute(later, []).unwrap() > 0);
+}
+
+/// Returns why the last run read members, with the number of members.
+fn read_reasons(home: &TestHome, run: &str) -> serde_json::Value {
+    home.run(&["--json", "history", run]).ok().json()["read_reasons"].take()
+}
+
+#[test]
+fn a_file_that_could_not_be_read_to_its_end_is_read_again_by_the_next_run() {
+    let home = TestHome::with_sources(&["docs"]);
+    let path = home.path("docs/file.txt");
+    let file = fs::File::create(&path).unwrap();
+    // The spans of data of a sparse file are read one by one: the first one is.
+    file.write_all_at(&[1; 8_192], 0).unwrap();
+    file.write_all_at(&[2; 8_192], 1 << 20).unwrap();
+    let _ = home.run(&["create", "docs;09:00;docs"]).ok();
+    if !run_with_errors(&home, &["-P", path.to_str().unwrap(), "-e", "inject=pread64:error=EIO:when=2"]) {
+        return;
+    }
+    let outcome = home.run(&["--json", "history", "@1"]).ok().json();
+    assert_eq!(outcome["state"], "incomplete", "{outcome}");
+    as_if_later(&home);
+    let _ = home.run(&["run", "docs"]).ok();
+    assert_eq!(read_reasons(&home, "@2"), serde_json::json!({"doubtful": 1, "same chunk": 1}));
+    assert_eq!(archived(&home, "docs/file.txt").len(), (1 << 20) + 8_192);
+    as_if_later(&home);
+    let _ = home.run(&["run", "docs"]).ok();
+    assert_eq!(read_reasons(&home, "@3"), serde_json::json!({}));
+}
+
+#[test]
+fn files_of_a_file_system_that_could_not_be_synced_are_read_again_by_the_next_run() {
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs;09:00;docs"]).ok();
+    if !run_with_errors(&home, &["-e", "inject=syncfs:error=EIO"]) {
+        return;
+    }
+    for (run, expected) in [("@2", serde_json::json!({"doubtful": 1, "same chunk": 1})), ("@3", serde_json::json!({}))]
+    {
+        as_if_later(&home);
+        let _ = home.run(&["run", "docs"]).ok();
+        assert_eq!(read_reasons(&home, run), expected);
+    }
+}
+
 #[test]
 fn a_file_whose_attributes_were_lost_is_read_again_by_the_next_run() {
     let home = TestHome::new();
     let content = home.path(".content");
     fs::create_dir(&content).unwrap();
     fs::write(content.join("file"), "content").unwrap();
-    xattr::set(content.join("file"), "user.test", b"value").unwrap();
+    // One of several pieces, too, which are read at once.
+    fs::write(content.join("large"), vec![7; 20 << 20]).unwrap();
+    for name in ["file", "large"] {
+        xattr::set(content.join(name), "user.test", b"value").unwrap();
+    }
     let Some(_image) = Image::mount(&home, &content, "docs") else { return };
     let _ = home.run(&["create", "docs;09:00;docs", "--trust-times"]).ok();
-    let traced = home.path(".trace");
-    let mut command = Command::new("strace");
-    command.args(["-f", "-o"]).arg(&traced).args(["-e", "trace=flistxattr,listxattr,llistxattr"]);
-    command.args(["-e", "inject=flistxattr,listxattr,llistxattr:error=EACCES", env!("CARGO_BIN_EXE_backup-manager")]);
-    command.args(["run", "docs"]).env_clear().env("TZ", "UTC").current_dir(home.dir.path());
-    if command.output().is_err() {
-        eprintln!("skipped: strace is not installed");
+    if !run_with_errors(&home, &["-e", "inject=flistxattr,listxattr,llistxattr:error=EACCES"]) {
         return;
     }
     let outcome = home.run(&["--json", "history", "@1"]).ok().json();
     assert_eq!(outcome["state"], "incomplete", "{outcome}");
     assert_eq!(home.number("SELECT count(*) FROM member WHERE is_reusable = 1"), 0);
     let _ = home.run(&["run", "docs"]).ok();
-    assert_eq!(home.number("SELECT count(*) FROM member WHERE xattr_digest IS NOT NULL AND is_reusable = 1"), 1);
+    assert_eq!(home.number("SELECT count(*) FROM member WHERE xattr_digest IS NOT NULL AND is_reusable = 1"), 2);
     let reasons = home.run(&["--json", "history", "@2"]).ok().json();
-    assert_eq!((&reasons["read_reasons"]["doubtful"], &reasons["base"]), (&2.into(), &1.into()), "{reasons}");
+    assert_eq!((&reasons["read_reasons"]["doubtful"], &reasons["base"]), (&3.into(), &1.into()), "{reasons}");
     // And from then on nothing is read.
     let _ = home.run(&["run", "docs"]).ok();
     assert_eq!(home.run(&["--json", "history", "@3"]).ok().json()["read_reasons"], serde_json::json!({}));
@@ -188,4 +248,33 @@ fn names_of_one_file_share_all_of_it_and_the_last_one_frees_it() {
     fs::remove_file(home.path("backups").join(name)).unwrap();
     assert!(home.run(&["verify", "@2"]).stdout.contains("its file is gone"));
     assert_eq!(space(&home), [(3, 0, 1), (2, 0, 0)]);
+}
+
+#[test]
+fn an_owner_who_was_renamed_has_the_new_name_in_the_next_archive() {
+    let home = TestHome::with_sources(&["docs"]);
+    let users = |name: &str| {
+        let known = fs::read_to_string("/etc/passwd").unwrap();
+        fs::write(home.path(".passwd"), format!("{known}{name}:x:54321:0::/:/bin/sh\n")).unwrap();
+    };
+    // Only this command sees the other users.
+    let run = || {
+        let line =
+            format!("mount --bind .passwd /etc/passwd && exec {} run docs", env!("CARGO_BIN_EXE_backup-manager"));
+        home.command_through(&["unshare", "-m", "sh", "-c", &line], &[]).output()
+    };
+    let can_give_away = std::os::unix::fs::chown(home.path("docs/file.txt"), Some(54_321), None).is_ok();
+    let _ = home.run(&["create", "docs;09:00;docs", "--trust-times"]).ok();
+    users("before");
+    if !can_give_away || !run().is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: another list of users needs root and unshare");
+        return;
+    }
+    as_if_later(&home);
+    users("after");
+    assert!(run().unwrap().status.success());
+    let shown = home.run(&["--json", "history", "@2"]).ok().json();
+    assert_eq!((&shown["base"], &shown["read_reasons"]["owner"]), (&1.into(), &1.into()), "{shown}");
+    let name = "SELECT count(*) FROM member WHERE user_name = CAST('after' AS BLOB)";
+    assert_eq!(home.number(name), 1);
 }

@@ -4,11 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backup_manager::backup::{RunContext, RunOutcome, Runner};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, Timestamp};
+use backup_manager::error::Result;
 use backup_manager::maintenance::verify::verify_archive;
 use backup_manager::member::{CatalogMember, FileTime, MemberKind};
 use backup_manager::progress::ProblemKind;
@@ -222,6 +224,24 @@ fn damage_that_shows_while_bytes_are_taken_makes_the_run_begin_again_without_tha
 }
 
 #[test]
+fn damage_behind_thousands_of_members_leaves_none_of_their_rows() {
+    let (world, runner, row) = world();
+    fs::create_dir(world.path("docs/many")).unwrap();
+    for file in 0..2_500 {
+        fs::write(world.path(&format!("docs/many/{file:04}")), "x").unwrap();
+    }
+    fs::write(world.path("docs/z"), vec![5; 3 << 20]).unwrap();
+    let base = run(&world, &runner, &row);
+    // The rows of what comes before are in the catalog when the damage shows.
+    fs::write(world.path("docs/000"), "changed").unwrap();
+    let members = rows(&world, &base).len();
+    damage(&world, &base, fs::metadata(file_of(&world, &base)).unwrap().len() - (1 << 20), true);
+    let next = run(&world, &runner, &row);
+    assert_eq!(world.store.archive(base.run).unwrap().unwrap().health, Health::Damaged);
+    assert_eq!((verify(&world, &next), rows(&world, &next).len()), (Health::Good, members));
+}
+
+#[test]
 fn an_edited_schedule_another_mode_and_another_level_are_never_links() {
     let (world, runner, row) = world();
     let first = world.store.newest_good(row.id).unwrap().unwrap();
@@ -241,6 +261,31 @@ fn an_edited_schedule_another_mode_and_another_level_are_never_links() {
     world.store.edit_schedules(&[(row.id, edited.clone(), row.watermark)], world.clock.now()).unwrap();
     let fourth = run(&world, &runner, &row);
     assert_eq!(base_of(&world, &fourth), None);
+}
+
+#[test]
+fn an_archive_that_was_made_in_another_way_is_no_base() {
+    let (world, runner, row) = world();
+    let database = rusqlite::Connection::open(world.home.db()).unwrap();
+    for change in [
+        "UPDATE archive SET source_root = CAST('/elsewhere' AS BLOB)",
+        "UPDATE archive SET root_name = CAST('other' AS BLOB)",
+        "UPDATE archive SET writer_version = writer_version - 1",
+        "UPDATE archive SET archive_mode = 416",
+        "UPDATE archive SET effective_uid = effective_uid + 1",
+        "UPDATE archive SET capabilities = capabilities || '0'",
+        "UPDATE archive_file SET codec = 'gzip'",
+        "UPDATE archive_file SET level = level + 1",
+        "UPDATE archive SET suspect = 1, acknowledged = 0",
+        "UPDATE stored_file SET health = 'unproven'",
+    ] {
+        let before = run(&world, &runner, &row);
+        assert!(base_of(&world, &before).is_some());
+        assert!(database.execute(change, []).unwrap() > 0, "{change}");
+        let next = run(&world, &runner, &row);
+        assert_eq!(base_of(&world, &next), None, "{change}");
+        assert_ne!(next.archive_file, before.archive_file, "{change}");
+    }
 }
 
 #[test]
@@ -390,4 +435,56 @@ fn a_verification_under_a_clock_that_was_ahead_is_not_a_recent_one() {
     world.clock.set(now);
     let next = run(&world, &runner, &row);
     assert_eq!((next.archive_file, next.verified_at), (ahead.archive_file, Some(world.clock.now())));
+}
+
+/// A clock that takes the archive folder away at one of its calls, as a disk that is unplugged.
+struct UnpluggingClock {
+    folder: PathBuf,
+    calls_left: AtomicUsize,
+    now: Timestamp,
+}
+
+impl Clock for UnpluggingClock {
+    fn now(&self) -> Timestamp {
+        if self.calls_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            fs::rename(&self.folder, self.folder.with_extension("unplugged")).unwrap();
+        }
+        self.now
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+fn try_run(world: &World, runner: &Runner, row: &ScheduleRow) -> Result<RunOutcome> {
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    let (cancel, observer) = (CancelToken::default(), Recording::default());
+    runner.execute(claim, &intent.unwrap(), &RunContext { cancel: &cancel, observer: &observer, is_foreground: true })
+}
+
+#[test]
+fn a_base_is_not_missing_because_the_archive_folder_vanished_during_the_run() {
+    let (world, mut runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    let folder = world.home.backups().to_owned();
+    let mut unplugged = 0;
+    for calls in 1..12 {
+        world.clock.advance(HOUR);
+        let clock = UnpluggingClock { folder: folder.clone(), calls_left: calls.into(), now: world.clock.now() };
+        runner.clock = Arc::new(clock);
+        let ended = try_run(&world, &runner, &row);
+        let aside = folder.with_extension("unplugged");
+        if aside.exists() {
+            unplugged += 1;
+            let _ = fs::remove_dir_all(&folder);
+            fs::rename(aside, &folder).unwrap();
+        }
+        assert_eq!(world.store.archive(first.run).unwrap().unwrap().health, Health::Good, "call {calls}: {ended:?}");
+        runner = world.process(Role::Command);
+        recover_all(&runner);
+    }
+    assert!(unplugged > 3, "{unplugged}");
 }

@@ -103,6 +103,8 @@ pub fn calls(home: &Path, command: &[String]) -> Vec<(String, usize)> {
 pub struct Outcome {
     /// `None` if it kept waiting and was killed.
     pub output: Option<Output>,
+    /// A call failed.
+    pub is_injected: bool,
     /// The paths of the open files on which the failed calls were made.
     pub failed_on: Vec<String>,
 }
@@ -142,7 +144,8 @@ pub fn run_with_fault(home: &Path, command: &[String], call: &str, n: usize, fau
     let traced = fs::read(&log).unwrap_or_default();
     let traced = String::from_utf8_lossy(&traced);
     let failed = traced.lines().filter(|line| line.ends_with("(INJECTED)"));
+    let is_injected = failed.clone().next().is_some();
     let failed_on = failed.filter_map(|line| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned())).collect();
     [out, err, log].into_iter().for_each(|file| drop(fs::remove_file(file)));
-    Outcome { output: status.map(|status| Output { status, stdout, stderr }), failed_on }
+    Outcome { output: status.map(|status| Output { status, stdout, stderr }), is_injected, failed_on }
 }

@@ -123,6 +123,8 @@ pub struct World {
     pub catalog: Mutex<Catalog>,
     pub archives: Vec<Made>,
     pub clock: ManualClock,
+    /// So much the clock is set back when the first chunks of the base were looked up.
+    pub sets_clock_back: Duration,
     pub rules: fn(&mut Rules),
     /// Archives may be links of their base.
     pub links: bool,
@@ -148,6 +150,7 @@ impl World {
             catalog,
             archives: Vec::new(),
             clock: ManualClock::at(now()),
+            sets_clock_back: Duration::ZERO,
             rules,
             links: true,
             is_base_damaged: AtomicBool::new(false),
@@ -196,7 +199,10 @@ impl World {
         let (excludes, cancel, started) = (Excludes::default(), CancelToken::new(), self.clock.now());
         let link_name = self.dir.path().join("link");
         let reader = base.map(|base| ArchiveReader::open(&base.path).unwrap());
-        let pages = |from: u64, limit: u32| Ok(self.page(base.unwrap(), from, limit));
+        let pages = |from: u64, limit: u32| {
+            self.clock.set(started.minus(self.sets_clock_back));
+            Ok(self.page(base.unwrap(), from, limit))
+        };
         let mark = |ids: &[i64]| {
             let mut catalog = self.catalog.lock().unwrap();
             ids.iter().for_each(|id| catalog.chunks.get_mut(id).unwrap().read_started = started);
@@ -288,6 +294,13 @@ impl World {
         let name = |member: BaseMember| member.entry.member.path.to_string().replacen("source/", "", 1);
         let names = |&(chunk, id): &(Chunk, i64)| catalog.base_chunk(chunk, id).members.into_iter().map(name).collect();
         made.chunks.iter().map(names).collect()
+    }
+
+    /// Returns when the run began that read the chunk of a member, by its name below the source.
+    pub fn read_started(&self, made: &Made, name: &str) -> Timestamp {
+        let position = self.names(made).iter().position(|names| names.iter().any(|found| found == name));
+        let (_, id) = made.chunks[position.expect("the member")];
+        self.catalog.lock().unwrap().chunks[&id].read_started
     }
 
     /// Returns the rows of the members of an archive, in order.

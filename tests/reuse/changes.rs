@@ -221,6 +221,62 @@ fn a_link_whose_carrier_cannot_be_read_any_more_carries_the_data_itself() {
     assert!(second.reused() > 50, "and the chunks between are taken from the base");
 }
 
+/// Gives the source the mtime that it had, as programs do that copy trees.
+fn keeping_mtime(world: &World, change: impl FnOnce()) {
+    let modified = world.source.metadata().unwrap().modified().unwrap();
+    change();
+    fs::File::open(&world.source).unwrap().set_modified(modified).unwrap();
+}
+
+#[test]
+fn what_was_removed_from_the_end_is_not_in_the_next_archive_though_its_folder_kept_its_mtime() {
+    for compression in CODECS {
+        let mut world = filled(compression);
+        // Larger than a chunk, so that it is one of its own.
+        fs::write(world.path("z"), vec![9; 5 << 20]).unwrap();
+        world.later();
+        world.run();
+        keeping_mtime(&world, || fs::remove_file(world.path("z")).unwrap());
+        let next = world.run();
+        assert!(!next.written.is_link);
+        world.assert_as_fresh(&next, "removed");
+    }
+}
+
+#[test]
+fn an_archive_without_the_losses_of_its_base_is_no_link_of_it() {
+    if crate::support::nobody::again_as_nobody(&["an_archive_without_the_losses"]) {
+        return;
+    }
+    let mut world = World::new(Compression::None);
+    fs::write(world.path("file"), "content").unwrap();
+    fs::write(world.path("secret"), "unreadable").unwrap();
+    fs::set_permissions(world.path("secret"), fs::Permissions::from_mode(0)).unwrap();
+    world.later();
+    let first = world.run();
+    assert_eq!(first.written.losses, 1);
+    keeping_mtime(&world, || fs::remove_file(world.path("secret")).unwrap());
+    let whole = world.run();
+    assert_eq!((whole.written.losses, whole.written.is_link), (0, false), "all chunks are the same");
+    assert_eq!(whole.reused(), 2);
+}
+
+#[test]
+fn what_is_read_after_the_clock_was_set_back_is_dated_by_the_earlier_time() {
+    let mut world = filled(Compression::None);
+    fs::write(world.path("9/19"), "changed").unwrap();
+    world.later();
+    world.sets_clock_back = Duration::from_secs(3_600);
+    let second = world.run();
+    let back = second.started.millis() - 3_600_000;
+    assert_eq!(world.read_started(&second, "9/19").millis(), back);
+    // Of what changes until the clock shows that time again nothing can be said.
+    world.sets_clock_back = Duration::ZERO;
+    world.later();
+    let third = world.run();
+    assert!(third.read(ReadReason::Recent) > 0);
+}
+
 #[test]
 fn an_ordinary_user_takes_from_a_base_too() {
     crate::support::nobody::again_as_nobody(&["a_run_that_finds_nothing", "one_changed_file", "content_that_changed"]);

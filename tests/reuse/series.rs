@@ -31,14 +31,17 @@ const ON_DISK: u64 = 16;
 struct Tree {
     root: PathBuf,
     random: Random,
+    /// What was there before the change.
+    entries: Vec<(PathBuf, fs::Metadata)>,
     /// The last members of the chunks of the archives made last.
     chunk_ends: Vec<PathBuf>,
 }
 
 impl Tree {
-    /// Returns all paths below the root of which `keep` is true.
-    fn paths(&self, keep: impl Fn(&fs::Metadata) -> bool) -> Vec<PathBuf> {
-        let (mut found, mut folders) = (Vec::new(), vec![self.root.clone()]);
+    /// Finds all paths below the root.
+    fn scan(&mut self) {
+        self.entries.clear();
+        let mut folders = vec![self.root.clone()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -46,13 +49,15 @@ impl Tree {
                 if stat.is_dir() {
                     folders.push(path.clone());
                 }
-                if keep(&stat) {
-                    found.push(path);
-                }
+                self.entries.push((path, stat));
             }
         }
-        found.sort();
-        found
+        self.entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+    }
+
+    /// Returns all paths of which `keep` is true.
+    fn paths(&self, keep: impl Fn(&fs::Metadata) -> bool) -> Vec<PathBuf> {
+        self.entries.iter().filter(|(_, stat)| keep(stat)).map(|(path, _)| path.clone()).collect()
     }
 
     fn pick(&mut self, from: &[PathBuf]) -> Option<PathBuf> {
@@ -88,6 +93,7 @@ impl Tree {
     }
 
     fn change(&mut self) -> Option<()> {
+        self.scan();
         match self.random.below(8) {
             0..3 => self.change_content(),
             3..5 => self.change_names(),
@@ -195,7 +201,8 @@ fn series(seed: u64) -> Count {
     fs::create_dir(&source).unwrap();
     let world = |codec| World::of(tempfile::tempdir_in(folder.path()).unwrap(), source.clone(), codec);
     let mut worlds = CODECS.map(world);
-    let mut tree = Tree { root: source.clone(), random: Random::new(seed), chunk_ends: Vec::new() };
+    let mut tree =
+        Tree { root: source.clone(), random: Random::new(seed), entries: Vec::new(), chunk_ends: Vec::new() };
     for _ in 0..240 {
         tree.change();
     }
@@ -207,7 +214,7 @@ fn series(seed: u64) -> Count {
         world.later();
         world.run();
     }
-    let mut count = Count::default();
+    let mut count = Count { seeds: 1, ..Count::default() };
     for run in 1..6 {
         let changes = [0, 1, 1, 3, 12][tree.random.below(5) as usize];
         (0..changes).for_each(|_| {
@@ -234,9 +241,10 @@ fn series(seed: u64) -> Count {
     count
 }
 
-/// Archives with a base.
+/// Seeds, and archives with a base.
 #[derive(Default)]
 struct Count {
+    seeds: u64,
     archives: u64,
     /// Those that are links of their base.
     links: u64,
@@ -254,6 +262,7 @@ impl Count {
     }
 
     fn add_all(&mut self, other: &Count) {
+        self.seeds += other.seeds;
         self.archives += other.archives;
         self.links += other.links;
         self.members += other.members;
@@ -315,12 +324,16 @@ fn each_archive_of_a_series_is_what_a_run_that_reads_everything_makes() {
                         break;
                     }
                     let made = series(seed);
-                    count.lock().expect("no panic").add_all(&made);
+                    let mut count = count.lock().expect("no panic");
+                    count.add_all(&made);
+                    if count.seeds % 100 == 0 {
+                        eprintln!("{} seeds so far", count.seeds);
+                    }
                 }
             });
         }
     });
-    let Count { archives, links, members, reused } = count.into_inner().expect("no panic");
+    let Count { archives, links, members, reused, .. } = count.into_inner().expect("no panic");
     let seconds = started.elapsed().as_secs();
     eprintln!(
         "series: {seeds} seeds, {archives} archives with a base, {links} of them links of it, {reused} of {members} \
