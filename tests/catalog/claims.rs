@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backup_manager::chunk::{BaseChunk, CatalogChunk, ChunkRecord, MemberRecord};
+use backup_manager::chunk::{BaseChunk, CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use backup_manager::error::{ErrorKind, Result};
 use backup_manager::store::{Claim, RunState, Store, WorkerRow};
 use uuid::Uuid;
@@ -64,10 +64,33 @@ fn the_base_of_a_running_run_is_not_deleted_with_its_schedule() {
     assert!(store.hold_base(&claim, base).unwrap());
     let row = store.schedule(world.schedules[0]).unwrap();
     assert_eq!(store.delete_schedule_with_archives(&row, NOW).unwrap(), 0);
+    assert_eq!(store.mark_deleting(&[base], &[]).unwrap(), 0, "nor by retention");
     assert!(store.archive(base).unwrap().is_some());
     end(store, claim);
     assert_eq!(store.mark_deleting(&[base], &[]).unwrap(), 1);
     assert!(!store.hold_base(&world.claim(1), base).unwrap(), "it is being deleted");
+}
+
+#[test]
+fn only_chunks_and_members_that_the_base_has_are_referred_to() {
+    let (world, base) = world_with_archive();
+    let store = &world.store;
+    let claim = world.claim(0);
+    let found = store.base_chunks(base, 0, 1).unwrap().remove(0);
+    let later = NOW.plus(Duration::from_secs(1));
+    let add = |chunk: Chunk, record| store.add_chunks(&claim, &[CatalogChunk { chunk, read_started: later, record }]);
+    let reused = |id: i64| ChunkRecord::Reused { id, reread: true };
+    assert!(add(found.chunk, reused(found.id)).is_err(), "the run holds no base");
+    assert!(store.hold_base(&claim, base).unwrap());
+    assert!(add(found.chunk, reused(found.id + 1_000)).is_err(), "no such chunk");
+    let other = Chunk { stored_digest: [7; 32], ..found.chunk };
+    assert!(add(other, reused(found.id)).is_err(), "other bytes");
+    let unknown = ChunkRecord::New { members: vec![MemberRecord::Known(found.members[0].id + 1_000)] };
+    assert!(add(found.chunk, unknown).is_err(), "no such member");
+    add(found.chunk, reused(found.id)).unwrap();
+    let [read] = &store.base_chunks(base, 0, 1).unwrap()[..] else { panic!("one chunk") };
+    assert_eq!(read.read_started, later, "it was read again");
+    end(store, claim);
 }
 
 #[test]
