@@ -251,7 +251,7 @@ fn an_archive_without_the_losses_of_its_base_is_no_link_of_it() {
     let mut world = World::new(Compression::None);
     fs::write(world.path("file"), "content").unwrap();
     fs::write(world.path("secret"), "unreadable").unwrap();
-    fs::set_permissions(world.path("secret"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(world.path("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     world.later();
     let first = world.run();
     assert_eq!(first.written.losses, 1);

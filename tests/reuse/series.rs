@@ -195,7 +195,7 @@ fn directly_behind(path: &Path) -> PathBuf {
 
 /// Makes archives of one tree with each codec.
 fn series(seed: u64) -> Count {
-    let is_in_memory = seed % ON_DISK != 0 && Path::new("/dev/shm").is_dir();
+    let is_in_memory = !seed.is_multiple_of(ON_DISK) && Path::new("/dev/shm").is_dir();
     let folder = if is_in_memory { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() }.unwrap();
     let source = folder.path().join("source");
     fs::create_dir(&source).unwrap();
@@ -326,7 +326,7 @@ fn each_archive_of_a_series_is_what_a_run_that_reads_everything_makes() {
                     let made = series(seed);
                     let mut count = count.lock().expect("no panic");
                     count.add_all(&made);
-                    if count.seeds % 100 == 0 {
+                    if count.seeds.is_multiple_of(100) {
                         eprintln!("{} seeds so far", count.seeds);
                     }
                 }

@@ -10,7 +10,7 @@ use backup_manager::schedule::Compression;
 use rustix::fs::{Timespec, Timestamps, futimens};
 
 use crate::catalog::World;
-use crate::support::loop_mount::LoopMount;
+use crate::loop_mount::LoopMount;
 
 /// Overwrites the first byte of a file and sets its mtime back, but not its ctime, which nobody can.
 fn overwrite(world: &World, name: &str) {

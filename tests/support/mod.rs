@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 pub mod archive;
-pub mod loop_mount;
 pub mod nobody;
 pub mod random;
 pub mod segments;
