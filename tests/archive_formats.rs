@@ -72,7 +72,9 @@ fn tools_accept_every_format() {
                           [print(m.name) for m in a]";
             let out = run_tool(Command::new("python3").args(["-c", script]).arg(&made.path)).stdout;
             let text = String::from_utf8(out).unwrap();
-            assert!(text.starts_with("{\"schedule\":\"test\"}\n"), "{text}");
+            // Python has the comment of the last global header, which may be padding.
+            let comment = text.lines().next().unwrap();
+            assert!(comment == "{\"schedule\":\"test\"}" || padding == Padding::Blocks && comment.trim().is_empty());
             assert_eq!(text.lines().count(), 307);
         }
         let extent = check_tar(&made.path).unwrap();
@@ -131,8 +133,14 @@ fn check_seek_table(made: &TestArchive) {
 
 #[test]
 fn members_lie_at_the_offsets_in_the_catalog() {
-    let folder = tempfile::tempdir().unwrap();
-    let made = make(&make_source(folder.path()), folder.path(), Compression::None);
+    for padding in [Padding::None, Padding::Blocks] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = make_source(folder.path());
+        check_offsets(&make_with(&source, folder.path(), Compression::None, |job| job.padding = padding));
+    }
+}
+
+fn check_offsets(made: &TestArchive) {
     let bytes = fs::read(&made.path).unwrap();
     let mut end = 0;
     for record in &made.records {

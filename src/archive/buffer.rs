@@ -42,6 +42,14 @@ impl Buffer {
         self.length += count;
     }
 
+    /// Inserts `bytes` before the content from `at` on.
+    pub fn insert(&mut self, at: usize, bytes: &[u8]) {
+        let end = self.length;
+        self.extend(bytes);
+        self.bytes.copy_within(at..end, at + bytes.len());
+        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// Appends zero bytes up to a multiple of the tar block.
     pub fn pad_block(&mut self) {
         self.extend_zeros(block::padding(self.length as u64) as usize);

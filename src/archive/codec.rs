@@ -140,6 +140,15 @@ impl Encoder {
         }
     }
 
+    /// Returns the length of the pax global header by which `length` bytes of content become whole blocks of the file
+    /// system; `None` if they need none. Only plain chunks are padded by their content.
+    pub fn content_padding(&self, length: usize) -> Option<usize> {
+        match self.kind {
+            EncoderKind::Plain => self.padding.plain_length(length),
+            EncoderKind::Gzip(..) | EncoderKind::Zstd(..) => None,
+        }
+    }
+
     /// Encodes `content`.
     pub fn encode(&mut self, content: Buffer) -> Result<EncodedChunk> {
         let content_digest = *blake3::hash(&content).as_bytes();

@@ -1,8 +1,10 @@
 //! Padding of chunks to whole blocks of the file system, so that archive files can share the blocks of equal chunks.
 //!
-//! It is part of the stored bytes of a chunk, and decoders skip it: in gzip an empty member, in zstd a skippable frame.
+//! It is part of the stored bytes of a chunk, and readers skip it: in gzip an empty member, in zstd a skippable frame,
+//! in a plain archive a pax global header with a comment.
 
 use super::buffer::Buffer;
+use super::header::MIN_GLOBAL_BYTES;
 use crate::durable::SHARED_BLOCK_BYTES;
 
 /// Magic number of the skippable zstd frame.
@@ -18,7 +20,8 @@ pub(super) const MEMBER_HEAD_BYTES: usize = 16;
 pub enum Padding {
     /// Chunks follow each other directly.
     None,
-    /// Chunks begin and end at multiples of [`SHARED_BLOCK_BYTES`] in the file. Plain ones are not padded.
+    /// Chunks begin and end at multiples of [`SHARED_BLOCK_BYTES`] in the file; of the pieces of a large file in a
+    /// plain archive only the first one begins there, and the last one ends there.
     Blocks,
 }
 
@@ -39,7 +42,12 @@ impl Padding {
         }
     }
 
-    /// Returns the length of the padding after `length` bytes, in bytes; `None` if there is none. No padding is shorter
+    /// Returns the length of the pax global header that a plain chunk of `length` bytes needs, in bytes.
+    pub(super) fn plain_length(self, length: usize) -> Option<usize> {
+        self.length(length, MIN_GLOBAL_BYTES)
+    }
+
+    /// Returns the length of the padding for `length` bytes, in bytes; `None` if there is none. No padding is shorter
     /// than `smallest`.
     fn length(self, length: usize, smallest: usize) -> Option<usize> {
         let block = SHARED_BLOCK_BYTES as usize;

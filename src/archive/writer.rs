@@ -87,7 +87,7 @@ impl ArchiveDigest {
 
 impl<'f> ArchiveWriter<'f> {
     /// Starts an archive in an empty `file`; `path` is for messages.
-    pub fn new(file: &'f mut File, path: &Path, compression: Compression, padding: Padding) -> Result<Self> {
+    pub fn new(file: &'f File, path: &Path, compression: Compression, padding: Padding) -> Result<Self> {
         Ok(ArchiveWriter {
             file,
             path: path.to_owned(),
@@ -105,6 +105,11 @@ impl<'f> ArchiveWriter<'f> {
     pub fn put_global_header(&mut self, comment: &str) -> Result<Chunk> {
         let mut content = Buffer::new();
         header::append_global(&mut content, comment);
+        if let Some(padding) = self.encoder.content_padding(content.len()) {
+            let length = content.len() + padding;
+            content.clear();
+            header::append_global_of(&mut content, comment, length);
+        }
         self.put_content(content)
     }
 
@@ -123,26 +128,21 @@ impl<'f> ArchiveWriter<'f> {
     /// Writes the next chunk; returns it with its position and offset in the file.
     pub fn put(&mut self, encoded: &EncodedChunk) -> Result<Chunk> {
         let chunk = self.add(&encoded.chunk)?;
-        self.fill(chunk.offset, &encoded.stored)?;
-        if self.offset - self.write_back_end >= WRITE_BACK_BYTES {
-            self.start_write_back();
-        }
+        self.file.write_all_at(&encoded.stored, chunk.offset).map_err(Error::io("write", &self.path))?;
         Ok(chunk)
     }
 
-    /// Adds the next chunk without its bytes, which the caller provides by [`ArchiveWriter::share`] or
-    /// [`ArchiveWriter::fill`]; returns it with its position and offset in the file.
+    /// Adds the next chunk without its bytes, which the caller writes into the file, or shares
+    /// ([`ArchiveWriter::share`]); returns it with its position and offset in the file.
     pub fn add(&mut self, chunk: &Chunk) -> Result<Chunk> {
         let chunk = Chunk { sequence: self.table.count(), offset: self.offset, ..*chunk };
         self.table.push(&encode_entry(&chunk)?)?;
         self.digest.add(&chunk.stored_digest);
+        if self.offset - self.write_back_end >= WRITE_BACK_BYTES {
+            self.start_write_back();
+        }
         self.offset = chunk.end();
         Ok(chunk)
-    }
-
-    /// Writes bytes of a chunk that was added.
-    pub fn fill(&self, offset: u64, stored: &[u8]) -> Result<()> {
-        self.file.write_all_at(stored, offset).map_err(Error::io("write", &self.path))
     }
 
     /// Makes `length` bytes from `offset` on, of chunks that were added, those of another archive file at
@@ -176,7 +176,8 @@ impl<'f> ArchiveWriter<'f> {
     }
 
     /// Starts write-back of what was written, so that the one fsync at the end has little left to write. The advice
-    /// that these pages are not needed starts their write-back and frees those that are on disk already.
+    /// that these pages are not needed starts their write-back and frees those that are on disk already. It goes back
+    /// far enough for bytes that were written late.
     fn start_write_back(&mut self) {
         let start = self.write_back_end.saturating_sub(2 * WRITE_BACK_BYTES);
         if let Some(length) = NonZeroU64::new(self.offset - start) {

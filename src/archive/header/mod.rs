@@ -59,6 +59,18 @@ pub fn append_global(out: &mut Buffer, comment: &str) {
     append_extension(out, header, records.as_bytes());
 }
 
+/// The size of the smallest pax global header with a record, in bytes.
+pub const MIN_GLOBAL_BYTES: usize = 2 * BLOCK_BYTES;
+
+/// Appends a pax global header of exactly `length` bytes, whole blocks and at least [`MIN_GLOBAL_BYTES`], that holds
+/// `comment` and spaces behind it.
+pub fn append_global_of(out: &mut Buffer, comment: &str, length: usize) {
+    let record_bytes = length - BLOCK_BYTES;
+    // Its length, a space, the keyword, `=` and a newline.
+    let around = record_bytes.to_string().len() + b" comment=\n".len();
+    append_global(out, &format!("{comment:width$}", width = record_bytes - around));
+}
+
 /// Returns how many bytes a member probably takes in the archive. Chunks are cut and memory is bounded by this
 /// estimate, so it depends on nothing but what a walk knows.
 pub fn entry_bytes(kind: MemberKind, size: u64) -> u64 {

@@ -75,7 +75,12 @@ impl EntryReader<'_> {
         let mut pax = Pax::default();
         let result = data.and_then(|records| pax.add(&records, spans::MAX_SPANS));
         match (block.type_flag(), result) {
-            (b'g', Ok(())) => self.global = pax.into_global(),
+            (b'g', Ok(())) => {
+                // Later ones are padding.
+                let comment = self.global.comment.take();
+                self.global = pax.into_global();
+                self.global.comment = comment.or(self.global.comment.take());
+            }
             (b'g', Err(reason)) => return Err(HeaderError::refused(block.name(), reason)),
             (_, Ok(())) => extensions.pax = pax,
             (_, Err(reason)) => extensions.error = Some(reason),

@@ -99,7 +99,7 @@ impl<'c> Members<'c> {
         Members { entries: EntryReader { blocks, global: Pax::default() }, count: 0, last: None, is_over: false }
     }
 
-    /// Returns the comment of the last pax global header, if there was one.
+    /// Returns the comment of the first pax global header that has one.
     pub fn comment(&self) -> Option<&[u8]> {
         self.entries.global.comment.as_deref()
     }

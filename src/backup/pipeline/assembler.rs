@@ -12,7 +12,6 @@ use super::large_file::LargeFile;
 use super::reuse::{Base, BaseRef};
 use super::state::PipelineState;
 use super::unwritten::Unwritten;
-use crate::archive::padding::Padding;
 use crate::archive::writer::{ArchiveWriter, Finished};
 use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
@@ -70,7 +69,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
         state: &'a PipelineState<'a>,
         writer: ArchiveWriter<'f>,
         records: Sender<Vec<CatalogChunk>>,
-        (comment, padding): (&'a str, Padding),
+        (comment, base_bytes): (&'a str, BaseBytes<'a>),
         read_started: Timestamp,
     ) -> Result<Self> {
         let mut assembler = Assembler {
@@ -84,7 +83,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             batch_rows: 0,
             held: None,
             waiting: Vec::new(),
-            base_bytes: BaseBytes::new(state.base, padding),
+            base_bytes,
             counts: MemberCounts::default(),
         };
         if state.base.is_none() {

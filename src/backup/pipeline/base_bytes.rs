@@ -1,20 +1,56 @@
-//! The bytes that an archive takes from its base: shared with the base's file where the file system can, else copied.
+//! The bytes that an archive takes from its base: shared with the base's file where the file system can, else copied,
+//! by threads of their own.
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crossbeam_channel::{Receiver, Sender};
 
 use super::reuse::Base;
+use super::state::PipelineState;
 use crate::archive::buffer::Buffer;
 use crate::archive::padding::Padding;
 use crate::archive::writer::ArchiveWriter;
 use crate::chunk::Chunk;
 use crate::durable::SHARED_BLOCK_BYTES;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Chunks that are shared by one call: more is slower to copy if it fails.
 const MAX_PENDING: usize = 1024;
 
 /// Maximum number of ranges that are remembered as shared. What further ones hold is verified like what was written.
 const MAX_RANGES: usize = 1 << 16;
+
+/// A chunk that is to be copied.
+pub(super) struct Copy {
+    /// As the base stores it.
+    chunk: Chunk,
+    /// Where it begins in the archive.
+    offset: u64,
+}
+
+/// Copies chunks of the base, each checked by its digest, into the archive file at `path` until there are no more.
+///
+/// Errors: `Damage` if bytes of the base are not those that were written; `DiskFull`.
+pub(super) fn copy_chunks(
+    state: &PipelineState<'_>,
+    base: &Base<'_>,
+    file: &File,
+    path: &Path,
+    copies: &Receiver<Copy>,
+) -> Result<()> {
+    let mut stored = Buffer::new();
+    for Copy { chunk, offset } in copies {
+        if state.is_stopped() {
+            break;
+        }
+        base.read(&chunk, &mut stored)?;
+        file.write_all_at(&stored, offset).map_err(Error::io("write", path))?;
+    }
+    Ok(())
+}
 
 /// Takes chunks of the base into the archive, those that are side by side in both together.
 pub(super) struct BaseBytes<'a> {
@@ -25,26 +61,25 @@ pub(super) struct BaseBytes<'a> {
     pending: Vec<Chunk>,
     /// Where the first of them begins in the archive.
     pending_offset: u64,
-    /// Memory for bytes that are copied.
-    copied: Buffer,
+    /// To the threads that copy.
+    copies: Sender<Copy>,
     /// The ranges of the archive that share blocks with the base.
     shared: Vec<Range<u64>>,
 }
 
 impl<'a> BaseBytes<'a> {
-    pub(super) fn new(base: Option<&'a Base<'a>>, padding: Padding) -> Self {
+    pub(super) fn new(base: Option<&'a Base<'a>>, padding: Padding, copies: Sender<Copy>) -> Self {
         BaseBytes {
             base,
             shares: padding == Padding::Blocks,
             pending: Vec::new(),
             pending_offset: 0,
-            copied: Buffer::new(),
+            copies,
             shared: Vec::new(),
         }
     }
 
-    /// Adds a chunk of the base to the archive; returns it with its position there. Its bytes may follow later, by
-    /// [`BaseBytes::flush`].
+    /// Adds a chunk of the base to the archive; returns it with its position there. Its bytes may follow later.
     pub(super) fn put(&mut self, chunk: &Chunk, writer: &mut ArchiveWriter<'_>) -> Result<Chunk> {
         let is_next = self.pending.last().is_some_and(|last| last.end() == chunk.offset);
         if !is_next || self.pending.len() >= MAX_PENDING {
@@ -61,9 +96,9 @@ impl<'a> BaseBytes<'a> {
         Ok(place)
     }
 
-    /// Provides the bytes of all chunks added so far. To be called before anything else is written.
+    /// Shares the bytes of all chunks added so far, or has them copied. To be called after the last one.
     ///
-    /// Errors: `Damage` if bytes of the base are not those that were written; `DiskFull`.
+    /// Errors: `DiskFull`.
     pub(super) fn flush(&mut self, writer: &mut ArchiveWriter<'_>) -> Result<()> {
         let (Some(first), Some(base)) = (self.pending.first(), self.base) else { return Ok(()) };
         let (from, offset) = (first.offset, self.pending_offset);
@@ -73,8 +108,8 @@ impl<'a> BaseBytes<'a> {
             if shared.start <= place && place + chunk.stored_length <= shared.end {
                 continue;
             }
-            base.read(chunk, &mut self.copied)?;
-            writer.fill(place, &self.copied)?;
+            // Nothing receives it once the pipeline has stopped.
+            let _ = self.copies.send(Copy { chunk: *chunk, offset: place });
         }
         self.pending.clear();
         self.remember(shared);

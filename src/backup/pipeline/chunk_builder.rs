@@ -11,6 +11,7 @@ use super::reuse::{BaseHint, BaseRef};
 use super::state::PipelineState;
 use crate::archive::buffer::Buffer;
 use crate::archive::codec::{EncodedChunk, Encoder};
+use crate::archive::header;
 use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::member::{CatalogMember, Extent, Member, MemberKind};
@@ -103,6 +104,8 @@ pub(super) struct ReadMember {
 pub(super) struct ChunkBuilder<'a, 'f> {
     pub(super) state: &'a PipelineState<'f>,
     pub(super) names: &'a OwnerNames,
+    /// Plain chunks are padded: before their last member, because Python fails on a global header behind it.
+    pub(super) pads_content: bool,
     pub(super) encoder: &'a mut Encoder,
     pub(super) output: &'a Sender<PlanOutput>,
     pub(super) sequence: u64,
@@ -115,6 +118,8 @@ pub(super) struct ChunkBuilder<'a, 'f> {
     /// The chunk being built, and the members in it.
     pub(super) content: Buffer,
     pub(super) members: Vec<CatalogRow>,
+    /// The member of the base with the path of the last one, if that may get padding.
+    pub(super) last_hint: Option<BaseHint>,
     /// Chunks that have not been sent, and the bytes of the encoded ones.
     pub(super) chunks: Vec<BuiltChunk>,
     pub(super) chunk_bytes: u64,
@@ -143,7 +148,21 @@ impl ChunkBuilder<'_, '_> {
             is_reusable,
         };
         let known = hint.and_then(|hint| hint.row_of(&row));
+        self.last_hint = hint.filter(|_| self.pads_content).cloned();
         self.members.push(CatalogRow { entry: row, known });
+    }
+
+    /// Ends a chunk of whole members.
+    pub(super) fn end_members(&mut self) -> Result<()> {
+        if let Some(last) = self.members.last_mut()
+            && let Some(length) = self.encoder.content_padding(self.content.len())
+        {
+            let at = self.content.len() - last.entry.entry_bytes as usize;
+            insert_padding(&mut self.content, at, length);
+            last.entry.entry_bytes += length as u64;
+            last.known = self.last_hint.take().and_then(|hint| hint.row_of(&last.entry));
+        }
+        self.end_chunk(None)
     }
 
     /// Ends the chunk being built and starts the next one. Encodes it unless the base has the same content.
@@ -183,4 +202,11 @@ impl ChunkBuilder<'_, '_> {
         // The receiver is dropped only when the pipeline has stopped.
         let _ = self.output.send(PlanOutput { sequence: self.sequence, chunks, ended_plan_bytes });
     }
+}
+
+/// Inserts a pax global header of `length` bytes into the content of a chunk.
+pub(super) fn insert_padding(content: &mut Buffer, at: usize, length: usize) {
+    let mut padding = Buffer::new();
+    header::append_global_of(&mut padding, "", length);
+    content.insert(at, &padding);
 }

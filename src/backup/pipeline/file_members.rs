@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::chunk_builder::{ChunkBuilder, ReadMember};
+use super::chunk_builder::{ChunkBuilder, ReadMember, insert_padding};
 use super::hard_links::LinkTurn;
 use super::large_file::{HashedFile, LargeFile, PIECE_BYTES};
 use super::plan::MAX_WHOLE_BYTES;
@@ -29,7 +29,7 @@ impl ChunkBuilder<'_, '_> {
         let expected_bytes = header::entry_bytes(MemberKind::File, opened.file.stat().size);
         if self.content.len() as u64 + expected_bytes > 2 * MAX_CONTENT_BYTES {
             // Files that grew since they were listed.
-            self.end_chunk(None)?;
+            self.end_members()?;
         }
         let (path, is_same) = (opened.entry.path.clone(), opened.is_same);
         let is_added = self.add_small_file(opened)?;
@@ -131,7 +131,7 @@ impl ChunkBuilder<'_, '_> {
 
     /// Adds a file of several pieces, which this worker reads alone.
     fn add_large_file(&mut self, opened: OpenedFile) -> Result<()> {
-        self.end_chunk(None)?;
+        self.end_members()?;
         let OpenedFile { entry, mut file, is_same, hint } = opened;
         if file.stat().size > self.memory_bytes {
             // It grew since it was listed, and the memory budget does not include it. It may exceed the budget while no
@@ -185,16 +185,20 @@ impl ChunkBuilder<'_, '_> {
     pub(super) fn add_piece(&mut self, large_file: &Arc<LargeFile>, piece: u64) -> Result<Option<HashedFile>> {
         let spans = large_file.spans.as_deref();
         let size = large_file.member.size;
+        let data_bytes = spans.map_or(size, |spans| read::data_bytes(spans, &(0..size)));
+        let block_bytes = data_bytes.next_multiple_of(BLOCK_BYTES as u64);
         if piece == 0 {
             header::append(&mut self.content, &large_file.member, spans);
+            if let Some(length) = self.encoder.content_padding(self.content.len() + block_bytes as usize) {
+                insert_padding(&mut self.content, 0, length);
+            }
         }
         let range = large_file.range(piece);
         let mut hasher = LargeFile::hasher(piece);
         let outcome = read::data(&large_file.file, spans, &range, &mut self.content, &mut hasher);
         self.bytes_read += range.end - range.start;
         if piece + 1 == large_file.pieces() {
-            let data_bytes = spans.map_or(size, |spans| read::data_bytes(spans, &(0..size)));
-            self.content.extend_zeros((data_bytes.next_multiple_of(BLOCK_BYTES as u64) - data_bytes) as usize);
+            self.content.extend_zeros((block_bytes - data_bytes) as usize);
         }
         if piece == 0 {
             let (member, stat) = (large_file.member.clone(), *large_file.file.stat());

@@ -19,6 +19,7 @@ mod state;
 mod unwritten;
 mod worker;
 
+use std::fs::File;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use self::assembler::{Assembled, Assembler};
+use self::base_bytes::{BaseBytes, copy_chunks};
 use self::chunk_builder::{MemberCounts, PlanOutput};
 use self::plan::{Plan, Planner};
 pub use self::reuse::{Base, ReadReason, ReuseCounts, Rules};
@@ -50,6 +52,9 @@ use crate::source::{OwnerNames, WalkOptions, WalkSummary, walk};
 
 /// How often progress is reported.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Chunks of the base that wait to be copied, for each thread.
+const COPIES_PER_THREAD: usize = 8;
 
 /// Maximum memory of all encoders together. At high levels each takes so much that fewer threads run than requested.
 const MAX_ENCODER_BYTES: u64 = 256 << 20;
@@ -136,39 +141,40 @@ pub fn write(
     // Before anything is synced or listed: what changes from now on may be missed, and is read again by the next run.
     let read_started = options.clock.now();
     let names = OwnerNames::new();
-    let path = file.temp_path().to_owned();
-    let writer = ArchiveWriter::new(file.file(), &path, options.compression, options.padding)?;
+    let (path, archive): (_, &File) = (file.temp_path().to_owned(), file.file());
+    let writer = ArchiveWriter::new(archive, &path, options.compression, options.padding)?;
+    let (copy_sender, copies) = bounded(COPIES_PER_THREAD * threads);
+    let base_bytes = BaseBytes::new(options.base, options.padding, copy_sender);
     let (plan_sender, plans) = bounded(2 * threads);
     let (output_sender, outputs) = unbounded();
     let (record_sender, records) = bounded(2);
     let results = thread::scope(|scope| {
-        let (state, names) = (&state, &names);
+        let (state, names, path) = (&state, &names, path.as_path());
         let walker = spawn(scope, state, "walk", move || walk_source(options, state, names, read_started, plan_sender));
         for _ in 0..threads {
             let (plans, output) = (plans.clone(), output_sender.clone());
-            spawn(scope, state, "encode", move || {
-                worker::run_worker(state, names, (options.compression, options.padding), &plans, &output)
-            });
+            let codec = (options.compression, options.padding);
+            spawn(scope, state, "encode", move || worker::run_worker(state, names, codec, &plans, &output));
+        }
+        for (base, copies) in options.base.iter().flat_map(|base| (0..threads).map(|_| (*base, copies.clone()))) {
+            spawn(scope, state, "copy", move || copy_chunks(state, base, archive, path, &copies));
         }
         // Only the threads hold these ends, so that each side detects when the other one ends.
-        drop((plans, output_sender));
-        let parts = (writer, record_sender, path);
+        drop((plans, output_sender, copies));
+        let parts = (writer, base_bytes, record_sender, path);
         let assembler = spawn(scope, state, "write", move || assemble(options, state, read_started, parts, &outputs));
         pass_records(options, state, records, catalog);
         (walker.and_then(join), assembler.and_then(join))
     });
     state.take_failure().map_or(Ok(()), Err)?;
-    match results {
-        (Some(summary), Some(Assembled::Written(writer, shared, counts))) => {
-            let finished = writer.finish(&facts(options, &state, &counts))?;
-            Ok(WrittenArchive { shared, ..describe(options, &state, finished, &counts, &summary) })
-        }
-        (Some(summary), Some(Assembled::Unchanged(finished, counts))) => {
-            file.reopen()?;
-            Ok(WrittenArchive { is_link: true, ..describe(options, &state, finished, &counts, &summary) })
-        }
-        _ => Err(Error::failed("the backup ended early for an unknown reason")),
+    let (Some(summary), Some(assembled)) = results else {
+        return Err(Error::failed("the backup ended early for an unknown reason"));
+    };
+    let written = conclude(options, &state, assembled, &summary)?;
+    if written.is_link {
+        file.reopen()?;
     }
+    Ok(written)
 }
 
 fn thread_count(options: &PipelineOptions<'_>) -> usize {
@@ -208,20 +214,38 @@ fn join<T>(handle: ScopedJoinHandle<'_, Option<T>>) -> Option<T> {
     handle.join().ok().flatten()
 }
 
+/// Writes the trailer, unless the file of the base has become the archive.
+fn conclude(
+    options: &PipelineOptions<'_>,
+    state: &PipelineState<'_>,
+    assembled: Assembled<'_>,
+    summary: &WalkSummary,
+) -> Result<WrittenArchive> {
+    match assembled {
+        Assembled::Written(writer, shared, counts) => {
+            let finished = writer.finish(&facts(options, state, &counts))?;
+            Ok(WrittenArchive { shared, ..describe(options, state, finished, &counts, summary) })
+        }
+        Assembled::Unchanged(finished, counts) => {
+            Ok(WrittenArchive { is_link: true, ..describe(options, state, finished, &counts, summary) })
+        }
+    }
+}
+
 /// Writes chunks into the file until the workers have ended.
 fn assemble<'f>(
     options: &PipelineOptions<'_>,
     state: &PipelineState<'_>,
     read_started: Timestamp,
-    (writer, records, path): (ArchiveWriter<'f>, Sender<Vec<CatalogChunk>>, PathBuf),
+    (writer, base_bytes, records, path): (ArchiveWriter<'f>, BaseBytes<'_>, Sender<Vec<CatalogChunk>>, &Path),
     outputs: &Receiver<PlanOutput>,
 ) -> Result<Assembled<'f>> {
-    let mut assembler = Assembler::start(state, writer, records, (options.comment, options.padding), read_started)?;
+    let mut assembler = Assembler::start(state, writer, records, (options.comment, base_bytes), read_started)?;
     assembler.assemble(outputs)?;
     if state.is_stopped() {
         return Err(Error::new(ErrorKind::Interrupted, "the backup was ended early"));
     }
-    assembler.finish(&|base, counts| base.link_to(&path, &facts(options, state, counts)))
+    assembler.finish(&|base, counts| base.link_to(path, &facts(options, state, counts)))
 }
 
 fn walk_source(

@@ -31,6 +31,7 @@ pub(super) fn run_worker(
         let builder = ChunkBuilder {
             state,
             names,
+            pads_content: compression == Compression::None && padding == Padding::Blocks,
             encoder: &mut encoder,
             output,
             sequence: plan.sequence,
@@ -39,6 +40,7 @@ pub(super) fn run_worker(
             base_chunks: plan.base_chunks.into(),
             content: state.take_buffer(plan.memory_bytes),
             members: Vec::new(),
+            last_hint: None,
             chunks: Vec::new(),
             chunk_bytes: 0,
             bytes_read: 0,
@@ -73,7 +75,7 @@ impl ChunkBuilder<'_, '_> {
                         self.send(None);
                     }
                 }
-                self.end_chunk(None)?;
+                self.end_members()?;
             }
             Work::Piece(large_file, piece) => {
                 if let Some(hashed) = self.add_piece(&large_file, piece)? {
