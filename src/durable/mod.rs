@@ -13,7 +13,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 pub use self::links::{link_over, symlink_relative};
@@ -169,8 +169,12 @@ impl SealedFile {
 }
 
 /// Creates a file without a name in the folder of `path`, which the system removes when it is closed, however the
-/// process ends. It has a temporary name for an instant.
+/// process ends. Where the file system knows no such files, it has a temporary name for an instant.
 pub fn create_unnamed_file(path: &Path) -> Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::open(folder_of(path), flags, Mode::RUSR | Mode::WUSR) {
+        return Ok(file.into());
+    }
     let mut pending = PendingFile::create(path, 0o600)?;
     pending.file().try_clone().map_err(Error::io("open a file beside", path))
 }
