@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::buffer::Buffer;
 use super::chunk_table::encode_entry;
+use super::cksum::CrcOfParts;
 use super::codec::{Codec, Decoder};
 use super::direct::DirectReader;
 use super::reader::ArchiveReader;
@@ -130,18 +131,27 @@ fn check_read_chunks(
     let threads = threads.max(1);
     let (work, batches) = bounded(threads);
     let (answers, answered) = unbounded();
+    let crc = (reader.has_cksum() && unread.is_empty()).then(|| CrcOfParts::new(reader.size()));
+    let crc = crc.as_ref();
+    let mut is_damaged = false;
     thread::scope(|scope| {
         for _ in 0..threads {
             let (batches, answers) = (batches.clone(), answers.clone());
-            let work = move || check_received(reader, &batches, &answers);
+            let work = move || check_received(reader, crc, &batches, &answers);
             thread::Builder::new().spawn_scoped(scope, work).map_err(Error::no_thread)?;
         }
         // Only the threads keep these ends, so that both sides notice when the other has ended.
         drop((batches, answers));
+        let on_damage = &mut |damaged| {
+            is_damaged = true;
+            on_damage(damaged)
+        };
         let mut feeder = Feeder { reader, unread, work, answered, batch: Vec::new(), on_damage };
         let summary = feeder.feed(expected, cancel)?;
         feeder.finish()?;
-        compare_trailer(reader, &summary)
+        let digest = compare_trailer(reader, &summary, crc)?;
+        crc.filter(|_| !is_damaged).map_or(Ok(()), |crc| reader.check_cksum(crc.cksum()))?;
+        Ok(digest)
     })
 }
 
@@ -249,9 +259,15 @@ fn thread_died() -> Error {
 }
 
 /// Reads and checks the batches that a thread receives.
-fn check_received(reader: &ArchiveReader, batches: &Receiver<Batch>, answers: &Sender<DamagedChunk>) {
+fn check_received(
+    reader: &ArchiveReader,
+    crc: Option<&CrcOfParts>,
+    batches: &Receiver<Batch>,
+    answers: &Sender<DamagedChunk>,
+) {
     let mut checker = Checker {
         reader,
+        crc,
         direct: DirectReader::new(reader),
         decoder: Decoder::new(reader.codec()),
         content: Buffer::new(),
@@ -267,6 +283,8 @@ fn check_received(reader: &ArchiveReader, batches: &Receiver<Batch>, answers: &S
 /// What a thread needs to check chunks.
 struct Checker<'a> {
     reader: &'a ArchiveReader,
+    /// Receives all that is read, if it is to be compared with an index.
+    crc: Option<&'a CrcOfParts>,
     direct: DirectReader<'a>,
     decoder: Result<Decoder>,
     content: Buffer,
@@ -282,6 +300,9 @@ impl Checker<'_> {
             // A range that the disk cannot read is damage like any other, and the chunks beside it count too.
             return batch.iter().for_each(|chunk| self.check_one(*chunk, report));
         };
+        if let Some(crc) = self.crc {
+            crc.add(first.offset, stored);
+        }
         let mut rest = stored;
         for chunk in batch {
             let (stored, after) = rest.split_at(chunk.stored_length as usize);
@@ -294,7 +315,12 @@ impl Checker<'_> {
 
     fn check_one(&mut self, chunk: Chunk, report: &mut dyn FnMut(DamagedChunk)) {
         let damage = match self.direct.read(chunk.offset, chunk.stored_length) {
-            Ok(stored) => find_damage(self.reader, &mut self.decoder, &chunk, stored, &mut self.content),
+            Ok(stored) => {
+                if let Some(crc) = self.crc {
+                    crc.add(chunk.offset, stored);
+                }
+                find_damage(self.reader, &mut self.decoder, &chunk, stored, &mut self.content)
+            }
             Err(error) => Some(error.to_string()),
         };
         damage.into_iter().for_each(|reason| report(DamagedChunk { chunk, reason }));
@@ -329,7 +355,7 @@ fn find_damage(
 }
 
 /// Compares the trailer with the expected chunks and returns the archive digest.
-fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]> {
+fn compare_trailer(reader: &ArchiveReader, summary: &Summary, crc: Option<&CrcOfParts>) -> Result<[u8; 32]> {
     let path = reader.path();
     let trailer = reader.trailer()?.ok_or_else(|| no_trailer(path))?;
     let mut entries = blake3::Hasher::new();
@@ -348,6 +374,9 @@ fn compare_trailer(reader: &ArchiveReader, summary: &Summary) -> Result<[u8; 32]
         page.clear();
         reader.read_stored(offset, length, &mut page)?;
         hasher.update(&page);
+        if let Some(crc) = crc {
+            crc.add(offset, &page);
+        }
         offset += length;
     }
     Ok(summary.digest.clone().finish(hasher.finalize().as_bytes()))

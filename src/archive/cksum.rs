@@ -5,6 +5,7 @@
 //! number, inverted at the end.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The polynomial without its highest power, x^32.
 const POLYNOMIAL: u32 = 0x04C1_1DB7;
@@ -62,6 +63,32 @@ impl Crc {
         let mut whole = self;
         whole.append(Crc::of(&number[..length]));
         Cksum { sum: !whole.value, bytes: self.bytes }
+    }
+}
+
+/// The CRC of a file of known size, to which several threads add its parts in any order.
+#[derive(Debug)]
+pub(super) struct CrcOfParts {
+    value: AtomicU32,
+    bytes: u64,
+}
+
+impl CrcOfParts {
+    /// Returns that of a file of `bytes` bytes, of which no part was added yet.
+    pub(super) fn new(bytes: u64) -> Self {
+        CrcOfParts { value: AtomicU32::new(0), bytes }
+    }
+
+    /// Adds the bytes from `offset` on; each byte of the file is to be added once.
+    pub(super) fn add(&self, offset: u64, part: &[u8]) {
+        // The CRC is linear: each part counts by itself, followed by as many zeros as bytes follow it.
+        let behind = self.bytes.saturating_sub(offset + part.len() as u64);
+        self.value.fetch_xor(shift(Crc::of(part).value, behind), Ordering::Relaxed);
+    }
+
+    /// Returns what `cksum` prints for the file, if all of it was added.
+    pub(super) fn cksum(&self) -> Cksum {
+        Crc::from_parts(self.value.load(Ordering::Relaxed), self.bytes).cksum()
     }
 }
 
@@ -146,13 +173,17 @@ mod tests {
         ) {
             let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
             places.sort_unstable();
-            let mut crc = Crc::default();
+            let (mut crc, parts) = (Crc::default(), CrcOfParts::new(bytes.len() as u64));
+            let mut ranges = Vec::new();
             let mut from = 0;
             for to in places.into_iter().chain([bytes.len()]) {
                 crc.append(Crc::of(&bytes[from..to]));
+                ranges.push(from..to);
                 from = to;
             }
             prop_assert_eq!(crc, Crc::of(&bytes));
+            ranges.into_iter().rev().for_each(|range| parts.add(range.start as u64, &bytes[range]));
+            prop_assert_eq!(parts.cksum(), crc.cksum());
         }
     }
 }

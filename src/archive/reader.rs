@@ -93,9 +93,21 @@ impl ArchiveReader {
         self.stored.size()
     }
 
-    /// Returns what the index says that `cksum` prints for the archive; `None` of a whole one.
-    pub fn cksum(&self) -> Option<Cksum> {
-        self.cksum
+    /// Returns whether an index says what `cksum` prints for the archive.
+    pub(super) fn has_cksum(&self) -> bool {
+        self.cksum.is_some()
+    }
+
+    /// Compares what `cksum` prints for the bytes that were read with what the index says, if there is one.
+    pub fn check_cksum(&self, found: Cksum) -> Result<()> {
+        match self.cksum.filter(|expected| *expected != found) {
+            None => Ok(()),
+            Some(expected) => {
+                let message =
+                    format!("the checksum of {} is {found}, and its index says {expected}", self.path().display());
+                Err(Error::new(ErrorKind::Damage, message))
+            }
+        }
     }
 
     /// Returns what is wrong with the segments as a whole, in words: those that are missing or too short.

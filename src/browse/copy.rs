@@ -49,14 +49,12 @@ pub fn copy_archive(
         cancel.check("the export was cancelled")
     };
     let digest = copy.copy(&trailer, &mut put)?;
-    let (cksum, path) = (copy.crc.cksum(), reader.path().display());
+    let cksum = copy.crc.cksum();
     if archive.digest().is_some_and(|expected| expected != digest) {
+        let path = reader.path().display();
         return Err(Error::new(ErrorKind::Damage, format!("{path} is not the archive that the catalog describes")));
     }
-    if let Some(expected) = reader.cksum().filter(|expected| *expected != cksum) {
-        let message = format!("the checksum of {path} is {cksum}, and its index says {expected}");
-        return Err(Error::new(ErrorKind::Damage, message));
-    }
+    reader.check_cksum(cksum)?;
     Ok(Copied { digest, cksum })
 }
 

@@ -151,6 +151,8 @@ fn an_export_that_cannot_be_right_writes_nothing() {
     let wrong = rewrite(&index, |text| text.replacen(&format!("# cksum {sum} "), "# cksum 17 ", 1));
     fs::write(&index, wrong).unwrap();
     let _ = home.run(&["export", text(&index), "--to", "x"]).fails(4, &["its index says 17 "]);
+    let verified = home.run(&["verify", text(&index)]);
+    assert!(verified.code == 4 && verified.stdout.contains("its index says 17 "), "{verified:?}");
     assert!(!home.path("x").exists() && !home.path("backups/docs/x.tar").exists());
 }
 
