@@ -230,10 +230,13 @@ fn damage_behind_thousands_of_members_leaves_none_of_their_rows() {
     for file in 0..2_500 {
         fs::write(world.path(&format!("docs/many/{file:04}")), "x").unwrap();
     }
-    fs::write(world.path("docs/z"), vec![5; 3 << 20]).unwrap();
+    // Larger than a chunk, so that it is one of its own.
+    fs::write(world.path("docs/z"), vec![5; 6 << 20]).unwrap();
     let base = run(&world, &runner, &row);
-    // The rows of what comes before are in the catalog when the damage shows.
-    fs::write(world.path("docs/000"), "changed").unwrap();
+    // So many new rows that some are in the catalog when the damage shows.
+    for file in 0..2_500 {
+        fs::write(world.path(&format!("docs/many/{file:04}")), "y").unwrap();
+    }
     let members = rows(&world, &base).len();
     damage(&world, &base, fs::metadata(file_of(&world, &base)).unwrap().len() - (1 << 20), true);
     let next = run(&world, &runner, &row);
