@@ -1,6 +1,5 @@
 //! What a run would archive, without writing anything; and whether that fits on the disk.
 
-use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -14,10 +13,10 @@ use super::monitor::Monitor;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
-use crate::member::{Extent, MemberKind};
+use crate::member::Extent;
 use crate::progress::Problem;
 use crate::schedule::Compression;
-use crate::source::{self, SourceEntry, SourceRoot};
+use crate::source::{self, ExtentCounter, SourceEntry, SourceRoot};
 use crate::store::ScheduleRow;
 
 /// Bytes that the headers and the padding of a member take in a plain archive, about.
@@ -93,22 +92,17 @@ fn walk_entries(
     let own_paths = home.own_paths();
     let mut estimate = Estimate { is_complete: true, ..Estimate::default() };
     let mut problems = Vec::new();
-    let mut linked = HashSet::new();
+    let mut counter = ExtentCounter::default();
     source::walk(
         &source.walk_options(&row.schedule, &own_paths),
         &mut |entry| {
-            let is_first_name = entry.stat.links < 2 || linked.insert((entry.stat.device, entry.stat.inode));
-            let size = if entry.kind == MemberKind::File && is_first_name { entry.stat.size } else { 0 };
-            estimate.extent.members += 1;
-            estimate.extent.files += u64::from(entry.kind == MemberKind::File);
-            estimate.extent.content_bytes += size;
-            let flow = visit(&entry, size);
+            let flow = visit(&entry, counter.add(&entry));
             estimate.is_complete = flow.is_continue();
             flow
         },
         &mut |problem| problems.push(problem),
     )?;
-    estimate.problems = problems;
+    (estimate.extent, estimate.problems) = (counter.extent, problems);
     Ok(estimate)
 }
 

@@ -26,4 +26,4 @@ pub use open_file::{OpenFile, Stability};
 pub use owner_names::OwnerNames;
 pub use root::SourceRoot;
 pub use stat::Stat;
-pub use walk::{WalkOptions, WalkSummary, scan, walk};
+pub use walk::{ExtentCounter, WalkOptions, WalkSummary, scan, walk};

@@ -101,23 +101,41 @@ pub fn walk(
     Ok(WalkSummary { unmatched_patterns: walker.filter.into_unmatched(), ..walker.summary })
 }
 
-/// Returns how much an archive of the source would hold, without reading any content. The content of a file counts
-/// once, however many names it has. `go_on` is asked after each entry; the scan ends early if it returns false. Errors
-/// of single paths are ignored here; the run reports them. Errors: as [`walk`].
+/// Sums up how much an archive of the entries of a walk would hold.
+#[derive(Debug, Default)]
+pub struct ExtentCounter {
+    /// The sum so far.
+    pub extent: Extent,
+    /// Files with several names of which one was counted.
+    linked: HashSet<(u64, u64)>,
+}
+
+impl ExtentCounter {
+    /// Adds the next entry. Returns the bytes of content that it adds: the content of a file counts once, however many
+    /// names it has.
+    pub fn add(&mut self, entry: &SourceEntry) -> u64 {
+        let stat = &entry.stat;
+        let is_first_name = stat.links < 2 || self.linked.insert((stat.device, stat.inode));
+        let is_file = entry.kind == MemberKind::File;
+        let size = if is_file && is_first_name { stat.size } else { 0 };
+        self.extent.members += 1;
+        self.extent.files += u64::from(is_file);
+        self.extent.content_bytes += size;
+        size
+    }
+}
+
+/// Returns how much an archive of the source would hold, without reading any content. `go_on` is asked after each
+/// entry; the scan ends early if it returns false. Errors of single paths are ignored here; the run reports them.
+/// Errors: as [`walk`].
 pub fn scan(options: &WalkOptions, go_on: &mut dyn FnMut() -> bool) -> Result<Extent> {
-    let mut extent = Extent::default();
-    let mut seen = HashSet::new();
+    let mut counter = ExtentCounter::default();
     let mut count = |entry: SourceEntry| {
-        extent.members += 1;
-        let is_first = entry.stat.links < 2 || seen.insert((entry.stat.device, entry.stat.inode));
-        if entry.kind == MemberKind::File {
-            extent.files += 1;
-            extent.content_bytes += if is_first { entry.stat.size } else { 0 };
-        }
+        counter.add(&entry);
         if go_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     walk(options, &mut count, &mut |_| {})?;
-    Ok(extent)
+    Ok(counter.extent)
 }
 
 fn find_root(tree: &Arc<Tree>, name: &MemberPath) -> Result<SourceEntry> {

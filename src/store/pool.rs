@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 pub(super) type Pool = r2d2::Pool<SqliteConnectionManager>;
 pub(super) type PooledConnection = r2d2::PooledConnection<SqliteConnectionManager>;
 
-/// Maximum number of open connections: one a run, one for the service loop, one for monitoring.
+/// Maximum number of open connections. What finds none free waits: a run uses several, each for one statement or page.
 const MAX_CONNECTIONS: u32 = 8;
 
 /// Makes a pool for the database at `path`. Nothing is opened yet.
