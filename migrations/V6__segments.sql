@@ -3,13 +3,13 @@
 
 PRAGMA user_version = 6;
 
--- A physical file: a whole archive file, or a segment.
+-- A physical file: a whole archive file, an index, or a segment.
 CREATE TABLE stored_file (
     id                INTEGER PRIMARY KEY AUTOINCREMENT,
-    segment_name      TEXT    UNIQUE,     -- below the archive folder; null: a whole archive file, named by its archives
+    segment_name      TEXT    UNIQUE,     -- below the archive folder; null: of another kind, named by its archives
     temporary_name    TEXT,               -- of a segment, in the same folder, until it has its name
     run_id            INTEGER,            -- that wrote the segment
-    state             TEXT    NOT NULL CHECK (state IN ('writing', 'kept', 'deleting')),
+    state             TEXT    NOT NULL CHECK (state IN ('writing', 'kept', 'deleting', 'gone')),
     size              INTEGER,
     modified_ns       INTEGER,            -- when its bytes changed last, in nanoseconds, as sealed
     device            INTEGER,
@@ -64,7 +64,8 @@ CREATE TABLE span (
     stored_file_id    INTEGER NOT NULL REFERENCES stored_file (id),
     file_offset       INTEGER NOT NULL,   -- of its first byte there
     bytes             INTEGER NOT NULL,
-    PRIMARY KEY (archive_file_id, sequence),
+    PRIMARY KEY (archive_file_id, sequence, archive_offset),
+    FOREIGN KEY (archive_file_id, stored_file_id) REFERENCES part (archive_file_id, stored_file_id),
     CHECK ((chunks = 0) = (chunk_id IS NULL))
 ) STRICT, WITHOUT ROWID;
 
@@ -84,7 +85,7 @@ INSERT INTO span (archive_file_id, sequence, chunk_id, chunks, archive_offset, s
     WHERE size > rest;
 
 CREATE INDEX span_of_chunk ON span (chunk_id) WHERE chunk_id IS NOT NULL;
-CREATE INDEX span_of_stored_file ON span (stored_file_id, file_offset);
+CREATE INDEX span_of_stored_file ON span (stored_file_id, archive_file_id, file_offset);
 
 DROP TABLE old_span;
 DROP INDEX archive_file_of_inode;
@@ -94,7 +95,7 @@ ALTER TABLE archive_file DROP COLUMN modified_ns;
 ALTER TABLE archive_file DROP COLUMN verified_at_ms;
 ALTER TABLE archive_file DROP COLUMN health;
 
--- The CRC that `cksum` prints, of the stored bytes; null: it was not computed, as they are in no segment.
+-- The register of the CRC of `cksum` after the stored bytes, from 0, without their length and not inverted; null: it was not computed, as they are in no segment.
 ALTER TABLE chunk ADD COLUMN crc INTEGER;
 ALTER TABLE archive_file ADD COLUMN crc INTEGER;
 
@@ -102,18 +103,22 @@ ALTER TABLE archive_file ADD COLUMN crc INTEGER;
 ALTER TABLE schedule ADD COLUMN layout TEXT NOT NULL DEFAULT 'whole' CHECK (layout IN ('whole', 'segmented'));
 -- Segmented: the file of the archive is an index, which lists the ranges.
 ALTER TABLE archive ADD COLUMN layout TEXT NOT NULL DEFAULT 'whole' CHECK (layout IN ('whole', 'segmented'));
+ALTER TABLE archive ADD COLUMN index_file_id INTEGER REFERENCES stored_file (id);
+
+CREATE INDEX archive_of_index ON archive (index_file_id) WHERE index_file_id IS NOT NULL;
 
 -- What is known about the bytes of an archive file: the worst of what is known about its parts, and the oldest time.
 CREATE VIEW archive_file_health AS
     SELECT archive_file.id AS archive_file_id,
         (SELECT CASE max(CASE stored_file.health WHEN 'good' THEN 0 WHEN 'unproven' THEN 1 WHEN 'missing' THEN 2
                     ELSE CASE WHEN NOT EXISTS (SELECT 1 FROM damage WHERE damage.stored_file_id = stored_file.id)
-                            OR EXISTS (SELECT 1 FROM damage JOIN span ON span.stored_file_id = damage.stored_file_id
+                            OR EXISTS (SELECT 1 FROM damage CROSS JOIN span INDEXED BY span_of_stored_file
+                                ON span.stored_file_id = damage.stored_file_id
                                     AND span.file_offset < damage.file_offset + damage.length
                                     AND span.file_offset + span.bytes > damage.file_offset
                                 WHERE damage.stored_file_id = stored_file.id
                                     AND span.archive_file_id = archive_file.id)
-                        THEN 3 ELSE 0 END END)
+                        THEN 3 WHEN stored_file.verified_at_ms IS NULL THEN 1 ELSE 0 END END)
                 WHEN 0 THEN 'good' WHEN 1 THEN 'unproven' WHEN 2 THEN 'missing' ELSE 'damaged' END
             FROM part JOIN stored_file ON stored_file.id = part.stored_file_id
             WHERE part.archive_file_id = archive_file.id) AS health,
@@ -121,3 +126,15 @@ CREATE VIEW archive_file_health AS
             FROM part JOIN stored_file ON stored_file.id = part.stored_file_id
             WHERE part.archive_file_id = archive_file.id) AS verified_at_ms
     FROM archive_file;
+
+-- What is known about an archive: about its archive file, and about its index if it has one.
+CREATE VIEW archive_health AS
+    SELECT archive.run_id,
+        CASE WHEN index_file.health IN ('damaged', 'missing') THEN index_file.health
+            WHEN index_file.health = 'unproven' AND archive_file_health.health = 'good' THEN 'unproven'
+            ELSE archive_file_health.health END AS health,
+        CASE WHEN index_file.id IS NULL THEN archive_file_health.verified_at_ms
+            WHEN index_file.verified_at_ms IS NOT NULL
+                THEN min(index_file.verified_at_ms, archive_file_health.verified_at_ms) END AS verified_at_ms
+    FROM archive JOIN archive_file_health ON archive_file_health.archive_file_id = archive.archive_file_id
+    LEFT JOIN stored_file AS index_file ON index_file.id = archive.index_file_id;

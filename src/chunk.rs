@@ -31,11 +31,24 @@ impl Chunk {
     }
 }
 
+/// Where a chunk of an archive in the segmented layout is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Row of the segment.
+    pub segment: i64,
+    /// Offset of the stored bytes in the segment.
+    pub offset: u64,
+    /// Value of the POSIX CRC of the stored bytes, see [`crate::archive::cksum`].
+    pub crc: u32,
+}
+
 /// A chunk of a new archive, to be recorded in the catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogChunk {
     /// Where it is stored and what it must be.
     pub chunk: Chunk,
+    /// Its place in a segment; `None` in the whole layout, where it lies at its offset in the one file.
+    pub place: Option<Place>,
     /// Wall-clock time before the first of its members was read.
     pub read_started: Timestamp,
     /// The row that it gets.
@@ -43,12 +56,12 @@ pub struct CatalogChunk {
 }
 
 impl CatalogChunk {
-    /// Returns the number of rows that recording it writes at most: its own, its span's, those of new members and of
-    /// runs of members with consecutive ids.
+    /// Returns the number of rows that recording it writes at most: its own, those of its span and its part, those of
+    /// new members and of runs of members with consecutive ids.
     pub fn rows(&self) -> usize {
-        let ChunkRecord::New { members } = &self.record else { return 2 };
+        let ChunkRecord::New { members } = &self.record else { return 3 };
         let breaks = members.windows(2).filter(|pair| !pair[1].may_follow(&pair[0])).count();
-        3 + self.new_members().count() + breaks + members.len() / MAX_RUN as usize
+        4 + self.new_members().count() + breaks + members.len() / MAX_RUN as usize
     }
 
     /// Returns the members that it adds to the catalog, in order.
@@ -110,6 +123,8 @@ pub struct BaseChunk {
     pub id: i64,
     /// Where the base stores it and what it must be.
     pub chunk: Chunk,
+    /// Its place in a segment; `None` in the whole layout.
+    pub place: Option<Place>,
     /// Wall-clock time before the first of its members was read.
     pub read_started: Timestamp,
     /// The members whose headers start in it, in order.

@@ -31,6 +31,7 @@ fn write(source: &Path, scratch: &Path, compression: Compression, pause: Duratio
         own_paths: &[],
         compression,
         padding: Padding::None,
+        layout: backup_manager::schedule::Layout::Whole,
         threads: 2,
         comment: "{}",
         base: None,

@@ -18,6 +18,8 @@ mod recovery;
 mod reuse;
 #[path = "engine/runs.rs"]
 mod runs;
+#[path = "engine/segments.rs"]
+mod segments;
 #[path = "engine/shared_files.rs"]
 mod shared_files;
 #[path = "engine/time.rs"]

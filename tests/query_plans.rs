@@ -7,6 +7,8 @@
 
 #[path = "query_plans/calls.rs"]
 mod calls;
+#[path = "query_plans/segments.rs"]
+mod segments;
 #[path = "query_plans/statements.rs"]
 mod statements;
 #[path = "support/store.rs"]
@@ -30,7 +32,8 @@ const LARGE_TABLES: [&str; 11] = [
 ];
 
 /// Partial indexes with few rows, at most one or a few for each schedule. To read all of such an index is cheap.
-const SMALL_INDEXES: [&str; 4] = ["run_one_running", "run_one_queued", "run_claimable", "run_base"];
+const SMALL_INDEXES: [&str; 5] =
+    ["run_one_running", "run_one_queued", "run_claimable", "run_base", "stored_file_unfinished"];
 
 /// Statements that may read a whole table, by a part of their text, and why.
 const ALLOWED: &[(&str, &str)] = &[

@@ -1,7 +1,7 @@
 //! Cuts an archive into chunks by the paths and sizes of its members, so that one new file moves one cut, not all.
 
 use crate::member::MemberPath;
-use crate::schedule::Compression;
+use crate::schedule::{Compression, Layout};
 
 /// The largest content of a chunk in bytes to which another member is added. Pieces of large files are cut at multiples
 /// of it.
@@ -17,13 +17,14 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// Returns a cutter for archives of this compression. Small chunks mean less to encode again next time, large ones
-    /// compress better.
-    pub fn new(compression: Compression) -> Self {
-        let target: u64 = match compression {
-            Compression::None => 128 << 10,
-            Compression::Gzip(_) => 512 << 10,
-            Compression::Zstd(_) => 3 << 19,
+    /// Returns a cutter for archives of this compression and layout. Small chunks mean less to encode again next time,
+    /// large ones compress better; in segments, what is encoded again is also stored again.
+    pub fn new(compression: Compression, layout: Layout) -> Self {
+        let target: u64 = match (compression, layout) {
+            (Compression::None, _) | (Compression::Gzip(_), Layout::Segmented) => 128 << 10,
+            (Compression::Zstd(_), Layout::Segmented) => 256 << 10,
+            (Compression::Gzip(_), Layout::Whole) => 512 << 10,
+            (Compression::Zstd(_), Layout::Whole) => 3 << 19,
         };
         Cutter { half_target: target / 2, held: 0 }
     }
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     fn cuts(paths: &[String], bytes: u64) -> Vec<String> {
-        let mut cutter = Cutter::new(Compression::None);
+        let mut cutter = Cutter::new(Compression::None, Layout::Whole);
         let chosen = |path: &&String| cutter.cuts_before(&MemberPath::parse(path.as_bytes()).unwrap(), bytes);
         paths.iter().filter(chosen).cloned().collect()
     }

@@ -19,6 +19,7 @@ pub mod padding;
 pub mod reader;
 pub mod rebuild;
 mod refusals;
+pub mod segment_writer;
 mod segments;
 pub mod sparse;
 mod stored;

@@ -42,7 +42,7 @@ pub fn read_records(
         };
         let chunk = Chunk { content_digest: Some(content_digest), ..chunk };
         let members = found.in_chunk(&chunk)?.into_iter().map(MemberRecord::New).collect();
-        put(CatalogChunk { chunk, read_started, record: ChunkRecord::New { members } })?;
+        put(CatalogChunk { chunk, place: None, read_started, record: ChunkRecord::New { members } })?;
     }
     Ok(())
 }

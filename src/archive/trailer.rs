@@ -123,6 +123,12 @@ fn footer(table: &ChunkTable, facts: &[u8]) -> Result<[u8; FOOTER_BYTES]> {
     Ok(footer)
 }
 
+/// Returns a size that no trailer of so many chunks exceeds, unless its facts are very long.
+pub(super) fn max_bytes(chunks: u64) -> u64 {
+    // The table, a seek table, and around each part of them the frame of a member.
+    chunks * (ENTRY_BYTES as u64 + 9) + (64 << 10)
+}
+
 fn too_many_chunks() -> Error {
     Error::failed("the archive has more chunks than a zstd seek table holds").hint("use gzip or no compression")
 }

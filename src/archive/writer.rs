@@ -1,20 +1,19 @@
-//! Writes an archive file: its chunks in order, then the trailer.
+//! Writes an archive file, as a whole or in segments: its chunks in order, then the trailer.
 
 use std::fs::File;
-use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{Advice, fadvise};
 
 use super::block::END_MARKS;
 use super::buffer::Buffer;
 use super::chunk_table::{ChunkTable, encode_entry};
+use super::cksum::Crc;
 use super::codec::{Codec, EncodedChunk, Encoder};
 use super::header;
 use super::padding::Padding;
+use super::segment_writer::{SegmentFiles, SegmentWriter, WriteBack};
 use super::trailer::{self, Facts};
-use crate::chunk::Chunk;
+use crate::chunk::{Chunk, Place};
 use crate::durable::{only_if_full, share_range};
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
@@ -34,20 +33,29 @@ pub fn writer_version(padding: Padding) -> u32 {
     }
 }
 
-/// Number of bytes after which write-back is started.
-const WRITE_BACK_BYTES: u64 = 8 << 20;
-
 /// Writes chunks in order and records them for the trailer.
 pub struct ArchiveWriter<'f> {
-    file: &'f File,
-    path: PathBuf,
-    codec: Codec,
+    target: Target<'f>,
     encoder: Encoder,
+    codec: Codec,
     offset: u64,
-    /// Offset up to which write-back was started.
-    write_back_end: u64,
     table: ChunkTable,
     digest: ArchiveDigest,
+}
+
+/// Where the bytes are written.
+enum Target<'f> {
+    Whole { file: &'f File, path: PathBuf, write_back: WriteBack },
+    Segments(Box<SegmentWriter<'f>>),
+}
+
+/// A chunk of a new archive.
+#[derive(Clone, Copy, Debug)]
+pub struct WrittenChunk {
+    /// With its position and offset in the archive file.
+    pub chunk: Chunk,
+    /// Where it is stored; `None` in the whole layout.
+    pub place: Option<Place>,
 }
 
 /// A finished archive file.
@@ -59,6 +67,19 @@ pub struct Finished {
     pub chunks: u64,
     /// See [`ArchiveDigest`].
     pub digest: [u8; 32],
+    /// What else is known of it in the segmented layout.
+    pub in_segments: Option<InSegments>,
+}
+
+/// An archive file in segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InSegments {
+    /// CRC of the whole archive file.
+    pub crc: Crc,
+    /// Row of the segment with the trailer.
+    pub trailer_segment: i64,
+    /// Offset of the trailer in that segment.
+    pub trailer_offset: u64,
 }
 
 /// The digest of an archive file: BLAKE3 over the BLAKE3 digests (32 bytes each) of the stored bytes of all chunks in
@@ -88,13 +109,22 @@ impl ArchiveDigest {
 impl<'f> ArchiveWriter<'f> {
     /// Starts an archive in an empty `file`; `path` is for messages.
     pub fn new(file: &'f File, path: &Path, compression: Compression, padding: Padding) -> Result<Self> {
+        let target = Target::Whole { file, path: path.to_owned(), write_back: WriteBack::default() };
+        Self::start(target, path, Encoder::new(compression, padding)?, compression)
+    }
+
+    /// Starts an archive in segments; `path` is that of its index, for messages.
+    pub fn in_segments(files: SegmentFiles<'f>, path: &Path, compression: Compression) -> Result<Self> {
+        let encoder = Encoder::new(compression, Padding::None)?;
+        Self::start(Target::Segments(Box::new(SegmentWriter::new(files))), path, encoder, compression)
+    }
+
+    fn start(target: Target<'f>, path: &Path, encoder: Encoder, compression: Compression) -> Result<Self> {
         Ok(ArchiveWriter {
-            file,
-            path: path.to_owned(),
+            target,
+            encoder,
             codec: compression.into(),
-            encoder: Encoder::new(compression, padding)?,
             offset: 0,
-            write_back_end: 0,
             table: ChunkTable::new(path),
             digest: ArchiveDigest::new(),
         })
@@ -102,7 +132,7 @@ impl<'f> ArchiveWriter<'f> {
 
     /// Writes the first chunk: the pax global header with `comment`. It is a chunk of its own because it differs from
     /// run to run.
-    pub fn put_global_header(&mut self, comment: &str) -> Result<Chunk> {
+    pub fn put_global_header(&mut self, comment: &str) -> Result<WrittenChunk> {
         let mut content = Buffer::new();
         header::append_global(&mut content, comment);
         if let Some(padding) = self.encoder.content_padding(content.len()) {
@@ -114,22 +144,35 @@ impl<'f> ArchiveWriter<'f> {
     }
 
     /// Writes the last chunk: the end marks.
-    pub fn put_end_marks(&mut self) -> Result<Chunk> {
+    pub fn put_end_marks(&mut self) -> Result<WrittenChunk> {
         let mut content = Buffer::new();
         content.extend(&END_MARKS);
         self.put_content(content)
     }
 
-    fn put_content(&mut self, content: Buffer) -> Result<Chunk> {
+    fn put_content(&mut self, content: Buffer) -> Result<WrittenChunk> {
         let encoded = self.encoder.encode(content)?;
         self.put(&encoded)
     }
 
-    /// Writes the next chunk; returns it with its position and offset in the file.
-    pub fn put(&mut self, encoded: &EncodedChunk) -> Result<Chunk> {
+    /// Writes the next chunk; returns it with its position and offset in the archive file.
+    pub fn put(&mut self, encoded: &EncodedChunk) -> Result<WrittenChunk> {
         let chunk = self.add(&encoded.chunk)?;
-        self.file.write_all_at(&encoded.stored, chunk.offset).map_err(Error::io("write", &self.path))?;
-        Ok(chunk)
+        let place = match &mut self.target {
+            Target::Segments(segments) => Some(segments.put(&encoded.stored)?),
+            Target::Whole { file, path, .. } => {
+                file.write_all_at(&encoded.stored, chunk.offset).map_err(Error::io("write", &*path))?;
+                None
+            }
+        };
+        Ok(WrittenChunk { chunk, place })
+    }
+
+    /// Makes a chunk that is stored in a segment already the next one of an archive in segments.
+    pub fn refer(&mut self, chunk: &Chunk, place: Place) -> Result<WrittenChunk> {
+        let Target::Segments(segments) = &mut self.target else { return Err(misplaced()) };
+        segments.refer(&place, chunk.stored_length);
+        Ok(WrittenChunk { chunk: self.add(chunk)?, place: Some(place) })
     }
 
     /// Adds the next chunk without its bytes, which the caller writes into the file, or shares
@@ -138,8 +181,8 @@ impl<'f> ArchiveWriter<'f> {
         let chunk = Chunk { sequence: self.table.count(), offset: self.offset, ..*chunk };
         self.table.push(&encode_entry(&chunk)?)?;
         self.digest.add(&chunk.stored_digest);
-        if self.offset - self.write_back_end >= WRITE_BACK_BYTES {
-            self.start_write_back();
+        if let Target::Whole { file, write_back, .. } = &mut self.target {
+            write_back.advance(file, self.offset);
         }
         self.offset = chunk.end();
         Ok(chunk)
@@ -150,40 +193,56 @@ impl<'f> ArchiveWriter<'f> {
     ///
     /// Errors: `DiskFull`.
     pub fn share(&self, from: &File, from_offset: u64, offset: u64, length: u64) -> Result<bool> {
-        match share_range(from, from_offset, self.file, offset, length) {
+        let Target::Whole { file, path, .. } = &self.target else { return Err(misplaced()) };
+        match share_range(from, from_offset, file, offset, length) {
             Ok(()) => Ok(true),
             Err(error) => {
-                log::debug!("{}: {length} bytes are copied, not shared: {error}", self.path.display());
-                only_if_full(error, &self.path).map(|()| false)
+                log::debug!("{}: {length} bytes are copied, not shared: {error}", path.display());
+                only_if_full(error, path).map(|()| false)
             }
         }
     }
 
-    /// Writes the trailer. Does not sync the file.
+    /// Writes the trailer. Does not sync a file; segments are synced.
     pub fn finish(mut self, facts: &Facts) -> Result<Finished> {
         let (content_end, chunks) = (self.offset, self.table.count());
+        let trailer_at = match &mut self.target {
+            Target::Whole { .. } => None,
+            Target::Segments(segments) => {
+                segments.make_room(trailer::max_bytes(chunks))?;
+                Some(segments.position()?)
+            }
+        };
         let mut hasher = blake3::Hasher::new();
         let mut size = content_end;
+        let target = &mut self.target;
         trailer::write(self.codec, content_end, &self.table, facts, &mut |bytes| {
             hasher.update(bytes);
-            self.file.write_all_at(bytes, size).map_err(Error::io("write", &self.path))?;
+            match target {
+                Target::Whole { file, path, .. } => {
+                    file.write_all_at(bytes, size).map_err(Error::io("write", &*path))?;
+                }
+                Target::Segments(segments) => drop(segments.append(bytes)?),
+            }
             size += bytes.len() as u64;
             Ok(())
         })?;
-        self.offset = size;
-        self.start_write_back();
-        Ok(Finished { size, chunks, digest: self.digest.finish(hasher.finalize().as_bytes()) })
+        let digest = self.digest.finish(hasher.finalize().as_bytes());
+        let in_segments = match (self.target, trailer_at) {
+            (Target::Segments(segments), Some((trailer_segment, trailer_offset))) => {
+                Some(InSegments { crc: segments.finish()?, trailer_segment, trailer_offset })
+            }
+            (Target::Whole { file, mut write_back, .. }, _) => {
+                write_back.start(file, size);
+                None
+            }
+            (Target::Segments(_), None) => return Err(misplaced()),
+        };
+        Ok(Finished { size, chunks, digest, in_segments })
     }
+}
 
-    /// Starts write-back of what was written, so that the one fsync at the end has little left to write. The advice
-    /// that these pages are not needed starts their write-back and frees those that are on disk already. It goes back
-    /// far enough for bytes that were written late.
-    fn start_write_back(&mut self) {
-        let start = self.write_back_end.saturating_sub(2 * WRITE_BACK_BYTES);
-        if let Some(length) = NonZeroU64::new(self.offset - start) {
-            // Only advice: where it is not followed, fsync writes everything.
-            let _ = fadvise(self.file, start, Some(length), Advice::DontNeed);
-        }
-        self.write_back_end = self.offset;
-    }
+/// Returns the error for bytes that do not belong into the layout of an archive.
+fn misplaced() -> Error {
+    Error::failed("an archive was written in two layouts").hint("this is a bug: please report it")
 }

@@ -18,7 +18,7 @@ use crate::store::Store;
 pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let deleting = store.archives_being_deleted()?;
     if deleting.is_empty() {
-        return Ok(0);
+        return super::remove_unused_segments(home, store).map(|()| 0);
     }
     super::ensure_ours(home, store)?;
     // No stable link may point to a file that is removed, even if this process is killed in between.
@@ -36,6 +36,9 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
         // The removal has made room, which a link may need.
         super::refresh_links_only(home, store, &rows)?;
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    }
+    if let Err(error) = super::remove_unused_segments(home, store) {
+        first_error.get_or_insert(error);
     }
     first_error.map_or(Ok(deleting.len()), Err)
 }

@@ -3,6 +3,7 @@
 
 mod deletion;
 mod identity;
+mod segments;
 mod stable_links;
 mod unknown;
 
@@ -11,5 +12,6 @@ pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,
 };
+pub use segments::remove_unused_segments;
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

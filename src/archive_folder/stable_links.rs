@@ -1,4 +1,5 @@
-//! Stable links: `docs.tar` points to the newest good archive of `docs`. A file of the old system under such a name is
+//! Stable links: `docs.tar` points to the newest good archive of `docs`, `docs.tar.index` to its index if it lies in
+//! segments. A file of the old system under such a name is
 //! renamed and added to the catalog.
 
 use std::collections::BTreeSet;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::archive::foreign;
-use crate::archive_name::{ArchiveName, EXTENSIONS, legacy_codec, legacy_name};
+use crate::archive_name::{ArchiveName, EXTENSIONS, INDEX_SUFFIX, legacy_codec, legacy_name};
 use crate::clock::Timestamp;
 use crate::durable::{self, FolderLock};
 use crate::error::{Error, Result};
@@ -63,14 +64,16 @@ fn update_link(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
     let name = row.schedule.name.as_str();
     let newest = store.newest_good(row.id)?;
     let mut result = Ok(());
-    for (extension, _) in EXTENSIONS {
+    let extensions =
+        EXTENSIONS.iter().flat_map(|(extension, _)| [(*extension).to_owned(), format!("{extension}{INDEX_SUFFIX}")]);
+    for extension in extensions {
         let link = folder.join(format!("{name}.{extension}"));
         let wanted = newest.as_ref().map(|a| a.file_name.as_str()).filter(|f| f.ends_with(&format!(".{extension}")));
         let current = fs::read_link(&link).ok();
         // A link to anything else belongs to the user.
         let is_own = current.as_deref().is_some_and(is_archive_path);
         match (wanted, current) {
-            // `.tar` is no suffix of the others, so at most one extension is wanted.
+            // None of them ends with a point and another one, so at most one is wanted.
             (Some(target), Some(current)) if current == Path::new(target) => {}
             (Some(_), Some(current)) if !is_own => result = Err(foreign_link(&link, &current)),
             (Some(target), _) => durable::symlink_relative(&link, &folder.join(target))?,
@@ -85,7 +88,9 @@ fn update_link(folder: &Path, store: &Store, row: &ScheduleRow) -> Result<()> {
 fn is_archive_path(path: &Path) -> bool {
     let parts = path.to_str().and_then(|path| path.split_once('/'));
     parts.is_some_and(|(folder, file)| {
-        ArchiveName::parse(file, folder).is_some() || legacy_codec(file, folder).is_some()
+        ArchiveName::parse(file, folder).is_some()
+            || ArchiveName::parse_index(file, folder).is_some()
+            || legacy_codec(file, folder).is_some()
     })
 }
 

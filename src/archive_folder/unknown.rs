@@ -80,7 +80,7 @@ fn named_archives(home: &Home, store: &Store) -> Result<Vec<(PathBuf, String, i6
             entries => entries?,
         };
         for (path, file) in entries {
-            if let Some(parsed) = ArchiveName::parse(&file, &name)
+            if let Some(parsed) = ArchiveName::parse(&file, &name).or_else(|| ArchiveName::parse_index(&file, &name))
                 && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file())
             {
                 found.push((path, format!("{name}/{file}"), parsed.run));

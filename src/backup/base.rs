@@ -1,5 +1,6 @@
 //! The base of a run: finding it, holding it, and checking its file before anything is taken from it.
 
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -15,11 +16,13 @@ use crate::archive::reader::ArchiveReader;
 use crate::archive::rebuild;
 use crate::archive::trailer::Facts;
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::shared_files::separate_files;
 use crate::maintenance::verify;
+use crate::schedule::Layout;
 use crate::store::{Base, BaseQuery, Claim, Health};
 
 /// The base of a run, held by it and open.
@@ -94,6 +97,7 @@ impl Runner {
         let query = BaseQuery {
             schedule: claim.schedule(),
             compression: prepared.schedule.schedule.compression,
+            layout: prepared.schedule.schedule.layout,
             source_root: prepared.source.path.as_os_str().as_bytes().to_vec(),
             origin,
         };
@@ -112,7 +116,10 @@ impl Runner {
                 Err(error) if matches!(error.kind(), ErrorKind::Damage | ErrorKind::NotFound) => {
                     log::error!("{error}");
                     // Once its row shows that, another one is found.
-                    self.record_bad_base(&row, error.kind())?;
+                    if !self.record_bad_base(&row, error.kind(), context.cancel)? {
+                        self.store.release_base(claim)?;
+                        return Ok(None);
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 Err(error) => {
@@ -126,14 +133,22 @@ impl Runner {
         Ok(None)
     }
 
-    /// Records that the file of a base is missing, if it was not found, or damaged.
-    fn record_bad_base(&self, row: &Base, found: ErrorKind) -> Result<()> {
-        if found == ErrorKind::NotFound {
-            // If the disk is not mounted, no file is found, which must not mark the archives as missing (I9).
-            archive_folder::ensure_ours(&self.home, &self.store)?;
-            return self.store.record_health(row.archive_file, Health::Missing, None);
+    /// Records that the file of a base is missing, if it was not found, or damaged; of a base in segments, which of its
+    /// files are. Returns whether it is a base no longer.
+    fn record_bad_base(&self, row: &Base, found: ErrorKind, cancel: &CancelToken) -> Result<bool> {
+        // If the disk is not mounted, no file is found, which must not mark the archives as missing (I9).
+        archive_folder::ensure_ours(&self.home, &self.store)?;
+        if row.is_segmented() {
+            let Some(archive) = self.store.archive(row.run)? else { return Ok(true) };
+            let now = self.clock.now();
+            let findings = verify::verify_archive(&self.home, &self.store, &archive, self.threads, cancel, now)?;
+            return Ok(!findings.is_good());
         }
-        self.store.record_health(row.archive_file, Health::Damaged, Some(self.clock.now()))
+        let (health, verified_at) = match found {
+            ErrorKind::NotFound => (Health::Missing, None),
+            _ => (Health::Damaged, Some(self.clock.now())),
+        };
+        self.store.record_health(row.archive_file, health, verified_at).map(|()| true)
     }
 
     fn open_held_base(
@@ -145,20 +160,17 @@ impl Runner {
     ) -> Result<OpenBase> {
         let path = self.home.backups().join(&row.file_name);
         let reader = ArchiveReader::open(&path)?;
-        let stat = reader.metadata();
         let mut row = row.clone();
-        let modified_ns = stat.mtime().saturating_mul(1_000_000_000).saturating_add(stat.mtime_nsec());
-        let is_touched = (stat.len(), modified_ns) != (row.size, row.modified_ns);
-        if is_touched {
-            log::warn!("{}: the file was touched after it was written: verifying it", path.display());
-        }
         // Bytes that are shared are not read, so that damage in them would go on from archive to archive.
-        let shares_unread = prepared.padding == Padding::Blocks && claim.verify();
-        if is_touched || shares_unread && recently_verified_at(&row, self.clock.now()).is_none() {
-            self.verify_base(&row, modified_ns, context)?;
+        let shares_unread = claim.verify()
+            && (prepared.padding == Padding::Blocks || prepared.schedule.schedule.layout == Layout::Segmented);
+        let is_due = shares_unread && recently_verified_at(&row, self.clock.now()).is_none();
+        let touched = self.touched_parts(&row)?;
+        if is_due || !touched.is_empty() {
+            self.verify_base(&row, &touched, context)?;
             row.verified_at = Some(self.clock.now());
         }
-        let facts = self.facts_for_link(prepared, &reader, stat)?;
+        let facts = self.facts_for_link(prepared, &reader)?;
         let schedule = &prepared.schedule.schedule;
         let rules = Rules {
             ignores_inode: schedule.reuse.ignore_inode,
@@ -172,8 +184,28 @@ impl Runner {
         Ok(OpenBase { row, reader, facts, rules, is_damaged: AtomicBool::new(false) })
     }
 
-    /// Reads the whole file of a base. Errors: `Damage` if it is not what was written.
-    fn verify_base(&self, row: &Base, modified_ns: i64, context: &RunContext<'_>) -> Result<()> {
+    /// Returns the files of a base that were touched since they were synced, with their times of change.
+    ///
+    /// Errors: `NotFound` if one is missing.
+    fn touched_parts(&self, row: &Base) -> Result<Vec<(i64, i64)>> {
+        let mut touched = Vec::new();
+        for part in &row.parts {
+            let path = self.home.backups().join(part.segment_name.as_ref().unwrap_or(&row.file_name));
+            let stat = std::fs::symlink_metadata(&path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::not_found(format!("{} is gone", path.display())),
+                _ => Error::io("inspect", &path)(error),
+            })?;
+            let modified_ns = stat.mtime().saturating_mul(1_000_000_000).saturating_add(stat.mtime_nsec());
+            if (Some(stat.len()), Some(modified_ns)) != (part.size, part.modified_ns) {
+                log::warn!("{}: the file was touched after it was written: verifying it", path.display());
+                touched.push((part.id, modified_ns));
+            }
+        }
+        Ok(touched)
+    }
+
+    /// Reads the whole archive of a base. Errors: `Damage` if it is not what was written.
+    fn verify_base(&self, row: &Base, touched: &[(i64, i64)], context: &RunContext<'_>) -> Result<()> {
         let archive = self.store.archive(row.run)?;
         let archive = archive.ok_or_else(|| Error::not_found(format!("archive @{} does not exist", row.run)))?;
         let now = self.clock.now();
@@ -181,17 +213,13 @@ impl Runner {
         if !found.is_good() {
             return Err(Error::new(ErrorKind::Damage, format!("archive @{} ({}) is damaged", row.run, row.file_name)));
         }
-        self.store.record_touched(row.archive_file, modified_ns)
+        touched.iter().try_for_each(|(part, modified_ns)| self.store.record_touched(*part, *modified_ns))
     }
 
     /// Returns what the trailer of a base says, if a link to it may be the archive of this run: only the run and its
     /// times may differ from what the archive would say of itself, and the file must have the mode of a new one.
-    fn facts_for_link(
-        &self,
-        prepared: &PreparedRun,
-        reader: &ArchiveReader,
-        stat: &std::fs::Metadata,
-    ) -> Result<Option<Facts>> {
+    fn facts_for_link(&self, prepared: &PreparedRun, reader: &ArchiveReader) -> Result<Option<Facts>> {
+        let stat = reader.metadata();
         let Some(trailer) = reader.trailer()? else { return Ok(None) };
         let Some(comment) = rebuild::read_comment(reader, &trailer)? else { return Ok(None) };
         let is_same = describes_same(&comment, prepared.comment.as_bytes())
@@ -202,7 +230,7 @@ impl Runner {
     /// Records that the bytes of the base of a run are damaged, and takes the base and all that refers to it from the
     /// run.
     pub(super) fn drop_damaged_base(&self, claim: &Claim, base: &OpenBase) -> Result<()> {
-        self.record_bad_base(&base.row, ErrorKind::Damage)?;
+        self.record_bad_base(&base.row, ErrorKind::Damage, &CancelToken::new())?;
         self.store.discard_chunks(claim)?;
         self.store.release_base(claim)
     }

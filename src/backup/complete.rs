@@ -12,14 +12,18 @@ use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::durable::SealedFile;
 use crate::error::{Error, ErrorKind, Result};
+use crate::schedule::Layout;
 use crate::store::{Claim, Completed, Intent, RunState, ScheduleRow};
 
 impl Runner {
-    /// Renames the sealed file to its final name and syncs the folder.
+    /// Renames the sealed file to its final name and syncs the folder; before an index, its segments.
     pub(super) fn rename_into_place(&self, claim: &Claim, file: SealedFile, archive: &SealedArchive<'_>) -> Result<()> {
         // If the claim is lost, `file` is dropped, which removes the temporary file. The final name is not touched
         // without the claim (I4). An existing file of that name is not replaced.
         self.store.check_claim(claim)?;
+        if archive.layout == Layout::Segmented {
+            self.rename_segments(claim.run())?;
+        }
         file.persist(&self.home.backups().join(archive.file_name), false).map(drop)
     }
 
@@ -79,18 +83,22 @@ impl Runner {
     /// the catalog and its digest. Returns when its oldest part was verified (I20); `None` if nothing is to be
     /// recorded.
     fn verify(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Option<Timestamp>> {
-        let (unread, oldest): (&[Range<u64>], _) = match &archive.inherited {
+        let (mut unread, oldest): (Vec<Range<u64>>, _) = match &archive.inherited {
             _ if !claim.verify() => return Ok(None),
             // The file keeps the time of that.
-            Inherited::File => return Ok(None),
-            Inherited::Ranges { ranges, verified_at, .. } => (ranges, Some(*verified_at)),
-            Inherited::Nothing => (&[], None),
+            Inherited::File if archive.layout == Layout::Whole => return Ok(None),
+            Inherited::Ranges { ranges, verified_at, .. } => (ranges.clone(), Some(*verified_at)),
+            Inherited::File | Inherited::Nothing => (Vec::new(), None),
         };
         let path = self.home.backups().join(archive.file_name);
         let mut chunks = self.store.archive_chunks(claim.run());
         // A stop does not interrupt what is sealed, so nothing cancels this token.
         let cancel = CancelToken::new();
-        check::check_except(&path, &mut chunks, unread, &archive.digest, archive.size, self.threads, &cancel)?;
+        if archive.layout == Layout::Segmented {
+            // What lies in segments of other runs was verified a short time ago; their rows have the times.
+            unread = self.store.inherited_ranges(claim.run())?;
+        }
+        check::check_except(&path, &mut chunks, &unread, &archive.digest, archive.size, self.threads, &cancel)?;
         let now = self.clock.now();
         Ok(Some(oldest.map_or(now, |oldest| oldest.min(now))))
     }

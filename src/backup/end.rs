@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::monitor::RunContext;
 use super::{Failure, RunOutcome, Runner};
+use crate::archive_folder;
 use crate::durable;
 use crate::error::{ErrorKind, Result};
 use crate::store::{Claim, EndError, EndResult, Intent, Requeue, RunState};
@@ -49,6 +50,9 @@ impl Runner {
                 self.store.end_without_archive(claim, RunState::Failed, &reason, now)
             }
         })?;
+        if let Err(error) = archive_folder::remove_unused_segments(&self.home, &self.store) {
+            log::warn!("{}: run @{run}: its segments were not removed: {error}", intent.schedule_name());
+        }
         let state = self.store.run(run)?.state;
         Ok(RunOutcome { run, state, error: Some(failure.error) })
     }

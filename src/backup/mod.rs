@@ -14,6 +14,7 @@ pub mod pipeline;
 mod post_backup;
 mod prepare;
 mod recover;
+mod segments;
 mod write;
 
 use std::ops::Range;
@@ -24,6 +25,7 @@ use crate::durable::SealedFile;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::liveness::Worker;
+use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunState, ScheduleRow, Store, WorkerRow};
 pub use estimate::{Estimate, estimate, free_bytes, list_source, visit_source};
 use monitor::Monitor;
@@ -117,6 +119,7 @@ struct SealedArchive<'a> {
     size: u64,
     digest: [u8; 32],
     is_incomplete: bool,
+    layout: Layout,
     inherited: Inherited,
 }
 
@@ -169,6 +172,7 @@ impl Runner {
             size: staged.written.size,
             digest: staged.written.digest,
             is_incomplete: staged.written.losses > 0,
+            layout: intent.layout,
             inherited: staged.inherited,
         };
         let sealed_as = (staged.file.device(), staged.file.inode());

@@ -7,6 +7,7 @@ use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::schedule::Layout;
 use crate::source::{self, SourceRoot};
 use crate::store::{Claim, Intent, Origin, ScheduleRow};
 
@@ -32,6 +33,7 @@ impl Runner {
     pub(super) fn prepare(&self, claim: &Claim, intent: &Intent) -> std::result::Result<PreparedRun, Failure> {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::permanent)?;
         row.schedule.compression = intent.compression;
+        row.schedule.layout = intent.layout;
         archive_folder::ensure_ours(&self.home, &self.store).map_err(Failure::permanent)?;
         // A worker that slept until its run was taken over touches nothing in the archive folder (I4).
         self.store.check_claim(claim).map_err(Failure::retryable)?;
@@ -49,7 +51,9 @@ impl Runner {
         if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, name) {
             log::warn!("{name}: temporary files of earlier attempts were not removed: {error}");
         }
-        let shares_blocks = durable::shares_blocks(&folder).map_err(Failure::retryable)?;
+        // Segments are shared as they are.
+        let shares_blocks =
+            intent.layout == Layout::Whole && durable::shares_blocks(&folder).map_err(Failure::retryable)?;
         let padding = if shares_blocks { Padding::Blocks } else { Padding::None };
         let (boot_id, origin) = (source::boot_id(), self.origin(&source, padding));
         Ok(PreparedRun { schedule: row, source, scan_started, boot_id, padding, origin, comment })

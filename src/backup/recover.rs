@@ -11,6 +11,7 @@ use crate::archive_name::ArchiveName;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness;
+use crate::schedule::Layout;
 use crate::store::{ArchiveState, Claim, PendingArchive, Requeue, Run, RunState};
 
 use super::{Inherited, RunContext, Runner, SealedArchive};
@@ -134,11 +135,22 @@ fn finish_sealed(
     archive: &PendingArchive,
     context: &RunContext<'_>,
 ) -> Result<RunState> {
+    if archive.layout == Layout::Segmented {
+        match runner.rename_segments(archive.run) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return requeue(runner, claim, &error.to_string()),
+            renamed => renamed?,
+        }
+    }
     let target = runner.home.backups().join(&archive.file_name);
     let temporary = archive.temporary_name.as_ref().map(|name| runner.home.backups().join(name));
     let has_temporary = temporary.as_deref().map(exists).transpose()?.unwrap_or(false);
     match (exists(&target)?, temporary) {
         (true, Some(temporary)) if has_temporary && !is_same_file(&temporary, &target)? => {
+            if archive.layout == Layout::Segmented {
+                // The index says which archive it is of, so that no other name would be its own.
+                durable::remove(&temporary)?;
+                return requeue(runner, claim, "a file of another program has the name of its index");
+            }
             let renamed = rename_around(runner, &claim, archive, context)?;
             return finish_sealed(runner, claim, &renamed, context);
         }
@@ -153,7 +165,8 @@ fn finish_sealed(
         return Err(Error::failed(format!("the sealed archive of run @{} has no digest", archive.run)));
     };
     let (file_name, is_incomplete) = (archive.file_name.as_str(), archive.incomplete);
-    let archive = SealedArchive { file_name, size, digest, is_incomplete, inherited: Inherited::Nothing };
+    let layout = archive.layout;
+    let archive = SealedArchive { file_name, size, digest, is_incomplete, layout, inherited: Inherited::Nothing };
     runner.finish_sealed(claim, &archive, &row, context).map(|outcome| outcome.state)
 }
 

@@ -9,10 +9,12 @@ use super::monitor::{Monitor, RunContext};
 use super::pipeline::{self, PipelineOptions, WrittenArchive};
 use super::prepare::PreparedRun;
 use super::{Failure, Inherited, Runner};
+use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::durable::{PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Claim, Intent, RunCounts, Sealed};
+use crate::schedule::Layout;
+use crate::store::{Claim, Intent, RunCounts, Sealed, SealedSegments, StoredBytes};
 use crate::words::count;
 
 /// An archive under its temporary name.
@@ -118,6 +120,7 @@ impl Runner {
             own_paths: &own_paths,
             compression: row.schedule.compression,
             padding: prepared.padding,
+            layout: intent.layout,
             threads: self.threads,
             comment,
             base: from_base.as_ref(),
@@ -126,12 +129,26 @@ impl Runner {
             observer: monitor,
             cancel: context.cancel,
         };
-        let mut written = pipeline::write(&options, &mut pending, &mut |chunks| self.store.add_chunks(claim, chunks))?;
+        let mut written = self.write_layout(claim, intent, &options, &mut pending)?;
         if written.silent_changes > 0 {
             self.store.set_reuse_off(claim.schedule(), self.clock.now())?;
         }
         let inherited = base.as_ref().map_or(Inherited::Nothing, |base| inherit(base, &mut written, self.clock.now()));
         Ok(WrittenRun { pending, written, inherited })
+    }
+
+    fn write_layout(
+        &self,
+        claim: &Claim,
+        intent: &Intent,
+        options: &PipelineOptions<'_>,
+        pending: &mut PendingFile,
+    ) -> Result<WrittenArchive> {
+        let catalog = &mut |chunks: &[CatalogChunk]| self.store.add_chunks(claim, chunks);
+        match intent.layout {
+            Layout::Whole => pipeline::write(options, pending, catalog),
+            Layout::Segmented => self.write_segmented(claim, intent, options, catalog, pending),
+        }
     }
 
     pub(super) fn record_counts(&self, claim: &Claim, prepared: &PreparedRun, written: &WrittenArchive) -> Result<()> {
@@ -183,13 +200,21 @@ impl Runner {
         let sealed = Sealed {
             size: written.size,
             digest: written.digest,
-            device: file.device(),
-            inode: file.inode(),
+            file: StoredBytes {
+                size: file.size(),
+                device: file.device(),
+                inode: file.inode(),
+                modified_ns: Some(file.modified_ns()),
+            },
+            in_segments: written.in_segments.map(|in_segments| SealedSegments {
+                crc: in_segments.crc.value(),
+                trailer_segment: in_segments.trailer_segment,
+                trailer_offset: in_segments.trailer_offset,
+            }),
             source_root: prepared.source.path.as_os_str().as_bytes().to_owned(),
             scan_started: prepared.scan_started,
             extent: written.extent,
             incomplete: written.losses > 0,
-            modified_ns: file.modified_ns(),
             boot_id: prepared.boot_id.clone(),
             origin: prepared.origin.clone(),
         };

@@ -119,7 +119,7 @@ fn select_archives(
         archives = store.archives(None)?;
     }
     let mut seen = BTreeSet::new();
-    archives.retain(|archive| seen.insert(archive.archive_file));
+    archives.retain(|archive| seen.insert(archive.file_key()));
     if let Some(age) = older_than {
         let limit = context.now().minus(age);
         archives.retain(|archive| archive.verified_at.is_none_or(|at| at <= limit));

@@ -190,17 +190,32 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> Result
 /// Renames a file to an unused name in the same file system and syncs the folder. An existing file is left alone and
 /// the error is [`ErrorKind::Busy`].
 pub fn rename_no_replace(from: &Path, to: &Path) -> Result<()> {
+    rename_unsynced(from, to)?;
+    sync_folder(folder_of(to))?;
+    if folder_of(from) != folder_of(to) {
+        sync_folder(folder_of(from))?;
+    }
+    Ok(())
+}
+
+/// Same as [`rename_no_replace`], without the sync, which the caller does once for many files.
+pub fn rename_unsynced(from: &Path, to: &Path) -> Result<()> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         // The file system does not know the flag.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_by_link(from, to)?,
         Err(e) => return Err(naming_error(to)(e.into())),
     }
-    sync_folder(folder_of(to))?;
-    if folder_of(from) != folder_of(to) {
-        sync_folder(folder_of(from))?;
-    }
     Ok(())
+}
+
+/// Returns the device and the inode number of a file, without following a link; `None` if it does not exist.
+pub fn identity(path: &Path) -> Result<Option<(u64, u64)>> {
+    match path.symlink_metadata() {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("inspect", path)(error)),
+    }
 }
 
 /// Renames by a hard link, which never replaces, where rename has no such flag. A crash between link and unlink leaves

@@ -151,6 +151,7 @@ mod tests {
     use super::*;
     use crate::health::test_times::{DAY, MS, NOW, ago};
     use crate::member::Extent;
+    use crate::schedule::Layout;
     use crate::schedule::{Cadence, Schedule, ScheduleName};
     use crate::store::{Health, RunCounts, Trigger, Watermark};
 
@@ -211,6 +212,8 @@ mod tests {
             manual: false,
             is_rescanned: false,
             good: false,
+            layout: Layout::Whole,
+            files: Vec::new(),
             extent: Extent::default(),
         }
     }

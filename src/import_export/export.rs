@@ -56,6 +56,7 @@ fn options_not_in_text(schedule: &Schedule) -> Vec<&'static str> {
         cadence: _,
         zone,
         compression,
+        layout,
         excludes,
         retention,
         reuse,
@@ -66,6 +67,7 @@ fn options_not_in_text(schedule: &Schedule) -> Vec<&'static str> {
     let options = [
         (zone.is_some(), "time zone"),
         (*compression != Compression::default(), "compression"),
+        (!layout.is_default(), "layout"),
         (!excludes.is_empty(), "excludes"),
         (*retention != Retention::default(), "keep rules"),
         (!reuse.is_default(), "rules for unchanged files"),

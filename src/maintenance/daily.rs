@@ -159,7 +159,7 @@ fn prune_history(store: &Store, limit: Timestamp, cancel: &CancelToken) -> Resul
 /// as far as it can be read.
 fn due_for_verification(mut archives: Vec<Archive>, days: u32, is_retry: bool, now: Timestamp) -> Vec<Archive> {
     let mut seen = BTreeSet::new();
-    archives.retain(|archive| seen.insert(archive.archive_file));
+    archives.retain(|archive| seen.insert(archive.file_key()));
     // A time in the future was written under a wrong clock and is ignored.
     let verified_at = |archive: &Archive| archive.verified_at.filter(|at| *at <= now);
     archives.sort_by_key(|archive| (verified_at(archive), archive.run));

@@ -6,9 +6,11 @@ mod database_copies;
 pub mod drill;
 pub mod prune;
 pub mod rescan;
+mod rescan_segments;
 pub mod retention;
 pub mod shared_files;
 pub mod verify;
+mod verify_segments;
 
 pub use daily::{Intervals, MaintenanceContext, MaintenanceReport, run_maintenance};
 pub use database_copies::{RestoredDatabase, copy_database, recovery_step, restore_database_copy};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use chrono_tz::Tz;
@@ -143,7 +144,14 @@ fn ensure_verified(context: &PruneContext<'_>, archive: &Archive) -> Result<()> 
         Error::failed(format!("nothing of {name} is pruned: its newest good archive {path} {what}"))
             .hint(format!("run `backup-manager verify {name}`"))
     };
-    if !fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == archive.size) {
+    let is_file = |path: &Path, size: Option<u64>| {
+        fs::metadata(path).is_ok_and(|found| found.is_file() && size.is_none_or(|size| found.len() == size))
+    };
+    let mut is_there = is_file(&path, None);
+    for part in store.parts(archive.archive_file)? {
+        is_there &= is_file(&home.backups().join(part.segment_name.as_ref().unwrap_or(&archive.file_name)), part.size);
+    }
+    if !is_there {
         return Err(fault("is missing or has changed"));
     }
     // A time in the future was recorded under a wrong clock.

@@ -14,20 +14,22 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::rescan_segments::Places;
 use super::shared_files::separate_files;
 use crate::archive::codec::Codec;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
 use crate::archive_folder;
-use crate::archive_name::ArchiveName;
+use crate::archive_name::{ArchiveName, SegmentName};
 use crate::cancel::CancelToken;
-use crate::chunk::CatalogChunk;
+use crate::chunk::{CatalogChunk, Chunk, Place};
 use crate::clock::Timestamp;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::progress::Observer;
-use crate::schedule::{Schedule, ScheduleName};
+use crate::schedule::{Layout, Schedule, ScheduleName};
 use crate::store::{FoundArchive, Health, Store, Watermark};
 
 /// The folder of a file system in which `fsck` puts what it finds. Only root can read it.
@@ -90,7 +92,7 @@ pub fn rescan(
     store.discard_partly_added_archives()?;
     archive_folder::reserve_run_numbers(home, store)?;
     let mut report = RescanReport::default();
-    let mut candidates = find_candidates(home, store, &mut report)?;
+    let (mut candidates, segments) = find_candidates(home, store, &mut report)?;
     candidates.sort_by_key(|candidate| (candidate.created_at, candidate.run));
     create_missing_schedules(store, &candidates, &mut report, now)?;
     for candidate in &candidates {
@@ -107,6 +109,12 @@ pub fn rescan(
             Err(error) => return Err(error),
         }
     }
+    for (path, file_name) in segments {
+        // No index and no row refers to it.
+        if !store.has_segment(&file_name)? {
+            report.foreign.push(path);
+        }
+    }
     separate_files(home, store, None)?;
     mark_missing(home, store, &mut report)?;
     let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
@@ -114,9 +122,16 @@ pub fn rescan(
     Ok(report)
 }
 
-/// Inspects every file in the folders of schedules.
-fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Result<Vec<Candidate>> {
-    let mut candidates = Vec::new();
+/// A segment: its path, and the same below the archive folder.
+type FoundSegment = (PathBuf, String);
+
+/// Inspects every file in the folders of schedules; returns those that are ours, and the segments.
+fn find_candidates(
+    home: &Home,
+    store: &Store,
+    report: &mut RescanReport,
+) -> Result<(Vec<Candidate>, Vec<FoundSegment>)> {
+    let (mut candidates, mut segments) = (Vec::new(), Vec::new());
     for folder in entries_of(home.backups())? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind = fs::symlink_metadata(&folder).map_err(Error::io("inspect", &folder))?.file_type();
@@ -139,22 +154,38 @@ fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Res
                 continue;
             }
         };
-        for path in entries {
-            let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let file_name = format!("{name}/{file}");
-            if store.has_archive_file(&file_name)? {
-                report.known += 1;
-                continue;
-            }
-            match inspect_file(&path, &name, file_name) {
-                Ok(Some(candidate)) => candidates.push(candidate),
-                Ok(None) => report.foreign.push(path),
-                Err(error) if error.kind() == ErrorKind::Damage => report.damaged.push((path, error.to_string())),
-                Err(error) => report.unreadable.push((path, error.to_string())),
-            }
+        inspect_entries(store, &name, entries, report, (&mut candidates, &mut segments))?;
+    }
+    Ok((candidates, segments))
+}
+
+/// Inspects the files in the folder of a schedule.
+fn inspect_entries(
+    store: &Store,
+    folder: &str,
+    entries: Vec<PathBuf>,
+    report: &mut RescanReport,
+    (candidates, segments): (&mut Vec<Candidate>, &mut Vec<FoundSegment>),
+) -> Result<()> {
+    for path in entries {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file_name = format!("{folder}/{file}");
+        if store.has_archive_file(&file_name)? {
+            report.known += 1;
+            continue;
+        }
+        if SegmentName::parse(&file, folder).is_some() {
+            segments.push((path, file_name));
+            continue;
+        }
+        match inspect_file(&path, folder, file_name) {
+            Ok(Some(candidate)) => candidates.push(candidate),
+            Ok(None) => report.foreign.push(path),
+            Err(error) if error.kind() == ErrorKind::Damage => report.damaged.push((path, error.to_string())),
+            Err(error) => report.unreadable.push((path, error.to_string())),
         }
     }
-    Ok(candidates)
+    Ok(())
 }
 
 fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -172,7 +203,8 @@ fn entries_of(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Errors: `Damage` if it is ours by name and damaged; the I/O error if it cannot be read.
 fn inspect_file(path: &Path, folder: &str, file_name: String) -> Result<Option<Candidate>> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some(ArchiveName { created_at, run, .. }) = ArchiveName::parse(&file, folder) else { return Ok(None) };
+    let name = ArchiveName::parse(&file, folder).or_else(|| ArchiveName::parse_index(&file, folder));
+    let Some(ArchiveName { created_at, run, .. }) = name else { return Ok(None) };
     if !fs::symlink_metadata(path).map_err(Error::io("inspect", path))?.is_file() {
         return Ok(None);
     }
@@ -224,12 +256,32 @@ fn add_to_catalog(
     let (trailer, digest) = check::check_by_trailer(&candidate.path, threads, cancel)?;
     let reader = Arc::new(ArchiveReader::open(&candidate.path)?);
     let found = found_archive(candidate, &reader, &trailer, row.id, digest)?;
+    if found.layout == Layout::Segmented {
+        return add_segmented(store, candidate, &reader, &found, &trailer, threads, now);
+    }
     if let Some(file) = store.shared_file(&found)? {
         return store.add_archive_link(&found, file, now).map(drop);
     }
     let run = store.begin_adding_archive(&found, now)?;
-    add_chunks(store, candidate, reader, &trailer, run, threads)?;
-    store.finish_adding_archive(run, now)
+    add_chunks(store, candidate, reader, &trailer, run, threads, &mut |_| Ok(None))?;
+    store.finish_adding_archive(run, None, now)
+}
+
+fn add_segmented(
+    store: &Store,
+    candidate: &Candidate,
+    reader: &Arc<ArchiveReader>,
+    found: &FoundArchive,
+    trailer: &Trailer,
+    threads: usize,
+    now: Timestamp,
+) -> Result<()> {
+    let run = store.begin_adding_archive(found, now)?;
+    let mut places = Places::of(store, &candidate.path, candidate.schedule.name.as_str())?;
+    let place = &mut |chunk: &Chunk| places.of_chunk(reader, chunk).map(Some);
+    add_chunks(store, candidate, Arc::clone(reader), trailer, run, threads, place)?;
+    let trailer = places.of_trailer(reader, trailer.content_end())?;
+    store.finish_adding_archive(run, Some(&trailer), now)
 }
 
 /// Returns the row of a candidate whose content has `digest`.
@@ -247,7 +299,8 @@ fn found_archive(
         run: candidate.run,
         file_name: candidate.file_name.clone(),
         created_at: candidate.created_at,
-        size: metadata.len(),
+        layout: if reader.whole_file().is_some() { Layout::Whole } else { Layout::Segmented },
+        size: reader.size(),
         digest,
         device: metadata.dev(),
         inode: metadata.ino(),
@@ -272,11 +325,12 @@ fn add_chunks(
     trailer: &Trailer,
     run: i64,
     threads: usize,
+    place: &mut dyn FnMut(&Chunk) -> Result<Option<Place>>,
 ) -> Result<()> {
     let (mut batch, mut rows): (Vec<CatalogChunk>, usize) = (Vec::new(), 0);
     rebuild::read_records(reader, trailer, candidate.created_at, threads, &mut |chunk| {
         rows += chunk.rows();
-        batch.push(chunk);
+        batch.push(CatalogChunk { place: place(&chunk.chunk)?, ..chunk });
         if rows >= BATCH_ROWS {
             rows = 0;
             store.add_chunks_of_archive(run, &std::mem::take(&mut batch))?;
@@ -293,9 +347,25 @@ fn mark_missing(home: &Home, store: &Store, report: &mut RescanReport) -> Result
         let is_gone = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if is_gone {
             if archive.health != Health::Missing {
-                store.record_health(archive.archive_file, Health::Missing, None)?;
+                match archive.layout {
+                    Layout::Whole => store.record_health(archive.archive_file, Health::Missing, None)?,
+                    Layout::Segmented => store.record_index_health(archive.run, Health::Missing, None)?,
+                }
             }
             report.missing.push(archive.file_name);
+        } else if archive.layout == Layout::Segmented {
+            mark_missing_segments(home, store, archive.archive_file)?;
+        }
+    }
+    Ok(())
+}
+
+fn mark_missing_segments(home: &Home, store: &Store, archive_file: i64) -> Result<()> {
+    for part in store.parts(archive_file)? {
+        if let Some(name) = &part.segment_name
+            && durable::identity(&home.backups().join(name))?.is_none()
+        {
+            store.record_missing(part.id)?;
         }
     }
     Ok(())

@@ -2,12 +2,12 @@
 //! or of which one was removed, are different files, each to be verified.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 
 use crate::archive_folder;
-use crate::error::{Error, Result};
+use crate::durable;
+use crate::error::Result;
 use crate::home::Home;
+use crate::schedule::Layout;
 use crate::store::{Archive, Store};
 
 /// Gives each physical file a row of its own, for the archives of one schedule or of all. The row stays with the file
@@ -17,7 +17,8 @@ use crate::store::{Archive, Store};
 /// Nothing is concluded from files that are all missing, nor if the archive folder is not ours.
 pub fn separate_files(home: &Home, store: &Store, schedule: Option<i64>) -> Result<()> {
     let mut by_row: BTreeMap<i64, Vec<Archive>> = BTreeMap::new();
-    for archive in store.archives(schedule)? {
+    // Indexes are files of their own, whatever they share.
+    for archive in store.archives(schedule)?.into_iter().filter(|archive| archive.layout == Layout::Whole) {
         by_row.entry(archive.archive_file).or_default().push(archive);
     }
     by_row.retain(|_, archives| archives.len() > 1);
@@ -32,7 +33,7 @@ fn separate(home: &Home, store: &Store, row: i64, archives: &[Archive]) -> Resul
     let mut files: BTreeMap<Option<(u64, u64)>, Vec<i64>> = BTreeMap::new();
     let mut newest = None;
     for archive in archives {
-        let identity = identity(home, archive)?;
+        let identity = durable::identity(&home.backups().join(&archive.file_name))?;
         newest = identity.or(newest);
         files.entry(identity).or_default().push(archive.run);
     }
@@ -48,14 +49,4 @@ fn separate(home: &Home, store: &Store, row: i64, archives: &[Archive]) -> Resul
         store.split_file(row, runs, *identity)?;
     }
     Ok(())
-}
-
-/// Returns the device and the inode number of an archive's file; `None` if it does not exist.
-fn identity(home: &Home, archive: &Archive) -> Result<Option<(u64, u64)>> {
-    let path = home.backups().join(&archive.file_name);
-    match path.symlink_metadata() {
-        Ok(found) => Ok(Some((found.dev(), found.ino()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::io("inspect", &path)(error)),
-    }
 }

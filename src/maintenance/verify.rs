@@ -3,9 +3,10 @@
 //! The catalog only supplies the expected digests; every verification reads the bytes on disk.
 
 use std::collections::HashSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
+use super::verify_segments::{self, Compared};
 use crate::archive::check::{self, DamagedChunk};
 use crate::archive::reader::ArchiveReader;
 use crate::archive::{damaged_members, foreign};
@@ -14,6 +15,7 @@ use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
+use crate::schedule::Layout;
 use crate::store::{Archive, Health, Store};
 
 /// The result of verifying one archive file.
@@ -29,6 +31,8 @@ pub struct Findings {
     pub refused_members: Vec<(Vec<u8>, String)>,
     /// Bytes read.
     pub bytes: u64,
+    /// The ranges of the archive file with chunks that differ.
+    pub(super) damaged_ranges: Vec<Range<u64>>,
 }
 
 impl Findings {
@@ -39,6 +43,7 @@ impl Findings {
             structure: Vec::new(),
             refused_members: Vec::new(),
             bytes: 0,
+            damaged_ranges: Vec::new(),
         }
     }
 
@@ -97,8 +102,20 @@ pub fn verify_archive(
         Err(error) if error.kind() == ErrorKind::Damage => Findings::of_damage(&error),
         other => other?,
     };
-    let read_at = (findings.health != Health::Missing).then_some(now);
-    store.record_health(archive.archive_file, findings.health, read_at)?;
+    match archive.layout {
+        Layout::Whole => {
+            let read_at = (findings.health != Health::Missing).then_some(now);
+            store.record_health(archive.archive_file, findings.health, read_at)?;
+        }
+        Layout::Segmented => {
+            let compared = Compared {
+                exists: findings.health != Health::Missing,
+                damaged_ranges: &findings.damaged_ranges,
+                differs_otherwise: !findings.structure.is_empty(),
+            };
+            verify_segments::record(home, store, archive, &compared, cancel, now)?;
+        }
+    }
     Ok(findings)
 }
 
@@ -133,6 +150,7 @@ fn read_and_compare(
     }
     damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
     for damaged in &damaged {
+        findings.damaged_ranges.push(damaged.chunk.offset..damaged.chunk.end());
         add_damaged_members(store, archive.run, &reader, damaged, last, &mut findings)?;
     }
     Ok(findings.with_health())

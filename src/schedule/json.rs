@@ -5,7 +5,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{CatchUp, Compression, Excludes, Retention, Reuse, Schedule, ScheduleName, parse_zone, source_problem};
+use super::{
+    CatchUp, Compression, Excludes, Layout, Retention, Reuse, Schedule, ScheduleName, parse_zone, source_problem,
+};
 use crate::error::{Error, Result};
 
 /// The JSON fields. Only `name` and `source` are required when JSON is read.
@@ -23,6 +25,9 @@ pub(super) struct ScheduleJson {
     zone: Option<String>,
     #[serde(default)]
     compression: Option<String>,
+    /// Left out where it is the default, so that earlier versions read the rest.
+    #[serde(default, skip_serializing_if = "Layout::is_default")]
+    layout: Layout,
     #[serde(default)]
     excludes: Excludes,
     #[serde(default)]
@@ -58,6 +63,7 @@ impl From<Schedule> for ScheduleJson {
             cadence: schedule.cadence.map(|cadence| cadence.to_string()),
             zone: schedule.zone.map(|zone| zone.name().to_owned()),
             compression: Some(schedule.compression.to_string()),
+            layout: schedule.layout,
             excludes: schedule.excludes,
             retention: schedule.retention,
             reuse: schedule.reuse,
@@ -95,6 +101,7 @@ impl TryFrom<ScheduleJson> for Schedule {
             zone: json.zone.map(|text| parse_zone(&text)).transpose()?,
             compression: json.compression.map_or(Ok(Compression::default()), |text| text.parse())?,
             name: json.name,
+            layout: json.layout,
             excludes: json.excludes,
             retention: json.retention,
             reuse: json.reuse.check()?,

@@ -6,6 +6,7 @@ mod compression;
 mod cron;
 mod excludes;
 mod json;
+mod layout;
 mod name;
 mod retention;
 mod reuse;
@@ -25,6 +26,7 @@ pub use cadence::{Cadence, DailyTimes, DueOccurrences, TimeOfDay};
 pub use compression::Compression;
 pub use cron::{CronExpr, DayRule};
 pub use excludes::Excludes;
+pub use layout::Layout;
 pub use name::ScheduleName;
 pub use retention::Retention;
 pub use reuse::Reuse;
@@ -98,6 +100,8 @@ pub struct Schedule {
     pub zone: Option<Tz>,
     /// Codec and level of new archives.
     pub compression: Compression,
+    /// How new archives are stored.
+    pub layout: Layout,
     /// What is excluded.
     pub excludes: Excludes,
     /// The retention policy.
@@ -130,6 +134,7 @@ impl Schedule {
             cadence: Some(cadence),
             zone: None,
             compression: Compression::default(),
+            layout: Layout::default(),
             excludes: Excludes::default(),
             retention: Retention::default(),
             reuse: Reuse::default(),
@@ -176,6 +181,7 @@ mod tests {
             cadence: Some(Cadence::parse_cron("*/15  * * * mon-fri").unwrap()),
             zone: Some(Tz::Europe__Paris),
             compression: Compression::Zstd(7),
+            layout: Layout::Segmented,
             retention: Retention { all: true, ..Retention::EMPTY },
             reuse: Reuse { ignore_ctime: true, trust_times: true, ..Reuse::default() },
             catch_up: CatchUp::Skip,
@@ -208,6 +214,7 @@ mod tests {
             r#"{"name":"docs","source":"x","excludes":{"glob":[]}}"#,
             r#"{"name":"docs","source":"x","reuse":{"ignore_inode":true,"ignore_ctime":true}}"#,
             r#"{"name":"docs","source":"x","catch_up":"all"}"#,
+            r#"{"name":"docs","source":"x","layout":"split"}"#,
         ] {
             assert!(serde_json::from_str::<Schedule>(bad).is_err(), "{bad}");
         }

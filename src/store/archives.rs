@@ -1,15 +1,14 @@
 //! Complete archives and which of them are good.
 
-use rusqlite::{Row, params};
+use rusqlite::{Connection, Row, params};
 
 use super::Store;
 use super::rows::{GOOD, JOINED, extent_row};
-use super::stored_files::{
-    StoredBytes, insert_rest, insert_whole_file, keep_parts, record_parts_health, record_whole_file,
-};
-use super::types::{Archive, ArchiveAge, Health, LegacyArchive, sort_newest_first};
+use super::stored_files::{insert_rest, insert_whole_file, keep_parts, record_parts_health, record_whole_file};
+use super::types::{Archive, ArchiveAge, FileSpace, Health, LegacyArchive, StoredBytes, sort_newest_first};
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::schedule::Layout;
 
 impl Store {
     /// Returns complete archives of one schedule or of all, oldest first.
@@ -90,9 +89,10 @@ impl Store {
             let health = if legacy.readable { Health::Good } else { Health::Damaged };
             let file = insert_whole_file(transaction, legacy.codec, 0)?;
             let LegacyArchive { size, device, inode, .. } = *legacy;
-            record_whole_file(transaction, file, None, &StoredBytes { size, device, inode, modified_ns: None })?;
+            let stored = StoredBytes { size, device, inode, modified_ns: None };
+            record_whole_file(transaction, file, None, &stored)?;
             insert_rest(transaction, file)?;
-            keep_parts(transaction, file)?;
+            keep_parts(transaction, run, file)?;
             record_parts_health(transaction, file, health, Some(now))?;
             transaction
                 .prepare_cached(
@@ -126,9 +126,33 @@ impl Store {
                      {GOOD} AS good {JOINED} WHERE archive.state = 'complete' AND {condition}"
                 ))?
                 .query_map(parameters, archive_row)?
+                .map(|archive| {
+                    let archive = archive?;
+                    let files = match archive.layout {
+                        Layout::Whole => Vec::new(),
+                        Layout::Segmented => space_of_files(connection, archive.run)?,
+                    };
+                    Ok(Archive { files, ..archive })
+                })
                 .collect()
         })
     }
+}
+
+/// Returns the space of the files of an archive in segments.
+fn space_of_files(connection: &Connection, run: i64) -> rusqlite::Result<Vec<FileSpace>> {
+    connection
+        .prepare_cached(
+            "SELECT stored_file.id, CASE stored_file.health WHEN 'missing' THEN 0 ELSE coalesce(size, 0) END, \
+                 EXISTS (SELECT 1 FROM part AS other \
+                     JOIN archive AS user ON user.archive_file_id = other.archive_file_id \
+                     WHERE other.stored_file_id = stored_file.id AND user.run_id <> ?1 AND user.state <> 'deleting') \
+             FROM stored_file WHERE id IN ( \
+                 SELECT stored_file_id FROM archive JOIN part USING (archive_file_id) WHERE run_id = ?1 \
+                 UNION ALL SELECT index_file_id FROM archive WHERE run_id = ?1)",
+        )?
+        .query_map([run], |row| Ok(FileSpace { stored_file: row.get(0)?, bytes: row.get(1)?, is_shared: row.get(2)? }))?
+        .collect()
 }
 
 fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
@@ -151,6 +175,8 @@ fn archive_row(row: &Row<'_>) -> rusqlite::Result<Archive> {
         manual: row.get("manual")?,
         is_rescanned: row.get("is_rescanned")?,
         good: row.get("good")?,
+        layout: row.get("layout")?,
+        files: Vec::new(),
         extent: extent_row(row)?,
     })
 }

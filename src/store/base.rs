@@ -6,7 +6,7 @@ use super::Store;
 use super::catalog::chunk_rows;
 use super::members::member_rows;
 use super::rows::{GOOD, JOINED, exactly_one, extent_row};
-use super::stored_files::WHOLE_FILE;
+use super::stored_files::parts_of;
 use super::types::{Base, BaseQuery, Claim};
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
@@ -25,8 +25,6 @@ impl Store {
             connection
                 .prepare_cached(&format!(
                     "SELECT archive.*, size, digest, verified_at_ms, \
-                         (SELECT modified_ns FROM part JOIN stored_file ON stored_file.id = part.stored_file_id \
-                             WHERE part.archive_file_id = archive.archive_file_id) AS modified_ns, \
                          (SELECT losses FROM run WHERE run.id = archive.run_id) AS losses, \
                          (SELECT sequence + chunks FROM span WHERE span.archive_file_id = archive_file.id \
                              ORDER BY sequence DESC LIMIT 1) AS chunks \
@@ -34,7 +32,7 @@ impl Store {
                          AND codec = :codec AND level = :level AND source_root = :source_root \
                          AND root_name = :root_name AND writer_version = :writer_version \
                          AND archive_mode = :archive_mode AND effective_uid = :effective_uid \
-                         AND capabilities = :capabilities AND modified_ns IS NOT NULL AND chunks IS NOT NULL \
+                         AND capabilities = :capabilities AND archive.layout = :layout AND chunks IS NOT NULL \
                      ORDER BY archive.run_id DESC LIMIT 1"
                 ))?
                 .query_row(
@@ -48,10 +46,13 @@ impl Store {
                         ":archive_mode": origin.archive_mode,
                         ":effective_uid": origin.effective_uid,
                         ":capabilities": origin.capabilities,
+                        ":layout": query.layout.as_str(),
                     },
                     base_row,
                 )
-                .optional()
+                .optional()?
+                .map(|base| Ok(Base { parts: parts_of(connection, base.archive_file)?, ..base }))
+                .transpose()
         })
     }
 
@@ -86,7 +87,7 @@ impl Store {
         let chunks = rows.into_iter().map(|row| {
             let is_here = |(sequence, _): &(u64, _)| *sequence == row.chunk.sequence;
             let members = std::iter::from_fn(|| members.next_if(is_here)).map(|(_, member)| member).collect();
-            BaseChunk { id: row.id, chunk: row.chunk, read_started: row.read_started, members }
+            BaseChunk { id: row.id, chunk: row.chunk, place: row.place, read_started: row.read_started, members }
         });
         Ok(chunks.collect())
     }
@@ -100,14 +101,11 @@ impl Store {
         })
     }
 
-    /// Records that a file whose time of change moved was read back and is what was written.
-    pub fn record_touched(&self, archive_file: i64, modified_ns: i64) -> Result<()> {
+    /// Records that a physical file whose time of change moved was read back and is what was written.
+    pub fn record_touched(&self, stored_file: i64, modified_ns: i64) -> Result<()> {
         self.write(|transaction| {
             transaction
-                .execute(
-                    &format!("UPDATE stored_file SET modified_ns = ?2 WHERE id = {WHOLE_FILE}"),
-                    [archive_file, modified_ns],
-                )
+                .execute("UPDATE stored_file SET modified_ns = ?2 WHERE id = ?1", [stored_file, modified_ns])
                 .map(drop)
         })
     }
@@ -129,10 +127,10 @@ fn base_row(row: &Row<'_>) -> rusqlite::Result<Base> {
     Ok(Base {
         run: row.get("run_id")?,
         archive_file: row.get("archive_file_id")?,
+        parts: Vec::new(),
         file_name: row.get("file_name")?,
         size: row.get("size")?,
         digest: row.get("digest")?,
-        modified_ns: row.get("modified_ns")?,
         verified_at: row.get::<_, Option<i64>>("verified_at_ms")?.map(Timestamp::from_millis),
         boot_id: row.get("boot_id")?,
         started_at: Timestamp::from_millis(row.get("scan_started_at_ms")?),

@@ -6,8 +6,9 @@ use super::Store;
 use super::insert_chunks::insert_chunks;
 use super::remove_chunks::{MAX_BATCH_ROWS, remove_batch};
 use super::rows::{FROM_CHUNK, OF_FILE};
+use super::stored_files::discard_segments;
 use super::types::Claim;
-use crate::chunk::{CatalogChunk, Chunk};
+use crate::chunk::{CatalogChunk, Chunk, Place};
 use crate::clock::Timestamp;
 use crate::error::Result;
 
@@ -39,7 +40,12 @@ impl Store {
         loop {
             let is_more = self.write_fenced(claim, |transaction| {
                 let file = unshared_pending_file(transaction, claim.run())?;
-                file.map_or(Ok(false), |file| remove_batch(transaction, file))
+                let Some(file) = file else { return Ok(false) };
+                let is_more = remove_batch(transaction, file)?;
+                if !is_more {
+                    discard_segments(transaction, claim.run(), file)?;
+                }
+                Ok(is_more)
             })?;
             if !is_more {
                 return Ok(());
@@ -96,6 +102,7 @@ impl Iterator for ArchiveChunks {
 pub(super) struct ChunkRow {
     pub(super) id: i64,
     pub(super) chunk: Chunk,
+    pub(super) place: Option<Place>,
     pub(super) read_started: Timestamp,
 }
 
@@ -108,20 +115,20 @@ pub(super) fn chunk_rows(
 ) -> rusqlite::Result<Vec<ChunkRow>> {
     let mut statement = connection.prepare_cached(&format!(
         "SELECT span.sequence, span.chunk_id, archive_offset, chunk.id, stored_length, stored_digest, content_length, \
-             content_digest, read_started_at_ms \
+             content_digest, read_started_at_ms, stored_file_id, file_offset, crc \
          FROM span CROSS JOIN chunk ON chunk.id >= span.chunk_id AND chunk.id < span.chunk_id + span.chunks \
          WHERE {OF_FILE} AND {FROM_CHUNK} ORDER BY span.sequence, chunk.id"
     ))?;
     let mut rows = statement.query(params![run, sequence])?;
     let mut found = Vec::new();
-    // The catalog stores the offset of the first chunk of a span only.
-    let mut offset = 0;
+    // The catalog stores the offsets of the first chunk of a span only.
+    let (mut offset, mut file_offset) = (0, 0);
     while (found.len() as u64) < limit
         && let Some(row) = rows.next()?
     {
         let (first, id): (i64, i64) = (row.get(1)?, row.get(3)?);
         if id == first {
-            offset = row.get(2)?;
+            (offset, file_offset) = (row.get(2)?, row.get(10)?);
         }
         let chunk = Chunk {
             sequence: row.get::<_, u64>(0)? + id.abs_diff(first),
@@ -131,9 +138,12 @@ pub(super) fn chunk_rows(
             content_length: row.get(6)?,
             content_digest: row.get(7)?,
         };
-        offset = chunk.end();
+        let crc: Option<u32> = row.get(11)?;
+        let segment = row.get(9)?;
+        let place = crc.map(|crc| Place { segment, offset: file_offset, crc });
+        (offset, file_offset) = (chunk.end(), file_offset + chunk.stored_length);
         if chunk.sequence >= sequence {
-            found.push(ChunkRow { id, chunk, read_started: Timestamp::from_millis(row.get(8)?) });
+            found.push(ChunkRow { id, chunk, place, read_started: Timestamp::from_millis(row.get(8)?) });
         }
     }
     Ok(found)

@@ -4,12 +4,13 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::insert_rows::{NewRow, Table};
 use super::rows::{HOLDS_CHUNK, unfit};
+use super::stored_files::insert_part;
 use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MAX_RUN, MemberRecord};
 use crate::member::CatalogMember;
 
 const CHUNK: Table = Table {
     name: "chunk",
-    columns: &["stored_length", "stored_digest", "content_length", "content_digest", "read_started_at_ms"],
+    columns: &["stored_length", "stored_digest", "content_length", "content_digest", "read_started_at_ms", "crc"],
 };
 
 const MEMBER: Table = Table {
@@ -43,19 +44,19 @@ const CHUNK_MEMBERS: Table = Table { name: "chunk_members", columns: &["chunk_id
 
 /// Adds chunks with their members to the archive file of a run, which may have a base.
 pub(super) fn insert_chunks(transaction: &Transaction<'_>, run: i64, chunks: &[CatalogChunk]) -> rusqlite::Result<()> {
-    let (file, base_file, stored_file) = transaction
+    let (file, base_file, whole_file) = transaction
         .prepare_cached(
             "SELECT archive.archive_file_id, base.archive_file_id, part.stored_file_id FROM run \
              JOIN archive ON archive.run_id = run.id \
-             JOIN part ON part.archive_file_id = archive.archive_file_id \
+             LEFT JOIN part ON part.archive_file_id = archive.archive_file_id AND archive.layout = 'whole' \
              LEFT JOIN archive AS base ON base.run_id = run.base_run_id AND base.state = 'complete' \
              WHERE run.id = ?1 AND archive.state = 'writing'",
         )?
         .query_row([run], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     let inserter = ChunkInserter { transaction, base_file };
     let ids = inserter.insert_rows(chunks)?;
-    let mut spans = SpanInserter { transaction, file, stored_file, span: None };
-    ids.into_iter().zip(chunks).try_for_each(|(id, entry)| spans.add(id, &entry.chunk))?;
+    let mut spans = SpanInserter { transaction, file, whole_file, span: None };
+    ids.into_iter().zip(chunks).try_for_each(|(id, entry)| spans.add(id, entry))?;
     spans.store()
 }
 
@@ -98,7 +99,7 @@ impl ChunkInserter<'_> {
 
     /// Records that a chunk of the base was read again, if it was. Fails if it is not one of the base.
     fn take_reused(&self, id: i64, reread: bool, entry: &CatalogChunk) -> rusqlite::Result<()> {
-        self.check_reused(id, &entry.chunk)?;
+        self.check_reused(id, entry)?;
         if reread {
             self.transaction
                 .prepare_cached("UPDATE chunk SET read_started_at_ms = ?2 WHERE id = ?1")?
@@ -108,16 +109,26 @@ impl ChunkInserter<'_> {
     }
 
     /// Fails unless the chunk is one of the base with these bytes: nothing else keeps its row from being removed.
-    fn check_reused(&self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
+    fn check_reused(&self, id: i64, entry: &CatalogChunk) -> rusqlite::Result<()> {
+        let (chunk, place) = (&entry.chunk, entry.place);
         let is_of_base: bool = self
             .transaction
             .prepare_cached(&format!(
                 "SELECT EXISTS (SELECT 1 FROM chunk WHERE id = ?1 AND stored_length = ?2 AND stored_digest = ?3 \
                      AND content_length = ?4) \
-                 AND EXISTS (SELECT 1 FROM span INDEXED BY span_of_chunk WHERE {HOLDS_CHUNK} AND archive_file_id = ?5)"
+                 AND EXISTS (SELECT 1 FROM span INDEXED BY span_of_chunk WHERE {HOLDS_CHUNK} AND archive_file_id = ?5 \
+                     AND (?6 IS NULL OR stored_file_id = ?6 AND ?7 BETWEEN file_offset AND file_offset + bytes - ?2))"
             ))?
             .query_row(
-                params![id, chunk.stored_length, chunk.stored_digest, chunk.content_length, self.base_file],
+                params![
+                    id,
+                    chunk.stored_length,
+                    chunk.stored_digest,
+                    chunk.content_length,
+                    self.base_file,
+                    place.map(|place| place.segment),
+                    place.map(|place| place.offset)
+                ],
                 |row| row.get(0),
             )?;
         if is_of_base { Ok(()) } else { Err(unfit(format!("chunk {id} is not the one of the base"))) }
@@ -144,6 +155,7 @@ fn set_chunk(row: &mut NewRow<'_, '_>, entry: &CatalogChunk) -> rusqlite::Result
         chunk.content_length,
         chunk.content_digest,
         entry.read_started.millis(),
+        entry.place.map(|place| place.crc),
     ])
 }
 
@@ -209,8 +221,8 @@ fn runs_of(chunk: i64, members: &[MemberRecord], next_member: &mut i64, runs: &m
 struct SpanInserter<'t> {
     transaction: &'t Transaction<'t>,
     file: i64,
-    /// The stored file that the archive file is.
-    stored_file: i64,
+    /// The stored file that the archive file is, in the whole layout.
+    whole_file: Option<i64>,
     span: Option<Span>,
 }
 
@@ -220,29 +232,34 @@ struct Span {
     chunk_id: i64,
     chunks: i64,
     offset: u64,
+    stored_file: i64,
+    file_offset: u64,
     bytes: u64,
     /// It has a row, with fewer chunks.
     is_stored: bool,
 }
 
 impl Span {
-    fn starting(id: i64, chunk: &Chunk) -> Self {
+    fn starting(id: i64, chunk: &Chunk, (stored_file, file_offset): (i64, u64)) -> Self {
         Span {
             sequence: chunk.sequence,
             chunk_id: id,
             chunks: 1,
             offset: chunk.offset,
+            stored_file,
+            file_offset,
             bytes: chunk.stored_length,
             is_stored: false,
         }
     }
 
-    /// Adds a chunk if it follows the others, in the file and by its id; returns whether it does.
-    fn extend(&mut self, id: i64, chunk: &Chunk) -> bool {
+    /// Adds a chunk if it follows the others, in both files and by its id; returns whether it does.
+    fn extend(&mut self, id: i64, chunk: &Chunk, place: (i64, u64)) -> bool {
         let follows = self.chunks < MAX_RUN
             && chunk.sequence == self.sequence + self.chunks.unsigned_abs()
             && id == self.chunk_id + self.chunks
-            && chunk.offset == self.offset + self.bytes;
+            && chunk.offset == self.offset + self.bytes
+            && place == (self.stored_file, self.file_offset + self.bytes);
         if follows {
             self.chunks += 1;
             self.bytes += chunk.stored_length;
@@ -253,14 +270,20 @@ impl Span {
 
 impl SpanInserter<'_> {
     /// Adds the next chunk.
-    fn add(&mut self, id: i64, chunk: &Chunk) -> rusqlite::Result<()> {
-        if self.span.as_mut().is_some_and(|span| span.extend(id, chunk)) {
+    fn add(&mut self, id: i64, entry: &CatalogChunk) -> rusqlite::Result<()> {
+        let chunk = &entry.chunk;
+        let place = match (entry.place, self.whole_file) {
+            (Some(place), None) => (place.segment, place.offset),
+            (None, Some(whole_file)) => (whole_file, chunk.offset),
+            _ => return Err(unfit(format!("chunk {} does not lie where its archive does", chunk.sequence))),
+        };
+        if self.span.as_mut().is_some_and(|span| span.extend(id, chunk, place)) {
             return Ok(());
         }
         self.store()?;
         let mut before = self.span_before(chunk.sequence)?;
-        let is_extended = before.as_mut().is_some_and(|span| span.extend(id, chunk));
-        self.span = if is_extended { before } else { Some(Span::starting(id, chunk)) };
+        let is_extended = before.as_mut().is_some_and(|span| span.extend(id, chunk, place));
+        self.span = if is_extended { before } else { Some(Span::starting(id, chunk, place)) };
         Ok(())
     }
 
@@ -268,7 +291,7 @@ impl SpanInserter<'_> {
     fn span_before(&self, sequence: u64) -> rusqlite::Result<Option<Span>> {
         self.transaction
             .prepare_cached(
-                "SELECT sequence, chunk_id, chunks, archive_offset, bytes FROM span \
+                "SELECT sequence, chunk_id, chunks, archive_offset, bytes, stored_file_id, file_offset FROM span \
                  WHERE archive_file_id = ?1 AND sequence < ?2 ORDER BY sequence DESC LIMIT 1",
             )?
             .query_row(params![self.file, sequence], |row| {
@@ -278,6 +301,8 @@ impl SpanInserter<'_> {
                     chunks: row.get(2)?,
                     offset: row.get(3)?,
                     bytes: row.get(4)?,
+                    stored_file: row.get(5)?,
+                    file_offset: row.get(6)?,
                     is_stored: true,
                 })
             })
@@ -294,10 +319,11 @@ impl SpanInserter<'_> {
                 .execute(params![self.file, span.sequence, span.chunks, span.bytes])
                 .map(drop);
         }
+        insert_part(self.transaction, self.file, span.stored_file)?;
         self.transaction
             .prepare_cached(
                 "INSERT INTO span (archive_file_id, sequence, chunk_id, chunks, archive_offset, stored_file_id, \
-                     file_offset, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?5, ?7)",
+                     file_offset, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 self.file,
@@ -305,7 +331,8 @@ impl SpanInserter<'_> {
                 span.chunk_id,
                 span.chunks,
                 span.offset,
-                self.stored_file,
+                span.stored_file,
+                span.file_offset,
                 span.bytes
             ])
             .map(drop)

@@ -1,20 +1,20 @@
 //! Archives that are not visible: being written, from the intent before the first byte to complete, or being deleted.
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::Store;
 use super::remove_chunks::remove_batch;
-use super::rows::{JOINED, PENDING, exactly_one, extent_row};
+use super::rows::{InnerPath, JOINED, PENDING, exactly_one, extent_row};
 use super::stored_files::{
-    StoredBytes, delete_archive_file, insert_rest, insert_whole_file, keep_parts, record_parts_health,
-    record_whole_file,
+    ArchiveBytes, delete_archive_file, delete_index_file, insert_archive_file, insert_part, insert_rest,
+    insert_stored_file, insert_trailer, insert_whole_file, keep_parts, record_archive_file, record_stored_bytes,
+    record_whole_file, record_written_health,
 };
-use super::types::{Claim, Completed, Health, Intent, PendingArchive, Sealed};
+use super::types::{Claim, Completed, Health, Intent, PendingArchive, Sealed, SealedSegments};
 use crate::archive_name::ArchiveName;
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::schedule::Compression;
+use crate::schedule::{Compression, Layout};
 
 impl Store {
     /// Returns the archive that a run has begun to write; `None` if there is none or it is complete.
@@ -47,7 +47,9 @@ impl Store {
             connection
                 .prepare_cached(&format!(
                     "SELECT temporary_name FROM archive WHERE {PENDING} AND state IN ('writing', 'sealed') \
-                     AND temporary_name IS NOT NULL"
+                         AND temporary_name IS NOT NULL \
+                     UNION ALL SELECT temporary_name FROM stored_file WHERE state <> 'kept' \
+                         AND temporary_name IS NOT NULL"
                 ))?
                 .query_map([], |row| row.get(0))?
                 .collect()
@@ -58,10 +60,15 @@ impl Store {
     pub fn seal(&self, claim: &Claim, sealed: &Sealed) -> Result<()> {
         self.write_fenced(claim, |transaction| {
             let file = seal_archive(transaction, claim.run(), sealed)?;
-            let Sealed { size, device, inode, modified_ns, .. } = *sealed;
-            let stored = StoredBytes { size, device, inode, modified_ns: Some(modified_ns) };
-            record_whole_file(transaction, file, Some(sealed.digest), &stored)?;
-            insert_rest(transaction, file)
+            let digest = Some(sealed.digest);
+            let Some(SealedSegments { crc, trailer_segment, trailer_offset }) = sealed.in_segments else {
+                record_whole_file(transaction, file, digest, &sealed.file)?;
+                return insert_rest(transaction, file);
+            };
+            let bytes = ArchiveBytes { size: sealed.size, digest, crc: Some(crc) };
+            record_archive_file(transaction, file, &bytes)?;
+            insert_part(transaction, file, trailer_segment)?;
+            insert_trailer(transaction, file, trailer_segment, trailer_offset)
         })
     }
 
@@ -106,8 +113,14 @@ impl Store {
     }
 }
 
-/// Records that the archive of a run is sealed; returns its archive file.
+/// Records that the archive of a run is sealed, and its index; returns its archive file.
 fn seal_archive(transaction: &Transaction<'_>, run: i64, sealed: &Sealed) -> rusqlite::Result<i64> {
+    let index: Option<i64> = transaction
+        .prepare_cached("SELECT index_file_id FROM archive WHERE run_id = ?1")?
+        .query_row([run], |row| row.get(0))?;
+    if let Some(index) = index {
+        record_stored_bytes(transaction, index, &sealed.file)?;
+    }
     let origin = sealed.origin.as_ref();
     transaction
         .prepare_cached(
@@ -149,34 +162,53 @@ fn remove_batch_of_deleted(transaction: &Transaction<'_>, run: i64) -> rusqlite:
     if !is_shared && remove_batch(transaction, file)? {
         return Ok(true);
     }
-    transaction.prepare_cached("DELETE FROM archive WHERE run_id = ?1")?.execute([run])?;
+    let index: Option<i64> = transaction
+        .prepare_cached("DELETE FROM archive WHERE run_id = ?1 RETURNING index_file_id")?
+        .query_row([run], |row| row.get(0))?;
+    delete_index_file(transaction, index)?;
     if !is_shared {
         delete_archive_file(transaction, file)?;
     }
     Ok(false)
 }
 
+/// Inserts the archive file of a run, and its index if it gets one.
+fn insert_files(transaction: &Transaction<'_>, intent: &Intent) -> rusqlite::Result<(i64, Option<i64>)> {
+    let (codec, level) = (intent.compression.codec(), intent.compression.level());
+    match intent.layout {
+        Layout::Whole => Ok((insert_whole_file(transaction, codec, level)?, None)),
+        Layout::Segmented => {
+            Ok((insert_archive_file(transaction, codec, level)?, Some(insert_stored_file(transaction)?)))
+        }
+    }
+}
+
 /// Writes the names that a claimed run will use, before it uses them.
 pub(super) fn write_intent(transaction: &Transaction<'_>, claim: &Claim, now: Timestamp) -> rusqlite::Result<Intent> {
-    let (name, compression, source): (String, String, Vec<u8>) = transaction
-        .prepare_cached("SELECT name, compression, source FROM schedule WHERE id = ?1")?
-        .query_row([claim.schedule], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let (name, compression, layout, source): (String, String, Layout, Vec<u8>) = transaction
+        .prepare_cached("SELECT name, compression, layout, source FROM schedule WHERE id = ?1")?
+        .query_row([claim.schedule], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
     let compression: Compression = compression
         .parse()
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(e)))?;
     let archive = ArchiveName { schedule: &name, created_at: now, run: claim.run, extension: compression.extension() };
     let random = uuid::Uuid::new_v4().as_fields().0;
-    let intent = Intent {
-        file_name: format!("{name}/{}", archive.file_name()),
-        temporary_name: format!("{name}/{}", archive.temporary_name(claim.attempt, random)),
-        compression,
+    let (file_name, temporary_name) = match layout {
+        Layout::Whole => (archive.file_name(), archive.temporary_name(claim.attempt, random)),
+        Layout::Segmented => (archive.index_name(), archive.temporary_index_name(claim.attempt, random)),
     };
-    let file = insert_whole_file(transaction, compression.codec(), compression.level())?;
+    let intent = Intent {
+        file_name: format!("{name}/{file_name}"),
+        temporary_name: format!("{name}/{temporary_name}"),
+        compression,
+        layout,
+    };
+    let (file, index) = insert_files(transaction, &intent)?;
     transaction
         .prepare_cached(
             "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, temporary_name, source_root, \
-             scan_started_at_ms, created_at_ms) \
-             VALUES (?1, ?2, ?7, 'writing', ?3, ?4, ?5, ?6, ?6)",
+             scan_started_at_ms, created_at_ms, layout, index_file_id) \
+             VALUES (?1, ?2, ?7, 'writing', ?3, ?4, ?5, ?6, ?6, ?8, ?9)",
         )?
         .execute(params![
             claim.run,
@@ -185,7 +217,9 @@ pub(super) fn write_intent(transaction: &Transaction<'_>, claim: &Claim, now: Ti
             intent.temporary_name,
             source,
             now.millis(),
-            file
+            file,
+            layout.as_str(),
+            index
         ])?;
     Ok(intent)
 }
@@ -206,22 +240,24 @@ pub(super) fn make_visible(
              WHERE run_id = ?1 AND state = 'sealed' RETURNING archive_file_id",
         )?
         .query_row(params![run, completed.suspect], |row| row.get(0))?;
-    keep_parts(transaction, file)?;
-    let health = match (&completed.damaged, completed.verified_at) {
-        (Some(_), _) => Health::Damaged,
+    match &completed.damaged {
+        Some(_) => {
+            record_written_health(transaction, run, file, Health::Damaged, completed.verified_at)?;
+            return keep_parts(transaction, run, file).map(|()| None);
+        }
         // What it shares may be damaged or not: it was not read. The archive stays one that is not verified.
-        _ if has_health(transaction, completed.shares_blocks_of, &[Health::Damaged])? => {
-            return Ok(Some(SHARES_DAMAGE));
+        None if has_health(transaction, completed.shares_blocks_of, &[Health::Damaged])? => {
+            return keep_parts(transaction, run, file).map(|()| Some(SHARES_DAMAGE));
         }
-        (None, Some(_)) => Health::Good,
-        // The file of another archive keeps what is known about it.
-        (None, None) => {
-            let is_unfit = has_health(transaction, Some(file), &[Health::Damaged, Health::Missing])?;
-            return Ok(is_unfit.then_some(SHARES_DAMAGE));
+        // Without a time, the file of another archive keeps what is known about it.
+        None if completed.verified_at.is_some() => {
+            record_written_health(transaction, run, file, Health::Good, completed.verified_at)?;
         }
-    };
-    record_parts_health(transaction, file, health, completed.verified_at)?;
-    Ok(None)
+        None => {}
+    }
+    keep_parts(transaction, run, file)?;
+    let is_unfit = has_health(transaction, Some(file), &[Health::Damaged, Health::Missing])?;
+    Ok(is_unfit.then_some(SHARES_DAMAGE))
 }
 
 /// Returns whether an archive file has one of these states of health.
@@ -240,13 +276,15 @@ pub(super) fn accept_archive(transaction: &Transaction<'_>, run: i64) -> rusqlit
 
 /// Deletes the intent of a run that ends without an archive. Its chunks must be removed before.
 pub(super) fn delete_intent(transaction: &Transaction<'_>, run: i64) -> rusqlite::Result<()> {
-    let file: Option<i64> = transaction
+    let deleted: Option<(i64, Option<i64>)> = transaction
         .prepare_cached(
-            "DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') RETURNING archive_file_id",
+            "DELETE FROM archive WHERE run_id = ?1 AND state IN ('writing', 'sealed') \
+             RETURNING archive_file_id, index_file_id",
         )?
-        .query_row([run], |row| row.get(0))
+        .query_row([run], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some(file) = file else { return Ok(()) };
+    let Some((file, index)) = deleted else { return Ok(()) };
+    delete_index_file(transaction, index)?;
     let is_shared: bool = transaction
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM archive WHERE archive_file_id = ?1)")?
         .query_row([file], |row| row.get(0))?;
@@ -264,20 +302,6 @@ fn pending_archive_row(row: &Row<'_>) -> rusqlite::Result<PendingArchive> {
         digest: row.get("digest")?,
         extent: extent_row(row)?,
         incomplete: row.get("incomplete")?,
+        layout: row.get("layout")?,
     })
-}
-
-/// The path of a file in the folder of a schedule. Pending archives are renamed and removed by it, also by root with
-/// the database of another user, so that it must not lead elsewhere.
-struct InnerPath(String);
-
-impl FromSql for InnerPath {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let path = value.as_str()?;
-        let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['/', '\0']);
-        match path.split_once('/') {
-            Some((folder, name)) if is_name(folder) && is_name(name) => Ok(InnerPath(path.to_owned())),
-            _ => Err(FromSqlError::Other(format!("{path:?} does not lie in the folder of a schedule").into())),
-        }
-    }
 }

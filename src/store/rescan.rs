@@ -8,13 +8,15 @@ use super::insert_chunks::insert_chunks;
 use super::remove_chunks::remove_batch;
 use super::rows::{PENDING, exactly_one};
 use super::stored_files::{
-    StoredBytes, delete_archive_file, insert_rest, insert_whole_file, keep_parts, record_parts_health,
+    ArchiveBytes, delete_archive_file, delete_index_file, insert_archive_file, insert_part, insert_rest,
+    insert_stored_file, insert_trailer, insert_whole_file, keep_parts, record_archive_file, record_read_health,
     record_whole_file,
 };
-use super::types::{FoundArchive, Health};
+use super::types::{FoundArchive, FoundTrailer, StoredBytes};
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
+use crate::schedule::Layout;
 
 impl Store {
     /// Adopts the identity of the database whose archives lie in the archive folder. The database must be opened again
@@ -78,11 +80,22 @@ impl Store {
     pub fn begin_adding_archive(&self, found: &FoundArchive, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
-            let file = insert_whole_file(transaction, found.codec, 0)?;
-            let FoundArchive { size, device, inode, .. } = *found;
-            let stored = StoredBytes { size, device, inode, modified_ns: None };
-            record_whole_file(transaction, file, Some(found.digest), &stored)?;
-            insert_archive(transaction, found, run, file, "writing")?;
+            let FoundArchive { size, device, inode, digest, .. } = *found;
+            let (file, index) = match found.layout {
+                Layout::Whole => {
+                    let file = insert_whole_file(transaction, found.codec, 0)?;
+                    let stored = StoredBytes { size, device, inode, modified_ns: None };
+                    record_whole_file(transaction, file, Some(digest), &stored)?;
+                    (file, None)
+                }
+                Layout::Segmented => {
+                    let file = insert_archive_file(transaction, found.codec, 0)?;
+                    let bytes = ArchiveBytes { size, digest: Some(digest), crc: None };
+                    record_archive_file(transaction, file, &bytes)?;
+                    (file, Some(insert_stored_file(transaction)?))
+                }
+            };
+            insert_archive(transaction, found, run, (file, index), "writing")?;
             Ok(run)
         })
     }
@@ -92,8 +105,8 @@ impl Store {
         self.write(|transaction| insert_chunks(transaction, run, chunks))
     }
 
-    /// Makes an archive visible whose chunks are all added and verified.
-    pub fn finish_adding_archive(&self, run: i64, now: Timestamp) -> Result<()> {
+    /// Makes an archive visible whose chunks are all added and verified; `trailer` is that of one in segments.
+    pub fn finish_adding_archive(&self, run: i64, trailer: Option<&FoundTrailer>, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             let file = transaction.query_row(
                 "UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing' \
@@ -101,9 +114,16 @@ impl Store {
                 [run],
                 |row| row.get(0),
             )?;
-            insert_rest(transaction, file)?;
-            keep_parts(transaction, file)?;
-            record_parts_health(transaction, file, Health::Good, Some(now))
+            match trailer {
+                None => insert_rest(transaction, file)?,
+                Some(FoundTrailer { segment, offset, crc }) => {
+                    transaction.execute("UPDATE archive_file SET crc = ?2 WHERE id = ?1", params![file, crc])?;
+                    insert_part(transaction, file, *segment)?;
+                    insert_trailer(transaction, file, *segment, *offset)?;
+                }
+            }
+            record_read_health(transaction, run, file, now)?;
+            keep_parts(transaction, run, file)
         })
     }
 
@@ -111,8 +131,37 @@ impl Store {
     pub fn add_archive_link(&self, found: &FoundArchive, archive_file: i64, now: Timestamp) -> Result<i64> {
         self.write(|transaction| {
             let run = insert_run(transaction, found, now)?;
-            insert_archive(transaction, found, run, archive_file, "complete")?;
+            insert_archive(transaction, found, run, (archive_file, None), "complete")?;
             Ok(run)
+        })
+    }
+
+    /// Adds a segment that was found in the archive folder, if it has no row; returns its row.
+    pub fn add_found_segment(&self, segment_name: &str, run: i64, stored: &StoredBytes) -> Result<i64> {
+        self.write(|transaction| {
+            transaction.query_row(
+                "INSERT INTO stored_file (segment_name, run_id, state, health, size, modified_ns, device, inode) \
+                 VALUES (?1, ?2, 'kept', 'unproven', ?3, ?4, ?5, ?6) \
+                 ON CONFLICT (segment_name) DO UPDATE SET state = 'kept' RETURNING id",
+                params![
+                    segment_name,
+                    run,
+                    stored.size,
+                    stored.modified_ns,
+                    stored.device.cast_signed(),
+                    stored.inode.cast_signed()
+                ],
+                |row| row.get(0),
+            )
+        })
+    }
+
+    /// Returns whether the catalog has a segment with this name below the archive folder.
+    pub fn has_segment(&self, segment_name: &str) -> Result<bool> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM stored_file WHERE segment_name = ?1)")?
+                .query_row([segment_name], |row| row.get(0))
         })
     }
 
@@ -132,7 +181,12 @@ impl Store {
                     .optional()?;
                 let Some((run, file)) = partly else { return Ok(false) };
                 if !remove_batch(transaction, file)? {
-                    transaction.execute("DELETE FROM archive WHERE run_id = ?1", [run])?;
+                    let index = transaction.query_row(
+                        "DELETE FROM archive WHERE run_id = ?1 RETURNING index_file_id",
+                        [run],
+                        |row| row.get(0),
+                    )?;
+                    delete_index_file(transaction, index)?;
                     delete_archive_file(transaction, file)?;
                     transaction.execute("DELETE FROM run WHERE id = ?1", [run])?;
                 }
@@ -174,14 +228,14 @@ fn insert_archive(
     transaction: &rusqlite::Transaction<'_>,
     found: &FoundArchive,
     run: i64,
-    archive_file: i64,
+    (archive_file, index): (i64, Option<i64>),
     state: &str,
 ) -> rusqlite::Result<()> {
     transaction
         .execute(
             "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, source_root, \
-                 scan_started_at_ms, created_at_ms, incomplete, members, files, content_bytes) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11)",
+                 scan_started_at_ms, created_at_ms, incomplete, members, files, content_bytes, layout, index_file_id) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             params![
                 run,
                 found.schedule,
@@ -194,6 +248,8 @@ fn insert_archive(
                 found.extent.members,
                 found.extent.files,
                 found.extent.content_bytes,
+                found.layout.as_str(),
+                index,
             ],
         )
         .map(drop)

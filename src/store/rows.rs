@@ -6,15 +6,16 @@ use uuid::Uuid;
 
 use crate::member::{Extent, MemberKind};
 use crate::progress::ProblemKind;
+use crate::schedule::Layout;
 
 /// Condition of a good archive (I8): complete, no shrinking of its source that was not accepted, and verified unless
 /// the schedule is `--no-verify`.
 pub(super) const GOOD: &str = "(archive.state = 'complete' AND (archive.suspect = 0 OR archive.acknowledged = 1) \
      AND CASE health WHEN 'good' THEN 1 WHEN 'unproven' THEN schedule.verify = 0 ELSE 0 END)";
 
-/// Archives with their archive files, what is known about these, and their schedules.
+/// Archives with their archive files, what is known about them, and their schedules.
 pub(super) const JOINED: &str = "FROM archive JOIN archive_file ON archive_file.id = archive.archive_file_id \
-     JOIN archive_file_health USING (archive_file_id) JOIN schedule ON schedule.id = archive.schedule_id";
+     JOIN archive_health USING (run_id) JOIN schedule ON schedule.id = archive.schedule_id";
 
 /// Condition of archives that are not complete. SQLite uses the index of these only for a statement that states its
 /// condition.
@@ -46,6 +47,21 @@ pub(super) fn exactly_one(changed: usize) -> rusqlite::Result<()> {
     if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
 }
 
+/// The path of a file in the folder of a schedule. Pending archives and segments are renamed and removed by it, also by
+/// root with the database of another user, so that it must not lead elsewhere.
+pub(super) struct InnerPath(pub(super) String);
+
+impl FromSql for InnerPath {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let path = value.as_str()?;
+        let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(['/', '\0']);
+        match path.split_once('/') {
+            Some((folder, name)) if is_name(folder) && is_name(name) => Ok(InnerPath(path.to_owned())),
+            _ => Err(FromSqlError::Other(format!("{path:?} does not lie in the folder of a schedule").into())),
+        }
+    }
+}
+
 pub(super) fn parse_uuid(text: &str) -> rusqlite::Result<Uuid> {
     text.parse().map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, Box::new(e)))
 }
@@ -73,6 +89,12 @@ impl FromSql for MemberKind {
         let number = value.as_i64()?;
         let kind = usize::try_from(number).ok().and_then(|number| KINDS.get(number));
         kind.copied().ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+impl FromSql for Layout {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(|_| FromSqlError::InvalidType)
     }
 }
 

@@ -12,10 +12,10 @@ use super::run_end::cancel_queued;
 use super::types::{Revived, ScheduleRow, Watermark};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
-use crate::schedule::{Cadence, CatchUp, Compression, Schedule, ScheduleName};
+use crate::schedule::{Cadence, CatchUp, Compression, Layout, Schedule, ScheduleName};
 
-const COLUMNS: &str = "id, name, source, cadence, zone, compression, excludes, retention, reuse, catch_up, verify, \
-     enabled, handled_until_ms, next_due_at_ms, accepted_at_ms, reuse_off_at_ms, deleted_at_ms, \
+const COLUMNS: &str = "id, name, source, cadence, zone, compression, layout, excludes, retention, reuse, catch_up, \
+     verify, enabled, handled_until_ms, next_due_at_ms, accepted_at_ms, reuse_off_at_ms, deleted_at_ms, \
      created_at_ms, edited_at_ms";
 
 impl Store {
@@ -235,8 +235,8 @@ fn update_schedule(
     let json = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
     let changed = transaction.execute(
         "UPDATE schedule SET source = :source, cadence = :cadence, zone = :zone, compression = :compression, \
-             excludes = :excludes, retention = :retention, reuse = :reuse, catch_up = :catch_up, verify = :verify, \
-             enabled = :enabled, handled_until_ms = :handled_until, next_due_at_ms = :next_due, \
+             layout = :layout, excludes = :excludes, retention = :retention, reuse = :reuse, catch_up = :catch_up, \
+             verify = :verify, enabled = :enabled, handled_until_ms = :handled_until, next_due_at_ms = :next_due, \
              edited_at_ms = :now WHERE id = :id",
         named_params! {
             ":id": id,
@@ -244,6 +244,7 @@ fn update_schedule(
             ":cadence": schedule.cadence.as_ref().map(ToString::to_string),
             ":zone": schedule.zone.map(Tz::name),
             ":compression": schedule.compression.to_string(),
+            ":layout": schedule.layout.as_str(),
             ":excludes": serde_json::to_string(&schedule.excludes).map_err(json)?,
             ":retention": serde_json::to_string(&schedule.retention).map_err(json)?,
             ":reuse": serde_json::to_string(&schedule.reuse).map_err(json)?,
@@ -276,7 +277,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
     let zone: Option<String> = row.get("zone")?;
     let (name, compression): (String, String) = (row.get("name")?, row.get("compression")?);
     let (excludes, retention): (String, String) = (row.get("excludes")?, row.get("retention")?);
-    let reuse: String = row.get("reuse")?;
+    let (layout, reuse): (Layout, String) = (row.get("layout")?, row.get("reuse")?);
     let catch_up: String = row.get("catch_up")?;
     let (source, verify, enabled) = (row.get("source")?, row.get("verify")?, row.get("enabled")?);
     let watermark = Watermark {
@@ -296,6 +297,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
             cadence: cadence.as_deref().map(str::parse::<Cadence>).transpose()?,
             zone: zone.as_deref().map(crate::schedule::parse_zone).transpose()?,
             compression: compression.parse::<Compression>()?,
+            layout,
             excludes: serde_json::from_str(&excludes).map_err(json)?,
             retention: serde_json::from_str(&retention).map_err(json)?,
             reuse: serde_json::from_str(&reuse).map_err(json)?,

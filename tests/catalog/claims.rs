@@ -32,7 +32,7 @@ fn a_worker_whose_run_was_taken_over_writes_nothing_to_the_catalog() {
     assert!(store.hold_base(&claim, base).unwrap());
     let found = store.base_chunks(base, 0, 1).unwrap().remove(0);
     let record = ChunkRecord::Reused { id: found.id, reread: true };
-    let chunk = CatalogChunk { chunk: found.chunk, read_started: NOW, record };
+    let chunk = CatalogChunk { chunk: found.chunk, place: None, read_started: NOW, record };
     let other = WorkerRow { uuid: Uuid::from_u128(8), ..world.worker.clone() };
     let taken = store.take_over(claim.run(), world.worker.uuid, claim.attempt(), &other, NOW).unwrap().unwrap();
     let later = NOW.plus(Duration::from_secs(1));
@@ -78,7 +78,9 @@ fn only_chunks_and_members_that_the_base_has_are_referred_to() {
     let claim = world.claim(0);
     let found = store.base_chunks(base, 0, 1).unwrap().remove(0);
     let later = NOW.plus(Duration::from_secs(1));
-    let add = |chunk: Chunk, record| store.add_chunks(&claim, &[CatalogChunk { chunk, read_started: later, record }]);
+    let add = |chunk: Chunk, record| {
+        store.add_chunks(&claim, &[CatalogChunk { chunk, place: None, read_started: later, record }])
+    };
     let reused = |id: i64| ChunkRecord::Reused { id, reread: true };
     assert!(add(found.chunk, reused(found.id)).is_err(), "the run holds no base");
     assert!(store.hold_base(&claim, base).unwrap());
@@ -101,7 +103,8 @@ fn ids_of_chunks_and_members_that_were_removed_are_not_used_again() {
     };
     let found = world.store.base_chunks(base, 0, 1).unwrap().remove(0);
     let members: Vec<_> = found.members.iter().map(|known| MemberRecord::New(known.entry.clone())).collect();
-    let chunk = CatalogChunk { chunk: found.chunk, read_started: NOW, record: ChunkRecord::New { members } };
+    let chunk =
+        CatalogChunk { chunk: found.chunk, place: None, read_started: NOW, record: ChunkRecord::New { members } };
     let mut seen: Vec<i64> = Vec::new();
     for _ in 0..2 {
         let claim = world.claim(0);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use backup_manager::chunk::Chunk;
 use backup_manager::member::{MemberKind, MemberPath};
-use backup_manager::store::{Access, BaseQuery, Bootstrap, Origin, Store};
+use backup_manager::store::{Access, BaseQuery, Bootstrap, Store};
 use refinery::Target;
 use rusqlite::{Connection, params};
 
@@ -120,11 +120,7 @@ fn the_rows_of_schema_4_are_read_after_the_migration_as_before() {
     }
     other_readers(&store);
     // None of them is a base, whatever is asked for.
-    let root_name = MemberPath::parse(b"docs").unwrap();
-    let origin =
-        Origin { root_name, writer_version: 0, archive_mode: 0, effective_uid: 0, capabilities: String::new() };
-    let compression = backup_manager::schedule::Compression::None;
-    let query = BaseQuery { schedule: 1, compression, source_root: b"/".to_vec(), origin };
+    let query = BaseQuery { source_root: b"/".to_vec(), ..crate::support::query(1) };
     assert!(store.find_base(&query).unwrap().is_none());
     for run in [1, 2, 3] {
         assert_eq!(store.mark_deleting(&[run], &[]).unwrap(), 1);

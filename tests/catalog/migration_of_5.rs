@@ -117,7 +117,7 @@ fn the_files_of_schema_5_become_stored_files() {
         assert_eq!(offsets, (0..chunks).map(|n| n * 100).collect::<Vec<_>>());
     }
     let base = store.find_base(&query(1)).unwrap().expect("the base of the last run is still one");
-    assert_eq!((base.run, base.chunks, base.modified_ns, base.size), (2, 4, 13, 410));
+    assert_eq!((base.run, base.chunks, base.parts[0].modified_ns, base.size), (2, 4, Some(13), 410));
     assert_eq!(store.known_inode(3).unwrap(), Some(12));
     let pending = store.pending_archive(6).unwrap().unwrap();
     assert_eq!((pending.state, pending.size), (ArchiveState::Sealed, Some(120)));

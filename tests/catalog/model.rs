@@ -7,7 +7,8 @@ use backup_manager::clock::Timestamp;
 use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
-    Claim, ClaimNow, Completed, FoundArchive, Requeue, Role, RunRequest, RunState, Sealed, Store, Watermark, WorkerRow,
+    Claim, ClaimNow, Completed, FoundArchive, Requeue, Role, RunRequest, RunState, Sealed, Store, StoredBytes,
+    Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
@@ -167,7 +168,7 @@ impl World {
             _ => self.random.below(6),
         };
         let members = (0..count).map(|_| MemberRecord::New(self.member())).collect();
-        let none = BaseChunk { id: 0, chunk: self.chunk(), read_started: NOW, members: Vec::new() };
+        let none = BaseChunk { id: 0, chunk: self.chunk(), place: None, read_started: NOW, members: Vec::new() };
         self.put_new(run, members, &none);
     }
 
@@ -245,6 +246,7 @@ impl World {
             run: 0,
             file_name: format!("one/found-{}.tar", self.made),
             created_at: NOW,
+            layout: backup_manager::schedule::Layout::Whole,
             size: sealed_with(&model).size,
             digest: [3; 32],
             device: 1,
@@ -259,11 +261,11 @@ impl World {
         let run = self.store.begin_adding_archive(&found, NOW).unwrap();
         for ModelChunk { chunk, members } in &model {
             let record = ChunkRecord::New { members: members.iter().cloned().map(MemberRecord::New).collect() };
-            let chunk = CatalogChunk { chunk: *chunk, read_started: NOW, record };
+            let chunk = CatalogChunk { chunk: *chunk, place: None, read_started: NOW, record };
             self.store.add_chunks_of_archive(run, &[chunk]).unwrap();
         }
         if self.random.below(3) > 0 {
-            self.store.finish_adding_archive(run, NOW).unwrap();
+            self.store.finish_adding_archive(run, None, NOW).unwrap();
             self.archives.insert(run, model);
         }
     }
@@ -273,7 +275,7 @@ impl World {
         let mut run = self.begin(0);
         for count in counts {
             let members = (0..count).map(|_| MemberRecord::New(self.member())).collect();
-            let none = BaseChunk { id: 0, chunk: self.chunk(), read_started: NOW, members: Vec::new() };
+            let none = BaseChunk { id: 0, chunk: self.chunk(), place: None, read_started: NOW, members: Vec::new() };
             self.put_new(&mut run, members, &none);
         }
         self.finish(run);
@@ -285,7 +287,7 @@ impl World {
         let mut run = self.begin(0);
         for _ in 0..3_000 {
             let members = (0..7).map(|_| MemberRecord::New(self.member())).collect();
-            let none = BaseChunk { id: 0, chunk: self.chunk(), read_started: NOW, members: Vec::new() };
+            let none = BaseChunk { id: 0, chunk: self.chunk(), place: None, read_started: NOW, members: Vec::new() };
             self.put_new(&mut run, members, &none);
         }
         self.finish(run);
@@ -377,12 +379,13 @@ impl World {
 
 /// Returns what is sealed of an archive with a trailer.
 fn sealed_with(model: &[ModelChunk]) -> Sealed {
-    Sealed { size: model.last().map_or(0, |last| last.chunk.end()) + 7, ..sealed() }
+    let (size, sealed) = (model.last().map_or(0, |last| last.chunk.end()) + 7, sealed());
+    Sealed { size, file: StoredBytes { size, ..sealed.file }, ..sealed }
 }
 
 fn put(run: &mut Writing, chunk: Chunk, record: ChunkRecord, members: Vec<CatalogMember>) {
     let offset = run.model.last().map_or(0, |last| last.chunk.end());
     let chunk = Chunk { sequence: run.model.len() as u64, offset, ..chunk };
-    run.records.push(CatalogChunk { chunk, read_started: NOW, record });
+    run.records.push(CatalogChunk { chunk, place: None, read_started: NOW, record });
     run.model.push(ModelChunk { chunk, members });
 }

@@ -11,7 +11,7 @@ use backup_manager::chunk::{CatalogChunk, ChunkRecord};
 use backup_manager::clock::Clock;
 use backup_manager::member::Extent;
 use backup_manager::schedule::Schedule;
-use backup_manager::store::{Health, Role, RunState, Sealed};
+use backup_manager::store::{Health, Role, RunState, Sealed, StoredBytes};
 
 use crate::runs::{Recording, recover_all, run_now, tar_lists};
 use crate::world::{DAY, HOUR, MINUTE, World};
@@ -92,6 +92,10 @@ fn the_run_of_a_live_worker_is_not_taken_over() {
     world.store.end_without_archive(claim, RunState::Failed, "over", world.clock.now()).unwrap();
 }
 
+fn bytes_of(file: &fs::Metadata) -> StoredBytes {
+    StoredBytes { size: file.len(), device: file.dev(), inode: file.ino(), modified_ns: Some(0) }
+}
+
 /// Creates a run whose process died right after `sealed`. `names` selects the names of its file: temporary, final.
 fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     let row = world.schedule("docs", "01:00");
@@ -105,8 +109,9 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     let (claim, intent) = world.claim(&dead);
     let read_started = world.clock.now();
     let no_members = ChunkRecord::New { members: Vec::new() };
-    let records: Vec<_> =
-        chunks.map(|chunk| CatalogChunk { chunk: chunk.unwrap(), read_started, record: no_members.clone() }).collect();
+    let records: Vec<_> = chunks
+        .map(|chunk| CatalogChunk { chunk: chunk.unwrap(), place: None, read_started, record: no_members.clone() })
+        .collect();
     world.store.add_chunks(&claim, &records).unwrap();
     let bytes = fs::read(world.home.backups().join(&good.file_name)).unwrap();
     let (temporary, last) =
@@ -124,13 +129,12 @@ fn die_sealed(world: &World, names: (bool, bool)) -> i64 {
     let sealed = Sealed {
         size: good.size,
         digest: good.digest.unwrap().try_into().unwrap(),
-        device: metadata.dev(),
-        inode: metadata.ino(),
+        file: bytes_of(&metadata),
+        in_segments: None,
         source_root: b"docs".to_vec(),
         scan_started: world.clock.now(),
         extent: Extent { members: 2, files: 1, content_bytes: 10 },
         incomplete: false,
-        modified_ns: 0,
         boot_id: None,
         origin: None,
     };

@@ -392,13 +392,17 @@ fn a_link_that_a_dead_worker_sealed_is_finished_or_dropped_without_harm_to_its_b
         let sealed = backup_manager::store::Sealed {
             size: stat.len(),
             digest: first.digest.as_deref().unwrap().try_into().unwrap(),
-            device: stat.dev(),
-            inode: stat.ino(),
+            file: backup_manager::store::StoredBytes {
+                size: stat.len(),
+                device: stat.dev(),
+                inode: stat.ino(),
+                modified_ns: Some(stat.mtime() * 1_000_000_000 + stat.mtime_nsec()),
+            },
+            in_segments: None,
             source_root: world.path("docs").as_os_str().as_encoded_bytes().to_vec(),
             scan_started: world.clock.now(),
             extent: first.extent,
             incomplete: false,
-            modified_ns: stat.mtime() * 1_000_000_000 + stat.mtime_nsec(),
             boot_id: None,
             origin: None,
         };

@@ -39,6 +39,7 @@ impl Homes {
         let mut homes = Homes { folder: fast_folder(), scenarios: Vec::new() };
         homes.backups();
         homes.reuses();
+        homes.segments();
         homes.texts();
         homes.prunes();
         homes.restores();
@@ -118,6 +119,34 @@ impl Homes {
         run_as_if_later(&home);
         run(&home, &format!("edit docs --compress {format}"));
         (home, source)
+    }
+
+    /// A schedule whose archives lie in segments: its first archives, one that finds nothing changed, and prunes.
+    fn segments(&mut self) {
+        let first = self.copy_of("first-gzip", "segments-first");
+        let connection = Connection::open(first.join("backup.db")).unwrap();
+        connection.execute_batch("UPDATE schedule SET layout = 'segmented'").unwrap();
+        drop(connection);
+        let second = self.copy_of("segments-first", "segments-second");
+        run(&second, "run docs");
+        let unchanged = self.copy_of("segments-second", "segments-unchanged");
+        fs::write(second.join("docs/below/file 1"), "another").unwrap();
+        let prune = self.copy_of("segments-second", "segments-prune");
+        for file in 0..3 {
+            run(&prune, "run docs");
+            fs::write(prune.join(format!("docs/below/file {file}")), format!("another {file}")).unwrap();
+        }
+        run(&prune, "run docs");
+        run(&prune, "edit docs --keep-last 3");
+        run(&prune, "create docs --name other --at 9:00");
+        for (name, home) in [("first", first), ("second", second), ("unchanged", unchanged)] {
+            self.scenarios.push(Scenario::new("segments", name, home, "run docs", state::nothing));
+        }
+        self.scenarios.push(Scenario::new("segments", "prune", prune.clone(), "prune", state::archives));
+        for command in ["forget @1", "delete docs --with-archives --yes"] {
+            let scenario = Scenario::new("segments", command, prune.clone(), command, state::complete_archives);
+            self.scenarios.push(scenario.then("run other"));
+        }
     }
 
     fn texts(&mut self) {

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use crate::support::{NOW, query, sealed};
 
 const HOUR: Duration = Duration::from_secs(3600);
-const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
-const COMPLETED: Completed = Completed {
+pub const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
+pub const COMPLETED: Completed = Completed {
     incomplete: false,
     verified_at: Some(NOW),
     suspect: false,
@@ -35,6 +35,7 @@ pub fn call_everything(store: &Store, dir: &TempDir) {
     rescan(store);
     runs(store, &one, &two);
     archives(store, &one);
+    crate::segments::call(store, &one);
     members(store);
     history(store);
     maintenance(store, dir);
@@ -53,7 +54,7 @@ fn schedule(name: &str) -> (Schedule, Watermark) {
 }
 
 /// Returns the row of a schedule that is made now.
-fn new_schedule(store: &Store, name: &str) -> i64 {
+pub fn new_schedule(store: &Store, name: &str) -> i64 {
     store.create_schedules(&[schedule(name)], NOW).unwrap()[0].0
 }
 
@@ -133,7 +134,7 @@ fn runs(store: &Store, one: &WorkerRow, two: &WorkerRow) {
     assert!(matches!(store.queue_now(id, REQUEST, NOW).unwrap(), QueueNow::Queued { attempt: 0, .. }));
 }
 
-fn chunk(path: &str) -> CatalogChunk {
+pub fn chunk(path: &str) -> CatalogChunk {
     let member = Member {
         path: MemberPath::parse(path.as_bytes()).unwrap(),
         kind: MemberKind::Folder,
@@ -166,7 +167,12 @@ fn chunk(path: &str) -> CatalogChunk {
         content_length: 1,
         content_digest: Some([0; 32]),
     };
-    CatalogChunk { chunk, read_started: NOW, record: ChunkRecord::New { members: vec![MemberRecord::New(member)] } }
+    CatalogChunk {
+        chunk,
+        place: None,
+        read_started: NOW,
+        record: ChunkRecord::New { members: vec![MemberRecord::New(member)] },
+    }
 }
 
 /// Makes a complete archive of a schedule; returns its run.
@@ -201,7 +207,7 @@ fn reuse(store: &Store, schedule: i64, base: i64, worker: &WorkerRow) {
     for round in 0..3 {
         let ClaimNow::Claimed(claim) = store.claim_now(schedule, REQUEST, worker, NOW).unwrap().0 else { panic!() };
         assert!(store.hold_base(&claim, base).unwrap());
-        let new = |record| CatalogChunk { chunk: found.chunk, read_started: NOW, record };
+        let new = |record| CatalogChunk { chunk: found.chunk, place: None, read_started: NOW, record };
         match round {
             0 => {
                 let known = ChunkRecord::New { members: vec![MemberRecord::Known(found.members[0].id)] };
@@ -286,6 +292,7 @@ fn rescan(store: &Store) {
         run: 70,
         file_name: "found/found-70.tar".to_owned(),
         created_at: NOW,
+        layout: backup_manager::schedule::Layout::Whole,
         size: 1,
         digest: [1; 32],
         device: 1,
@@ -299,7 +306,7 @@ fn rescan(store: &Store) {
     };
     let run = store.begin_adding_archive(&found, NOW).unwrap();
     store.add_chunks_of_archive(run, &[chunk("folder")]).unwrap();
-    store.finish_adding_archive(run, NOW).unwrap();
+    store.finish_adding_archive(run, None, NOW).unwrap();
     let file = store.shared_file(&found).unwrap().unwrap();
     for (number, name) in [(71, "found/found-71.tar"), (72, "found/found-72.tar")] {
         (found.run, found.file_name) = (number, name.to_owned());

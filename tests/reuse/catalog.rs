@@ -18,7 +18,7 @@ use backup_manager::clock::{Clock, ManualClock, Timestamp};
 use backup_manager::durable::PendingFile;
 use backup_manager::error::Result;
 use backup_manager::member::{CatalogMember, FileTime, MemberKind, MemberPath};
-use backup_manager::schedule::{Compression, Excludes};
+use backup_manager::schedule::{Compression, Excludes, Layout};
 
 use crate::support::archive::Silent;
 
@@ -70,7 +70,13 @@ impl Catalog {
         let row = &self.chunks[&id];
         let member = |&id: &i64| BaseMember { id, entry: self.members[&id].clone() };
         let chunk = Chunk { sequence: place.sequence, offset: place.offset, ..row.chunk };
-        BaseChunk { id, chunk, read_started: row.read_started, members: row.members.iter().map(member).collect() }
+        BaseChunk {
+            id,
+            chunk,
+            place: None,
+            read_started: row.read_started,
+            members: row.members.iter().map(member).collect(),
+        }
     }
 }
 
@@ -217,6 +223,7 @@ impl World {
             own_paths: &[],
             compression: self.compression,
             padding: self.padding,
+            layout: Layout::Whole,
             threads: 3,
             comment: &format!("{{\"number\":{number}}}"),
             base: base.as_ref(),

@@ -135,13 +135,17 @@ fn write(world: &World, runner: &Runner, claim: &Claim, intent: &Intent, stage: 
     let sealed = Sealed {
         size: written.size,
         digest: written.digest,
-        device: file.device(),
-        inode: file.inode(),
+        file: backup_manager::store::StoredBytes {
+            size: written.size,
+            device: file.device(),
+            inode: file.inode(),
+            modified_ns: Some(0),
+        },
+        in_segments: None,
         source_root: source.as_os_str().as_bytes().to_owned(),
         scan_started: world.clock.now(),
         extent: written.extent,
         incomplete: false,
-        modified_ns: 0,
         boot_id: None,
         origin: None,
     };
@@ -166,6 +170,7 @@ fn archive(
         own_paths: &own_paths,
         compression: intent.compression,
         padding: Padding::None,
+        layout: backup_manager::schedule::Layout::Whole,
         threads: 1,
         comment: "{}",
         base: None,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,13 @@ struct Row {
     size: Option<u64>,
     digest: Option<Vec<u8>>,
     health: String,
+}
+
+impl Row {
+    /// Returns whether its file is an index.
+    fn is_index(&self) -> bool {
+        self.file_name.ends_with(".index")
+    }
 }
 
 /// Queries that must return no row, at any instant.
@@ -176,7 +183,7 @@ impl Promises {
                 violations.push(format!("the visible archive of run @{} (I1): {why}", row.run));
             }
         }
-        violations.extend(unknown_files(&backups, &rows, when));
+        violations.extend(unknown_files(connection, &backups, &rows, when));
         if when == When::Settled {
             violations.extend(wrong_stable_links(connection, &backups));
             violations.extend(left_heartbeats(home, connection));
@@ -186,22 +193,26 @@ impl Promises {
 
     fn check_archive(&mut self, connection: &Connection, path: &Path, row: &Row) -> Result<(), String> {
         let stat = fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        if Some(stat.len()) != row.size {
-            return Err(format!("{} bytes on disk, {:?} in its row", stat.len(), row.size));
+        let bytes = if row.is_index() { Some(concatenate(path)?) } else { None };
+        let length = bytes.as_ref().map_or(stat.len(), |bytes| bytes.len() as u64);
+        if Some(length) != row.size {
+            return Err(format!("{length} bytes on disk, {:?} in its row", row.size));
         }
         let stamp = (stat.dev(), stat.ino(), stat.mtime(), stat.mtime_nsec(), stat.len());
-        if self.verified.get(path) == Some(&stamp) {
+        // Segments may be gone although the index is as it was.
+        if self.verified.get(path) == Some(&stamp) && !row.is_index() {
             return Ok(());
         }
         if row.digest.is_some() {
+            let bytes = bytes.map_or_else(|| fs::read(path).map_err(|e| e.to_string()), Ok)?;
             let (trailer, digest) = check::check_by_trailer(path, 1, &CancelToken::new()).map_err(|e| e.to_string())?;
             if Some(digest.as_slice()) != row.digest.as_deref() {
                 return Err("its digest differs from its row".to_owned());
             }
-            if has_table(connection, "span") && check_chunks(connection, path, row.run)? != trailer.chunks() {
+            if has_table(connection, "span") && check_chunks(connection, &bytes, row.run)? != trailer.chunks() {
                 return Err(format!("the catalog has other chunks of it than the {} of its trailer", trailer.chunks()));
             }
-            check_readable(path)?;
+            check_readable(path, &bytes)?;
         }
         self.archives_read += 1;
         self.verified.insert(path.to_owned(), stamp);
@@ -232,7 +243,7 @@ fn define_health(connection: &Connection) {
 }
 
 /// Compares each chunk of an archive with its row; returns how many there are.
-fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<u64, String> {
+fn check_chunks(connection: &Connection, archive: &[u8], run: i64) -> Result<u64, String> {
     let mut statement = connection
         .prepare_cached(&format!(
             "SELECT stored_offset, stored_length, stored_digest FROM archive JOIN {} USING (archive_file_id) \
@@ -241,13 +252,11 @@ fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<u64, S
         ))
         .expect("a query");
     let rows = statement.query_map([run], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?))).expect("rows");
-    let mut file = fs::File::open(path).map_err(|e| e.to_string())?;
     let mut chunks = 0;
     for row in rows {
-        let (offset, length, digest): (u64, usize, Vec<u8>) = row.expect("a row");
-        let mut bytes = vec![0; length];
-        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes)).map_err(|e| e.to_string())?;
-        if blake3::hash(&bytes).as_bytes().as_slice() != digest {
+        let (offset, length, digest): (usize, usize, Vec<u8>) = row.expect("a row");
+        let bytes = archive.get(offset..offset + length).ok_or_else(|| format!("it has no chunk at {offset}"))?;
+        if blake3::hash(bytes).as_bytes().as_slice() != digest {
             return Err(format!("its chunk at {offset} differs from its row"));
         }
         chunks += 1;
@@ -255,13 +264,27 @@ fn check_chunks(connection: &Connection, path: &Path, run: i64) -> Result<u64, S
     Ok(chunks)
 }
 
+/// Returns the bytes of an archive in segments, by its index alone.
+fn concatenate(index: &Path) -> Result<Vec<u8>, String> {
+    let text = fs::read_to_string(index).map_err(|e| e.to_string())?;
+    let mut bytes = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let parts: Vec<&str> = line.splitn(3, ' ').collect();
+        let (start, length): (usize, usize) = (parts[0].parse().unwrap(), parts[1].parse().unwrap());
+        let segment = fs::read(index.with_file_name(parts[2])).map_err(|e| format!("{}: {e}", parts[2]))?;
+        let range = segment.get(start - 1..start - 1 + length).ok_or_else(|| format!("{} is too short", parts[2]))?;
+        bytes.extend_from_slice(range);
+    }
+    Ok(bytes)
+}
+
 /// Reads an archive with nothing but a decoder and the `tar` crate.
-fn check_readable(path: &Path) -> Result<(), String> {
-    let file = fs::File::open(path).map_err(|e| e.to_string())?;
-    let decoded: Box<dyn Read> = match path.extension().and_then(|e| e.to_str()) {
-        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(file)),
-        Some("zst") => Box::new(zstd::Decoder::new(file).map_err(|e| e.to_string())?),
-        _ => Box::new(file),
+fn check_readable(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    let name = path.to_string_lossy();
+    let decoded: Box<dyn Read> = match name.trim_end_matches(".index").rsplit('.').next() {
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(bytes)),
+        Some("zst") => Box::new(zstd::Decoder::new(bytes).map_err(|e| e.to_string())?),
+        _ => Box::new(bytes),
     };
     let mut archive = tar::Archive::new(decoded);
     for entry in archive.entries().map_err(|e| e.to_string())? {
@@ -271,9 +294,23 @@ fn check_readable(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns the names of segments; before recovery also the temporary ones.
+fn segments(connection: &Connection, when: When) -> Vec<String> {
+    if !has_table(connection, "stored_file") {
+        return Vec::new();
+    }
+    let mut names = column(connection, "SELECT segment_name FROM stored_file WHERE segment_name IS NOT NULL");
+    if when == When::Always {
+        names.extend(column(connection, "SELECT temporary_name FROM stored_file WHERE temporary_name IS NOT NULL"));
+    }
+    names
+}
+
 /// Returns messages about files in the archive folder that no row accounts for.
-fn unknown_files(backups: &Path, rows: &[Row], when: When) -> Vec<String> {
+fn unknown_files(connection: &Connection, backups: &Path, rows: &[Row], when: When) -> Vec<String> {
+    let segments = segments(connection, when);
     let mut known: BTreeSet<&str> = rows.iter().map(|row| row.file_name.as_str()).collect();
+    known.extend(segments.iter().map(String::as_str));
     known.extend(rows.iter().filter_map(|row| row.temporary.as_deref()).filter(|_| when == When::Always));
     let mut strange = Vec::new();
     let mut folders = vec![backups.to_owned()];
@@ -310,7 +347,7 @@ fn wrong_stable_links(connection: &Connection, backups: &Path) -> Vec<String> {
     let mut wrong = Vec::new();
     for line in column(connection, newest) {
         let (name, file) = line.split_once('=').expect("two parts");
-        let found: Vec<String> = ["tar", "tar.gz", "tar.zst"]
+        let found: Vec<String> = ["tar", "tar.gz", "tar.zst", "tar.index", "tar.gz.index", "tar.zst.index"]
             .iter()
             .filter_map(|extension| fs::read_link(backups.join(format!("{name}.{extension}"))).ok())
             .map(|target| target.to_string_lossy().into_owned())

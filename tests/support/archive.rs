@@ -13,7 +13,7 @@ use backup_manager::durable::PendingFile;
 use backup_manager::error::Result;
 use backup_manager::member::MemberPath;
 use backup_manager::progress::{Observer, Problem, Progress};
-use backup_manager::schedule::Compression;
+use backup_manager::schedule::{Compression, Layout};
 
 /// An archive and what the pipeline returned for it.
 pub struct TestArchive {
@@ -57,8 +57,7 @@ pub fn try_make<'a>(
 ) -> Result<TestArchive> {
     let path = folder.join(format!("archive.{}", compression.extension()));
     let root_name = MemberPath::parse(source.file_name().unwrap().as_encoded_bytes()).unwrap();
-    // Leaked, so that a test may replace them with its own.
-    let root_name = Box::leak(Box::new(root_name));
+    let root_name = Box::leak(Box::new(root_name)); // Leaked: a test may replace it with its own.
     let clock = Box::leak(Box::new(SystemClock::new()));
     let excludes = Box::leak(Box::default());
     let cancel = Box::leak(Box::default());
@@ -70,6 +69,7 @@ pub fn try_make<'a>(
         own_paths: &[],
         compression,
         padding: Padding::None,
+        layout: Layout::Whole,
         threads: 3,
         comment: "{\"schedule\":\"test\"}",
         base: None,

@@ -2,8 +2,8 @@
 
 use backup_manager::clock::Timestamp;
 use backup_manager::member::{Extent, MemberPath};
-use backup_manager::schedule::Compression;
-use backup_manager::store::{Access, BaseQuery, Bootstrap, Origin, Sealed, Store};
+use backup_manager::schedule::{Compression, Layout};
+use backup_manager::store::{Access, BaseQuery, Bootstrap, Origin, Sealed, Store, StoredBytes};
 use tempfile::TempDir;
 
 /// 2026-11-23T00:00:00Z.
@@ -19,20 +19,25 @@ pub fn sealed() -> Sealed {
     Sealed {
         size: 1,
         digest: [0; 32],
-        device: 1,
-        inode: 1,
+        file: StoredBytes { size: 1, device: 1, inode: 1, modified_ns: Some(0) },
+        in_segments: None,
         source_root: b"/source".to_vec(),
         scan_started: NOW,
         extent: Extent::default(),
         incomplete: false,
-        modified_ns: 0,
         boot_id: None,
         origin: Some(origin()),
     }
 }
 
 pub fn query(schedule: i64) -> BaseQuery {
-    BaseQuery { schedule, compression: Compression::None, source_root: b"/source".to_vec(), origin: origin() }
+    BaseQuery {
+        schedule,
+        compression: Compression::None,
+        layout: Layout::Whole,
+        source_root: b"/source".to_vec(),
+        origin: origin(),
+    }
 }
 
 fn origin() -> Origin {

@@ -40,7 +40,8 @@ pub const NEVER_SETTLED: &[(&str, &str)] = &[
     ),
     (
         "a stored file that is part of no archive",
-        "SELECT id FROM stored_file WHERE id NOT IN (SELECT stored_file_id FROM part)",
+        "SELECT id FROM stored_file WHERE id NOT IN (SELECT stored_file_id FROM part) \
+         AND id NOT IN (SELECT index_file_id FROM archive WHERE index_file_id IS NOT NULL)",
     ),
     ("a stored file is unfinished", "SELECT id FROM stored_file WHERE state <> 'kept'"),
 ];

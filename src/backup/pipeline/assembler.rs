@@ -12,8 +12,8 @@ use super::large_file::LargeFile;
 use super::reuse::{Base, BaseRef};
 use super::state::PipelineState;
 use super::unwritten::Unwritten;
-use crate::archive::writer::{ArchiveWriter, Finished};
-use crate::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
+use crate::archive::writer::{ArchiveWriter, Finished, WrittenChunk};
+use crate::chunk::{CatalogChunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
 use crate::error::Result;
 
@@ -47,7 +47,7 @@ pub(super) struct Assembler<'a, 'f> {
 /// A chunk with the header of a large file.
 struct HeldChunk {
     /// Its chunk in the archive file, once it is written.
-    written: Option<Chunk>,
+    written: Option<WrittenChunk>,
     /// The chunk of the base with the same bytes.
     base: Option<BaseRef>,
     rows: Vec<CatalogRow>,
@@ -59,7 +59,7 @@ struct HeldChunk {
 pub(super) enum Assembled<'f> {
     /// An archive of which the trailer is still to be written, and its ranges that share blocks with the base.
     Written(Box<ArchiveWriter<'f>>, Vec<Range<u64>>, MemberCounts),
-    /// Nothing: the file of the base has become the archive.
+    /// Nothing: the archive is that of the base, byte for byte.
     Unchanged(Finished, MemberCounts),
 }
 
@@ -205,9 +205,13 @@ impl<'a, 'f> Assembler<'a, 'f> {
     }
 
     /// Writes the bytes of a chunk; returns it with its position in the file.
-    fn write(&mut self, bytes: ChunkBytes) -> Result<Chunk> {
+    fn write(&mut self, bytes: ChunkBytes) -> Result<WrittenChunk> {
         match bytes {
-            ChunkBytes::Base(chunk) => self.base_bytes.put(&chunk.chunk, &mut self.writer),
+            ChunkBytes::Base(BaseRef { chunk, place: Some(place), .. }) => self.writer.refer(&chunk, place),
+            ChunkBytes::Base(chunk) => {
+                let chunk = self.base_bytes.put(&chunk.chunk, &mut self.writer)?;
+                Ok(WrittenChunk { chunk, place: None })
+            }
             ChunkBytes::Encoded(encoded) => {
                 self.base_bytes.flush(&mut self.writer)?;
                 let written = self.writer.put(&encoded)?;
@@ -218,8 +222,9 @@ impl<'a, 'f> Assembler<'a, 'f> {
     }
 
     /// Keeps the record of a chunk for the catalog, in order: after that of a held chunk.
-    fn keep_record(&mut self, chunk: Chunk, read_started: Timestamp, record: ChunkRecord) -> Result<()> {
-        self.waiting.push(CatalogChunk { chunk, read_started, record });
+    fn keep_record(&mut self, written: WrittenChunk, read_started: Timestamp, record: ChunkRecord) -> Result<()> {
+        let WrittenChunk { chunk, place } = written;
+        self.waiting.push(CatalogChunk { chunk, place, read_started, record });
         if self.held.is_none() || self.waiting.len() >= MAX_WAITING {
             self.release_waiting();
         }
@@ -244,9 +249,9 @@ impl<'a, 'f> Assembler<'a, 'f> {
             // The same bytes, and other facts about the file.
             self.begin()?;
         }
-        if let Some(HeldChunk { written: Some(chunk), base, rows, read_started, .. }) = self.held.take() {
-            let record = record_of(base, Some(rows));
-            self.add_to_batch(CatalogChunk { chunk, read_started, record });
+        if let Some(HeldChunk { written: Some(written), base, rows, read_started, .. }) = self.held.take() {
+            let (WrittenChunk { chunk, place }, record) = (written, record_of(base, Some(rows)));
+            self.add_to_batch(CatalogChunk { chunk, place, read_started, record });
         }
         self.release_waiting();
         Ok(())
@@ -270,8 +275,8 @@ impl<'a, 'f> Assembler<'a, 'f> {
         let _ = self.records.send(std::mem::take(&mut self.batch));
     }
 
-    /// Ends the archive after the last chunk. If it would hold exactly the chunks of the base, `link` may make the file
-    /// of the base the archive, and returns whether it did; otherwise writes the end marks of the tar and passes the
+    /// Ends the archive after the last chunk. If it would hold exactly the chunks of the base, `link` may make that the
+    /// archive, and returns whether it did; otherwise writes the end marks of the tar and passes the
     /// last records on.
     pub(super) fn finish(mut self, link: &dyn Fn(&Base<'_>, &MemberCounts) -> bool) -> Result<Assembled<'f>> {
         self.release_held()?;
@@ -280,7 +285,8 @@ impl<'a, 'f> Assembler<'a, 'f> {
         {
             unwritten.flush()?;
             if link(base, &self.counts) {
-                let finished = Finished { size: base.size, chunks: base.chunks, digest: base.digest };
+                let finished =
+                    Finished { size: base.size, chunks: base.chunks, digest: base.digest, in_segments: None };
                 return Ok(Assembled::Unchanged(finished, self.counts));
             }
         }

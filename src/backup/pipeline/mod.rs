@@ -38,8 +38,9 @@ use self::reuse::{BaseCursor, read_pages};
 use self::state::PipelineState;
 use crate::archive::codec::Encoder;
 use crate::archive::padding::Padding;
+use crate::archive::segment_writer::SegmentFiles;
 use crate::archive::trailer::Facts;
-use crate::archive::writer::{ArchiveWriter, Finished};
+use crate::archive::writer::{ArchiveWriter, Finished, InSegments};
 use crate::cancel::CancelToken;
 use crate::chunk::CatalogChunk;
 use crate::clock::{Clock, Timestamp};
@@ -47,7 +48,7 @@ use crate::durable::PendingFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::member::{Extent, MemberPath};
 use crate::progress::{Observer, Problem, Progress};
-use crate::schedule::{Compression, Excludes};
+use crate::schedule::{Compression, Excludes, Layout};
 use crate::source::{OwnerNames, WalkOptions, WalkSummary, walk};
 
 /// How often progress is reported.
@@ -76,6 +77,8 @@ pub struct PipelineOptions<'a> {
     pub compression: Compression,
     /// Whether the chunks are padded, as those of the base are.
     pub padding: Padding,
+    /// How the archive is stored.
+    pub layout: Layout,
     /// Threads that read and encode; at least one is used.
     pub threads: usize,
     /// JSON for the pax global header.
@@ -115,7 +118,9 @@ pub struct WrittenArchive {
     pub size: u64,
     /// The archive digest, see [`crate::archive::writer::ArchiveDigest`].
     pub digest: [u8; 32],
-    /// The file is that of the base, which holds exactly the same. Its chunks were not passed to the catalog.
+    /// What else is known of it in the segmented layout, unless it is that of the base.
+    pub in_segments: Option<InSegments>,
+    /// It is byte for byte the archive of the base. Its chunks were not passed to the catalog.
     pub is_link: bool,
     /// The ranges of the file that share blocks with that of the base, in order: their bytes were neither read nor
     /// written.
@@ -136,45 +141,72 @@ pub fn write(
     file: &mut PendingFile,
     catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
 ) -> Result<WrittenArchive> {
+    let (path, archive): (_, &File) = (file.temp_path().to_owned(), file.file());
+    let writer = ArchiveWriter::new(archive, &path, options.compression, options.padding)?;
+    let link: &Link<'_> = &|base, facts| base.link_to(&path, facts);
+    let written = write_with(options, writer, Some((archive, &path)), link, catalog)?;
+    if written.is_link {
+        file.reopen()?;
+    }
+    Ok(written)
+}
+
+/// Same as [`write`], into segments; `path` is that of the index, for messages. An archive that is that of the base has
+/// no segment of its own.
+pub fn write_segments(
+    options: &PipelineOptions<'_>,
+    path: &Path,
+    files: SegmentFiles<'_>,
+    catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
+) -> Result<WrittenArchive> {
+    let writer = ArchiveWriter::in_segments(files, path, options.compression)?;
+    write_with(options, writer, None, &|base, facts| base.is_described_by(facts), catalog)
+}
+
+/// Makes the archive of the base that of a run with these facts, if it may be; returns whether it did.
+type Link<'a> = dyn Fn(&Base<'_>, &Facts) -> bool + Sync + 'a;
+
+/// Writes an archive, in the whole layout into the file `whole`.
+fn write_with(
+    options: &PipelineOptions<'_>,
+    writer: ArchiveWriter<'_>,
+    whole: Option<(&File, &Path)>,
+    link: &Link<'_>,
+    catalog: &mut dyn FnMut(&[CatalogChunk]) -> Result<()>,
+) -> Result<WrittenArchive> {
     let threads = thread_count(options);
     let state = PipelineState::new(threads, options.cancel, options.observer, options.base);
     // Before anything is synced or listed: what changes from now on may be missed, and is read again by the next run.
     let read_started = options.clock.now();
     let names = OwnerNames::new();
-    let (path, archive): (_, &File) = (file.temp_path().to_owned(), file.file());
-    let writer = ArchiveWriter::new(archive, &path, options.compression, options.padding)?;
     let (copy_sender, copies) = bounded(COPIES_PER_THREAD * threads);
     let base_bytes = BaseBytes::new(options.base, options.padding, copy_sender);
     let (plan_sender, plans) = bounded(2 * threads);
     let (output_sender, outputs) = unbounded();
     let (record_sender, records) = bounded(2);
     let results = thread::scope(|scope| {
-        let (state, names, path) = (&state, &names, path.as_path());
+        let (state, names) = (&state, &names);
         let walker = spawn(scope, state, "walk", move || walk_source(options, state, names, read_started, plan_sender));
         for _ in 0..threads {
             let (plans, output) = (plans.clone(), output_sender.clone());
             let codec = (options.compression, options.padding);
             spawn(scope, state, "encode", move || worker::run_worker(state, names, codec, &plans, &output));
-        }
-        for (base, copies) in options.base.iter().flat_map(|base| (0..threads).map(|_| (*base, copies.clone()))) {
-            spawn(scope, state, "copy", move || copy_chunks(state, base, archive, path, &copies));
+            if let (Some(base), Some((archive, path)), copies) = (options.base, whole, copies.clone()) {
+                spawn(scope, state, "copy", move || copy_chunks(state, base, archive, path, &copies));
+            }
         }
         // Only the threads hold these ends, so that each side detects when the other one ends.
         drop((plans, output_sender, copies));
-        let parts = (writer, base_bytes, record_sender, path);
+        let parts = (writer, base_bytes, record_sender, link);
         let assembler = spawn(scope, state, "write", move || assemble(options, state, read_started, parts, &outputs));
         pass_records(options, state, records, catalog);
         (walker.and_then(join), assembler.and_then(join))
     });
     state.take_failure().map_or(Ok(()), Err)?;
-    let (Some(summary), Some(assembled)) = results else {
-        return Err(Error::failed("the backup ended early for an unknown reason"));
-    };
-    let written = conclude(options, &state, assembled, &summary)?;
-    if written.is_link {
-        file.reopen()?;
+    match results {
+        (Some(summary), Some(assembled)) => conclude(options, &state, assembled, &summary),
+        _ => Err(Error::failed("the backup ended early for an unknown reason")),
     }
-    Ok(written)
 }
 
 fn thread_count(options: &PipelineOptions<'_>) -> usize {
@@ -237,7 +269,7 @@ fn assemble<'f>(
     options: &PipelineOptions<'_>,
     state: &PipelineState<'_>,
     read_started: Timestamp,
-    (writer, base_bytes, records, path): (ArchiveWriter<'f>, BaseBytes<'_>, Sender<Vec<CatalogChunk>>, &Path),
+    (writer, base_bytes, records, link): (ArchiveWriter<'f>, BaseBytes<'_>, Sender<Vec<CatalogChunk>>, &Link<'_>),
     outputs: &Receiver<PlanOutput>,
 ) -> Result<Assembled<'f>> {
     let mut assembler = Assembler::start(state, writer, records, (options.comment, base_bytes), read_started)?;
@@ -245,7 +277,7 @@ fn assemble<'f>(
     if state.is_stopped() {
         return Err(Error::new(ErrorKind::Interrupted, "the backup was ended early"));
     }
-    assembler.finish(&|base, counts| base.link_to(path, &facts(options, state, counts)))
+    assembler.finish(&|base, counts| link(base, &facts(options, state, counts)))
 }
 
 fn walk_source(
@@ -265,7 +297,7 @@ fn walk_source(
     };
     let visit = |base: Option<BaseCursor>| {
         let parts = (plans, base);
-        let mut planner = Planner::new(state, options.clock, names, options.compression, read_started, parts);
+        let mut planner = Planner::new(state, options, names, read_started, parts);
         let summary = walk(&walk_options, &mut |entry| planner.visit(entry), &mut |problem| state.problem(problem))?;
         planner.finish();
         Ok(summary)
@@ -356,6 +388,7 @@ fn describe(
         chunks: finished.chunks,
         size: finished.size,
         digest: finished.digest,
+        in_segments: finished.in_segments,
         is_link: false,
         shared: Vec::new(),
         reuse: state.base.map(|_| state.reads.counts()),

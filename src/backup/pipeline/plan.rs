@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 
+use super::PipelineOptions;
 use super::chunk_builder::MemberCounts;
 use super::decide;
 use super::hard_links::{HardLinks, LinkTurn};
@@ -78,22 +79,21 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(
         state: &'a PipelineState<'a>,
-        clock: &'a dyn Clock,
+        options: &PipelineOptions<'a>,
         names: &'a OwnerNames,
-        compression: Compression,
         read_started: Timestamp,
         (plans, base): (Sender<Plan>, Option<BaseCursor>),
     ) -> Self {
         Planner {
             state,
-            clock,
+            clock: options.clock,
             names,
             plans,
-            cutter: Cutter::new(compression),
+            cutter: Cutter::new(options.compression, options.layout),
             links: HardLinks::default(),
             base,
-            read_started: read_started.min(clock.now()),
-            is_encoded: compression != Compression::None,
+            read_started: read_started.min(options.clock.now()),
+            is_encoded: options.compression != Compression::None,
             sequence: 0,
             members: Vec::new(),
             members_bytes: 0,

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::base::Origin;
+use super::stored_file::StoredBytes;
 use crate::clock::Timestamp;
 use crate::member::{CatalogMember, Extent};
+use crate::schedule::Layout;
 use crate::words::bytes;
 
 /// How far an archive has come.
@@ -75,19 +77,44 @@ pub struct Archive {
     pub is_rescanned: bool,
     /// Good in the sense of I8.
     pub good: bool,
+    /// How it is stored: segmented, its file is an index.
+    pub layout: Layout,
+    /// Its index and the segments that it has parts of; empty in the whole layout.
+    pub files: Vec<FileSpace>,
     /// How much it holds.
     pub extent: Extent,
 }
 
+/// The disk space of a file of an archive in segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSpace {
+    /// Its row.
+    pub stored_file: i64,
+    /// Its size in bytes; 0 if it does not exist.
+    pub bytes: u64,
+    /// Another archive has a part of it, too.
+    pub is_shared: bool,
+}
+
 impl Archive {
-    /// Returns how many bytes of its file other archives have, too.
-    pub fn shared_bytes(&self) -> u64 {
-        if self.names > 1 { self.present_bytes() } else { 0 }
+    /// Returns what archives have in common that are names of one file. Indexes are files of their own.
+    pub fn file_key(&self) -> (i64, Option<i64>) {
+        (self.archive_file, Some(self.run).filter(|_| self.layout == Layout::Segmented))
     }
 
-    /// Returns how many bytes of disk space deleting this archive alone would free: the last name of a file frees it.
+    /// Returns how many of its bytes deleting this archive alone would not free, since other archives have them, too.
+    pub fn shared_bytes(&self) -> u64 {
+        self.present_bytes().saturating_sub(self.freed_bytes())
+    }
+
+    /// Returns how many bytes of disk space deleting this archive alone would free: the last name of a file, and the
+    /// last archive with a part of a segment, free it.
     pub fn freed_bytes(&self) -> u64 {
-        self.present_bytes() - self.shared_bytes()
+        match self.layout {
+            Layout::Whole if self.names > 1 => 0,
+            Layout::Whole => self.present_bytes(),
+            Layout::Segmented => self.files.iter().filter(|file| !file.is_shared).map(|file| file.bytes).sum(),
+        }
     }
 
     fn present_bytes(&self) -> u64 {
@@ -118,8 +145,14 @@ pub struct Space {
 impl Space {
     /// Adds up the space of archives; a file that does not exist needs none on disk.
     pub fn of(archives: &[Archive]) -> Space {
-        let files: BTreeMap<i64, u64> = archives.iter().map(|a| (a.archive_file, a.present_bytes())).collect();
-        Space { bytes: archives.iter().map(|archive| archive.size).sum(), disk_bytes: files.values().sum() }
+        let whole = archives.iter().filter(|archive| archive.layout == Layout::Whole);
+        let files: BTreeMap<i64, u64> = whole.map(|a| (a.archive_file, a.present_bytes())).collect();
+        let in_segments = archives.iter().flat_map(|archive| &archive.files);
+        let segments: BTreeMap<i64, u64> = in_segments.map(|file| (file.stored_file, file.bytes)).collect();
+        Space {
+            bytes: archives.iter().map(|archive| archive.size).sum(),
+            disk_bytes: files.values().chain(segments.values()).sum(),
+        }
     }
 }
 
@@ -236,6 +269,19 @@ pub struct PendingArchive {
     pub extent: Extent,
     /// Some source data is missing in it.
     pub incomplete: bool,
+    /// How it is stored: segmented, its file is an index.
+    pub layout: Layout,
+}
+
+/// The bytes of a sealed archive in segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedSegments {
+    /// Value of the POSIX CRC of the archive, see [`crate::archive::cksum`].
+    pub crc: u32,
+    /// Row of the segment with the trailer.
+    pub trailer_segment: i64,
+    /// Offset of the trailer in that segment.
+    pub trailer_offset: u64,
 }
 
 /// What is known about an archive when its file is whole and synced.
@@ -245,10 +291,10 @@ pub struct Sealed {
     pub size: u64,
     /// BLAKE3 over the digests of its chunks.
     pub digest: [u8; 32],
-    /// Device of the file.
-    pub device: u64,
-    /// Inode of the file on that device.
-    pub inode: u64,
+    /// Its file: in the segmented layout its index.
+    pub file: StoredBytes,
+    /// What else is known of it in the segmented layout; `None` also if it is the archive of the base.
+    pub in_segments: Option<SealedSegments>,
     /// The source, resolved.
     pub source_root: Vec<u8>,
     /// When reading the source began.
@@ -257,8 +303,6 @@ pub struct Sealed {
     pub extent: Extent,
     /// Some source data is missing in it.
     pub incomplete: bool,
-    /// When the bytes of the file changed last, in nanoseconds since 1970.
-    pub modified_ns: i64,
     /// Boot of the machine during which it was made.
     pub boot_id: Option<String>,
     /// How it was made; `None` if that is unknown, and it can be no base.
@@ -299,7 +343,9 @@ pub struct FoundArchive {
     pub file_name: String,
     /// The time in its name.
     pub created_at: Timestamp,
-    /// Size of the file in bytes.
+    /// How it is stored: segmented, its file is an index.
+    pub layout: Layout,
+    /// Size of the archive in bytes.
     pub size: u64,
     /// BLAKE3 over the digests of its chunks.
     pub digest: [u8; 32],
@@ -319,6 +365,17 @@ pub struct FoundArchive {
     pub problems: u64,
     /// Those of them that mean missing data.
     pub losses: u64,
+}
+
+/// Where the trailer of an archive in segments lies that a rescan found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundTrailer {
+    /// Row of the segment.
+    pub segment: i64,
+    /// Offset in the segment.
+    pub offset: u64,
+    /// Value of the POSIX CRC of the whole archive.
+    pub crc: u32,
 }
 
 /// A member of an archive and the chunk that holds its header.

@@ -1,8 +1,9 @@
 //! The base of a run: the archive whose chunks and members it may refer to.
 
+use super::stored_file::StoredFile;
 use crate::clock::Timestamp;
 use crate::member::{Extent, MemberPath};
-use crate::schedule::Compression;
+use crate::schedule::{Compression, Layout};
 
 /// How an archive was made. Archives whose values differ do not share chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct BaseQuery {
     pub schedule: i64,
     /// Codec and level.
     pub compression: Compression,
+    /// How it is stored. Archives of different layouts do not share bytes.
+    pub layout: Layout,
     /// The source, resolved.
     pub source_root: Vec<u8>,
     /// How it was made.
@@ -37,17 +40,17 @@ pub struct BaseQuery {
 pub struct Base {
     /// Number of the run that made it.
     pub run: i64,
-    /// Row of its physical file.
+    /// Row of its archive file.
     pub archive_file: i64,
+    /// The physical files that it holds ranges of.
+    pub parts: Vec<StoredFile>,
     /// Its file, below the archive folder.
     pub file_name: String,
     /// Size of the file in bytes.
     pub size: u64,
     /// BLAKE3 over the digests of its chunks.
     pub digest: [u8; 32],
-    /// When the bytes of the file changed last, in nanoseconds since 1970.
-    pub modified_ns: i64,
-    /// When the file was last read back.
+    /// When the oldest of its parts was last read back.
     pub verified_at: Option<Timestamp>,
     /// Boot of the machine during which it was made.
     pub boot_id: Option<String>,
@@ -61,4 +64,11 @@ pub struct Base {
     pub incomplete: bool,
     /// Problems of its run that mean missing data.
     pub losses: u64,
+}
+
+impl Base {
+    /// Returns whether it is an archive in segments.
+    pub fn is_segmented(&self) -> bool {
+        self.parts.iter().any(|part| part.segment_name.is_some())
+    }
 }

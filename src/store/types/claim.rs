@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::run::Trigger;
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::schedule::Compression;
+use crate::schedule::{Compression, Layout};
 
 /// The right of this worker to carry out a run. Only the store makes one, and ending the run consumes it (I4).
 #[derive(Debug)]
@@ -65,6 +65,9 @@ pub struct Intent {
     pub temporary_name: String,
     /// The compression that the extension names, even if the schedule is edited during the run.
     pub compression: Compression,
+    /// How the archive is stored, even if the schedule is edited during the run: segmented, the names are those of its
+    /// index.
+    pub layout: Layout,
 }
 
 impl Intent {

@@ -6,12 +6,14 @@ mod base;
 mod claim;
 mod run;
 mod schedule;
+mod stored_file;
 
 pub use archive::{
-    Archive, ArchiveAge, ArchiveState, CatalogEntry, FoundArchive, Health, LegacyArchive, MAX_AHEAD, PathOccurrence,
-    PendingArchive, Sealed, Space, sort_newest_first,
+    Archive, ArchiveAge, ArchiveState, CatalogEntry, FileSpace, FoundArchive, FoundTrailer, Health, LegacyArchive,
+    MAX_AHEAD, PathOccurrence, PendingArchive, Sealed, SealedSegments, Space, sort_newest_first,
 };
 pub use base::{Base, BaseQuery, Origin};
 pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNow, Requeue, Requeued, RunRequest};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};
+pub use stored_file::{SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredRange};

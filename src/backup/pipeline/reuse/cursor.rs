@@ -8,7 +8,7 @@ use std::vec::IntoIter;
 use crossbeam_channel::Receiver;
 
 use super::Page;
-use crate::chunk::{BaseChunk, BaseMember, Chunk};
+use crate::chunk::{BaseChunk, BaseMember, Chunk, Place};
 use crate::clock::Timestamp;
 use crate::member::{CatalogMember, MemberPath};
 
@@ -19,6 +19,8 @@ pub struct BaseRef {
     pub id: i64,
     /// Where the base stores it.
     pub chunk: Chunk,
+    /// Its place in a segment; `None` in the whole layout.
+    pub place: Option<Place>,
     /// When the run that read it began.
     pub read_started: Timestamp,
 }
@@ -144,7 +146,7 @@ impl BaseCursor {
 
 impl BaseRef {
     pub fn of(chunk: &BaseChunk) -> Self {
-        BaseRef { id: chunk.id, chunk: chunk.chunk, read_started: chunk.read_started }
+        BaseRef { id: chunk.id, chunk: chunk.chunk, place: chunk.place, read_started: chunk.read_started }
     }
 }
 

@@ -56,11 +56,16 @@ impl Base<'_> {
     /// Makes the file at `temporary` a further name of the base's file, if an archive with these facts may have it;
     /// returns whether it is one.
     pub(super) fn link_to(&self, temporary: &Path, facts: &Facts) -> bool {
-        let is_same = self.facts.as_ref().is_some_and(|base| *base == Facts { run: base.run, ..facts.clone() });
+        let is_same = self.is_described_by(facts);
         let Some(file) = self.reader.whole_file().filter(|_| is_same) else { return false };
         durable::link_over(file, self.reader.path(), self.link_name, temporary)
             .inspect_err(|error| log::info!("the archive is written, not linked: {error}"))
             .is_ok()
+    }
+
+    /// Returns whether the archive of the base may be one with these facts: only the run may differ.
+    pub(super) fn is_described_by(&self, facts: &Facts) -> bool {
+        self.facts.as_ref().is_some_and(|base| *base == Facts { run: base.run, ..facts.clone() })
     }
 
     /// Returns the notes on what the base was of use for.

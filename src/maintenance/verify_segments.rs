@@ -1,0 +1,109 @@
+//! What a verification of an archive in segments says about each of its physical files. Those are shared: one counts as
+//! verified only if all that the catalog knows of it was read, for whatever archive; and what is damaged is a range, so
+//! that every archive with bytes in it is damaged, and no other.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{Advice, fadvise};
+
+use crate::archive::index::Index;
+use crate::cancel::CancelToken;
+use crate::clock::Timestamp;
+use crate::durable;
+use crate::error::{Error, ErrorKind, Result};
+use crate::home::Home;
+use crate::store::{Archive, Health, Store, StoredChunk, StoredFile, StoredRange};
+
+/// What a verification of an archive found.
+pub(super) struct Compared<'a> {
+    /// It could be opened.
+    pub(super) exists: bool,
+    /// The ranges of the archive file with chunks that differ, in order.
+    pub(super) damaged_ranges: &'a [Range<u64>],
+    /// Something else differs: the trailer, unless a chunk does.
+    pub(super) differs_otherwise: bool,
+}
+
+/// Records the health of the index and of each segment of an archive that was read, after what the segments hold for
+/// other archives was read, too.
+pub(super) fn record(
+    home: &Home,
+    store: &Store,
+    archive: &Archive,
+    compared: &Compared<'_>,
+    cancel: &CancelToken,
+    now: Timestamp,
+) -> Result<()> {
+    if !compared.exists {
+        return store.record_index_health(archive.run, Health::Missing, None);
+    }
+    let index = Index::open(&home.backups().join(&archive.file_name));
+    let is_index_good = match index {
+        Ok(index) => index.bytes() == archive.size,
+        Err(error) if error.kind() == ErrorKind::Damage => false,
+        Err(error) => return Err(error),
+    };
+    let health = if is_index_good { Health::Good } else { Health::Damaged };
+    store.record_index_health(archive.run, health, Some(now))?;
+    if !is_index_good {
+        return Ok(());
+    }
+    let damaged = if compared.damaged_ranges.is_empty() && compared.differs_otherwise {
+        let trailer = store.end_of_chunks(archive.archive_file)?..archive.size;
+        store.stored_ranges(archive.archive_file, &[trailer])?
+    } else {
+        store.stored_ranges(archive.archive_file, compared.damaged_ranges)?
+    };
+    for segment in store.parts(archive.archive_file)? {
+        record_segment(home, store, archive, &segment, &damaged, cancel, now)?;
+    }
+    Ok(())
+}
+
+fn record_segment(
+    home: &Home,
+    store: &Store,
+    archive: &Archive,
+    segment: &StoredFile,
+    damaged: &[StoredRange],
+    cancel: &CancelToken,
+    now: Timestamp,
+) -> Result<()> {
+    let Some(name) = &segment.segment_name else { return Ok(()) };
+    let path = home.backups().join(name);
+    if durable::identity(&path)?.is_none() {
+        return store.record_missing(segment.id);
+    }
+    let mut ranges: Vec<StoredRange> =
+        damaged.iter().filter(|range| range.stored_file == segment.id).copied().collect();
+    let others = store.chunks_of_other_archives(segment.id, archive.archive_file)?;
+    ranges.extend(damaged_chunks(&path, segment.id, &others, cancel)?);
+    for other in store.record_verified(segment.id, &ranges, now)?.iter().filter(|run| **run != archive.run) {
+        log::error!("archive @{other} is damaged, too: it has a part of {name}");
+    }
+    Ok(())
+}
+
+/// Reads chunks from a segment; returns the ranges of those that are not what was written.
+fn damaged_chunks(path: &Path, segment: i64, chunks: &[StoredChunk], cancel: &CancelToken) -> Result<Vec<StoredRange>> {
+    let mut damaged = Vec::new();
+    if chunks.is_empty() {
+        return Ok(damaged);
+    }
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    // Only advice, so that the bytes come from the disk.
+    let _ = fadvise(&file, 0, None, Advice::DontNeed);
+    let mut stored = Vec::new();
+    for chunk in chunks {
+        cancel.check("the verification was cancelled")?;
+        stored.resize(usize::try_from(chunk.length).unwrap_or(usize::MAX), 0);
+        let read = file.read_exact_at(&mut stored, chunk.offset);
+        if read.is_err() || *blake3::hash(&stored).as_bytes() != chunk.digest {
+            damaged.push(StoredRange { stored_file: segment, offset: chunk.offset, bytes: chunk.length });
+        }
+    }
+    Ok(damaged)
+}
