@@ -95,7 +95,8 @@ ALTER TABLE archive_file DROP COLUMN modified_ns;
 ALTER TABLE archive_file DROP COLUMN verified_at_ms;
 ALTER TABLE archive_file DROP COLUMN health;
 
--- The register of the CRC of `cksum` after the stored bytes, from 0, without their length and not inverted; null: it was not computed, as they are in no segment.
+-- The register of the CRC of `cksum` after the stored bytes, from 0, without their length and not inverted; null: it was
+-- not computed, as they are in no segment.
 ALTER TABLE chunk ADD COLUMN crc INTEGER;
 ALTER TABLE archive_file ADD COLUMN crc INTEGER;
 
