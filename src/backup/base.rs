@@ -148,7 +148,7 @@ impl Runner {
             ErrorKind::NotFound => (Health::Missing, None),
             _ => (Health::Damaged, Some(self.clock.now())),
         };
-        self.store.record_health(row.archive_file, health, verified_at).map(|()| true)
+        self.store.record_health(row.run, health, verified_at).map(|()| true)
     }
 
     fn open_held_base(

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::Store;
 use super::rows::{GOOD, JOINED, extent_row};
-use super::stored_files::{insert_rest, insert_whole_file, keep_parts, record_parts_health, record_whole_file};
+use super::stored_files::{insert_rest, insert_whole_file, keep_parts, record_whole_file, record_written_health};
 use super::types::{Archive, ArchiveAge, FileSpace, Health, LegacyArchive, StoredBytes, sort_newest_first};
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -93,7 +93,7 @@ impl Store {
             record_whole_file(transaction, file, None, &stored)?;
             insert_rest(transaction, file)?;
             keep_parts(transaction, run, file)?;
-            record_parts_health(transaction, file, health, Some(now))?;
+            record_written_health(transaction, run, file, health, Some(now))?;
             transaction
                 .prepare_cached(
                     "INSERT INTO archive (run_id, schedule_id, archive_file_id, state, file_name, pinned, source_root, \

@@ -5,7 +5,6 @@ use rusqlite::{OptionalExtension, params};
 use super::Store;
 use super::base::NOT_HELD;
 use super::rows::{GOOD, JOINED};
-use super::stored_files::record_parts_health;
 use super::types::{Archive, Health};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
@@ -104,10 +103,20 @@ impl Store {
         })
     }
 
-    /// Records the health of a physical file; does nothing if it was deleted meanwhile. `verified_at` is `None` if its
-    /// bytes were not read, and the recorded time is kept.
-    pub fn record_health(&self, archive_file: i64, health: Health, verified_at: Option<Timestamp>) -> Result<()> {
-        self.write(|transaction| record_parts_health(transaction, archive_file, health, verified_at))
+    /// Records what is known about all parts of the archive of a run; does nothing if it was deleted meanwhile, when a
+    /// new archive file may have its id. `verified_at` is `None` if its bytes were not read, and the recorded times are
+    /// kept.
+    pub fn record_health(&self, run: i64, health: Health, verified_at: Option<Timestamp>) -> Result<()> {
+        self.write(|transaction| {
+            transaction
+                .prepare_cached(
+                    "UPDATE stored_file SET health = ?2, verified_at_ms = coalesce(?3, verified_at_ms) \
+                     WHERE id IN (SELECT stored_file_id FROM archive JOIN part USING (archive_file_id) \
+                         WHERE run_id = ?1 AND archive.state = 'complete')",
+                )?
+                .execute(params![run, health.as_str(), verified_at.map(Timestamp::millis)])
+                .map(drop)
+        })
     }
 
     /// Returns the newest complete archive of a schedule before a run that is not known to be damaged or missing.

@@ -127,7 +127,7 @@ fn end_of_chunks(transaction: &Transaction<'_>, archive_file: i64) -> rusqlite::
     let last = transaction
         .prepare_cached(
             "SELECT sequence + chunks, archive_offset + bytes FROM span WHERE archive_file_id = ?1 \
-             ORDER BY sequence DESC LIMIT 1",
+             ORDER BY sequence DESC, archive_offset DESC LIMIT 1",
         )?
         .query_row([archive_file], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
@@ -146,22 +146,6 @@ pub(super) fn keep_parts(transaction: &Transaction<'_>, run: i64, archive_file: 
              AND id IN {FILES_OF_ARCHIVE}"
         ))?
         .execute([run, archive_file])
-        .map(drop)
-}
-
-/// Records what is known about all parts of an archive file. Without `verified_at` the recorded times are kept.
-pub(super) fn record_parts_health(
-    transaction: &Transaction<'_>,
-    archive_file: i64,
-    health: Health,
-    verified_at: Option<Timestamp>,
-) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached(
-            "UPDATE stored_file SET health = ?2, verified_at_ms = coalesce(?3, verified_at_ms) \
-             WHERE id IN (SELECT stored_file_id FROM part WHERE archive_file_id = ?1)",
-        )?
-        .execute(params![archive_file, health.as_str(), verified_at.map(Timestamp::millis)])
         .map(drop)
 }
 
