@@ -68,7 +68,9 @@ pub fn append_global_of(out: &mut Buffer, comment: &str, length: usize) {
     let record_bytes = length - BLOCK_BYTES;
     // Its length, a space, the keyword, `=` and a newline.
     let around = record_bytes.to_string().len() + b" comment=\n".len();
-    append_global(out, &format!("{comment:width$}", width = record_bytes - around));
+    // A width of `format!` counts characters.
+    let spaces = (record_bytes - around).saturating_sub(comment.len());
+    append_global(out, &format!("{comment}{}", " ".repeat(spaces)));
 }
 
 /// Returns how many bytes a member probably takes in the archive. Chunks are cut and memory is bounded by this
@@ -174,6 +176,15 @@ mod tests {
     use super::*;
     use crate::archive::acl;
     use crate::member::{FileTime, MemberPath, Xattrs};
+
+    #[test]
+    fn a_global_header_has_the_asked_length_with_letters_of_several_bytes_too() {
+        for comment in ["", "a", "für Müller"] {
+            let mut out = Buffer::new();
+            append_global_of(&mut out, comment, 3 * BLOCK_BYTES);
+            assert_eq!(out.len(), 3 * BLOCK_BYTES, "{comment}");
+        }
+    }
 
     /// First 8 bytes of the BLAKE3 digests of the headers of [`varied_members`] and of a global header.
     const DIGESTS: [&str; 21] = [
