@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use backup_manager::archive::check::{self, DamagedChunk};
 use backup_manager::archive::damaged_members;
+use backup_manager::archive::padding::Padding;
 use backup_manager::archive::reader::ArchiveReader;
 use backup_manager::archive::rebuild;
 use backup_manager::cancel::CancelToken;
@@ -22,7 +23,7 @@ use backup_manager::chunk::{CatalogChunk, ChunkRecord, MemberRecord};
 use backup_manager::clock::Timestamp;
 use backup_manager::maintenance::verify::verify_file;
 use backup_manager::member::CatalogMember;
-use support::archive::{TestArchive, make, run_tool};
+use support::archive::{TestArchive, make, make_with, run_tool};
 
 /// A small random number generator.
 struct Random(u64);
@@ -89,13 +90,13 @@ fn check_flipped(made: &TestArchive, at: u64, bit: u64) -> (Vec<DamagedChunk>, b
     (damaged, structure, by_itself)
 }
 
-fn every_flip_is_found(compression: &str, seed: u64) {
+fn every_flip_is_found(compression: &str, padding: Padding, seed: u64) {
     eprintln!("seed {seed}");
     let mut random = Random(seed);
     let folder = tempfile::tempdir().unwrap();
     let tree = folder.path().join("tree");
     source(&tree, &mut random);
-    let made = make(&tree, folder.path(), compression.parse().unwrap());
+    let made = make_with(&tree, folder.path(), compression.parse().unwrap(), |job| job.padding = padding);
     fs::set_permissions(&made.path, fs::Permissions::from_mode(0o600)).unwrap();
     let owners = owners(&made.records);
     let last = made.records.last().unwrap().chunk.sequence;
@@ -143,17 +144,19 @@ fn every_flip_is_found(compression: &str, seed: u64) {
 
 #[test]
 fn every_flip_in_a_plain_archive_is_found_and_the_member_named() {
-    every_flip_is_found("none", 0x5EED_0001);
+    for padding in [Padding::None, Padding::Blocks] {
+        every_flip_is_found("none", padding, 0x5EED_0001);
+    }
 }
 
 #[test]
 fn every_flip_in_a_gzip_archive_is_found_and_members_named() {
-    every_flip_is_found("gzip", 0x5EED_0002);
+    every_flip_is_found("gzip", Padding::None, 0x5EED_0002);
 }
 
 #[test]
 fn every_flip_in_a_zstd_archive_is_found_and_members_named() {
-    every_flip_is_found("zstd", 0x5EED_0003);
+    every_flip_is_found("zstd", Padding::None, 0x5EED_0003);
 }
 
 #[test]

@@ -34,13 +34,26 @@ fn is_as_written(entry: &CatalogMember, bytes: &[u8]) -> bool {
     }
     let mut expected = Buffer::new();
     header::append(&mut expected, &entry.member, None);
-    let Some(content) = bytes.strip_prefix(&*expected) else { return false };
+    let Some(content) = without_padding(bytes).and_then(|bytes| bytes.strip_prefix(&*expected)) else { return false };
     let size = if entry.member.kind == MemberKind::File { entry.member.size } else { 0 };
     let Some((data, padding)) = usize::try_from(size).ok().and_then(|size| content.split_at_checked(size)) else {
         return false;
     };
     let is_same = size == 0 || entry.content_digest.is_some_and(|digest| blake3::hash(data) == digest);
     is_same && padding.iter().all(|byte| *byte == 0)
+}
+
+/// Returns an entry without the padding of its chunk, which lies before the last member; `None` if it is damaged.
+fn without_padding(bytes: &[u8]) -> Option<&[u8]> {
+    let header = bytes.first_chunk().and_then(HeaderBlock::parse);
+    let Some(header) = header.filter(|header| header.type_flag() == b'g') else { return Some(bytes) };
+    let length = usize::try_from(header.size()?).ok()?.checked_add(BLOCK_BYTES)?;
+    if !(header::MIN_GLOBAL_BYTES..=bytes.len()).contains(&length) {
+        return None;
+    }
+    let mut padding = Buffer::new();
+    header::append_global_of(&mut padding, "", length);
+    bytes.strip_prefix(&*padding)
 }
 
 /// Returns the content of a chunk whatever its digest; `None` if it does not decode to the expected length.
