@@ -131,12 +131,13 @@ impl Encoder {
         const MIB: u64 = 1 << 20;
         match compression {
             Compression::None => 0,
-            Compression::Gzip(0..=9) => MIB,
-            Compression::Gzip(_) => 9 * MIB,
-            Compression::Zstd(0..=3) => 4 * MIB,
-            Compression::Zstd(4..=9) => 16 * MIB,
-            Compression::Zstd(10..=15) => 40 * MIB,
-            Compression::Zstd(_) => 80 * MIB,
+            // With the memory of the largest chunk that it encoded.
+            Compression::Gzip(0..=9) => 5 * MIB,
+            Compression::Gzip(_) => 13 * MIB,
+            Compression::Zstd(0..=3) => 8 * MIB,
+            Compression::Zstd(4..=9) => 20 * MIB,
+            Compression::Zstd(10..=15) => 44 * MIB,
+            Compression::Zstd(_) => 84 * MIB,
         }
     }
 

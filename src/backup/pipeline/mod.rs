@@ -57,6 +57,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Chunks of the base that wait to be copied, for each thread.
 const COPIES_PER_THREAD: usize = 8;
 
+/// Maximum number of threads that copy from the base. Each keeps the memory of its largest chunk, and a disk is not
+/// faster with more.
+const MAX_COPYING: usize = 4;
 /// Maximum memory of all encoders together. At high levels each takes so much that fewer threads run than requested.
 const MAX_ENCODER_BYTES: u64 = 256 << 20;
 
@@ -187,11 +190,13 @@ fn write_with(
     let results = thread::scope(|scope| {
         let (state, names) = (&state, &names);
         let walker = spawn(scope, state, "walk", move || walk_source(options, state, names, read_started, plan_sender));
-        for _ in 0..threads {
+        for thread in 0..threads {
             let (plans, output) = (plans.clone(), output_sender.clone());
             let codec = (options.compression, options.padding);
             spawn(scope, state, "encode", move || worker::run_worker(state, names, codec, &plans, &output));
-            if let (Some(base), Some((archive, path)), copies) = (options.base, whole, copies.clone()) {
+            if let (0..MAX_COPYING, Some(base), Some((archive, path)), copies) =
+                (thread, options.base, whole, copies.clone())
+            {
                 spawn(scope, state, "copy", move || copy_chunks(state, base, archive, path, &copies));
             }
         }
