@@ -7,6 +7,10 @@ use crate::member::CatalogMember;
 /// is found among the rows that begin at most this far before it.
 pub const MAX_RUN: i64 = 256;
 
+/// What is added to the version of the writer of archives whose chunks are whole blocks of the file system: their files
+/// share blocks.
+pub const PADDED_VERSION: u32 = 1 << 16;
+
 /// One chunk of an archive file: where its bytes are stored and what they must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {

@@ -13,7 +13,7 @@ use super::header;
 use super::padding::Padding;
 use super::segment_writer::{SegmentFiles, SegmentWriter, WriteBack};
 use super::trailer::{self, Facts};
-use crate::chunk::{Chunk, Place};
+use crate::chunk::{Chunk, PADDED_VERSION, Place};
 use crate::durable::{only_if_full, share_range};
 use crate::error::{Error, Result};
 use crate::schedule::Compression;
@@ -21,9 +21,6 @@ use crate::schedule::Compression;
 /// Version of what decides the bytes of an archive besides its source: headers, cuts and codecs. To be raised by every
 /// change that makes another archive of the same files, because archives of different versions share no chunks.
 const WRITER_VERSION: u32 = 1;
-
-/// What is added to the version for archives with padding.
-const PADDED_VERSION: u32 = 1 << 16;
 
 /// Returns the version of the writer of archives with this padding.
 pub fn writer_version(padding: Padding) -> u32 {

@@ -67,6 +67,14 @@ impl OpenBase {
         }
     }
 
+    /// Returns whether its file, one of a whole archive, was not written to since it was opened.
+    pub(super) fn is_as_opened(&self) -> bool {
+        let facts =
+            |stat: &std::fs::Metadata| (stat.len(), stat.mtime(), stat.mtime_nsec(), stat.ctime(), stat.ctime_nsec());
+        let now = self.reader.whole_file().map(std::fs::File::metadata);
+        now.is_some_and(|now| now.is_ok_and(|now| facts(&now) == facts(self.reader.metadata())))
+    }
+
     /// Returns when its file was verified, if that is a short time ago.
     pub(super) fn recently_verified_at(&self, now: Timestamp) -> Option<Timestamp> {
         recently_verified_at(&self.row, now)
@@ -138,8 +146,8 @@ impl Runner {
     fn record_bad_base(&self, row: &Base, found: ErrorKind, cancel: &CancelToken) -> Result<bool> {
         // If the disk is not mounted, no file is found, which must not mark the archives as missing (I9).
         archive_folder::ensure_ours(&self.home, &self.store)?;
+        let Some(archive) = self.store.archive(row.run)? else { return Ok(true) };
         if row.is_segmented() {
-            let Some(archive) = self.store.archive(row.run)? else { return Ok(true) };
             let now = self.clock.now();
             let findings = verify::verify_archive(&self.home, &self.store, &archive, self.threads, cancel, now)?;
             return Ok(!findings.is_good());
@@ -148,7 +156,7 @@ impl Runner {
             ErrorKind::NotFound => (Health::Missing, None),
             _ => (Health::Damaged, Some(self.clock.now())),
         };
-        self.store.record_health(row.run, health, verified_at).map(|()| true)
+        self.store.record_health(&archive, health, verified_at).map(|()| true)
     }
 
     fn open_held_base(
@@ -162,13 +170,12 @@ impl Runner {
         let reader = ArchiveReader::open(&path)?;
         let mut row = row.clone();
         // Bytes that are shared are not read, so that damage in them would go on from archive to archive.
-        let shares_unread = claim.verify()
-            && (prepared.padding == Padding::Blocks || prepared.schedule.schedule.layout == Layout::Segmented);
+        let shares_unread =
+            prepared.padding == Padding::Blocks || prepared.schedule.schedule.layout == Layout::Segmented;
         let is_due = shares_unread && recently_verified_at(&row, self.clock.now()).is_none();
         let touched = self.touched_parts(&row)?;
         if is_due || !touched.is_empty() {
-            self.verify_base(&row, &touched, context)?;
-            row.verified_at = Some(self.clock.now());
+            row.verified_at = Some(self.verify_base(&row, &touched, context)?);
         }
         let facts = self.facts_for_link(prepared, &reader)?;
         let schedule = &prepared.schedule.schedule;
@@ -204,8 +211,8 @@ impl Runner {
         Ok(touched)
     }
 
-    /// Reads the whole archive of a base. Errors: `Damage` if it is not what was written.
-    fn verify_base(&self, row: &Base, touched: &[(i64, i64)], context: &RunContext<'_>) -> Result<()> {
+    /// Reads the whole archive of a base; returns when that began. Errors: `Damage` if it is not what was written.
+    fn verify_base(&self, row: &Base, touched: &[(i64, i64)], context: &RunContext<'_>) -> Result<Timestamp> {
         let archive = self.store.archive(row.run)?;
         let archive = archive.ok_or_else(|| Error::not_found(format!("archive @{} does not exist", row.run)))?;
         let now = self.clock.now();
@@ -213,7 +220,8 @@ impl Runner {
         if !found.is_good() {
             return Err(Error::new(ErrorKind::Damage, format!("archive @{} ({}) is damaged", row.run, row.file_name)));
         }
-        touched.iter().try_for_each(|(part, modified_ns)| self.store.record_touched(*part, *modified_ns))
+        touched.iter().try_for_each(|(part, modified_ns)| self.store.record_touched(*part, *modified_ns))?;
+        Ok(now)
     }
 
     /// Returns what the trailer of a base says, if a link to it may be the archive of this run: only the run and its

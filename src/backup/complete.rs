@@ -98,8 +98,8 @@ impl Runner {
             // What lies in segments of other runs was verified a short time ago; their rows have the times.
             unread = self.store.inherited_ranges(claim.run())?;
         }
-        check::check_except(&path, &mut chunks, &unread, &archive.digest, archive.size, self.threads, &cancel)?;
         let now = self.clock.now();
+        check::check_except(&path, &mut chunks, &unread, &archive.digest, archive.size, self.threads, &cancel)?;
         Ok(Some(oldest.map_or(now, |oldest| oldest.min(now))))
     }
 }

@@ -41,7 +41,8 @@ fn read_reasons(written: &WrittenArchive) -> BTreeMap<String, u64> {
 fn inherit(base: &OpenBase, written: &mut WrittenArchive, now: Timestamp) -> Inherited {
     match base.recently_verified_at(now) {
         Some(_) if written.is_link => Inherited::File,
-        Some(verified_at) if !written.shared.is_empty() => {
+        // Nobody looked at the bytes that were written to it meanwhile.
+        Some(verified_at) if !written.shared.is_empty() && base.is_as_opened() => {
             let ranges = std::mem::take(&mut written.shared);
             Inherited::Ranges { base_file: base.row.archive_file, verified_at, ranges }
         }

@@ -348,7 +348,7 @@ fn mark_missing(home: &Home, store: &Store, report: &mut RescanReport) -> Result
         if is_gone {
             if archive.health != Health::Missing {
                 match archive.layout {
-                    Layout::Whole => store.record_health(archive.run, Health::Missing, None)?,
+                    Layout::Whole => store.record_health(&archive, Health::Missing, None)?,
                     Layout::Segmented => store.record_index_health(archive.run, Health::Missing, None)?,
                 }
             }

@@ -105,7 +105,7 @@ pub fn verify_archive(
     match archive.layout {
         Layout::Whole => {
             let read_at = (findings.health != Health::Missing).then_some(now);
-            store.record_health(archive.run, findings.health, read_at)?;
+            store.record_health(archive, findings.health, read_at)?;
         }
         Layout::Segmented => {
             let compared = Compared {

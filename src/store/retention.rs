@@ -6,6 +6,7 @@ use super::Store;
 use super::base::NOT_HELD;
 use super::rows::{GOOD, JOINED};
 use super::types::{Archive, Health};
+use crate::chunk::PADDED_VERSION;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -103,18 +104,39 @@ impl Store {
         })
     }
 
-    /// Records what is known about all parts of the archive of a run; does nothing if it was deleted meanwhile, when a
-    /// new archive file may have its id. `verified_at` is `None` if its bytes were not read, and the recorded times are
-    /// kept.
-    pub fn record_health(&self, run: i64, health: Health, verified_at: Option<Timestamp>) -> Result<()> {
+    /// Records what is known about all parts of the file of an archive. If the archive was deleted meanwhile, the file
+    /// may still have other names, and a new file may have its id. `verified_at` is `None` if its bytes were not read,
+    /// and the recorded times are kept.
+    ///
+    /// After damage the other archives of the schedule that may share the damaged blocks count as not verified, so that
+    /// they are verified before one is a base, or before others are removed on the strength of it (I20).
+    pub fn record_health(&self, archive: &Archive, health: Health, verified_at: Option<Timestamp>) -> Result<()> {
         self.write(|transaction| {
+            if health == Health::Damaged {
+                transaction
+                    .prepare_cached(
+                        "UPDATE stored_file SET verified_at_ms = NULL WHERE id IN (SELECT stored_file_id \
+                         FROM archive AS damaged JOIN archive USING (schedule_id) \
+                         JOIN part ON part.archive_file_id = archive.archive_file_id \
+                         WHERE damaged.run_id = ?1 AND damaged.writer_version >= ?2 \
+                             AND archive.state = 'complete' AND archive.writer_version >= ?2)",
+                    )?
+                    .execute(params![archive.run, PADDED_VERSION])?;
+            }
             transaction
                 .prepare_cached(
-                    "UPDATE stored_file SET health = ?2, verified_at_ms = coalesce(?3, verified_at_ms) \
-                     WHERE id IN (SELECT stored_file_id FROM archive JOIN part USING (archive_file_id) \
-                         WHERE run_id = ?1 AND archive.state = 'complete')",
+                    "UPDATE stored_file SET health = ?4, verified_at_ms = coalesce(?5, verified_at_ms) \
+                     WHERE id IN (SELECT stored_file_id FROM part WHERE archive_file_id = coalesce( \
+                         (SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'complete'), \
+                         (SELECT id FROM archive_file WHERE id = ?2 AND digest = ?3)))",
                 )?
-                .execute(params![run, health.as_str(), verified_at.map(Timestamp::millis)])
+                .execute(params![
+                    archive.run,
+                    archive.archive_file,
+                    archive.digest,
+                    health.as_str(),
+                    verified_at.map(Timestamp::millis)
+                ])
                 .map(drop)
         })
     }

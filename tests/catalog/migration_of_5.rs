@@ -123,7 +123,7 @@ fn the_files_of_schema_5_become_stored_files() {
     assert_eq!((pending.state, pending.size), (ArchiveState::Sealed, Some(120)));
     assert_eq!(store.pending_archive(7).unwrap().unwrap().state, ArchiveState::Writing);
     check_rows(&store);
-    store.record_health(4, Health::Good, None).unwrap();
+    store.record_health(&store.archive(4).unwrap().unwrap(), Health::Good, None).unwrap();
     assert_eq!(store.archive(4).unwrap().unwrap().health, Health::Good);
     assert_eq!(store.mark_deleting(&[1, 2, 3, 4], &[]).unwrap(), 4);
     for run in 1..=5 {

@@ -159,3 +159,37 @@ fn damage_of_the_base_that_is_found_before_the_archive_is_complete_fails_the_run
     assert_eq!((archive.health, archive.verified_at, archive.good), (Health::Unverified, None, false));
     assert_eq!(verify(&world, &archive), Health::Good, "this time it was a false alarm");
 }
+
+#[test]
+fn damage_of_an_archive_leaves_none_verified_that_may_share_its_blocks() {
+    let Some(mount) = LoopMount::new("xfs") else { return };
+    let (world, runner, row) = world(&mount, Compression::Zstd(3));
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    fs::write(world.path("docs/030"), "changed").unwrap();
+    let second = run(&world, &runner, &row);
+    world.store.record_health(&first, Health::Damaged, Some(world.clock.now())).unwrap();
+    let found = world.store.archive(second.run).unwrap().unwrap();
+    assert_eq!((found.health, found.verified_at, found.good), (Health::Good, None, true));
+    // It is verified before it is a base.
+    fs::write(world.path("docs/031"), "changed").unwrap();
+    let third = run(&world, &runner, &row);
+    assert_eq!(world.store.run(third.run).unwrap().base_run, Some(second.run));
+    assert_eq!(world.store.archive(second.run).unwrap().unwrap().verified_at, Some(world.clock.now()));
+}
+
+#[test]
+fn blocks_are_shared_unread_with_no_base_that_was_not_verified_lately_without_verification_either() {
+    let Some(mount) = LoopMount::new("xfs") else { return };
+    let (world, runner, row) = world(&mount, Compression::Zstd(3));
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    damage(&world, &first, 500_000, true);
+    world.clock.advance(15 * DAY);
+    fs::write(world.path("docs/119"), "changed").unwrap();
+    let schedule = Schedule { verify: false, ..row.schedule };
+    world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+    let row = world.store.schedule(row.id).unwrap();
+    let next = run(&world, &runner, &row);
+    assert_eq!(world.store.run(next.run).unwrap().base_run, None);
+    assert_eq!(world.store.archive(first.run).unwrap().unwrap().health, Health::Damaged);
+    assert_eq!(verify(&world, &next), Health::Good);
+}

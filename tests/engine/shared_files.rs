@@ -52,6 +52,18 @@ fn a_missing_name_of_a_file_changes_nothing_of_its_other_names() {
 }
 
 #[test]
+fn what_is_found_of_a_file_counts_for_its_other_names_when_that_name_was_removed_meanwhile() {
+    let (world, runner, row) = world();
+    let first = world.store.newest_good(row.id).unwrap().unwrap();
+    let second = run(&world, &runner, &row);
+    assert_eq!(first.archive_file, second.archive_file);
+    assert_eq!(world.store.mark_deleting(&[first.run], &[]).unwrap(), 1);
+    recover_all(&runner);
+    world.store.record_health(&first, Health::Damaged, Some(world.clock.now())).unwrap();
+    assert_eq!(archive(&world, second.run).health, Health::Damaged);
+}
+
+#[test]
 fn names_that_were_copied_as_files_are_verified_one_by_one() {
     let (world, runner, row) = world();
     let first = world.store.newest_good(row.id).unwrap().unwrap();

@@ -244,7 +244,8 @@ fn archives(store: &Store, worker: &WorkerRow) {
     store.archive_named(&found.file_name).unwrap();
     store.unhealthy_archives(id).unwrap();
     store.set_pinned(second, true).unwrap();
-    store.record_health(found.run, Health::Good, Some(NOW)).unwrap();
+    store.record_health(&found, Health::Damaged, Some(NOW)).unwrap();
+    store.record_health(&found, Health::Good, Some(NOW)).unwrap();
     store.accept(id, NOW).unwrap();
     let run = store.run(second).unwrap();
     store.attempts(second).unwrap();
