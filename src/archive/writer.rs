@@ -1,6 +1,7 @@
 //! Writes an archive file, as a whole or in segments: its chunks in order, then the trailer.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -198,6 +199,25 @@ impl<'f> ArchiveWriter<'f> {
                 only_if_full(error, path).map(|()| false)
             }
         }
+    }
+
+    /// Makes the file as long as what was added to it, so that it can be written in any order. Returns whether the file
+    /// system does that: FAT through FUSE neither extends a file nor writes behind its end.
+    pub fn extend(&self) -> Result<bool> {
+        let Target::Whole { file, path, .. } = &self.target else { return Err(misplaced()) };
+        if file.metadata().map_err(Error::io("inspect", path))?.len() >= self.offset {
+            return Ok(true);
+        }
+        match file.set_len(self.offset) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
+            extended => extended.map(|()| true).map_err(Error::io("write", path)),
+        }
+    }
+
+    /// Writes bytes of a chunk that was added at `offset`.
+    pub fn fill(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Target::Whole { file, path, .. } = &self.target else { return Err(misplaced()) };
+        file.write_all_at(bytes, offset).map_err(Error::io("write", path))
     }
 
     /// Writes the trailer. Does not sync a file; segments are synced.

@@ -178,7 +178,7 @@ fn a_migration_that_finds_no_space_changes_nothing_and_names_the_next_step() {
     let copy = home.path(&format!("small/backup.db.before-schema-{newest}"));
     let mut failures = BTreeSet::new();
     // SQLite itself needs some space to open a database.
-    for free in (64 << 10..2 << 20).step_by(16 << 10) {
+    for free in (64 << 10..2 << 20).step_by(4 << 10) {
         let mut file = fs::File::create(&ballast).unwrap();
         while file.write_all(&[1; 4096]).is_ok() {}
         let length = file.metadata().unwrap().len();

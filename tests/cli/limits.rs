@@ -75,7 +75,7 @@ fn a_thread_that_cannot_be_started_is_an_error() {
     for verb in verbs {
         let mut refused = 0;
         let mut last = None;
-        for threads in 1..12 {
+        for threads in 1..16 {
             let said = run_limited(&home, threads, verb);
             assert!(!said.stderr.contains("panicked") && said.code != 101, "{threads}: {said:?}");
             refused += usize::from(said.stderr.contains("cannot start a thread"));

@@ -103,9 +103,16 @@ impl<'a> BaseBytes<'a> {
         let (Some(first), Some(base)) = (self.pending.first(), self.base) else { return Ok(()) };
         let (from, offset) = (first.offset, self.pending_offset);
         let shared = self.share(from, base, writer)?;
+        let in_any_order = writer.extend()?;
+        let mut stored = Buffer::new();
         for chunk in &self.pending {
             let place = offset + (chunk.offset - from);
             if shared.start <= place && place + chunk.stored_length <= shared.end {
+                continue;
+            }
+            if !in_any_order {
+                base.read(chunk, &mut stored)?;
+                writer.fill(place, &stored)?;
                 continue;
             }
             // Nothing receives it once the pipeline has stopped.
