@@ -137,7 +137,7 @@ fn a_run_that_finds_nothing_changed_adds_an_index_only() {
     let (one, other) = (index_of(&world, &first), index_of(&world, &second));
     assert!(one.ranges().eq(other.ranges()) && one.archive_name() != other.archive_name());
     check_by_shell(&world, &second, &expected);
-    // The index of the other one is all that goes with it.
+    // Only the index of the other one is removed with it.
     delete(&world, &first);
     assert_eq!(segments(&world), before);
     check_by_shell(&world, &second, &expected);
