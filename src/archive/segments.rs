@@ -36,7 +36,7 @@ struct Segment {
     found: Option<Identity>,
 }
 
-/// What distinguishes a file from another of the same name: device, inode, size and time of the last change of its bytes.
+/// What distinguishes a file from another of the same name: device, inode, size and mtime.
 type Identity = (u64, u64, u64, i64, i64);
 
 #[derive(Clone, Copy, Debug)]

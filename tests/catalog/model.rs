@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backup_manager::chunk::{BaseChunk, CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use backup_manager::clock::Timestamp;
-use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind, MemberPath, Xattrs};
+use backup_manager::member::{CatalogMember, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
     Claim, ClaimNow, Completed, FoundArchive, Requeue, Role, RunRequest, RunState, Sealed, Store, StoredBytes,
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::random::Random;
-use crate::support::{NOW, open, query, sealed};
+use crate::support::{NOW, found, open, query, sealed};
 
 /// A chunk of an archive in the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,14 +200,7 @@ impl World {
 
     fn complete(&mut self, claim: Claim, verified_at: Option<Timestamp>, model: Vec<ModelChunk>) {
         let run = claim.run();
-        let completed = Completed {
-            incomplete: false,
-            verified_at,
-            suspect: false,
-            accepts: None,
-            shares_blocks_of: None,
-            damaged: None,
-        };
+        let completed = Completed { verified_at, ..Completed::default() };
         assert_eq!(self.store.complete(claim, &completed, NOW).unwrap(), RunState::Succeeded);
         self.archives.insert(run, model);
     }
@@ -242,21 +235,8 @@ impl World {
             model.push(ModelChunk { chunk, members });
         }
         let found = FoundArchive {
-            schedule: self.schedules[0],
-            run: 0,
-            file_name: format!("one/found-{}.tar", self.made),
-            created_at: NOW,
-            layout: backup_manager::schedule::Layout::Whole,
             size: sealed_with(&model).size,
-            digest: [3; 32],
-            device: 1,
-            inode: self.made,
-            codec: "none",
-            source_root: b"/source".to_vec(),
-            incomplete: false,
-            extent: Extent::default(),
-            problems: 0,
-            losses: 0,
+            ..found(self.schedules[0], 0, format!("one/found-{}.tar", self.made), self.made)
         };
         let run = self.store.begin_adding_archive(&found, NOW).unwrap();
         for ModelChunk { chunk, members } in &model {

@@ -65,14 +65,7 @@ fn a_worker_whose_run_was_taken_over_cannot_write() {
     assert_eq!(world.store.check_claim(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     assert_eq!(world.store.discard_chunks(&claim).unwrap_err().kind(), ErrorKind::Fenced);
     let accepts = Some(claim.run());
-    let completed = Completed {
-        incomplete: false,
-        verified_at: None,
-        suspect: false,
-        accepts,
-        shares_blocks_of: None,
-        damaged: None,
-    };
+    let completed = Completed { accepts, ..Completed::default() };
     let failure = world.store.complete(claim, &completed, world.clock.now()).unwrap_err();
     assert_eq!(failure.error.kind(), ErrorKind::Fenced);
     let database = rusqlite::Connection::open(world.store.path()).unwrap();

@@ -7,14 +7,14 @@ use backup_manager::member::{CatalogMember, Extent, FileTime, Member, MemberKind
 use backup_manager::progress::{Problem, ProblemKind};
 use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
 use backup_manager::store::{
-    Claim, ClaimNow, Completed, Drill, Due, FoundArchive, Health, HistoryFilter, LegacyArchive, QueueNow, Requeue,
-    Requeued, Role, RunRequest, RunState, StopRequest, Store, Task, Watermark, WorkerRow, check_copy,
+    Claim, ClaimNow, Completed, Drill, Due, Health, HistoryFilter, LegacyArchive, QueueNow, Requeue, Requeued, Role,
+    RunRequest, RunState, StopRequest, Store, Task, Watermark, WorkerRow, check_copy,
 };
 use chrono_tz::Tz;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::support::{NOW, query, sealed};
+use crate::support::{NOW, found, query, sealed};
 
 const HOUR: Duration = Duration::from_secs(3600);
 pub const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
@@ -288,23 +288,7 @@ fn rescan(store: &Store) {
     assert!(store.is_used().unwrap());
     store.raise_run_numbers(60).unwrap();
     let schedule = new_schedule(store, "found");
-    let mut found = FoundArchive {
-        schedule,
-        run: 70,
-        file_name: "found/found-70.tar".to_owned(),
-        created_at: NOW,
-        layout: backup_manager::schedule::Layout::Whole,
-        size: 1,
-        digest: [1; 32],
-        device: 1,
-        inode: 3,
-        codec: "none",
-        source_root: b"/source".to_vec(),
-        incomplete: false,
-        extent: Extent::default(),
-        problems: 0,
-        losses: 0,
-    };
+    let mut found = found(schedule, 70, "found/found-70.tar".to_owned(), 3);
     let run = store.begin_adding_archive(&found, NOW).unwrap();
     store.add_chunks_of_archive(run, &[chunk("folder")]).unwrap();
     store.finish_adding_archive(run, None, NOW).unwrap();

@@ -1,7 +1,6 @@
 //! The calls about archives in segments.
 
 use backup_manager::chunk::{CatalogChunk, Place};
-use backup_manager::member::Extent;
 use backup_manager::schedule::{Layout, Schedule};
 use backup_manager::store::{
     ClaimNow, FoundArchive, FoundTrailer, Health, Sealed, SealedSegments, SegmentIntent, Store, StoredBytes,
@@ -10,7 +9,7 @@ use backup_manager::store::{
 use chrono_tz::Tz;
 
 use crate::calls::{COMPLETED, REQUEST, chunk, new_schedule};
-use crate::support::{NOW, sealed};
+use crate::support::{NOW, found, sealed};
 
 const STORED: StoredBytes = StoredBytes { size: 2, device: 1, inode: 9, modified_ns: Some(0) };
 
@@ -58,21 +57,9 @@ fn write(store: &Store, schedule: i64, worker: &WorkerRow) -> i64 {
 
 fn add_found(store: &Store, schedule: i64) {
     let found = FoundArchive {
-        schedule,
-        run: 90,
-        file_name: "segments/found-90.tar.index".to_owned(),
-        created_at: NOW,
         layout: Layout::Segmented,
         size: 2,
-        digest: [1; 32],
-        device: 1,
-        inode: 8,
-        codec: "none",
-        source_root: b"/source".to_vec(),
-        incomplete: false,
-        extent: Extent::default(),
-        problems: 0,
-        losses: 0,
+        ..found(schedule, 90, "segments/found-90.tar.index".to_owned(), 8)
     };
     let run = store.begin_adding_archive(&found, NOW).unwrap();
     let segment = store.add_found_segment("segments/2", 90, &STORED).unwrap();

@@ -97,14 +97,7 @@ impl Simulation {
         let act = self.random.below(if stage == Stage::Claimed { 6 } else { 4 });
         self.note(format!("a zombie resumes @{}: {act}", run.id));
         let (store, now, before) = (&self.world.store, self.now(), self.snapshot());
-        let completed = Completed {
-            incomplete: false,
-            verified_at: Some(now),
-            suspect: false,
-            accepts: None,
-            shares_blocks_of: None,
-            damaged: None,
-        };
+        let completed = Completed { verified_at: Some(now), ..Completed::default() };
         let ended = match act {
             0 => store.check_claim(&claim),
             1 => store.discard_chunks(&claim),

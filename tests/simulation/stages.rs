@@ -95,14 +95,7 @@ pub fn carry_to(
         return (Some(claim), Ok(()));
     }
     let now = world.clock.now();
-    let completed = Completed {
-        incomplete: false,
-        verified_at: Some(now),
-        suspect: false,
-        accepts: None,
-        shares_blocks_of: None,
-        damaged: None,
-    };
+    let completed = Completed { verified_at: Some(now), ..Completed::default() };
     match world.store.complete(claim, &completed, now) {
         Ok(_) => (None, Ok(())),
         Err(unended) => (Some(unended.claim), Err(unended.error)),

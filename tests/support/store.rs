@@ -3,7 +3,7 @@
 use backup_manager::clock::Timestamp;
 use backup_manager::member::{Extent, MemberPath};
 use backup_manager::schedule::{Compression, Layout};
-use backup_manager::store::{Access, BaseQuery, Bootstrap, Origin, Sealed, Store, StoredBytes};
+use backup_manager::store::{Access, BaseQuery, Bootstrap, FoundArchive, Origin, Sealed, Store, StoredBytes};
 use tempfile::TempDir;
 
 /// 2026-11-23T00:00:00Z.
@@ -37,6 +37,27 @@ pub fn query(schedule: i64) -> BaseQuery {
         layout: Layout::Whole,
         source_root: b"/source".to_vec(),
         origin: origin(),
+    }
+}
+
+/// Returns a whole archive that a rescan finds: the file with this inode.
+pub fn found(schedule: i64, run: i64, file_name: String, inode: u64) -> FoundArchive {
+    FoundArchive {
+        schedule,
+        run,
+        file_name,
+        created_at: NOW,
+        layout: Layout::Whole,
+        size: 1,
+        digest: [1; 32],
+        device: 1,
+        inode,
+        codec: "none",
+        source_root: b"/source".to_vec(),
+        incomplete: false,
+        extent: Extent::default(),
+        problems: 0,
+        losses: 0,
     }
 }
 

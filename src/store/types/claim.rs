@@ -110,7 +110,7 @@ pub enum QueueNow {
 }
 
 /// Outcome of a run whose archive is sealed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Completed {
     /// Some source data is missing or doubtful.
     pub incomplete: bool,
