@@ -188,6 +188,26 @@ fn an_index_is_read_as_the_whole_archive() {
 }
 
 #[test]
+fn ranges_of_a_few_bytes_are_read_as_the_whole_archive() {
+    let mut random = Random::new(4);
+    for compression in FORMATS {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        fs::create_dir(&source).unwrap();
+        fs::write(source.join("a"), "content").unwrap();
+        let whole = make(&source, folder.path(), compression).path;
+        let ranges = fs::metadata(&whole).unwrap().len() as usize / 2;
+        let archive = name("docs", compression.extension());
+        let index = split(&whole, &folder.path().join("stored"), &archive, ranges, &mut random);
+        let (files, state) = read_opened(&whole);
+        assert_eq!((files.len(), state), (2, State::Whole));
+        assert_eq!(read_opened(&index), (files.clone(), State::Whole), "{compression}");
+        let streamed = read_all(Members::new(Content::stream(Arc::new(ArchiveReader::open(&index).unwrap()))));
+        assert_eq!(streamed, (files, State::Unvouched), "{compression}");
+    }
+}
+
+#[test]
 fn the_segments_lie_beside_the_index_not_beside_a_link_to_it() {
     let mut random = Random::new(1);
     let pair = Pair::new(Compression::Gzip(6), "docs", &mut random);

@@ -135,8 +135,24 @@ impl Segments {
         Some(Piece { file: range.segment, offset: range.offset + within, length: end - offset })
     }
 
-    /// Reads up to `out.len()` bytes of the archive, at least one unless it ends. Errors: name the segment.
+    /// Reads `out.len()` bytes of the archive, fewer at its end and before bytes that cannot be read, but at least one
+    /// unless it ends. Errors: name the segment.
     pub(super) fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < out.len() {
+            match self.read_piece(&mut out[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                // Reading on reports it.
+                Err(_) if filled > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Reads at most what lies side by side in one segment.
+    fn read_piece(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
         let Some(piece) = self.piece_at(offset) else { return Ok(0) };
         let length = usize::try_from(piece.length).map_or(out.len(), |length| length.min(out.len()));
         let file = self.file(piece.file)?;
