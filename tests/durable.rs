@@ -87,6 +87,26 @@ fn a_sealed_file_can_be_kept_and_renamed_by_another_process() {
 }
 
 #[test]
+fn a_link_is_made_only_to_the_file_that_was_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, link, temporary] = ["base", "link", "temporary"].map(|name| folder.path().join(name));
+    fs::write(&path, "verified").unwrap();
+    fs::write(&temporary, "").unwrap();
+    let original = fs::File::open(&path).unwrap();
+    fs::write(folder.path().join("other"), "never looked at").unwrap();
+    fs::rename(folder.path().join("other"), &path).unwrap();
+    let error = durable::link_over(&original, &path, &link, &temporary).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert_eq!(fs::read(&temporary).unwrap(), b"");
+    assert_eq!(names(folder.path()), ["base", "temporary"]);
+
+    let original = fs::File::open(&path).unwrap();
+    durable::link_over(&original, &path, &link, &temporary).unwrap();
+    assert_eq!(fs::metadata(&temporary).unwrap().ino(), fs::metadata(&path).unwrap().ino());
+    assert_eq!(names(folder.path()), ["base", "temporary"]);
+}
+
+#[test]
 fn symlinks_are_relative_and_replace_only_symlinks() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("docs")).unwrap();
