@@ -22,7 +22,8 @@ const RUN_LIMIT: i64 = 1 << 40;
 /// What follows the name of an archive in the name of its index.
 pub const INDEX_SUFFIX: &str = ".index";
 
-const SEGMENT_SUFFIX: &str = ".segment";
+/// What follows the name of an archive and a number in the name of a segment.
+pub const SEGMENT_SUFFIX: &str = ".segment";
 
 /// The parts of an archive's file name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,13 +12,13 @@ use crate::home::Home;
 use crate::store::Store;
 
 /// Finishes the deletions that are marked `deleting`, by this process or by one that died, and returns the number of
-/// archives.
+/// archives. Segments in a folder with an index that cannot be read stay until the next time.
 ///
 /// Errors: that of the first file that could not be removed; the others are removed all the same.
 pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let deleting = store.archives_being_deleted()?;
     if deleting.is_empty() {
-        return super::remove_unused_segments(home, store).map(|()| 0);
+        return super::remove_unused_segments(home, store).map(|_| 0);
     }
     super::ensure_ours(home, store)?;
     // No stable link may point to a file that is removed, even if this process is killed in between.
@@ -37,8 +37,9 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
         super::refresh_links_only(home, store, &rows)?;
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
     }
-    if let Err(error) = super::remove_unused_segments(home, store) {
-        first_error.get_or_insert(error);
+    match super::remove_unused_segments(home, store) {
+        Ok(unreadable) => unreadable.into_iter().for_each(|index| log::warn!("{}", index.into_error(home))),
+        Err(error) => drop(first_error.get_or_insert(error)),
     }
     first_error.map_or(Ok(deleting.len()), Err)
 }

@@ -3,6 +3,7 @@
 
 mod deletion;
 mod identity;
+mod indexes;
 mod segments;
 mod stable_links;
 mod unknown;
@@ -12,6 +13,7 @@ pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,
 };
+pub use indexes::{UnreadableIndex, find_unreadable_indexes};
 pub use segments::remove_unused_segments;
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

@@ -70,16 +70,8 @@ pub fn reserve_run_numbers(home: &Home, store: &Store) -> Result<UnknownArchives
 /// archive.
 fn named_archives(home: &Home, store: &Store) -> Result<Vec<(PathBuf, String, i64)>> {
     let mut found = Vec::new();
-    for (folder, name) in entries_of(home.backups())? {
-        if name.starts_with('.') || !fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir()) {
-            continue;
-        }
-        let entries = match entries_of(&folder) {
-            // `lost+found` of a disk, for example: the folder of a schedule is readable for the owner of the database.
-            Err(_) if store.schedule_named(&name)?.is_none() => continue,
-            entries => entries?,
-        };
-        for (path, file) in entries {
+    for (folder, name) in schedule_folders(home, store)? {
+        for (path, file) in entries_of(&folder)? {
             if let Some(parsed) = ArchiveName::parse(&file, &name).or_else(|| ArchiveName::parse_index(&file, &name))
                 && fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file())
             {
@@ -90,8 +82,23 @@ fn named_archives(home: &Home, store: &Store) -> Result<Vec<(PathBuf, String, i6
     Ok(found)
 }
 
+/// Returns the folders in the archive folder that may be those of schedules, with their names.
+pub(super) fn schedule_folders(home: &Home, store: &Store) -> Result<Vec<(PathBuf, String)>> {
+    let mut folders = Vec::new();
+    for (folder, name) in entries_of(home.backups())? {
+        if name.starts_with('.') || !fs::symlink_metadata(&folder).is_ok_and(|metadata| metadata.is_dir()) {
+            continue;
+        }
+        // `lost+found` of a disk, for example: the folder of a schedule is readable for the owner of the database.
+        if fs::read_dir(&folder).is_ok() || store.schedule_named(&name)?.is_some() {
+            folders.push((folder, name));
+        }
+    }
+    Ok(folders)
+}
+
 /// Returns the entries of a folder whose names are UTF-8; none if the folder does not exist.
-fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
+pub(super) fn entries_of(folder: &Path) -> Result<Vec<(PathBuf, String)>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

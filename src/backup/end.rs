@@ -50,7 +50,11 @@ impl Runner {
                 self.store.end_without_archive(claim, RunState::Failed, &reason, now)
             }
         })?;
-        if let Err(error) = archive_folder::remove_unused_segments(&self.home, &self.store) {
+        let kept = match archive_folder::remove_unused_segments(&self.home, &self.store) {
+            Ok(unreadable) => unreadable.into_iter().map(|index| index.into_error(&self.home)).collect(),
+            Err(error) => vec![error],
+        };
+        for error in kept {
             log::warn!("{}: run @{run}: its segments were not removed: {error}", intent.schedule_name());
         }
         let state = self.store.run(run)?.state;

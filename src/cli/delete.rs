@@ -55,6 +55,7 @@ pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
         };
         results.add_result(row.schedule.name.as_str(), deleted)?;
     }
+    context.warn_of_kept_segments(&store)?;
     results.finish(context)
 }
 

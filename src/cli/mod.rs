@@ -276,6 +276,17 @@ impl Context {
         render::print_stderr(&format!("warning: {text}"));
     }
 
+    /// Warns of each index that cannot be read because of which segments that nothing uses any more are kept.
+    pub fn warn_of_kept_segments(&self, store: &Store) -> Result<()> {
+        for index in archive_folder::remove_unused_segments(&self.home, store)? {
+            let error = index.into_error(&self.home);
+            let next = error.next_step().map(|next| format!("\n  next: {next}"));
+            // It is logged where the segments were to be removed.
+            render::print_stderr(&format!("warning: {error}{}", next.unwrap_or_default()));
+        }
+        Ok(())
+    }
+
     /// Returns the zone of this process, which a service started from it would use.
     ///
     /// Errors: `Usage` if the zone that is set is unknown.

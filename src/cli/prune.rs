@@ -106,6 +106,7 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
     pruned?;
     // The schedules to which its archives belong may be others.
     let _ = interrupted?;
+    context.warn_of_kept_segments(store)?;
     let code = results.finish(context)?;
     if total == 0 && code == 0 {
         context.print_info("nothing to remove: a rule keeps each archive");
@@ -229,6 +230,7 @@ pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
         let forgotten = forget(context, &store, run, args.force);
         results.add_result(format!("@{run}"), forgotten)?;
     }
+    context.warn_of_kept_segments(&store)?;
     results.finish(context)
 }
 

@@ -85,6 +85,9 @@ fn service_state(context: &Context, store: &Store) -> Result<ServiceState> {
     } else if let Some(error) = archive_folder::find_unknown_archives(&context.home, store)?.error(&context.home) {
         problems.push(with_next_step(&error));
     }
+    for index in archive_folder::find_unreadable_indexes(&context.home, store)? {
+        problems.push(with_next_step(&index.into_error(&context.home)));
+    }
     let copy = store.task_state(Task::Copy)?;
     problems.extend(health::copy_problem(&workers, copy, context.now()).as_ref().map(service_problem_text));
     Ok(ServiceState { workers, problems })

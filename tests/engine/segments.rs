@@ -10,16 +10,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use backup_manager::archive::check::check_by_trailer;
 use backup_manager::archive::index::Index;
 use backup_manager::archive_folder;
+use backup_manager::archive_name::{ArchiveName, SegmentName};
 use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, Timestamp};
 use backup_manager::maintenance::rescan::rescan;
 use backup_manager::member::CatalogMember;
 use backup_manager::schedule::{Compression, Layout, Schedule};
-use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow, Space, Watermark};
+use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow, SegmentIntent, Space, Watermark};
 
 use crate::reuse::{run, verify};
-use crate::runs::{Recording, run_now};
+use crate::runs::{Recording, recover_all, run_now};
 use crate::world::{HOUR, World};
 
 const CODECS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
@@ -34,13 +35,17 @@ fn world(compression: Compression) -> (World, Runner, ScheduleRow) {
         fs::write(world.path(&format!("docs/{file:03}")), content).unwrap();
     }
     fs::write(world.path("docs/large"), vec![7; 9 << 20]).unwrap();
-    let schedule = Schedule { layout: Layout::Segmented, compression, ..row.schedule.clone() };
     let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     world.clock.set(Timestamp::from_millis(i64::try_from(real.as_millis()).unwrap()).plus(HOUR));
-    let watermark = Watermark::starting(&schedule, chrono_tz::Tz::UTC, world.clock.now());
-    world.store.edit_schedules(&[(row.id, schedule, watermark)], world.clock.now()).unwrap();
+    let schedule = Schedule { layout: Layout::Segmented, compression, ..row.schedule.clone() };
+    edit(&world, &row, schedule);
     let runner = world.process(Role::Command);
     (world, runner, row)
+}
+
+fn edit(world: &World, row: &ScheduleRow, schedule: Schedule) {
+    let watermark = Watermark::starting(&schedule, chrono_tz::Tz::UTC, world.clock.now());
+    world.store.edit_schedules(&[(row.id, schedule, watermark)], world.clock.now()).unwrap();
 }
 
 /// Returns bytes that do not compress well.
@@ -56,7 +61,8 @@ fn folder(world: &World) -> PathBuf {
 /// Returns the contents of the files in the folder of the schedule.
 fn contents(world: &World) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder(world)).unwrap().map(|entry| entry.unwrap().path());
-    entries.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap())).collect()
+    let files = entries.filter(|path| path.is_file());
+    files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap())).collect()
 }
 
 /// Returns the sizes of the segments.
@@ -182,15 +188,49 @@ fn an_index_that_the_database_does_not_know_keeps_its_segments() {
     let before = segments(&world);
     delete(&world, &first);
     assert_eq!(segments(&world), before);
-    // One that cannot be read may refer to any segment.
-    fs::set_permissions(&unknown, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::write(&unknown, "# backup-manager index 1\n").unwrap();
-    let error = archive_folder::finish_deletions(&world.home, &world.store).unwrap_err();
-    assert!(error.to_string().contains("cannot be read"), "{error}");
-    assert_eq!(segments(&world), before);
     fs::remove_file(&unknown).unwrap();
     archive_folder::finish_deletions(&world.home, &world.store).unwrap();
     assert!(contents(&world).is_empty());
+}
+
+/// Returns the names of the indexes that cannot be read.
+fn unreadable(world: &World) -> Vec<String> {
+    let found = archive_folder::find_unreadable_indexes(&world.home, &world.store).unwrap();
+    found.into_iter().map(|index| index.name).collect()
+}
+
+#[test]
+fn an_index_that_cannot_be_read_stops_the_removal_of_segments_in_its_folder_only() {
+    let (world, runner, docs) = world(Compression::None);
+    let mail = world.schedule("mail", "01:00");
+    edit(&world, &mail, Schedule { layout: Layout::Segmented, ..mail.schedule.clone() });
+    let first = run(&world, &runner, &docs);
+    let other = run(&world, &runner, &mail);
+    // Cut off, of a name that is that of no archive, and a link that leads nowhere: each may refer to any segment.
+    let texts = [("docs-20200101T000000Z-999.tar.index", "# backup-manager index 1\n"), ("docs.index", "# mine\n")];
+    texts.iter().for_each(|(name, text)| fs::write(folder(&world).join(name), text).unwrap());
+    std::os::unix::fs::symlink("nowhere", folder(&world).join("link.index")).unwrap();
+    // In a folder without segments, no index refers to any.
+    fs::create_dir_all(world.home.backups().join("whole")).unwrap();
+    fs::write(world.home.backups().join("whole/notes.index"), "notes").unwrap();
+    let before = segments(&world);
+    delete(&world, &other);
+    assert!(!world.archive_files().iter().any(|name| name.starts_with("mail/")));
+    // The archive and its index are removed as requested.
+    delete(&world, &first);
+    assert!(world.store.archive(first.run).unwrap().is_none());
+    assert!(!world.home.backups().join(&first.file_name).exists());
+    let names = ["docs/docs-20200101T000000Z-999.tar.index", "docs/docs.index", "docs/link.index"];
+    let mut found = unreadable(&world);
+    found.sort();
+    assert_eq!(found, names);
+    for name in names {
+        assert_eq!(segments(&world), before);
+        archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+        fs::remove_file(world.home.backups().join(name)).unwrap();
+    }
+    archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+    assert_eq!((contents(&world).len(), unreadable(&world).len()), (0, 0));
 }
 
 /// Flips a byte of a file; its mtime stays.
