@@ -20,8 +20,8 @@ const WRITE_BACK_BYTES: u64 = 8 << 20;
 
 /// How the segments of a run get their files. Both are called by the thread that writes.
 pub struct SegmentFiles<'f> {
-    /// Creates the segment of a number, from 1, and returns its row.
-    pub create: &'f mut (dyn FnMut(u32) -> Result<(i64, PendingFile)> + Send),
+    /// Creates the next segment and returns its row.
+    pub create: &'f mut (dyn FnMut() -> Result<(i64, PendingFile)> + Send),
     /// Syncs a segment that is complete, and records that.
     pub seal: &'f mut (dyn FnMut(i64, PendingFile) -> Result<()> + Send),
 }
@@ -29,7 +29,6 @@ pub struct SegmentFiles<'f> {
 /// Writes segments one after the other.
 pub(super) struct SegmentWriter<'f> {
     files: SegmentFiles<'f>,
-    number: u32,
     current: Option<OpenSegment>,
     /// Of all bytes of the archive, in whatever segment they are.
     crc: Crc,
@@ -44,7 +43,7 @@ struct OpenSegment {
 
 impl<'f> SegmentWriter<'f> {
     pub(super) fn new(files: SegmentFiles<'f>) -> Self {
-        SegmentWriter { files, number: 0, current: None, crc: Crc::default() }
+        SegmentWriter { files, current: None, crc: Crc::default() }
     }
 
     /// Writes the stored bytes of a chunk; returns where they are.
@@ -69,8 +68,7 @@ impl<'f> SegmentWriter<'f> {
         let open = match &mut self.current {
             Some(open) => open,
             none => {
-                self.number += 1;
-                let (row, pending) = (self.files.create)(self.number)?;
+                let (row, pending) = (self.files.create)()?;
                 none.insert(OpenSegment { row, pending, size: 0, write_back: WriteBack::default() })
             }
         };

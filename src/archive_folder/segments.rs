@@ -12,8 +12,8 @@ use crate::error::Result;
 use crate::home::Home;
 use crate::store::{Store, StoredFile};
 
-/// Removes the segments that are marked `deleting`, by this process or by one that died. Returns the indexes that cannot
-/// be read because of which segments stay until the next time: in their folders nothing is removed.
+/// Removes the segments that are marked `deleting`, by this process or by one that died. Returns the indexes that
+/// cannot be read because of which segments stay until the next time: in their folders nothing is removed.
 ///
 /// Errors: the first one; what can be removed is removed all the same.
 pub fn remove_unused_segments(home: &Home, store: &Store) -> Result<Vec<UnreadableIndex>> {

@@ -50,15 +50,20 @@ impl Runner {
                 self.store.end_without_archive(claim, RunState::Failed, &reason, now)
             }
         })?;
+        self.remove_discarded_segments(run, intent.schedule_name());
+        let state = self.store.run(run)?.state;
+        Ok(RunOutcome { run, state, error: Some(failure.error) })
+    }
+
+    /// Removes the segments that a run without an archive has written. What cannot be removed is tried again later.
+    fn remove_discarded_segments(&self, run: i64, name: &str) {
         let kept = match archive_folder::remove_unused_segments(&self.home, &self.store) {
             Ok(unreadable) => unreadable.into_iter().map(|index| index.into_error(&self.home)).collect(),
             Err(error) => vec![error],
         };
         for error in kept {
-            log::warn!("{}: run @{run}: its segments were not removed: {error}", intent.schedule_name());
+            log::warn!("{name}: run @{run}: its segments were not removed: {error}");
         }
-        let state = self.store.run(run)?.state;
-        Ok(RunOutcome { run, state, error: Some(failure.error) })
     }
 
     /// Records the end of a run, again every 30 s until the database accepts it or a stop is requested; in that case

@@ -28,7 +28,7 @@ impl Runner {
         pending: &mut PendingFile,
     ) -> Result<WrittenArchive> {
         let name = archive_name(intent)?;
-        let mut create = |number| self.create_segment(claim, name, number);
+        let mut create = || self.create_segment(claim, name);
         let mut seal = |row, segment: PendingFile| {
             let sealed = segment.seal()?;
             let stored = StoredBytes {
@@ -51,7 +51,13 @@ impl Runner {
     }
 
     /// Records the names of a segment and creates its file.
-    fn create_segment(&self, claim: &Claim, archive: ArchiveName<'_>, number: u32) -> Result<(i64, PendingFile)> {
+    ///
+    /// Segments that an earlier attempt or try of the run has left may still be there, to be deleted: their numbers are
+    /// not used again.
+    fn create_segment(&self, claim: &Claim, archive: ArchiveName<'_>) -> Result<(i64, PendingFile)> {
+        let names = self.store.segment_names(claim.run())?;
+        let number = |name: &String| SegmentName::parse(file_name(name), archive.schedule).map(|name| name.number);
+        let number = 1 + names.iter().filter_map(number).max().unwrap_or(0);
         let name = SegmentName { archive, number };
         let random = uuid::Uuid::new_v4().as_fields().0;
         let names = SegmentIntent {

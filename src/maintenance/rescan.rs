@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::progress::Observer;
 use crate::schedule::{Layout, Schedule, ScheduleName};
-use crate::store::{FoundArchive, Health, Store, Watermark};
+use crate::store::{Archive, FoundArchive, Health, Store, Watermark};
 
 /// The folder of a file system in which `fsck` puts what it finds. Only root can read it.
 const LOST_FOUND: &str = "lost+found";
@@ -354,18 +354,18 @@ fn mark_missing(home: &Home, store: &Store, report: &mut RescanReport) -> Result
             }
             report.missing.push(archive.file_name);
         } else if archive.layout == Layout::Segmented {
-            mark_missing_segments(home, store, archive.archive_file)?;
+            mark_missing_segments(home, store, &archive)?;
         }
     }
     Ok(())
 }
 
-fn mark_missing_segments(home: &Home, store: &Store, archive_file: i64) -> Result<()> {
-    for part in store.parts(archive_file)? {
+fn mark_missing_segments(home: &Home, store: &Store, archive: &Archive) -> Result<()> {
+    for part in store.parts(archive.archive_file)? {
         if let Some(name) = &part.segment_name
             && durable::identity(&home.backups().join(name))?.is_none()
         {
-            store.record_missing(part.id)?;
+            store.record_missing(archive, part.id)?;
         }
     }
     Ok(())

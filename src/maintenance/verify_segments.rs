@@ -75,13 +75,13 @@ fn record_segment(
     let Some(name) = &segment.segment_name else { return Ok(()) };
     let path = home.backups().join(name);
     if durable::identity(&path)?.is_none() {
-        return store.record_missing(segment.id);
+        return store.record_missing(archive, segment.id);
     }
     let mut ranges: Vec<StoredRange> =
         damaged.iter().filter(|range| range.stored_file == segment.id).copied().collect();
     let others = store.chunks_of_other_archives(segment.id, archive.archive_file)?;
     ranges.extend(damaged_chunks(&path, segment.id, &others, cancel)?);
-    for other in store.record_verified(segment.id, &ranges, now)?.iter().filter(|run| **run != archive.run) {
+    for other in store.record_verified(archive, segment.id, &ranges, now)?.iter().filter(|run| **run != archive.run) {
         log::error!("archive @{other} is damaged, too: it has a part of {name}");
     }
     Ok(())

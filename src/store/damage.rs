@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::Store;
 use super::stored_files::parts_of;
-use super::types::{Health, StoredChunk, StoredFile, StoredRange};
+use super::types::{Archive, Health, StoredChunk, StoredFile, StoredRange};
 use crate::clock::Timestamp;
 use crate::error::Result;
 
@@ -82,10 +82,22 @@ impl Store {
         })
     }
 
-    /// Records that all that is known of a physical file was read, and which ranges of it are damaged. Returns the runs
-    /// of the complete archives that have a part of these.
-    pub fn record_verified(&self, stored_file: i64, damaged: &[StoredRange], now: Timestamp) -> Result<Vec<i64>> {
+    /// Records that all that is known of a physical file of an archive was read, and which ranges of it are damaged.
+    /// Returns the runs of the complete archives that have a part of these.
+    ///
+    /// Records nothing if the archive was deleted meanwhile: then nothing of it may be concluded about the file, as its
+    /// archive file may be that of another archive by now.
+    pub fn record_verified(
+        &self,
+        archive: &Archive,
+        stored_file: i64,
+        damaged: &[StoredRange],
+        now: Timestamp,
+    ) -> Result<Vec<i64>> {
         self.write(|transaction| {
+            if !is_complete(transaction, archive)? {
+                return Ok(Vec::new());
+            }
             transaction.prepare_cached("DELETE FROM damage WHERE stored_file_id = ?1")?.execute([stored_file])?;
             let mut insert = transaction.prepare_cached(
                 "INSERT OR REPLACE INTO damage (stored_file_id, file_offset, length, found_at_ms) \
@@ -112,9 +124,12 @@ impl Store {
         })
     }
 
-    /// Records that a physical file does not exist.
-    pub fn record_missing(&self, stored_file: i64) -> Result<()> {
+    /// Records that a physical file of an archive does not exist; nothing if the archive was deleted meanwhile.
+    pub fn record_missing(&self, archive: &Archive, stored_file: i64) -> Result<()> {
         self.write(|transaction| {
+            if !is_complete(transaction, archive)? {
+                return Ok(());
+            }
             transaction
                 .prepare_cached("UPDATE stored_file SET health = 'missing' WHERE id = ?1")?
                 .execute([stored_file])
@@ -128,10 +143,19 @@ impl Store {
             transaction
                 .prepare_cached(
                     "UPDATE stored_file SET health = ?2, verified_at_ms = coalesce(?3, verified_at_ms) \
-                     WHERE id = (SELECT index_file_id FROM archive WHERE run_id = ?1)",
+                     WHERE id = (SELECT index_file_id FROM archive WHERE run_id = ?1 AND state = 'complete')",
                 )?
                 .execute(params![run, health.as_str(), verified_at.map(Timestamp::millis)])
                 .map(drop)
         })
     }
+}
+
+/// Returns whether an archive is complete and has the archive file that it had when it was read.
+fn is_complete(transaction: &Transaction<'_>, archive: &Archive) -> rusqlite::Result<bool> {
+    transaction
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM archive WHERE run_id = ?1 AND archive_file_id = ?2 AND state = 'complete')",
+        )?
+        .query_row([archive.run, archive.archive_file], |row| row.get(0))
 }

@@ -39,6 +39,16 @@ impl Store {
         })
     }
 
+    /// Returns the names of all segments that were written for the archive of a run, those being deleted, too.
+    pub fn segment_names(&self, run: i64) -> Result<Vec<String>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT segment_name FROM stored_file WHERE run_id = ?1")?
+                .query_map([run], |row| row.get(0))?
+                .collect()
+        })
+    }
+
     /// Returns the ranges of an archive file, by offset and in order, that lie in segments which other runs have
     /// written; those side by side are one.
     pub fn inherited_ranges(&self, run: i64) -> Result<Vec<Range<u64>>> {

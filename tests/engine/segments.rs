@@ -233,6 +233,59 @@ fn an_index_that_cannot_be_read_stops_the_removal_of_segments_in_its_folder_only
     assert_eq!((contents(&world).len(), unreadable(&world).len()), (0, 0));
 }
 
+#[test]
+fn the_number_of_a_segment_that_is_still_to_be_removed_is_not_used_again() {
+    let (world, runner, row) = world(Compression::None);
+    archive_folder::ensure_ours(&world.home, &world.store).unwrap();
+    fs::create_dir_all(folder(&world)).unwrap();
+    world.clock.advance(HOUR * 24);
+    world.service(false).tick().unwrap();
+    let dead = world.process(Role::Command);
+    let (claim, intent) = world.claim(&dead);
+    let archive = ArchiveName::parse_index(intent.file_name.split_once('/').unwrap().1, "docs");
+    let name = SegmentName { archive: archive.unwrap(), number: 1 };
+    let segment_name = format!("docs/{}", name.file_name());
+    let temporary_name = format!("docs/{}", name.temporary_name(1, 7));
+    fs::write(world.home.backups().join(&temporary_name), "half a segm").unwrap();
+    world.store.add_segment(&claim, &SegmentIntent { segment_name: segment_name.clone(), temporary_name }).unwrap();
+    let first = claim.run();
+    drop((claim, dead));
+    // Its row stays: nothing in the folder is removed.
+    fs::write(folder(&world).join("notes.index"), "notes").unwrap();
+    assert_eq!(recover_all(&runner).requeued, 1);
+    assert_eq!(world.store.segments_being_deleted().unwrap().len(), 1);
+    // The same second, so that the archive gets the same name.
+    let ended = run_now(&world, &runner, &row);
+    assert_eq!((ended.run, ended.state), (first, RunState::Succeeded), "{:?}", ended.error);
+    let archive = world.store.archive(first).unwrap().unwrap();
+    assert_eq!(index_of(&world, &archive).segments(), [SegmentName { number: 2, ..name }.file_name()]);
+    fs::remove_file(folder(&world).join("notes.index")).unwrap();
+    archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+    assert_eq!(verify(&world, &archive), Health::Good);
+    assert_eq!(contents(&world).len(), 2, "the segment and the index");
+}
+
+#[test]
+fn what_is_found_of_an_archive_that_was_removed_meanwhile_says_nothing_about_a_new_one() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let removed = run(&world, &runner, &row);
+    let files = contents(&world);
+    delete(&world, &removed);
+    // Rows of archive files are numbered anew, so that the new one has that of the old one.
+    let new = run(&world, &runner, &row);
+    assert_eq!(new.archive_file, removed.archive_file);
+    let verified_at = new.verified_at;
+    for name in files.keys().filter(|name| name.starts_with("docs-")) {
+        fs::write(folder(&world).join(name), &files[name]).unwrap();
+    }
+    world.clock.advance(HOUR);
+    let _ = verify(&world, &removed);
+    let part = world.store.parts(new.archive_file).unwrap().remove(0);
+    world.store.record_missing(&removed, part.id).unwrap();
+    let found = world.store.archive(new.run).unwrap().unwrap();
+    assert_eq!((found.health, found.verified_at), (Health::Good, verified_at));
+}
+
 /// Flips a byte of a file; its mtime stays.
 fn flip(path: &Path, at: u64) {
     let before = fs::metadata(path).unwrap().modified().unwrap();

@@ -27,9 +27,10 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     let range = StoredRange { stored_file: segment, offset: 0, bytes: 1 };
     assert_eq!(store.stored_ranges(archive.archive_file, std::slice::from_ref(&(0..1))).unwrap(), [range]);
     store.chunks_of_other_archives(segment, archive.archive_file).unwrap();
-    assert_eq!(store.record_verified(segment, &[range], NOW).unwrap(), [run]);
+    assert_eq!(store.record_verified(&archive, segment, &[range], NOW).unwrap(), [run]);
     assert_eq!(store.archive(run).unwrap().unwrap().health, Health::Damaged);
-    store.record_missing(segment).unwrap();
+    store.record_missing(&archive, segment).unwrap();
+    assert_eq!(store.segment_names(run).unwrap(), ["segments/1"]);
     store.record_index_health(run, Health::Good, Some(NOW)).unwrap();
     assert_eq!(store.mark_deleting(&[run], &[]).unwrap(), 1);
     store.remove_deleted(run).unwrap();
