@@ -56,6 +56,32 @@ def small_files(folder, count=50_000):
         write_file(os.path.join(sub, f"file-{index:06}.{suffix}"), slice_of(kind, rng, size_of(rng)), rng)
 
 
+def noise_files(folder, megabytes):
+    """Makes files of 100 KB that do not compress, so that their archive is as large as they are."""
+    rng = random.Random(4)
+    for index in range(megabytes * 10):
+        sub = os.path.join(folder, f"{index // 100:03}")
+        os.makedirs(sub, exist_ok=True)
+        write_file(os.path.join(sub, f"noise-{index:05}.jpg"), rng.randbytes(100_000), rng)
+
+
+def sized_files(folder, gigabytes, file_bytes=10_000_000):
+    """Makes files of 10 MB, every third of bytes that do not compress, the others text. No two pieces are equal."""
+    rng = random.Random(5)
+    pool = text_pool(rng)
+    os.makedirs(folder)
+    for index in range(max(1, round(gigabytes * 1e9 / file_bytes))):
+        path = os.path.join(folder, f"file-{index:05}")
+        with open(path, "wb") as file:
+            for _ in range(max(1, file_bytes // 1_000_000)):
+                file.write(rng.randbytes(1_000_000) if index % 3 == 2 else slice_of(pool, rng, 1_000_000))
+
+
+def huge_file(folder, gigabytes):
+    """Makes one file, such as a disk image."""
+    sized_files(folder, gigabytes, round(gigabytes * 1e9))
+
+
 def large_files(folder):
     """Makes 700 MB in 14 files: 300 MB that do not compress, the rest text."""
     rng = random.Random(2)
@@ -84,12 +110,14 @@ def files_of(folder):
     return sorted(os.path.join(base, name) for base, _, names in os.walk(folder) for name in names)
 
 
-def edit(files, share, clustered, seed):
-    """Overwrites a share of the files with other bytes of the same kind: side by side, or scattered."""
+def edit(folder, share, how, seed):
+    """Overwrites a share of the files with other bytes of the same kind: `clustered` side by side, or `scattered`.
+    Prints their bytes."""
     rng = random.Random(seed)
+    files = files_of(folder)
     count = max(1, int(len(files) * share))
     start = rng.randrange(max(1, len(files) - count))
-    chosen = files[start:start + count] if clustered else rng.sample(files, count)
+    chosen = files[start:start + count] if how == "clustered" else rng.sample(files, count)
     for path in chosen:
         size = os.path.getsize(path)
         with open(path, "r+b") as file:
@@ -99,8 +127,18 @@ def edit(files, share, clustered, seed):
                     content[rng.randrange(size)] = rng.randrange(256)
             file.seek(0)
             file.write(content)
+    print(sum(os.path.getsize(path) for path in chosen))
+
+
+def number(word):
+    return float(word) if "." in word else int(word)
 
 
 if __name__ == "__main__":
-    makers = {"small": small_files, "large": large_files, "tiny": tiny_files}
-    makers[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))
+    makers = {"small": small_files, "large": large_files, "tiny": tiny_files, "noise": noise_files,
+              "sized": sized_files, "huge": huge_file}
+    what, folder, *rest = sys.argv[1:]
+    if what == "edit":
+        edit(folder, number(rest[0]), rest[1], number(rest[2]))
+    else:
+        makers[what](folder, *map(number, rest))

@@ -1,8 +1,10 @@
 //! Costs of the engine: claims compared with the rate of syncs of the disk, the time from due to claimed, a tick with
-//! nothing due, and an idle service.
+//! nothing due, and an idle service; and of its innermost steps: the next occurrence of a cadence, a member added to the
+//! catalog, a chunk encoded.
 //!
-//! `cargo bench --bench engine [claims|due|tick|idle]...` measures these, or all by default, in four minutes. The
-//! database lies in `target`, or in the folder that `BENCH_SCRATCH` names, on the disk to be measured.
+//! `cargo bench --bench engine [claims|due|tick|idle|cadence|catalog|encode]...` measures these, or all by default, in
+//! four minutes; the last three take some seconds. The database lies in `target`, or in the folder that `BENCH_SCRATCH`
+//! names, on the disk to be measured.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -12,13 +14,18 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use backup_manager::archive::buffer::Buffer;
+use backup_manager::archive::codec::Encoder;
+use backup_manager::archive::padding::Padding;
 use backup_manager::backup::Runner;
-use backup_manager::clock::{Clock, SystemClock};
+use backup_manager::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
+use backup_manager::clock::{Clock, SystemClock, Timestamp};
 use backup_manager::home::{Home, HomeOptions};
 use backup_manager::liveness::Worker;
-use backup_manager::schedule::{Cadence, Schedule, ScheduleName};
+use backup_manager::member::{CatalogMember, FileTime, Member, MemberKind, MemberPath, Xattrs};
+use backup_manager::schedule::{Cadence, Compression, Schedule, ScheduleName};
 use backup_manager::service::{Options, Service};
-use backup_manager::store::{Access, Bootstrap, Role, RunState, Store, Watermark, WorkerRow};
+use backup_manager::store::{Access, Bootstrap, ClaimNow, Role, RunRequest, RunState, Store, Watermark, WorkerRow};
 use chrono_tz::Tz;
 use rusqlite::Connection;
 
@@ -37,7 +44,15 @@ fn main() {
     {
         return claim_all(Path::new(home));
     }
-    let parts: [(&str, fn()); 4] = [("claims", claims), ("due", due), ("tick", tick), ("idle", idle)];
+    let parts: [(&str, fn()); 7] = [
+        ("claims", claims),
+        ("due", due),
+        ("tick", tick),
+        ("idle", idle),
+        ("cadence", cadence),
+        ("catalog", catalog),
+        ("encode", encode),
+    ];
     for (name, measure) in parts {
         if arguments.is_empty() || arguments.iter().any(|wanted| wanted == name) {
             measure();
@@ -261,4 +276,130 @@ fn cpu_ticks(process: u32) -> u64 {
     let stat = fs::read_to_string(PathBuf::from(format!("/proc/{process}/stat"))).unwrap_or_default();
     let fields: Vec<u64> = stat.rsplit(") ").next().unwrap_or("").split(' ').map(|f| f.parse().unwrap_or(0)).collect();
     fields.get(11).copied().unwrap_or(0) + fields.get(12).copied().unwrap_or(0)
+}
+
+/// Calls `step` this many times, [`ROUNDS`] times over, and returns the median microseconds of one call.
+fn micros_of(calls: usize, mut step: impl FnMut(usize)) -> f64 {
+    let mut rounds: Vec<f64> = (0..ROUNDS)
+        .map(|round| {
+            let clock = SystemClock::new();
+            (0..calls).for_each(|call| step(round * calls + call));
+            clock.monotonic().as_secs_f64() * 1e6 / calls as f64
+        })
+        .collect();
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2]
+}
+
+/// Measures how long it takes to find the next occurrence, in a zone with summer time.
+fn cadence() {
+    let zone = Tz::Europe__Berlin;
+    for (words, cadence) in [
+        ("02:30,14:00", Cadence::parse_daily("02:30,14:00")),
+        ("*/5 * * * *", Cadence::parse_cron("*/5 * * * *")),
+        ("0 3 29 2 *", Cadence::parse_cron("0 3 29 2 *")),
+    ] {
+        let cadence = cadence.expect("a cadence");
+        let mut after = Timestamp::from_millis(1_795_392_000_000);
+        let micros = micros_of(100, |_| after = cadence.next_after(zone, after).expect("a next one"));
+        println!("the next occurrence of {words:14} {micros:>8.1} us");
+    }
+}
+
+/// Measures how long it takes to add a member to the catalog, in chunks of 100.
+fn catalog() {
+    const CHUNKS: usize = 200;
+    const MEMBERS: usize = 100;
+    let scratch = scratch();
+    let runner = runner(scratch.path(), Role::Command);
+    add_schedules(&runner.store, 1);
+    let schedule = runner.store.schedules().expect("schedules")[0].id;
+    let request = RunRequest { verify: true, reread: false };
+    let claimed = runner.store.claim_now(schedule, request, &runner.row, runner.clock.now()).expect("a claim").0;
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    let micros = micros_of(1, |round| {
+        let chunks: Vec<_> = (0..CHUNKS).map(|n| catalog_chunk(round * CHUNKS + n, MEMBERS)).collect();
+        runner.store.add_chunks(&claim, &chunks).expect("room in the catalog");
+    });
+    println!("a member added to the catalog       {:>8.1} us", micros / (CHUNKS * MEMBERS) as f64);
+}
+
+fn catalog_chunk(sequence: usize, members: usize) -> CatalogChunk {
+    let member = |n: usize| CatalogMember {
+        member: Member {
+            path: MemberPath::parse(format!("docs/{sequence:06}/a-name-of-usual-length-{n}.txt").as_bytes())
+                .expect("a path"),
+            kind: MemberKind::File,
+            size: 10_000,
+            mode: 0o644,
+            uid: 1000,
+            gid: 1000,
+            user_name: Box::from(&b"user"[..]),
+            group_name: Box::from(&b"user"[..]),
+            modified: FileTime { seconds: 1_700_000_000, nanoseconds: 1 },
+            link_target: None,
+            device_number: None,
+            xattrs: Xattrs::new(),
+        },
+        entry_bytes: 11_264,
+        device: 1,
+        inode: (sequence * members + n) as u64,
+        changed: FileTime { seconds: 1_700_000_000, nanoseconds: 1 },
+        content_digest: Some([7; 32]),
+        xattr_digest: None,
+        is_reusable: true,
+    };
+    CatalogChunk {
+        chunk: Chunk {
+            sequence: sequence as u64,
+            offset: sequence as u64 * 300_000,
+            stored_length: 300_000,
+            stored_digest: [7; 32],
+            content_length: members as u64 * 11_264,
+            content_digest: Some([7; 32]),
+        },
+        place: None,
+        read_started: Timestamp::from_millis(1_795_392_000_000),
+        record: ChunkRecord::New { members: (0..members).map(|n| MemberRecord::New(member(n))).collect() },
+    }
+}
+
+/// Measures how long it takes to encode a chunk of the size that each codec has, of text.
+fn encode() {
+    for (compression, bytes) in
+        [(Compression::None, 128 << 10), (Compression::Gzip(4), 512 << 10), (Compression::Zstd(3), 3 << 19)]
+    {
+        let mut encoder = Encoder::new(compression, Padding::None).expect("an encoder");
+        let text = text_of(bytes);
+        let mut stored = 0;
+        let micros = micros_of(50, |_| {
+            let mut content = Buffer::new();
+            content.extend(&text);
+            stored = encoder.encode(content).expect("an encoded chunk").stored.len();
+        });
+        let rate = bytes as f64 / micros;
+        println!(
+            "a chunk of {:>4} KiB, {compression:7} {micros:>14.1} us, {rate:.0} MB/s, to {} %",
+            bytes >> 10,
+            stored * 100 / bytes
+        );
+    }
+}
+
+/// Returns words in an order that does not repeat, so many bytes.
+fn text_of(bytes: usize) -> Vec<u8> {
+    const WORDS: [&str; 16] = [
+        "archive", "member", "chunk", "of", "the", "a", "is", "written", "read", "and", "then", "verified", "by",
+        "run", "schedule", "file",
+    ];
+    let mut state = 1_u64;
+    let mut text = Vec::with_capacity(bytes + 16);
+    while text.len() < bytes {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let number = state >> 33;
+        text.extend_from_slice(WORDS[number as usize % WORDS.len()].as_bytes());
+        text.push(if number.is_multiple_of(97) { b'\n' } else { b' ' });
+    }
+    text.truncate(bytes);
+    text
 }
