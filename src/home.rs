@@ -98,6 +98,11 @@ impl Home {
         with_suffix(&self.db, ".workers")
     }
 
+    /// Returns the folder with the files on which the segments of schedules are locked.
+    pub fn segment_locks(&self) -> PathBuf {
+        with_suffix(&self.db, ".locks")
+    }
+
     /// Returns the path of the text file that `import` reads by default.
     pub fn text_file(&self) -> PathBuf {
         self.root.join("backup_schedules.txt")
@@ -114,7 +119,7 @@ impl Home {
     /// logs.
     pub fn own_paths(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.db.clone(), self.backups.clone(), self.logs.clone()];
-        for suffix in ["-wal", "-shm", "-journal", ".lock", ".workers"] {
+        for suffix in ["-wal", "-shm", "-journal", ".lock", ".locks", ".workers"] {
             paths.push(with_suffix(&self.db, suffix));
         }
         paths

@@ -5,6 +5,8 @@
 //! that no process ever finds it unlocked while its owner is alive. The file holds the heartbeat of the process, which
 //! `status` and waiting commands read.
 
+mod segment_locks;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,6 +17,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::segment_locks::SegmentLock;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home;

@@ -4,6 +4,8 @@
 mod block_sharing;
 #[path = "engine/claims.rs"]
 mod claims;
+#[path = "engine/compaction.rs"]
+mod compaction;
 #[path = "engine/drill.rs"]
 mod drill;
 #[path = "engine/follow.rs"]

@@ -1,18 +1,22 @@
 //! The archive folder as a whole: its identity (I9), the stable links in it, the deletion of archives (I8), and
 //! archives that the catalog does not know.
 
+mod copying_segment;
 mod deletion;
 mod identity;
+mod index_replacement;
 mod indexes;
 mod segments;
 mod stable_links;
 mod unknown;
 
+pub use copying_segment::{CopiedSegment, CopyingSegment};
 pub use deletion::{finish_deletions, remove_orphaned_files};
 pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,
 };
+pub use index_replacement::{expected_index, index_from_rows, replace_index, stored_bytes};
 pub use indexes::{UnreadableIndex, find_unreadable_indexes};
 pub use segments::remove_unused_segments;
 pub use stable_links::{refresh_links_only, refresh_stable_links};

@@ -8,14 +8,12 @@ use super::pipeline::{self, PipelineOptions, WrittenArchive};
 use crate::archive::cksum::Crc;
 use crate::archive::index::Index;
 use crate::archive::segment_writer::SegmentFiles;
+use crate::archive_folder;
 use crate::archive_name::{ArchiveName, SegmentName};
 use crate::chunk::CatalogChunk;
 use crate::durable::{self, PendingFile};
 use crate::error::{Error, Result};
-use crate::store::{Claim, Intent, SegmentIntent, StoredBytes, StoredFile};
-
-/// Spans that one query reads.
-const PAGE_SPANS: u32 = 4_096;
+use crate::store::{Claim, Intent, SegmentIntent, StoredFile};
 
 impl Runner {
     /// Writes an archive into segments, each synced when it is complete, and its index into `pending`.
@@ -31,13 +29,7 @@ impl Runner {
         let mut create = || self.create_segment(claim, name);
         let mut seal = |row, segment: PendingFile| {
             let sealed = segment.seal()?;
-            let stored = StoredBytes {
-                size: sealed.size(),
-                device: sealed.device(),
-                inode: sealed.inode(),
-                modified_ns: Some(sealed.modified_ns()),
-            };
-            self.store.record_segment(claim, row, &stored)?;
+            self.store.record_segment(claim, row, &archive_folder::stored_bytes(&sealed))?;
             sealed.keep();
             Ok(())
         };
@@ -79,16 +71,7 @@ impl Runner {
             (None, None) => (run, None),
         };
         let crc = crc.ok_or_else(|| Error::failed(format!("the archive @{run} has no checksum")))?;
-        let mut index = Index::new(&name, written.extent.members, crc.cksum());
-        let mut next = Some(0);
-        while let Some(from) = next {
-            let page = self.store.ranges(run, from, PAGE_SPANS)?;
-            for range in &page {
-                index.push(file_name(&range.segment_name), range.offset, range.bytes);
-            }
-            next =
-                page.last().filter(|_| page.len() == PAGE_SPANS as usize).map(|last| last.archive_offset + last.bytes);
-        }
+        let mut index = archive_folder::index_from_rows(&self.store, run, &name, written.extent.members, crc)?;
         if let Some(in_segments) = &written.in_segments {
             let segments = self.store.segments_of_run(run)?;
             let last = segments.iter().find(|segment| segment.id == in_segments.trailer_segment);

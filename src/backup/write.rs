@@ -9,12 +9,13 @@ use super::monitor::{Monitor, RunContext};
 use super::pipeline::{self, PipelineOptions, WrittenArchive};
 use super::prepare::PreparedRun;
 use super::{Failure, Inherited, Runner};
+use crate::archive_folder;
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::durable::{PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Layout;
-use crate::store::{Claim, Intent, RunCounts, Sealed, SealedSegments, StoredBytes};
+use crate::store::{Claim, Intent, RunCounts, Sealed, SealedSegments};
 use crate::words::count;
 
 /// An archive under its temporary name.
@@ -201,12 +202,7 @@ impl Runner {
         let sealed = Sealed {
             size: written.size,
             digest: written.digest,
-            file: StoredBytes {
-                size: file.size(),
-                device: file.device(),
-                inode: file.inode(),
-                modified_ns: Some(file.modified_ns()),
-            },
+            file: archive_folder::stored_bytes(&file),
             in_segments: written.in_segments.map(|in_segments| SealedSegments {
                 crc: in_segments.crc.value(),
                 trailer_segment: in_segments.trailer_segment,

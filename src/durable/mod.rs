@@ -65,6 +65,16 @@ impl PendingFile {
         Ok(pending)
     }
 
+    /// Gives the file the owner and the group of the file at `path`, which it replaces or takes bytes from, if this
+    /// process is root's. On a file system without owners it keeps its own.
+    pub fn give_owner_of(&self, path: &Path) {
+        if rustix::process::geteuid().is_root()
+            && let Ok(found) = std::fs::symlink_metadata(path)
+        {
+            let _ = std::os::unix::fs::fchown(&self.file, Some(found.uid()), Some(found.gid()));
+        }
+    }
+
     /// Returns the open file, for writing and reading back.
     pub fn file(&mut self) -> &mut File {
         &mut self.file

@@ -39,6 +39,7 @@ mod insert_rows;
 mod maintenance;
 mod members;
 mod migration;
+mod moves;
 mod pending_archives;
 mod pool;
 mod remove_chunks;

@@ -26,7 +26,7 @@ use crate::world::{HOUR, World};
 const CODECS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
 
 /// A schedule of archives in segments, whose files changed long before now.
-fn world(compression: Compression) -> (World, Runner, ScheduleRow) {
+pub fn world(compression: Compression) -> (World, Runner, ScheduleRow) {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let mut bytes = 0_u64;
@@ -54,12 +54,12 @@ fn next(state: &mut u64) -> u8 {
     (*state >> 59) as u8 * 8
 }
 
-fn folder(world: &World) -> PathBuf {
+pub fn folder(world: &World) -> PathBuf {
     world.home.backups().join("docs")
 }
 
 /// Returns the contents of the files in the folder of the schedule.
-fn contents(world: &World) -> BTreeMap<String, Vec<u8>> {
+pub fn contents(world: &World) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder(world)).unwrap().map(|entry| entry.unwrap().path());
     let files = entries.filter(|path| path.is_file());
     files.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap())).collect()
@@ -71,7 +71,7 @@ fn segments(world: &World) -> BTreeMap<String, usize> {
     files.map(|(name, content)| (name, content.len())).collect()
 }
 
-fn index_of(world: &World, archive: &Archive) -> Index {
+pub fn index_of(world: &World, archive: &Archive) -> Index {
     Index::open(&world.home.backups().join(&archive.file_name)).unwrap()
 }
 
@@ -83,7 +83,7 @@ fn shell(world: &World, line: &str) -> String {
 }
 
 /// Restores an archive by the lines of shell in its index, and compares it with `expected`.
-fn check_by_shell(world: &World, archive: &Archive, expected: &BTreeMap<PathBuf, Vec<u8>>) {
+pub fn check_by_shell(world: &World, archive: &Archive, expected: &BTreeMap<PathBuf, Vec<u8>>) {
     let text = fs::read_to_string(world.home.backups().join(&archive.file_name)).unwrap();
     let line = |word: &str| text.lines().find(|line| line.contains(word)).unwrap().trim_start_matches("# ").to_owned();
     assert_eq!(format!("cksum {}", shell(world, &line("| cksum")).trim_end()), line("# cksum "));
@@ -92,7 +92,7 @@ fn check_by_shell(world: &World, archive: &Archive, expected: &BTreeMap<PathBuf,
     assert_eq!(tree(&target.path().join("docs")), *expected);
 }
 
-fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.map(|path| (path.file_name().unwrap().into(), fs::read(path).unwrap())).collect()
 }
@@ -287,7 +287,7 @@ fn what_is_found_of_an_archive_that_was_removed_meanwhile_says_nothing_about_a_n
 }
 
 /// Flips a byte of a file; its mtime stays.
-fn flip(path: &Path, at: u64) {
+pub fn flip(path: &Path, at: u64) {
     let before = fs::metadata(path).unwrap().modified().unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     let file = File::options().read(true).write(true).open(path).unwrap();

@@ -3,15 +3,15 @@
 use backup_manager::chunk::{CatalogChunk, Place};
 use backup_manager::schedule::{Layout, Schedule};
 use backup_manager::store::{
-    ClaimNow, FoundArchive, FoundTrailer, Health, Sealed, SealedSegments, SegmentIntent, Store, StoredBytes,
-    StoredRange, Watermark, WorkerRow,
+    ClaimNow, CopiedRange, FoundArchive, FoundTrailer, Health, Moved, Sealed, SealedSegments, SegmentIntent, Store,
+    StoredBytes, StoredRange, Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
 
 use crate::calls::{COMPLETED, REQUEST, chunk, new_schedule};
 use crate::support::{NOW, found, sealed};
 
-const STORED: StoredBytes = StoredBytes { size: 2, device: 1, inode: 9, modified_ns: Some(0) };
+const STORED: StoredBytes = StoredBytes { size: 3, device: 1, inode: 9, modified_ns: Some(0) };
 
 pub fn call(store: &Store, worker: &WorkerRow) {
     let id = new_schedule(store, "segments");
@@ -22,8 +22,8 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     let archive = store.archive(run).unwrap().unwrap();
     let segment = store.parts(archive.archive_file).unwrap().remove(0).id;
     assert_eq!(store.ranges(run, 0, 10).unwrap().len(), 2);
-    assert_eq!(store.archive_crc(run).unwrap(), Some((7, 2)));
-    assert_eq!(store.end_of_chunks(archive.archive_file).unwrap(), 1);
+    assert_eq!(store.archive_crc(run).unwrap(), Some((7, 3)));
+    assert_eq!(store.end_of_chunks(archive.archive_file).unwrap(), 2);
     let range = StoredRange { stored_file: segment, offset: 0, bytes: 1 };
     assert_eq!(store.stored_ranges(archive.archive_file, std::slice::from_ref(&(0..1))).unwrap(), [range]);
     store.chunks_of_other_archives(segment, archive.archive_file).unwrap();
@@ -32,6 +32,7 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     store.record_missing(&archive, segment).unwrap();
     assert_eq!(store.segment_names(run).unwrap(), ["segments/1"]);
     store.record_index_health(run, Health::Good, Some(NOW)).unwrap();
+    let segment = move_to_another(store, id, run, segment);
     assert_eq!(store.mark_deleting(&[run], &[]).unwrap(), 1);
     store.remove_deleted(run).unwrap();
     assert_eq!(store.segments_being_deleted().unwrap().len(), 1);
@@ -39,21 +40,48 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     add_found(store, id);
 }
 
-/// Makes a complete archive with one chunk and a trailer in one segment.
+/// Makes a complete archive with two chunks and a trailer in one segment.
 fn write(store: &Store, schedule: i64, worker: &WorkerRow) -> i64 {
     let ClaimNow::Claimed(claim) = store.claim_now(schedule, REQUEST, worker, NOW).unwrap().0 else { panic!() };
     let names = SegmentIntent { segment_name: "segments/1".to_owned(), temporary_name: "segments/.1".to_owned() };
     let segment = store.add_segment(&claim, &names).unwrap();
     let place = Some(Place { segment, offset: 0, crc: 5 });
-    store.add_chunks(&claim, &[CatalogChunk { place, ..chunk("folder") }]).unwrap();
+    let one = CatalogChunk { place, ..chunk("folder") };
+    let mut two = CatalogChunk { place: Some(Place { segment, offset: 1, crc: 5 }), ..chunk("folder/file") };
+    (two.chunk.sequence, two.chunk.offset) = (1, 1);
+    store.add_chunks(&claim, &[one, two]).unwrap();
     store.record_segment(&claim, segment, &STORED).unwrap();
-    let in_segments = Some(SealedSegments { crc: 7, trailer_segment: segment, trailer_offset: 1 });
-    store.seal(&claim, &Sealed { size: 2, in_segments, ..sealed() }).unwrap();
+    let in_segments = Some(SealedSegments { crc: 7, trailer_segment: segment, trailer_offset: 2 });
+    store.seal(&claim, &Sealed { size: 3, in_segments, ..sealed() }).unwrap();
     assert_eq!(store.segments_of_run(claim.run()).unwrap().len(), 1);
     assert!(store.inherited_ranges(claim.run()).unwrap().is_empty());
     let run = claim.run();
     store.complete(claim, &COMPLETED, NOW).unwrap();
     run
+}
+
+/// Moves the spans in a segment to another one, first that of one of its two chunks; returns the new one.
+fn move_to_another(store: &Store, schedule: i64, run: i64, segment: i64) -> i64 {
+    assert_eq!((store.chunks_in(segment).unwrap().len(), store.trailers_in(segment).unwrap().len()), (2, 1));
+    let names = SegmentIntent { segment_name: "segments/7".to_owned(), temporary_name: "segments/.7".to_owned() };
+    let unused = store.add_copying_segment(run, &names).unwrap();
+    let left = store.copying_segments().unwrap();
+    assert_eq!(left.iter().map(|segment| segment.id).collect::<Vec<_>>(), [unused]);
+    store.abandon_segment(&left[0]).unwrap();
+    store.remove_segment(unused).unwrap();
+    let new = store.add_copying_segment(run, &names).unwrap();
+    store.record_copying_segment(new, &STORED).unwrap();
+    assert_eq!(store.segment_names(run).unwrap().len(), 2);
+    let from = |offset, bytes| StoredRange { stored_file: segment, offset, bytes };
+    for copied in [CopiedRange { from: from(0, 1), offset: 2 }, CopiedRange { from: from(1, 2), offset: 0 }] {
+        assert_eq!(store.move_spans(schedule, new, &[copied], NOW).unwrap(), Moved::All);
+    }
+    assert_eq!(store.archives_moved_from(segment).unwrap(), [run]);
+    store.record_replaced_index(run, &STORED, NOW).unwrap();
+    store.remove_moved_parts(segment, &[run]).unwrap();
+    assert!(!store.is_part(segment).unwrap());
+    store.remove_segment(segment).unwrap();
+    new
 }
 
 fn add_found(store: &Store, schedule: i64) {

@@ -1,0 +1,193 @@
+//! Copies of bytes in new segments, and what follows them: spans, indexes, and the segments that nothing uses any more.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use backup_manager::archive::index::Index;
+use backup_manager::archive_folder::{self, CopiedSegment, CopyingSegment};
+use backup_manager::backup::Runner;
+use backup_manager::clock::Clock;
+use backup_manager::liveness::SegmentLock;
+use backup_manager::schedule::Compression;
+use backup_manager::store::{Archive, ClaimNow, Health, Moved, RunRequest, ScheduleRow, StoredFile, StoredRange};
+
+use crate::reuse::{run, verify};
+use crate::segments::{check_by_shell, contents, flip, index_of, tree, world};
+use crate::world::World;
+
+/// Makes archives of a source in which another file changes each time.
+fn archives(
+    world: &World,
+    runner: &Runner,
+    row: &ScheduleRow,
+    count: usize,
+) -> Vec<(Archive, BTreeMap<PathBuf, Vec<u8>>)> {
+    let archive = |at: usize| {
+        if at > 0 {
+            fs::write(world.path(&format!("docs/{:03}", at * 40)), format!("version {at}")).unwrap();
+        }
+        (run(world, runner, row), tree(&world.path("docs")))
+    };
+    (0..count).map(archive).collect()
+}
+
+fn path_of(world: &World, segment: &StoredFile) -> PathBuf {
+    world.home.backups().join(segment.segment_name.as_ref().unwrap())
+}
+
+/// Returns the segment in which the archive begins.
+fn first_segment(world: &World, archive: &Archive) -> StoredFile {
+    let name = format!("docs/{}", index_of(world, archive).ranges().next().unwrap().segment);
+    let parts = world.store.parts(archive.archive_file).unwrap();
+    parts.into_iter().find(|part| part.segment_name.as_deref() == Some(&name)).unwrap()
+}
+
+/// Copies the chunks and trailers of a segment, bar those at `except`, to a new one that is named after `archive`.
+fn copy(world: &World, archive: &Archive, segment: &StoredFile, except: &[u64]) -> CopiedSegment {
+    let path = path_of(world, segment);
+    let source = File::open(&path).unwrap();
+    let now = world.clock.now();
+    let mut copying = CopyingSegment::create(&world.home, &world.store, archive, &path, now).unwrap();
+    let chunks = world.store.chunks_in(segment.id).unwrap();
+    for chunk in chunks.iter().filter(|chunk| !except.contains(&chunk.offset)) {
+        let range = StoredRange { stored_file: segment.id, offset: chunk.offset, bytes: chunk.length };
+        assert!(copying.copy(&source, chunk.offset, range, &|digest| *digest == chunk.digest).unwrap());
+    }
+    for trailer in world.store.trailers_in(segment.id).unwrap() {
+        let range = StoredRange { stored_file: segment.id, offset: trailer.offset, bytes: trailer.bytes };
+        assert!(copying.copy(&source, trailer.offset, range, &|_| true).unwrap());
+    }
+    copying.finish().unwrap()
+}
+
+#[test]
+fn spans_and_indexes_follow_bytes_that_were_copied() {
+    for compression in [Compression::None, Compression::Zstd(3)] {
+        let (world, runner, row) = world(compression);
+        let made = archives(&world, &runner, &row, 3);
+        let (first, last) = (&made[0].0, &made[2].0);
+        let segment = first_segment(&world, first);
+        let before = contents(&world);
+        let digests: Vec<_> = made.iter().map(|(archive, _)| archive.digest.clone()).collect();
+        let lock = SegmentLock::try_to_change(&world.home, "docs").unwrap();
+        let copied = copy(&world, last, &segment, &[]);
+        assert!(copied.size <= segment.size.unwrap());
+        assert_eq!(world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap(), Moved::All);
+        assert_eq!(world.store.segments_being_deleted().unwrap()[0].id, segment.id);
+        // Both copies are valid: the indexes on disk list the old one, the database the new one.
+        let runs = world.store.archives_moved_from(segment.id).unwrap();
+        assert_eq!(runs, made.iter().map(|(archive, _)| archive.run).collect::<Vec<_>>());
+        made.iter().for_each(|(archive, _)| assert_eq!(verify(&world, archive), Health::Good));
+        for (archive, _) in &made {
+            assert!(archive_folder::replace_index(&world.home, &world.store, archive, world.clock.now()).unwrap());
+            assert!(!archive_folder::replace_index(&world.home, &world.store, archive, world.clock.now()).unwrap());
+        }
+        world.store.remove_moved_parts(segment.id, &runs).unwrap();
+        assert!(!world.store.is_part(segment.id).unwrap());
+        drop(lock);
+        archive_folder::remove_unused_segments(&world.home, &world.store).unwrap();
+        assert!(!path_of(&world, &segment).exists());
+        for ((archive, expected), digest) in made.iter().zip(digests) {
+            check_by_shell(&world, archive, expected);
+            assert_eq!(verify(&world, archive), Health::Good);
+            assert_eq!(world.store.archive(archive.run).unwrap().unwrap().digest, digest);
+        }
+        for (name, content) in contents(&world) {
+            let is_index = name.ends_with(".index");
+            assert!(is_index || before.get(&name).is_none_or(|old| *old == content), "{name} changed");
+        }
+        // The next run refers to the copies, and what only it and they hold goes with them.
+        let next = run(&world, &runner, &row);
+        check_by_shell(&world, &next, &made[2].1);
+    }
+}
+
+#[test]
+fn a_chunk_that_is_not_copied_stays_where_it_is() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let made = archives(&world, &runner, &row, 2);
+    let segment = first_segment(&world, &made[0].0);
+    let chunks = world.store.chunks_in(segment.id).unwrap();
+    let middle = chunks[chunks.len() / 2];
+    flip(&path_of(&world, &segment), middle.offset + 3);
+    let copied = copy(&world, &made[1].0, &segment, &[middle.offset]);
+    assert_eq!(world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap(), Moved::All);
+    assert!(world.store.segments_being_deleted().unwrap().is_empty());
+    for (archive, _) in &made {
+        archive_folder::replace_index(&world.home, &world.store, archive, world.clock.now()).unwrap();
+        let old = segment.segment_name.as_deref().unwrap().trim_start_matches("docs/").to_owned();
+        let left: Vec<_> = index_of(&world, archive).ranges().filter(|r| r.segment == old).map(|r| r.length).collect();
+        assert_eq!(left, [middle.length]);
+        assert_eq!(verify(&world, archive), Health::Damaged);
+    }
+    flip(&path_of(&world, &segment), middle.offset + 3);
+    for (archive, expected) in &made {
+        assert_eq!(verify(&world, archive), Health::Good);
+        check_by_shell(&world, archive, expected);
+    }
+}
+
+#[test]
+fn bytes_that_are_not_what_was_written_are_not_copied() {
+    let (world, runner, row) = world(Compression::None);
+    let archive = run(&world, &runner, &row);
+    let segment = first_segment(&world, &archive);
+    let path = path_of(&world, &segment);
+    let mut copying = CopyingSegment::create(&world.home, &world.store, &archive, &path, world.clock.now()).unwrap();
+    let range = StoredRange { stored_file: segment.id, offset: 0, bytes: 512 };
+    assert!(!copying.copy(&File::open(&path).unwrap(), 0, range, &|_| false).unwrap());
+    assert!(!copying.copy(&File::open(&path).unwrap(), u64::MAX / 4, range, &|_| true).unwrap());
+    copying.append(b"right", StoredRange { bytes: 5, ..range }).unwrap();
+    let copied = copying.finish().unwrap();
+    let names = world.store.segment_names(archive.run).unwrap();
+    assert_eq!(fs::read(world.home.backups().join(&names[1])).unwrap(), b"right");
+    // Nothing refers to it, so that it is left over.
+    assert_eq!(world.store.copying_segments().unwrap()[0].id, copied.row);
+}
+
+#[test]
+fn an_index_is_not_replaced_by_one_whose_segments_are_missing() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let archive = run(&world, &runner, &row);
+    let segment = first_segment(&world, &archive);
+    let index = world.home.backups().join(&archive.file_name);
+    let before = fs::read(&index).unwrap();
+    let copied = copy(&world, &archive, &segment, &[]);
+    world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap();
+    let names = world.store.segment_names(archive.run).unwrap();
+    let new = world.home.backups().join(&names[1]);
+    fs::rename(&new, world.path("moved")).unwrap();
+    let replace = || archive_folder::replace_index(&world.home, &world.store, &archive, world.clock.now());
+    let error = replace().unwrap_err();
+    assert!(error.to_string().contains("is not replaced"), "{error}");
+    assert_eq!(fs::read(&index).unwrap(), before);
+    fs::rename(world.path("moved"), &new).unwrap();
+    // An index of another archive is not ours to replace.
+    let other = run(&world, &runner, &row);
+    fs::copy(world.home.backups().join(&other.file_name), world.path("copy")).unwrap();
+    fs::rename(world.path("copy"), &index).unwrap();
+    assert!(replace().unwrap_err().to_string().contains("an archive that the database does not know"));
+    // A damaged one is.
+    fs::remove_file(&index).unwrap();
+    fs::write(&index, &before[..before.len() / 2]).unwrap();
+    assert!(replace().unwrap());
+    assert_eq!(
+        Index::open(Path::new(&index)).unwrap(),
+        archive_folder::expected_index(&world.store, &archive).unwrap()
+    );
+}
+
+#[test]
+fn spans_do_not_move_while_a_run_may_refer_to_them() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let archive = run(&world, &runner, &row);
+    let segment = first_segment(&world, &archive);
+    let copied = copy(&world, &archive, &segment, &[]);
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, _) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    assert!(matches!(claimed, ClaimNow::Claimed(_)), "{claimed:?}");
+    let moved = world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap();
+    assert_eq!(moved, Moved::RunBegan);
+    assert!(world.store.segments_being_deleted().unwrap().is_empty());
+}
