@@ -50,7 +50,8 @@ fn print_newest(context: &Context, store: &Store, rows: &[ScheduleRow], archives
     let mut lines = Vec::new();
     for row in rows {
         let Some(newest) = store.newest_good(row.id)? else { continue };
-        let extension = newest.file_name.find(".tar").map_or(".tar", |at| &newest.file_name[at..]);
+        // The name of the schedule may hold points, too.
+        let extension = newest.file_name.rfind(".tar").map_or(".tar", |at| &newest.file_name[at..]);
         lines.push(vec![
             format!("{}{extension}", row.schedule.name),
             format!("@{}", newest.run),

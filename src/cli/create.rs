@@ -14,7 +14,7 @@ use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, list, run};
 use crate::backup;
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, DayRule, Schedule, ScheduleName, Spec};
+use crate::schedule::{Cadence, DayRule, Layout, Schedule, ScheduleName, Spec};
 use crate::store::{Revived, ScheduleRow, Store, Watermark};
 
 /// How long the estimate of the size of a source may take.
@@ -160,7 +160,7 @@ fn print_created(
         free_bytes: backup::free_bytes(context.home.backups()).ok(),
     };
     let is_exact = estimate.is_some_and(|estimate| estimate.is_complete);
-    warn_if_copies_do_not_fit(context, schedule.name.as_str(), &document);
+    warn_if_copies_do_not_fit(context, schedule, &document);
     if context.format == Format::Json {
         return Ok(document);
     }
@@ -170,10 +170,15 @@ fn print_created(
     Ok(document)
 }
 
-/// Warns if the copies that the retention policy keeps need more room than the archive folder has.
-fn warn_if_copies_do_not_fit(context: &Context, name: &str, document: &CreatedDocument) {
+/// Warns if the copies that the retention policy keeps need more room than the archive folder has. Of those in segments
+/// only the first needs all of its size; how much changes from one to the next is not known.
+fn warn_if_copies_do_not_fit(context: &Context, schedule: &Schedule, document: &CreatedDocument) {
     let (Some(size), Some(free)) = (document.source_bytes, document.free_bytes) else { return };
-    let kept = document.kept_copies.unwrap_or(1).max(1);
+    let kept = match schedule.layout {
+        Layout::Whole => document.kept_copies.unwrap_or(1).max(1),
+        Layout::Segmented => 1,
+    };
+    let name = &schedule.name;
     let needed = size.saturating_mul(kept);
     if needed <= free {
         return;
@@ -216,7 +221,11 @@ fn created_text(
     if let (Some(size), Some(free)) = (document.source_bytes, document.free_bytes) {
         let more = if is_exact { "" } else { "more than " };
         let kept = document.kept_copies.map_or("all copies".to_owned(), |n| format!("up to {n} copies"));
-        text += &format!("  size: {more}{} a copy, {kept} kept, {} free\n", render::bytes(size), render::bytes(free));
+        let copy = match row.schedule.layout {
+            Layout::Whole => "a copy",
+            Layout::Segmented => "the first copy",
+        };
+        text += &format!("  size: {more}{} {copy}, {kept} kept, {} free\n", render::bytes(size), render::bytes(free));
     }
     text
 }

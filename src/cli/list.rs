@@ -10,7 +10,7 @@ use super::history::reuse_words;
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
-use crate::schedule::{Reuse, Schedule};
+use crate::schedule::{Layout, Reuse, Schedule};
 use crate::store::{Archive, Drill, Run, ScheduleRow, Space, Store};
 
 /// How many due times `show` prints.
@@ -178,6 +178,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
         ("next", if coming.is_empty() { "never".to_owned() } else { coming.join("\n              ") }),
         ("missed times", schedule.catch_up.describe().to_owned()),
         ("compression", schedule.compression.to_string()),
+        ("layout", layout_words(schedule.layout, details.newest_good.as_ref())),
         ("verification", if schedule.verify { "after each run" } else { "off" }.to_owned()),
         ("kept", schedule.retention.to_string()),
     ];
@@ -197,11 +198,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
     }
     lines.push((
         "newest good",
-        details.newest_good.as_ref().map_or("none".to_owned(), |archive| {
-            let path = context.home.backups().join(&archive.file_name);
-            let verified = render::short_time_or_dash(archive.verified_at, &zone);
-            format!("{} ({}, last verified {verified})", path.display(), render::bytes(archive.size))
-        }),
+        details.newest_good.as_ref().map_or("none".to_owned(), |archive| newest_words(context, archive, zone)),
     ));
     if !details.archives.is_empty() {
         lines.push(("archives", space_words(&details.archives)));
@@ -209,6 +206,23 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
     let last_drill = details.last_drill.as_ref().map_or("none yet".to_owned(), |drill| drill_result(drill, &zone));
     lines.push(("restore test", last_drill));
     lines.iter().map(|(key, value)| format!("{key:<13} {value}\n")).collect()
+}
+
+/// Returns where the newest good archive is, its size and when it was verified.
+fn newest_words(context: &Context, archive: &Archive, zone: Tz) -> String {
+    let path = context.home.backups().join(&archive.file_name);
+    let verified = render::short_time_or_dash(archive.verified_at, &zone);
+    format!("{} ({}, last verified {verified})", path.display(), render::bytes(archive.size))
+}
+
+/// Returns the layout of a schedule, and since when if its newest archive has another one.
+fn layout_words(layout: Layout, newest_good: Option<&Archive>) -> String {
+    match newest_good {
+        Some(newest) if newest.layout != layout => {
+            format!("{layout} from the next run on (@{} is {})", newest.run, newest.layout)
+        }
+        _ => layout.to_string(),
+    }
 }
 
 fn exclude_lines(row: &ScheduleRow) -> Vec<(&'static str, String)> {

@@ -7,7 +7,7 @@ use clap::{Arg, Args};
 
 use super::Context;
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, CatchUp, Compression, Retention, Reuse, Schedule, parse_zone, source_problem};
+use crate::schedule::{Cadence, CatchUp, Compression, Layout, Retention, Reuse, Schedule, parse_zone, source_problem};
 use crate::source;
 
 /// Name of the value of an option that is on without one: `--no-verify`, `--no-verify=false`.
@@ -40,6 +40,9 @@ pub struct ScheduleOptions {
     /// none, gzip[:LEVEL] or zstd[:LEVEL] [default: none]
     #[arg(long, value_name = "CODEC", help_heading = "Archive")]
     pub compress: Option<Compression>,
+    /// How archives are stored: each as one tar file, or in segments, which they share [default: whole]
+    #[arg(long, value_name = "whole|segmented", help_heading = "Archive")]
+    pub layout: Option<Layout>,
     /// Exclude what matches (repeatable; syntax of .gitignore)
     #[arg(long, value_name = "GLOB", help_heading = "Archive")]
     pub exclude: Vec<String>,
@@ -147,6 +150,9 @@ impl ScheduleOptions {
         }
         if let Some(compression) = self.compress {
             schedule.compression = compression;
+        }
+        if let Some(layout) = self.layout {
+            schedule.layout = layout;
         }
         if let Some(no_verify) = self.no_verify {
             schedule.verify = !no_verify;

@@ -75,6 +75,30 @@ fn a_disk_that_fills_up_in_the_middle_leaves_nothing_and_the_next_run_succeeds()
 }
 
 #[test]
+fn a_run_in_segments_needs_room_for_what_it_adds_only() {
+    let home = TestHome::new();
+    let Some(_small) = Small::mount(home.path("backups"), "7m") else { return };
+    noise(&home, "big", 4 << 20);
+    let create = ["create", "big;09:00;big", "--layout", "segmented", "--compress", "gzip"];
+    let created = home.run(&create).ok();
+    assert!(created.stdout.contains("the first copy") && !created.stderr.contains("may not fit"), "{created:?}");
+    let _ = home.run(&["run", "big"]).ok();
+    fs::write(home.path("big/more"), "more").unwrap();
+    // Less is free than the archive is long.
+    let _ = home.run(&["run", "big"]).ok();
+    let files = home.archive_files();
+    assert_eq!(files.len(), 4, "{files:?}");
+    // Without a base all of it would be written.
+    let _ = home.run(&["edit", "big", "--compress", "none"]).ok();
+    let _ = home.run(&["run", "big"]).fails(1, &["needs about", "free", "next:"]);
+    // A disk that fills up in the middle.
+    let _ = home.run(&["edit", "big", "--compress", "gzip"]).ok();
+    noise(&home, "big/sub", 12 << 20);
+    let _ = home.run(&["run", "big"]).fails(1, &["No space left"]);
+    assert_eq!(home.archive_files(), files);
+}
+
+#[test]
 fn an_unwritable_log_and_terminal_do_not_fail_a_backup() {
     let home = TestHome::with_sources(&["docs"]);
     let _ = home.run(&["create", "docs;09:00;docs"]).ok();

@@ -156,6 +156,207 @@ fn an_export_that_cannot_be_right_writes_nothing() {
     assert!(!home.path("x").exists() && !home.path("backups/docs/x.tar").exists());
 }
 
+/// A home with the schedules `docs` and `mail` in segments, each with two archives of different content.
+fn home_with_segments() -> TestHome {
+    let home = TestHome::with_sources(&["docs", "mail"]);
+    for name in ["docs", "mail"] {
+        let _ =
+            home.run(&["create", &format!("{name};02:00;{name}"), "--layout", "segmented", "--keep-last", "9"]).ok();
+        let _ = home.run(&["run", name]).ok();
+        fs::write(home.path(name).join("more.txt"), "more\n").unwrap();
+        let _ = home.run(&["run", name]).ok();
+    }
+    home
+}
+
+#[test]
+fn an_index_that_cannot_be_read_is_named_and_fails_no_removal() {
+    let home = home_with_segments();
+    let segments = |name: &str| home.archive_files().iter().filter(|file| file.starts_with(name)).count();
+    let healthy = home.run(&["status"]);
+    assert!(!healthy.stdout.contains("cannot be read as an index"), "{healthy:?}");
+    fs::write(home.path("backups/docs/docs.index"), "mine\n").unwrap();
+    let named = "docs/docs.index cannot be read as an index";
+    let unhealthy = home.run(&["status"]);
+    assert_eq!(unhealthy.code, 1);
+    assert!(unhealthy.stdout.contains(named) && unhealthy.stdout.contains("move it out"), "{unhealthy:?}");
+    let (docs, mail) = (segments("docs"), segments("mail"));
+    let forgotten = home.run(&["forget", "@1"]).ok();
+    assert!(forgotten.stderr.contains(named) && forgotten.stderr.contains("\n  next: move it out"), "{forgotten:?}");
+    assert_eq!(segments("docs"), docs - 1, "its index only");
+    let _ = home.run(&["forget", "@3"]).ok();
+    let _ = home.run(&["edit", "mail", "--keep-last", "1"]).ok();
+    let _ = home.run(&["prune"]).ok();
+    let _ = home.run(&["delete", "mail", "--with-archives", "--yes"]).ok();
+    assert_eq!(segments("mail"), 0, "{mail} files before");
+    let deleted = home.run(&["delete", "docs", "--with-archives", "--yes"]).ok();
+    assert!(deleted.stderr.contains(named), "{deleted:?}");
+    assert_eq!(home.run(&["backups", "--all", "--plain"]).stdout, "");
+    fs::remove_file(home.path("backups/docs/docs.index")).unwrap();
+    let pruned = home.run(&["prune"]).ok();
+    assert!(!pruned.stderr.contains("warning"), "{pruned:?}");
+    assert_eq!(segments("docs"), 0);
+}
+
+/// Returns the names of the links in the archive folder.
+fn links(home: &TestHome) -> Vec<String> {
+    let entries = fs::read_dir(home.path("backups")).unwrap().map(|entry| entry.unwrap());
+    let links = entries.filter(|entry| entry.file_type().unwrap().is_symlink());
+    links.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn the_layout_of_a_schedule_takes_effect_with_its_next_run() {
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs;02:00;docs", "--now"]).ok();
+    let layout = |home: &TestHome| home.run(&["--json", "list"]).ok().json()[0]["layout"].as_str().unwrap().to_owned();
+    assert_eq!((layout(&home).as_str(), links(&home)), ("whole", vec!["docs.tar".to_owned()]));
+    let turns =
+        [("segmented", "whole", "docs.tar", "docs.tar.index"), ("whole", "segmented", "docs.tar.index", "docs.tar")];
+    for (turn, (new, old, link, new_link)) in turns.into_iter().enumerate() {
+        let changed = home.run(&["--json", "edit", "docs", "--layout", new]).ok().json();
+        assert_eq!((&changed["changed"], changed["layout"].as_str()), (&true.into(), Some(new)));
+        let again = home.run(&["--json", "edit", "docs", "--layout", new]).ok().json();
+        assert_eq!(again["changed"], false);
+        let shown = home.run(&["show", "docs"]).ok().stdout;
+        let pending = format!("\nlayout        {new} from the next run on (@{} is {old})\n", turn + 1);
+        assert!(shown.contains(&pending), "{shown}");
+        assert_eq!(links(&home), [link]);
+        let _ = home.run(&["run", "docs"]).ok();
+        assert_eq!(links(&home), [new_link]);
+        let shown = home.run(&["show", "docs"]).ok().stdout;
+        assert!(shown.contains(&format!("\nlayout        {new}\n")), "{shown}");
+        let layouts: Vec<_> = home.run(&["--json", "backups"]).ok().json().as_array().unwrap()[..turn + 2].to_vec();
+        assert!(layouts.iter().any(|archive| archive["layout"] == *new), "{layouts:?}");
+        let restored = home.run(&["cat", text(&home.path("backups").join(new_link)), "docs/file.txt"]).ok().stdout;
+        assert_eq!(restored, "content of docs\n");
+    }
+    let _ = home.run(&["edit", "docs", "--layout", "halves"]).fails(2, &["\"halves\" is not a layout"]);
+}
+
+#[test]
+fn the_layout_is_part_of_the_json_of_a_schedule_and_of_its_archives() {
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs;02:00;docs", "--layout", "segmented", "--now"]).ok();
+    let lost = home.run(&["export", "schedules.txt"]);
+    assert_eq!((lost.code, lost.stderr.contains("without: layout")), (3, true), "{lost:?}");
+    let _ = home.run(&["export", "all.json", "--format", "json"]).ok();
+    let shown = home.run(&["--json", "show", "docs"]).ok().json();
+    assert_eq!((shown["layout"].as_str(), shown["options"]["layout"].as_str()), (Some("segmented"), Some("segmented")));
+    let is_segmented = |home: &TestHome| {
+        let found = home.run(&["--json", "list"]).ok().json();
+        assert_eq!(found[0]["layout"], "segmented", "{found}");
+    };
+    let other = TestHome::with_sources(&["docs"]);
+    let _ = other.run(&["import", text(&home.path("all.json")), "--format", "json"]).ok();
+    is_segmented(&other);
+    // A name that comes back keeps it, also by the text file.
+    let _ = other.run(&["delete", "docs"]).ok();
+    let _ = other.run(&["import", text(&home.path("schedules.txt"))]).ok();
+    is_segmented(&other);
+    for end in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(home.path(&format!("backup.db{end}")));
+    }
+    let _ = home.run(&["rescan"]).ok();
+    is_segmented(&home);
+}
+
+/// What a verb is to print: its words after `backup-manager`, its exit code, and words in what it prints.
+type Expected<'a> = (&'a [&'a str], i32, &'a str);
+
+#[track_caller]
+fn check_verbs(home: &TestHome, verbs: &[Expected<'_>]) {
+    for (words, code, expected) in verbs {
+        let said = home.run(words);
+        assert!(
+            said.code == *code && [&said.stdout, &said.stderr].iter().any(|text| text.contains(expected)),
+            "{said:?}"
+        );
+        assert!(!said.stderr.contains("panicked"), "{said:?}");
+    }
+}
+
+/// Uses every verb that reads archives on the schedule `name`, which has two.
+fn check_schedule(home: &TestHome, name: &str) {
+    check_verbs(
+        home,
+        &[
+            (&["verify", name], 0, "good: "),
+            (&["ls", name], 0, "src/more.txt"),
+            (&["cat", name, "src/file.txt"], 0, "content of src"),
+            (&["find", "more.txt"], 0, "src/more.txt"),
+            (&["find", "--versions", "src/file.txt"], 0, "@1"),
+            (&["diff", "@1", "@2"], 0, "src/more.txt"),
+            (&["diff", name], 0, ""),
+            (&["restore", name, "--to", "out"], 0, "restored 3 members"),
+            (&["drill", name], 0, "restored and compared"),
+            (&["backups", name], 0, ".tar.zst.index"),
+            (&["backups"], 0, ".tar.zst.index"),
+            (&["backups", "--all"], 0, ".tar.zst.index"),
+            (&["show", name], 0, "segmented"),
+            (&["export", name, "--to", "out.tar.zst"], 0, "wrote out.tar.zst"),
+            (&["export", "@1", "--to", "old.tar.zst"], 0, "wrote old.tar.zst"),
+        ],
+    );
+}
+
+/// Uses every verb on indexes without a database: those of the two archives, and the link to the new one.
+fn check_indexes(elsewhere: &TestHome, old: &str, new: &str, link: &str) {
+    check_verbs(
+        elsewhere,
+        &[
+            (&["verify", new], 0, "good: "),
+            (&["verify", link], 0, "good: "),
+            (&["ls", new], 0, "src/more.txt"),
+            (&["cat", new, "src/file.txt"], 0, "content of src"),
+            (&["diff", old, link], 0, "src/more.txt"),
+            (&["restore", link, "--to", "out"], 0, "restored 3 members"),
+            (&["export", new, "--to", "out.tar.zst"], 0, "wrote out.tar.zst"),
+            (&["find", "more.txt"], 10, "no database in"),
+            (&["drill", new], 10, "no database in"),
+            (&["backups", new], 10, "no database in"),
+        ],
+    );
+    assert!(!elsewhere.path("backup.db").exists());
+}
+
+#[test]
+fn every_verb_works_on_schedules_in_segments_of_any_name_and_on_their_indexes() {
+    for name in ["docs", "B\u{fc}ro 2", "#a", "it's $(id) \"x\""] {
+        let home = TestHome::with_sources(&["src"]);
+        let create = ["create", "src", "--name", name, "--at", "02:00", "--compress", "zstd", "--layout", "segmented"];
+        let _ = home.run(&create).ok();
+        let _ = home.run(&["run", name]).ok();
+        fs::write(home.path("src/more.txt"), "more\n").unwrap();
+        let _ = home.run(&["run", name]).ok();
+        check_schedule(&home, name);
+        let archives = home.run(&["--json", "backups", name]).ok().json();
+        let [new, old] = [0, 1].map(|at: usize| archives[at]["path"].as_str().unwrap().to_owned());
+        let elsewhere = TestHome::new();
+        check_indexes(&elsewhere, &old, &new, text(&home.path("backups").join(format!("{name}.tar.zst.index"))));
+        let whole = |home: &TestHome| fs::read(home.path("out.tar.zst")).unwrap();
+        assert!(whole(&home) == whole(&elsewhere));
+        check_by_shell(Path::new(&new), &home);
+    }
+}
+
+/// Runs the two lines of shell in an index: the check, and the restore.
+#[track_caller]
+fn check_by_shell(index: &Path, home: &TestHome) {
+    let text = fs::read_to_string(index).unwrap();
+    let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# ")).collect();
+    let shell = |line: &str| {
+        let done = std::process::Command::new("sh").arg("-c").arg(line).current_dir(index.parent().unwrap()).output();
+        String::from_utf8(done.unwrap().stdout).unwrap()
+    };
+    let line = |end: &str| lines.iter().find(|line| line.ends_with(end)).unwrap();
+    let sum = lines.iter().find_map(|line| line.strip_prefix("cksum ")).unwrap();
+    assert_eq!(shell(line("| cksum")).trim_end(), sum);
+    fs::create_dir(home.path("by-hand")).unwrap();
+    shell(&format!("{} -C {}", line("-xf -"), home.path("by-hand").display()));
+    assert_eq!(fs::read_to_string(home.path("by-hand/src/more.txt")).unwrap(), "more\n");
+}
+
 /// Returns the text of an index, changed, with a digest that is right.
 fn rewrite(index: &Path, change: impl FnOnce(String) -> String) -> String {
     let text = change(fs::read_to_string(index).unwrap());

@@ -80,6 +80,8 @@ pub struct ScheduleDocument {
     enabled: bool,
     /// Codec and level: `zstd:3`.
     compress: String,
+    /// How its next archives are stored: `whole` or `segmented`.
+    layout: &'static str,
     /// Null while it is paused.
     next_due: Option<String>,
 }
@@ -105,6 +107,7 @@ impl ScheduleDocument {
             timezone_is_own: schedule.zone.is_some(),
             enabled: schedule.enabled,
             compress: schedule.compression.to_string(),
+            layout: schedule.layout.as_str(),
             next_due: time_or_null(row.watermark.next_due.filter(|_| schedule.enabled), &own_zone),
         }
     }
@@ -182,13 +185,15 @@ pub struct ArchiveDocument {
     run: i64,
     /// Name of its schedule.
     name: String,
-    /// `path`: the file.
+    /// `path`: the file, or the index of an archive in segments.
     #[serde(flatten)]
     path: PathFields,
+    /// `whole` or `segmented`.
+    layout: &'static str,
     created: String,
-    /// Size of the file.
+    /// Size of the archive.
     size: u64,
-    /// Bytes of the file that other archives have, too.
+    /// Bytes of the archive that other archives have, too.
     shared_bytes: u64,
     /// Bytes that deleting this archive alone would free.
     freed_bytes: u64,
@@ -213,6 +218,7 @@ impl ArchiveDocument {
             run: archive.run,
             name: archive.schedule_name.clone(),
             path: PathFields::new("path", path.as_os_str().as_bytes()),
+            layout: archive.layout.as_str(),
             created: time(archive.created_at, &context.zone),
             size: archive.size,
             shared_bytes: archive.shared_bytes(),
