@@ -27,6 +27,8 @@ mod limits;
 mod logs;
 #[path = "support/loop_mount.rs"]
 mod loop_mount;
+#[path = "cli/repair.rs"]
+mod repair;
 #[path = "cli/rescan.rs"]
 mod rescan;
 #[path = "cli/restore.rs"]

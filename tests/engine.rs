@@ -14,8 +14,12 @@ mod follow;
 mod loop_mount;
 #[path = "engine/maintenance.rs"]
 mod maintenance;
+#[path = "engine/orphans.rs"]
+mod orphans;
 #[path = "engine/recovery.rs"]
 mod recovery;
+#[path = "engine/repair.rs"]
+mod repair;
 #[path = "engine/reuse.rs"]
 mod reuse;
 #[path = "engine/runs.rs"]

@@ -291,6 +291,8 @@ fn documents_of_verification_and_retention() {
         &[
             ("verify_damaged", "--json verify @1"),
             ("verify_damaged_text", "verify @1"),
+            ("repair_dry", "--json repair -n"),
+            ("repair_dry_text", "repair -n"),
             ("backups_damaged", "--json backups docs"),
             ("status_damaged_text", "status"),
             ("forget", "--json forget @1"),
@@ -313,8 +315,8 @@ fn help_pages() {
     help(&[]);
     for verb in [
         "accept", "backups", "cancel", "cat", "config", "create", "delete", "diff", "drill", "edit", "export", "find",
-        "forget", "history", "import", "list", "ls", "next", "pause", "pin", "prune", "rescan", "restore", "resume",
-        "run", "serve", "show", "start", "status", "stop", "verify", "versions",
+        "forget", "history", "import", "list", "ls", "next", "pause", "pin", "prune", "repair", "rescan", "restore",
+        "resume", "run", "serve", "show", "start", "status", "stop", "verify", "versions",
     ] {
         help(&[verb]);
     }

@@ -42,7 +42,7 @@ impl Codec {
     }
 
     /// Returns the codec of archives with this extension.
-    pub(super) fn of_extension(extension: &str) -> Codec {
+    pub fn of_extension(extension: &str) -> Codec {
         match extension {
             "tar.gz" => Codec::Gzip,
             "tar.zst" => Codec::Zstd,

@@ -11,6 +11,7 @@ pub mod content;
 pub mod cutter;
 pub mod damaged_members;
 mod direct;
+pub mod expected_trailer;
 pub mod foreign;
 pub mod header;
 pub mod index;

@@ -9,6 +9,7 @@ use crate::archive_name::is_temporary_name;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::liveness::SegmentLock;
 use crate::store::Store;
 
 /// Finishes the deletions that are marked `deleting`, by this process or by one that died, and returns the number of
@@ -49,6 +50,12 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
 /// folder belongs to this database.
 pub fn remove_orphaned_files(home: &Home, store: &Store, schedule: &str) -> Result<()> {
     let folder = home.backups().join(schedule);
+    // Who replaces indexes or archive files holds this lock while it writes them under random names.
+    if folder.is_dir()
+        && let Some(_lock) = SegmentLock::try_to_change(home, schedule)?
+    {
+        durable::remove_abandoned(&folder)?;
+    }
     // The folder is listed before the rows are read: an attempt writes its row before it creates its file.
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,

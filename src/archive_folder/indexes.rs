@@ -1,9 +1,10 @@
-//! Indexes in the archive folder that the database does not know: an older copy of it may have been put back, or a
-//! second one may have the same identity. What they refer to is never removed (I14).
+//! The indexes in the archive folder. What they refer to is never removed, whatever the database says (I14): an older
+//! copy of it may have been put back, or a second one may have the same identity.
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use super::unknown::{entries_of, schedule_folders};
 use crate::archive::index::Index;
@@ -33,38 +34,61 @@ impl UnreadableIndex {
     }
 }
 
-/// What the indexes in a folder that the database does not know refer to.
+/// What the indexes in a folder refer to.
 #[derive(Debug, Default)]
-pub(super) struct UnknownIndexes {
+pub(super) struct FoundIndexes {
     /// File names of segments.
     pub(super) segments: HashSet<String>,
     pub(super) unreadable: Vec<UnreadableIndex>,
+    /// One that the database does not know, below the archive folder.
+    pub(super) unknown: Option<String>,
 }
 
-/// Reads the indexes in the folder of a schedule that the database does not know.
-pub(super) fn read_unknown_indexes(home: &Home, store: &Store, folder: &str) -> Result<UnknownIndexes> {
-    let mut found = UnknownIndexes::default();
-    for (path, name) in entries_of(&home.backups().join(folder))? {
-        let name = format!("{folder}/{name}");
-        if !name.ends_with(INDEX_SUFFIX) || store.has_archive_file(&name)? {
-            continue;
-        }
-        match Index::open(&path) {
-            Ok(index) => found.segments.extend(index.segments().iter().cloned()),
-            // It was removed since the folder was listed, and its row with it.
-            Err(_) if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) => {}
-            Err(reason) => found.unreadable.push(UnreadableIndex { name, reason }),
+/// Reads all indexes in the folder of a schedule. An older database that was put back knows some of them with other
+/// ranges.
+pub(super) fn read_indexes(home: &Home, store: &Store, folder: &str) -> Result<FoundIndexes> {
+    let mut found = FoundIndexes::default();
+    for (path, name) in index_files(home, folder)? {
+        if let Some(index) = open_index(&path, &name, &mut found.unreadable) {
+            found.segments.extend(index.segments().iter().cloned());
+            if !store.has_archive_file(&name)? {
+                found.unknown = Some(name);
+            }
         }
     }
     Ok(found)
+}
+
+/// Returns the path, and that below the archive folder, of what is named as an index.
+fn index_files(home: &Home, folder: &str) -> Result<Vec<(PathBuf, String)>> {
+    let entries = entries_of(&home.backups().join(folder))?.into_iter();
+    let indexes = entries.filter(|(_, name)| name.ends_with(INDEX_SUFFIX));
+    Ok(indexes.map(|(path, name)| (path, format!("{folder}/{name}"))).collect())
+}
+
+/// Opens an index, unless it was removed since the folder was listed.
+fn open_index(path: &Path, name: &str, unreadable: &mut Vec<UnreadableIndex>) -> Option<Index> {
+    match Index::open(path) {
+        Ok(index) => Some(index),
+        Err(_) if fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound) => None,
+        Err(reason) => {
+            unreadable.push(UnreadableIndex { name: name.to_owned(), reason });
+            None
+        }
+    }
 }
 
 /// Finds the files in folders with segments that are named as indexes, are none of the database, and cannot be read.
 pub fn find_unreadable_indexes(home: &Home, store: &Store) -> Result<Vec<UnreadableIndex>> {
     let mut found = Vec::new();
     for (folder, name) in schedule_folders(home, store)? {
-        if has_segments(&folder)? {
-            found.extend(read_unknown_indexes(home, store, &name)?.unreadable);
+        if !has_segments(&folder)? {
+            continue;
+        }
+        for (path, index) in index_files(home, &name)? {
+            if !store.has_archive_file(&index)? {
+                open_index(&path, &index, &mut found);
+            }
         }
     }
     Ok(found)

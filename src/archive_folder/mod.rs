@@ -6,6 +6,7 @@ mod deletion;
 mod identity;
 mod index_replacement;
 mod indexes;
+mod orphans;
 mod segments;
 mod stable_links;
 mod unknown;
@@ -18,6 +19,7 @@ pub use identity::{
 };
 pub use index_replacement::{expected_index, index_from_rows, replace_index, stored_bytes};
 pub use indexes::{UnreadableIndex, find_unreadable_indexes};
+pub use orphans::{OrphanedSegment, Orphans, find_orphans, remove_orphans};
 pub use segments::remove_unused_segments;
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

@@ -1,12 +1,12 @@
 //! Removal of segments to which nothing refers any more (I14): the row is `deleting`, the file unlinked, its folder
 //! synced, the row deleted.
 //!
-//! The database may not know all indexes: an older copy of it may have been put back, or a second one may have the same
-//! identity. So every index in the folder that it does not know counts, too.
+//! While the folder holds an index that the database does not know, it may be an older copy that was put back, and
+//! nothing in that folder is removed before a rescan has added it.
 
 use std::collections::BTreeMap;
 
-use super::indexes::{UnreadableIndex, read_unknown_indexes};
+use super::indexes::{UnreadableIndex, read_indexes};
 use crate::durable;
 use crate::error::Result;
 use crate::home::Home;
@@ -40,15 +40,17 @@ pub fn remove_unused_segments(home: &Home, store: &Store) -> Result<Vec<Unreadab
 }
 
 fn remove_in_folder(home: &Home, store: &Store, folder: &str, segments: &[StoredFile]) -> Result<Vec<UnreadableIndex>> {
-    let unknown = read_unknown_indexes(home, store, folder)?;
-    if !unknown.unreadable.is_empty() {
-        return Ok(unknown.unreadable);
+    let indexes = read_indexes(home, store, folder)?;
+    if !indexes.unreadable.is_empty() {
+        return Ok(indexes.unreadable);
     }
-    for segment in segments {
+    // What a run did not complete is in no archive.
+    let may_be_removed = |segment: &&StoredFile| indexes.unknown.is_none() || segment.temporary_name.is_some();
+    for segment in segments.iter().filter(may_be_removed) {
         let Some(name) = &segment.segment_name else { continue };
-        if unknown.segments.contains(name.rsplit('/').next().unwrap_or(name)) {
-            // Each tick of the service comes here; `status` names the index.
-            log::debug!("{name} is kept: an index that the database does not know refers to it");
+        if indexes.segments.contains(name.rsplit('/').next().unwrap_or(name)) {
+            // Each tick of the service comes here; `status` names an index that the database does not know.
+            log::debug!("{name} is kept: an index refers to it");
             continue;
         }
         let path = home.backups().join(name);

@@ -7,7 +7,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Most used", &["restore", "run", "status"]),
     ("Schedules", &["create", "list", "show", "edit", "pause", "resume", "delete", "next"]),
     ("Runs and archives", &["history", "backups", "ls", "cat", "find", "diff", "cancel", "accept"]),
-    ("Verification and retention", &["verify", "drill", "prune", "pin", "forget", "rescan"]),
+    ("Verification and retention", &["verify", "repair", "drill", "prune", "pin", "forget", "rescan"]),
     ("Service and settings", &["start", "stop", "serve", "import", "export", "config"]),
 ];
 

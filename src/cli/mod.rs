@@ -28,6 +28,7 @@ mod ls;
 mod next;
 mod prune;
 mod render;
+mod repair;
 mod rescan;
 mod restore;
 mod results;

@@ -11,7 +11,7 @@ use super::render::{self, Format};
 use super::signals::Signals;
 use super::terminal::TerminalObserver;
 use super::{Context, config};
-use crate::archive_folder;
+use crate::archive_folder::{self, OrphanedSegment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::rescan::{self, RescanReport};
 use crate::maintenance::{self, RestoredDatabase};
@@ -26,26 +26,13 @@ pub struct RescanArgs {
     /// First restore a copy of the database: this one, or the newest beside the archives
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     from_copy: Option<Option<PathBuf>>,
+    /// Then remove the segments that no archive and no index refers to; without it they are listed
+    #[arg(long)]
+    remove_orphans: bool,
 }
 
 pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
-    let mut restored_copy = None;
-    if let Some(copy) = &args.from_copy {
-        if let Some(copy) = copy.as_deref().filter(|copy| !copy.is_file()) {
-            let (problem, kind) = match copy.exists() {
-                true => ("is not a file", ErrorKind::Usage),
-                false => ("does not exist", ErrorKind::NotFound),
-            };
-            return Err(Error::new(kind, format!("the copy {} {problem}", copy.display()))
-                .hint("name one, or leave its name out: the newest beside the archives is taken"));
-        }
-        let restored = maintenance::restore_database_copy(&context.home, copy.as_deref(), context.now())?;
-        context.print_info(&format!("restored the copy {}", restored.copy.display()));
-        if let Some(previous) = &restored.previous {
-            context.print_info(&format!("the previous database is now {}", previous.display()));
-        }
-        restored_copy = Some(restored);
-    }
+    let restored_copy = args.from_copy.as_ref().map(|copy| restore_copy(context, copy.as_deref())).transpose()?;
     let store = context.open_or_create()?;
     let taken = archive_folder::adopt(&context.home, &store, args.adopt, context.now())?;
     // Adopting the folder changed the identity in the database.
@@ -63,12 +50,34 @@ pub fn cmd_rescan(context: &Context, args: &RescanArgs) -> Result<u8> {
     if let Err(error) = maintenance::copy_database(&context.home, &store, context.now()) {
         context.warn(&format!("the database was not copied: {error}"));
     }
-    print_report(context, &report, restored_copy.as_ref())?;
+    report.orphans.undecided.iter().for_each(|why| context.warn(why));
+    if args.remove_orphans {
+        archive_folder::remove_orphans(&context.home, &store, &report.orphans.segments)?;
+    }
+    print_report(context, &report, restored_copy.as_ref(), args.remove_orphans)?;
     Ok(match (report.damaged.is_empty(), report.unreadable.is_empty()) {
         (false, _) => ErrorKind::Damage.exit_code(),
         (true, false) => ErrorKind::Incomplete.exit_code(),
         (true, true) => 0,
     })
+}
+
+/// Restores a copy of the database: this one, or the newest beside the archives.
+fn restore_copy(context: &Context, copy: Option<&Path>) -> Result<RestoredDatabase> {
+    if let Some(copy) = copy.filter(|copy| !copy.is_file()) {
+        let (problem, kind) = match copy.exists() {
+            true => ("is not a file", ErrorKind::Usage),
+            false => ("does not exist", ErrorKind::NotFound),
+        };
+        return Err(Error::new(kind, format!("the copy {} {problem}", copy.display()))
+            .hint("name one, or leave its name out: the newest beside the archives is taken"));
+    }
+    let restored = maintenance::restore_database_copy(&context.home, copy, context.now())?;
+    context.print_info(&format!("restored the copy {}", restored.copy.display()));
+    if let Some(previous) = &restored.previous {
+        context.print_info(&format!("the previous database is now {}", previous.display()));
+    }
+    Ok(restored)
 }
 
 /// What `rescan --json` prints.
@@ -87,6 +96,8 @@ struct RescanDocument<'a> {
     damaged: Vec<FileDocument<'a>>,
     /// Files and folders that may hold archives and cannot be read.
     unreadable: Vec<FileDocument<'a>>,
+    /// Segments that no archive and no index refers to.
+    orphans: Vec<OrphanDocument>,
     /// `restored_copy`: the copy of the database that was restored first; only with `--from-copy`.
     #[serde(flatten)]
     restored_copy: Option<PathFields>,
@@ -104,6 +115,35 @@ struct FileDocument<'a> {
     reason: &'a str,
 }
 
+/// A segment to which nothing refers.
+#[derive(Serialize)]
+struct OrphanDocument {
+    /// `path`: its path.
+    #[serde(flatten)]
+    path: PathFields,
+    /// Its size.
+    bytes: u64,
+    /// Whether it was removed.
+    removed: bool,
+}
+
+fn orphan_documents(orphans: &[OrphanedSegment], removed: bool) -> Vec<OrphanDocument> {
+    let document = |orphan: &OrphanedSegment| OrphanDocument {
+        path: path_fields("path", &orphan.path),
+        bytes: orphan.bytes,
+        removed,
+    };
+    orphans.iter().map(document).collect()
+}
+
+fn orphan_line(orphan: &OrphanedSegment, removed: bool) -> String {
+    let (path, size) = (render::printable(orphan.path.as_os_str().as_bytes()), render::bytes(orphan.bytes));
+    match removed {
+        true => format!("removed an orphaned segment: {path} ({size})\n"),
+        false => format!("orphaned segment, to which no archive refers: {path} ({size})\n"),
+    }
+}
+
 fn file_documents(files: &[(PathBuf, String)]) -> Vec<FileDocument<'_>> {
     files.iter().map(|(path, reason)| FileDocument { path: path_fields("path", path), reason }).collect()
 }
@@ -112,7 +152,12 @@ fn path_fields(key: &'static str, path: &Path) -> PathFields {
     PathFields::new(key, path.as_os_str().as_bytes())
 }
 
-fn print_report(context: &Context, report: &RescanReport, copy: Option<&RestoredDatabase>) -> Result<()> {
+fn print_report(
+    context: &Context,
+    report: &RescanReport,
+    copy: Option<&RestoredDatabase>,
+    orphans_removed: bool,
+) -> Result<()> {
     if context.format == Format::Json {
         return render::print_json(&RescanDocument {
             schedules: &report.schedules,
@@ -122,6 +167,7 @@ fn print_report(context: &Context, report: &RescanReport, copy: Option<&Restored
             foreign: report.foreign.iter().map(|path| path.display().to_string()).collect(),
             damaged: file_documents(&report.damaged),
             unreadable: file_documents(&report.unreadable),
+            orphans: orphan_documents(&report.orphans.segments, orphans_removed),
             restored_copy: copy.map(|copy| path_fields("restored_copy", &copy.copy)),
             previous_database: copy
                 .and_then(|copy| copy.previous.as_deref())
@@ -138,6 +184,10 @@ fn print_report(context: &Context, report: &RescanReport, copy: Option<&Restored
     report.foreign.iter().for_each(|path| text += &format!("not ours, left unchanged: {}\n", shown(path)));
     for (what, files) in [("damaged, left unchanged", &report.damaged), ("cannot be read", &report.unreadable)] {
         files.iter().for_each(|(path, reason)| text += &format!("{what}: {}: {reason}\n", shown(path)));
+    }
+    report.orphans.segments.iter().for_each(|orphan| text += &orphan_line(orphan, orphans_removed));
+    if !report.orphans.segments.is_empty() && !orphans_removed {
+        context.print_info("remove the orphaned segments with `backup-manager rescan --remove-orphans`");
     }
     text += &format!(
         "{} added, {} known before\n",

@@ -7,6 +7,7 @@ use super::Context;
 use crate::browse::OpenArchive;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
+use crate::maintenance::prune::no_archive;
 use crate::store::{Archive, ScheduleRow, Store};
 
 /// Returns the schedule that `word` names: an index in `list` if it is all digits, else a name.
@@ -30,6 +31,20 @@ pub fn schedule(store: &Store, word: &str) -> Result<ScheduleRow> {
     let names: Vec<&str> = rows.iter().map(|row| row.schedule.name.as_str()).collect();
     let unknown = unknown_name("schedule", word, &names);
     rows.into_iter().find(|row| row.schedule.name.as_str() == word).ok_or(unknown)
+}
+
+/// Returns the archives that `words` name: those of a schedule, or one as in `@17`; all without words.
+///
+/// Errors: `NotFound`.
+pub fn archives(store: &Store, words: &[impl AsRef<str>]) -> Result<Vec<Archive>> {
+    let mut archives = Vec::new();
+    for word in words.iter().map(AsRef::as_ref) {
+        match run_number(word) {
+            Some(run) => archives.push(store.archive(run)?.ok_or_else(|| no_archive(run))?),
+            None => archives.extend(store.archives(Some(schedule_or_history(store, word)?.id))?),
+        }
+    }
+    if words.is_empty() { store.archives(None) } else { Ok(archives) }
 }
 
 /// Returns the schedules that `words` name, in that order, without duplicates.

@@ -188,7 +188,10 @@ fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
         ),
         ScheduleProblem::UnhealthyArchives { count } => {
             let what = render::count(*count, "archive");
-            format!("{what} damaged or missing: see `backups {name} --all`; `run {name}` makes a new one")
+            format!(
+                "{what} damaged or missing: see `backups {name} --all`; `repair {name}` uses equal parts of other \
+                 archives, `run {name}` makes a new one"
+            )
         }
         ScheduleProblem::DrillFailed { error } => format!("the last restore test failed: {error}"),
         ScheduleProblem::Overdue { newest_good_age } => {

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::{
     Context, accept, archives, cancel, cat, config, create, delete, diff, drill, edit, export, find, history, list, ls,
-    next, prune, rescan, restore, run, serve, start, status, text_file, verify,
+    next, prune, repair, rescan, restore, run, serve, start, status, text_file, verify,
 };
 use crate::error::Result;
 
@@ -46,6 +46,8 @@ pub(super) enum Verb {
     /// Read archives back from disk and report damage
     #[command(alias = "check")]
     Verify(verify::VerifyArgs),
+    /// Replace damaged parts of archives by equal ones of other archives
+    Repair(repair::RepairArgs),
     /// Test a restore: restore the newest archives, compare, and remove the result
     Drill(drill::DrillArgs),
     /// Remove archives that no rule keeps
@@ -104,6 +106,7 @@ pub(super) fn run_verb(context: &Context, verb: Verb) -> Result<u8> {
         Verb::Accept(args) => accept::cmd_accept(context, &args),
         Verb::Backups(args) => archives::cmd_backups(context, &args),
         Verb::Verify(args) => verify::cmd_verify(context, &args),
+        Verb::Repair(args) => repair::cmd_repair(context, &args),
         Verb::Drill(args) => drill::cmd_drill(context, &args),
         Verb::Prune(args) => prune::cmd_prune(context, &args),
         Verb::Pin(args) => prune::cmd_pin(context, &args),

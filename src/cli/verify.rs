@@ -14,7 +14,7 @@ use super::documents::{ErrorDocument, PathFields};
 use super::render::{self, Format};
 use super::signals::Signals;
 use super::{Context, config, select};
-use crate::archive_folder;
+use crate::archive_folder::{self, OrphanedSegment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::shared_files::separate_files;
 use crate::maintenance::verify::{self, Findings};
@@ -63,13 +63,19 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     let (files, words): (Vec<&OsString>, Vec<&OsString>) =
         args.what.iter().partition(|word| select::names_a_file(context, word));
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-    let mut verified = Vec::new();
+    let (mut verified, mut orphans) = (Vec::new(), Vec::new());
     let mut store = None;
     if !words.is_empty() || files.is_empty() {
         let opened = store.insert(context.open()?);
         separate_files(&context.home, opened, None)?;
         let archives = select_archives(context, opened, &words, args.sample, older_than)?;
         verified.extend(verify_archives(context, opened, &archives, args.threads, time_limit, &signals)?);
+        if args.what.is_empty() {
+            let found = archive_folder::find_orphans(&context.home, opened)?;
+            found.undecided.iter().for_each(|why| context.warn(why));
+            print_orphans(context, &found.segments)?;
+            orphans = found.segments;
+        }
     } else if files.iter().any(|file| name_in_home(context, Path::new(file)).is_some()) {
         store = context.open_store(Access::Existing).ok();
         store = store.filter(|opened| separate_files(&context.home, opened, None).is_ok());
@@ -86,18 +92,25 @@ pub fn cmd_verify(context: &Context, args: &VerifyArgs) -> Result<u8> {
     if let Some(store) = &store {
         context.refresh_stable_links(store, &store.schedules()?)?;
     }
-    match &verified[..] {
+    print_end(context, args, &verified, &orphans)?;
+    Ok(exit_code(&verified))
+}
+
+/// Prints the document, or that there was nothing to verify.
+fn print_end(context: &Context, args: &VerifyArgs, verified: &[Verified], orphans: &[OrphanedSegment]) -> Result<()> {
+    match verified {
         // It is reported already, and the document is that of the only thing named.
         [Verified { result: Err(error), .. }] if context.format == Format::Json && args.what.len() == 1 => {
             render::print_json_error(error);
         }
         _ if context.format == Format::Json => {
-            render::print_json(&verified.iter().map(document).collect::<Vec<_>>())?;
+            let orphaned = orphans.iter().map(orphan_document);
+            render::print_json(&verified.iter().map(document).chain(orphaned).collect::<Vec<_>>())?;
         }
         [] => context.print_info("there is nothing to verify"),
         _ => {}
     }
-    Ok(exit_code(&verified))
+    Ok(())
 }
 
 /// Returns the archives to verify, those verified longest ago first, each physical file once.
@@ -108,16 +121,7 @@ fn select_archives(
     sample: Option<u8>,
     older_than: Option<Duration>,
 ) -> Result<Vec<Archive>> {
-    let mut archives = Vec::new();
-    for word in words {
-        match select::run_number(word) {
-            Some(run) => archives.push(store.archive(run)?.ok_or_else(|| crate::maintenance::prune::no_archive(run))?),
-            None => archives.extend(store.archives(Some(select::schedule_or_history(store, word)?.id))?),
-        }
-    }
-    if words.is_empty() {
-        archives = store.archives(None)?;
-    }
+    let mut archives = select::archives(store, words)?;
     let mut seen = BTreeSet::new();
     archives.retain(|archive| seen.insert(archive.file_key()));
     if let Some(age) = older_than {
@@ -218,6 +222,21 @@ fn name_in_home(context: &Context, path: &Path) -> Option<String> {
     Some(whole.strip_prefix(context.home.backups()).ok()?.to_str()?.to_owned())
 }
 
+fn print_orphans(context: &Context, orphans: &[OrphanedSegment]) -> Result<()> {
+    for orphan in orphans {
+        let path = render::printable(orphan.path.as_os_str().as_bytes());
+        log::warn!("{path}: no archive refers to this segment");
+        if context.format != Format::Json {
+            let size = render::bytes(orphan.bytes);
+            render::print_line(&format!("orphaned segment, to which no archive refers: {path} ({size})"))?;
+        }
+    }
+    if !orphans.is_empty() {
+        context.print_info("remove the orphaned segments with `backup-manager rescan --remove-orphans`");
+    }
+    Ok(())
+}
+
 fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
     let path = render::printable(verified.path.as_os_str().as_bytes());
     match &verified.result {
@@ -240,6 +259,9 @@ fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
             findings.structure.iter().for_each(|line| text += &format!("  {}\n", render::escape_control(line)));
             for member in &findings.damaged_members {
                 text += &format!("  damaged member: {}\n", render::printable(member));
+            }
+            if let Some(run) = verified.run.filter(|_| !findings.is_good()) {
+                text += &format!("  next: `backup-manager repair @{run}`, if other archives have equal parts\n");
             }
             if context.format != Format::Json {
                 render::print(&text)?;
@@ -282,6 +304,12 @@ enum VerifyResultDocument {
     Failed {
         error: String,
         failure: ErrorDocument,
+    },
+    /// A segment to which no archive refers; always true.
+    Orphaned {
+        orphaned: bool,
+        /// Its size.
+        bytes: u64,
     },
 }
 
@@ -328,6 +356,12 @@ fn document(verified: &Verified) -> VerifiedDocument {
     };
     let path = PathFields::new("path", verified.path.as_os_str().as_bytes());
     VerifiedDocument { run: verified.run, path, result }
+}
+
+fn orphan_document(orphan: &OrphanedSegment) -> VerifiedDocument {
+    let path = PathFields::new("path", orphan.path.as_os_str().as_bytes());
+    let result = VerifyResultDocument::Orphaned { orphaned: true, bytes: orphan.bytes };
+    VerifiedDocument { run: None, path, result }
 }
 
 fn exit_code(verified: &[Verified]) -> u8 {

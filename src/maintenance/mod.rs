@@ -4,7 +4,11 @@
 mod daily;
 mod database_copies;
 pub mod drill;
+mod equal_chunks;
 pub mod prune;
+pub mod repair;
+mod repair_context;
+mod repair_whole;
 pub mod rescan;
 mod rescan_segments;
 pub mod retention;

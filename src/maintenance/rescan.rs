@@ -20,7 +20,7 @@ use crate::archive::codec::Codec;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
-use crate::archive_folder;
+use crate::archive_folder::{self, Orphans};
 use crate::archive_name::{ArchiveName, SegmentName};
 use crate::cancel::CancelToken;
 use crate::chunk::{CatalogChunk, Chunk, Place};
@@ -54,6 +54,8 @@ pub struct RescanReport {
     pub damaged: Vec<(PathBuf, String)>,
     /// Files and folders that may hold archives of ours and cannot be read, and why.
     pub unreadable: Vec<(PathBuf, String)>,
+    /// Segments that no index and no row names: left alone.
+    pub orphans: Orphans,
 }
 
 /// The comment in the pax global header of an archive.
@@ -92,7 +94,7 @@ pub fn rescan(
     store.discard_partly_added_archives()?;
     archive_folder::reserve_run_numbers(home, store)?;
     let mut report = RescanReport::default();
-    let (mut candidates, segments) = find_candidates(home, store, &mut report)?;
+    let mut candidates = find_candidates(home, store, &mut report)?;
     candidates.sort_by_key(|candidate| (candidate.created_at, candidate.run));
     create_missing_schedules(store, &candidates, &mut report, now)?;
     for candidate in &candidates {
@@ -109,12 +111,7 @@ pub fn rescan(
             Err(error) => return Err(error),
         }
     }
-    for (path, file_name) in segments {
-        // No index and no row refers to it.
-        if !store.has_segment(&file_name)? {
-            report.foreign.push(path);
-        }
-    }
+    report.orphans = archive_folder::find_orphans(home, store)?;
     separate_files(home, store, None)?;
     mark_missing(home, store, &mut report)?;
     let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
@@ -122,16 +119,9 @@ pub fn rescan(
     Ok(report)
 }
 
-/// A segment: its path, and the same below the archive folder.
-type FoundSegment = (PathBuf, String);
-
-/// Inspects every file in the folders of schedules; returns those that are ours, and the segments.
-fn find_candidates(
-    home: &Home,
-    store: &Store,
-    report: &mut RescanReport,
-) -> Result<(Vec<Candidate>, Vec<FoundSegment>)> {
-    let (mut candidates, mut segments) = (Vec::new(), Vec::new());
+/// Inspects every file in the folders of schedules; returns those that are ours.
+fn find_candidates(home: &Home, store: &Store, report: &mut RescanReport) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
     for folder in entries_of(home.backups())? {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind = fs::symlink_metadata(&folder).map_err(Error::io("inspect", &folder))?.file_type();
@@ -154,9 +144,9 @@ fn find_candidates(
                 continue;
             }
         };
-        inspect_entries(store, &name, entries, report, (&mut candidates, &mut segments))?;
+        inspect_entries(store, &name, entries, report, &mut candidates)?;
     }
-    Ok((candidates, segments))
+    Ok(candidates)
 }
 
 /// Inspects the files in the folder of a schedule.
@@ -165,7 +155,7 @@ fn inspect_entries(
     folder: &str,
     entries: Vec<PathBuf>,
     report: &mut RescanReport,
-    (candidates, segments): (&mut Vec<Candidate>, &mut Vec<FoundSegment>),
+    candidates: &mut Vec<Candidate>,
 ) -> Result<()> {
     for path in entries {
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -175,7 +165,6 @@ fn inspect_entries(
             continue;
         }
         if SegmentName::parse(&file, folder).is_some() {
-            segments.push((path, file_name));
             continue;
         }
         match inspect_file(&path, folder, file_name) {

@@ -47,6 +47,11 @@ impl Findings {
         }
     }
 
+    /// Returns that so many bytes are as they were written.
+    pub(super) fn good(bytes: u64) -> Self {
+        Findings { bytes, ..Findings::new() }
+    }
+
     /// Returns what is known before anything is read: segments that are missing or too short.
     fn of_reader(reader: &ArchiveReader) -> Self {
         Findings { bytes: reader.size(), structure: reader.segment_problems(), ..Findings::new() }

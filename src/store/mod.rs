@@ -43,6 +43,7 @@ mod moves;
 mod pending_archives;
 mod pool;
 mod remove_chunks;
+mod repair;
 mod rescan;
 mod retention;
 mod rows;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::environment::{Running, Said, TestHome, said};
 
 /// For each verb, words that make it succeed and words that make it fail, in an order in which each can.
-const VERBS: [(&str, &str, &str); 32] = [
+const VERBS: [(&str, &str, &str); 33] = [
     ("create", "create a;09:00;docs b;10:00;more", "create a;24:00;docs"),
     ("list", "list", "list --db missing.db"),
     ("show", "show docs", "show nosuch"),
@@ -34,6 +34,7 @@ const VERBS: [(&str, &str, &str); 32] = [
     ("forget", "forget @2 --force", "forget @1"),
     ("cancel", "cancel docs", "cancel nosuch"),
     ("accept", "accept docs more", "accept nosuch"),
+    ("repair", "repair docs", "repair nosuch"),
     ("rescan", "rescan", "rescan --from-copy missing.db"),
     ("config", "config workers 2", "config workers 0"),
     ("export", "export out.txt", "export out.txt"),

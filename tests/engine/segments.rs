@@ -23,10 +23,15 @@ use crate::reuse::{run, verify};
 use crate::runs::{Recording, recover_all, run_now};
 use crate::world::{HOUR, World};
 
-const CODECS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
+pub const CODECS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
 
 /// A schedule of archives in segments, whose files changed long before now.
 pub fn world(compression: Compression) -> (World, Runner, ScheduleRow) {
+    world_in(Layout::Segmented, compression)
+}
+
+/// The same in any layout.
+pub fn world_in(layout: Layout, compression: Compression) -> (World, Runner, ScheduleRow) {
     let world = World::new();
     let row = world.schedule("docs", "01:00");
     let mut bytes = 0_u64;
@@ -37,7 +42,7 @@ pub fn world(compression: Compression) -> (World, Runner, ScheduleRow) {
     fs::write(world.path("docs/large"), vec![7; 9 << 20]).unwrap();
     let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     world.clock.set(Timestamp::from_millis(i64::try_from(real.as_millis()).unwrap()).plus(HOUR));
-    let schedule = Schedule { layout: Layout::Segmented, compression, ..row.schedule.clone() };
+    let schedule = Schedule { layout, compression, ..row.schedule.clone() };
     edit(&world, &row, schedule);
     let runner = world.process(Role::Command);
     (world, runner, row)
@@ -66,7 +71,7 @@ pub fn contents(world: &World) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Returns the sizes of the segments.
-fn segments(world: &World) -> BTreeMap<String, usize> {
+pub fn segments(world: &World) -> BTreeMap<String, usize> {
     let files = contents(world).into_iter().filter(|(name, _)| name.ends_with(".segment"));
     files.map(|(name, content)| (name, content.len())).collect()
 }
@@ -151,7 +156,7 @@ fn a_run_that_finds_nothing_changed_adds_an_index_only() {
     assert!(contents(&world).is_empty());
 }
 
-fn delete(world: &World, archive: &Archive) {
+pub fn delete(world: &World, archive: &Archive) {
     assert_eq!(world.store.mark_deleting(&[archive.run], &[]).unwrap(), 1);
     assert_eq!(archive_folder::finish_deletions(&world.home, &world.store).unwrap(), 1);
 }
@@ -297,7 +302,7 @@ pub fn flip(path: &Path, at: u64) {
     file.set_modified(before).unwrap();
 }
 
-fn health(world: &World, archive: &Archive) -> Health {
+pub fn health(world: &World, archive: &Archive) -> Health {
     world.store.archive(archive.run).unwrap().unwrap().health
 }
 

@@ -18,4 +18,6 @@ pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNo
 pub use moves::{CopiedRange, Moved, StoredTrailer};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};
-pub use stored_file::{SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredRange};
+pub use stored_file::{
+    ChunkDigest, SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredPlace, StoredRange,
+};

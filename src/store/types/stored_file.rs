@@ -57,6 +57,26 @@ pub struct StoredChunk {
     pub digest: [u8; 32],
 }
 
+/// A chunk of the catalog, and what its stored bytes must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkDigest {
+    /// Its row.
+    pub id: i64,
+    /// Number of stored bytes.
+    pub stored_length: u64,
+    /// BLAKE3 of the stored bytes.
+    pub stored_digest: [u8; 32],
+}
+
+/// Where a file of archives holds bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPlace {
+    /// The file, below the archive folder.
+    pub file_name: String,
+    /// Offset of the first byte in it.
+    pub offset: u64,
+}
+
 /// The names of a segment that a run is to write, both below the archive folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentIntent {

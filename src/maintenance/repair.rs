@@ -1,0 +1,224 @@
+//! Repair: what is damaged in an archive is written anew with equal bytes of another archive, if there are any, into
+//! new files, which take the place of the old ones as a whole. No byte of a file changes (I19).
+
+use std::collections::HashSet;
+
+use super::equal_chunks::EqualChunks;
+pub use super::repair_context::RepairContext;
+use super::repair_whole::{self, Replacement};
+use super::shared_files::separate_files;
+use super::verify::{Findings, verify_archive};
+use crate::archive::codec::Codec;
+use crate::archive::expected_trailer::ExpectedTrailer;
+use crate::archive::reader::ArchiveReader;
+use crate::archive::trailer::Facts;
+use crate::archive_name::{ArchiveName, INDEX_SUFFIX};
+use crate::chunk::Chunk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::SegmentLock;
+use crate::member::MemberKind;
+use crate::schedule::Layout;
+use crate::store::{Archive, Health, Store};
+
+/// Chunks whose members one query reads.
+const PAGE_CHUNKS: u32 = 256;
+
+/// A damaged archive, read from the disk.
+struct Damaged {
+    archive: Archive,
+    /// What a verification found.
+    findings: Findings,
+    /// The chunks that differ, in order.
+    chunks: Vec<Chunk>,
+    /// The trailer as it must be, if the archive has another one.
+    trailer: Option<TrailerRepair>,
+}
+
+/// A damaged trailer.
+struct TrailerRepair {
+    offset: u64,
+    /// `None` if the catalog does not know all that it says.
+    bytes: Option<Vec<u8>>,
+}
+
+/// What became of an archive that was damaged.
+#[derive(Clone, Debug)]
+pub struct Repaired {
+    /// How many of its parts were damaged: chunks, and the trailer.
+    pub damaged_parts: u64,
+    /// For how many of these there are equal bytes elsewhere.
+    pub repairable_parts: u64,
+    /// What is damaged still; of a dry run, what is now.
+    pub findings: Findings,
+}
+
+impl Repaired {
+    /// Returns whether nothing is damaged any more, or, after a dry run, would be.
+    pub fn is_whole(&self) -> bool {
+        self.findings.is_good() || self.damaged_parts > 0 && self.damaged_parts == self.repairable_parts
+    }
+}
+
+/// Repairs the archives among `archives` that are recorded as damaged or missing, each file once. Calls `on_repaired`
+/// with the result of each that was.
+///
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours. What was repaired before stays so.
+pub fn repair(
+    context: &RepairContext<'_>,
+    archives: &[Archive],
+    on_repaired: &mut dyn FnMut(&Archive, Result<Repaired>) -> Result<()>,
+) -> Result<()> {
+    let RepairContext { home, store, cancel, .. } = *context;
+    separate_files(home, store, None)?;
+    let mut damaged = Vec::new();
+    let mut seen = HashSet::new();
+    for archive in archives {
+        // Its row may have been separated from others.
+        let Some(archive) = store.archive(archive.run)? else { continue };
+        if !matches!(archive.health, Health::Damaged | Health::Missing) || !seen.insert(archive.file_key()) {
+            continue;
+        }
+        match examine(context, &archive) {
+            Ok(found) => damaged.extend(found),
+            Err(error) => on_repaired(&archive, Err(error))?,
+        }
+    }
+    let wanted = damaged.iter().flat_map(|damaged| &damaged.chunks);
+    let equal = EqualChunks::find(home, store, wanted, cancel)?;
+    for damaged in damaged {
+        cancel.check("the repair was cancelled")?;
+        on_repaired(&damaged.archive, repair_archive(context, &damaged, &equal))?;
+    }
+    Ok(())
+}
+
+/// Reads an archive in full; returns what is damaged, `None` if nothing is.
+fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Damaged>> {
+    let RepairContext { home, store, now, threads, cancel, .. } = *context;
+    let findings = verify_archive(home, store, archive, threads, cancel, now)?;
+    if findings.is_good() {
+        return Ok(None);
+    }
+    let mut ranges = findings.damaged_ranges.iter().peekable();
+    let mut chunks = Vec::new();
+    if ranges.peek().is_some() {
+        for chunk in store.archive_chunks(archive.run) {
+            let chunk = chunk?;
+            if ranges.next_if(|range| range.start == chunk.offset).is_some() {
+                chunks.push(chunk);
+            }
+        }
+    }
+    let trailer = examine_trailer(context, archive)?;
+    Ok(Some(Damaged { archive: archive.clone(), findings, chunks, trailer }))
+}
+
+/// Compares the trailer of an archive with the catalog, and makes the one that it must have if it has another.
+fn examine_trailer(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<TrailerRepair>> {
+    let RepairContext { home, store, .. } = *context;
+    let path = home.backups().join(&archive.file_name);
+    let Some(digest) = archive.digest.as_deref().and_then(|digest| <[u8; 32]>::try_from(digest).ok()) else {
+        return Ok(None);
+    };
+    if !store.has_chunks(archive.run)? {
+        return Ok(None);
+    }
+    let reader = match ArchiveReader::open(&path) {
+        Ok(reader) => reader,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damage) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let expected = ExpectedTrailer::new(&path, store.archive_chunks(archive.run), digest)?;
+    if expected.is_in(&reader, archive.size) {
+        return Ok(None);
+    }
+    let mut bytes = None;
+    let codec = codec_of(archive).unwrap_or(reader.codec());
+    for facts in possible_facts(store, archive)? {
+        bytes = bytes.or(expected.with_facts(codec, &facts)?);
+    }
+    Ok(Some(TrailerRepair { offset: expected.start(), bytes }))
+}
+
+/// Returns how an archive is encoded by its name: its first bytes may be damaged.
+fn codec_of(archive: &Archive) -> Option<Codec> {
+    let name = archive.file_name.rsplit('/').next()?;
+    let name = ArchiveName::of_file(name.strip_suffix(INDEX_SUFFIX).unwrap_or(name))?;
+    Some(Codec::of_extension(name.extension))
+}
+
+/// Returns what the trailer of an archive may say: an archive that is a name of another one's file has its trailer.
+fn possible_facts(store: &Store, archive: &Archive) -> Result<Vec<Facts>> {
+    let mut folders = 0;
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let (page, following) = store.members(archive.run, from, PAGE_CHUNKS)?;
+        folders += page.iter().filter(|listed| listed.entry.member.kind == MemberKind::Folder).count() as u64;
+        next = following;
+    }
+    let mut runs = Vec::new();
+    for name in store.archives(Some(archive.schedule_id))? {
+        if name.archive_file == archive.archive_file {
+            let run = store.run(name.run)?;
+            runs.extend(run.base_run);
+            runs.push(run.id);
+        }
+    }
+    let run = store.run(archive.run)?;
+    let facts = |number| Facts {
+        run: number,
+        outcome: if archive.incomplete { "incomplete" } else { "succeeded" }.to_owned(),
+        members: archive.extent.members,
+        files: archive.extent.files,
+        folders,
+        content_bytes: archive.extent.content_bytes,
+        problems: run.counts.problems,
+        losses: run.counts.losses,
+    };
+    Ok(runs.into_iter().map(facts).collect())
+}
+
+/// Repairs an archive as far as there are equal bytes.
+fn repair_archive(context: &RepairContext<'_>, damaged: &Damaged, equal: &EqualChunks) -> Result<Repaired> {
+    let found = damaged.chunks.iter().filter(|chunk| equal.has(chunk)).count();
+    let has_trailer = damaged.trailer.as_ref().is_some_and(|trailer| trailer.bytes.is_some());
+    let damaged_parts = damaged.chunks.len() as u64 + u64::from(damaged.trailer.is_some());
+    let repairable_parts = found as u64 + u64::from(has_trailer);
+    let is_repairable = damaged_parts > 0 && damaged_parts == repairable_parts;
+    let mut findings = damaged.findings.clone();
+    if is_repairable && !context.dry_run && damaged.archive.layout == Layout::Whole {
+        let _lock = lock(context, &damaged.archive)?;
+        repair_whole::replace_file(context, &damaged.archive, &mut replacements(context, damaged, equal))?;
+        findings = Findings::good(damaged.archive.size);
+        log::info!("{}: repaired, {damaged_parts} parts were damaged", damaged.archive.describe());
+    }
+    Ok(Repaired { damaged_parts, repairable_parts, findings })
+}
+
+/// Takes the lock under which the files of a schedule are changed.
+///
+/// Errors: `Busy` while another process has it.
+fn lock(context: &RepairContext<'_>, archive: &Archive) -> Result<SegmentLock> {
+    let name = &archive.schedule_name;
+    SegmentLock::try_to_change(context.home, name)?.ok_or_else(|| {
+        Error::busy(format!("another process changes files of archives of {name}"))
+            .hint("repair again when it has ended")
+    })
+}
+
+/// Returns the bytes that are written anew, in order.
+fn replacements<'a>(
+    context: &'a RepairContext<'_>,
+    damaged: &'a Damaged,
+    equal: &'a EqualChunks,
+) -> impl Iterator<Item = Result<Replacement>> + 'a {
+    let chunks = damaged.chunks.iter().map(|chunk| {
+        let bytes = equal.read(context.home, chunk)?;
+        Ok(Replacement { offset: chunk.offset, bytes })
+    });
+    let trailer = damaged.trailer.iter().filter_map(|trailer| {
+        let bytes = trailer.bytes.clone()?;
+        Some(Ok(Replacement { offset: trailer.offset, bytes }))
+    });
+    chunks.chain(trailer)
+}

@@ -1,0 +1,70 @@
+//! What a repair searches for, and what it records.
+
+use rusqlite::params;
+
+use super::Store;
+use super::rows::{HOLDS_CHUNK, InnerPath, exactly_one};
+use super::stored_files::WHOLE_FILE;
+use super::types::{Archive, ChunkDigest, StoredBytes, StoredPlace};
+use crate::clock::Timestamp;
+use crate::error::Result;
+
+impl Store {
+    /// Returns up to `limit` chunks of the catalog with ids above `after`, in order.
+    pub fn chunk_digests(&self, after: i64, limit: u32) -> Result<Vec<ChunkDigest>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT id, stored_length, stored_digest FROM chunk WHERE id > ?1 ORDER BY id LIMIT ?2",
+                )?
+                .query_map(params![after, limit], |row| {
+                    Ok(ChunkDigest { id: row.get(0)?, stored_length: row.get(1)?, stored_digest: row.get(2)? })
+                })?
+                .collect()
+        })
+    }
+
+    /// Returns where complete archives store a chunk, each place once.
+    pub fn places_of_chunk(&self, chunk: i64) -> Result<Vec<StoredPlace>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT DISTINCT coalesce(segment_name, file_name), file_offset + ( \
+                         SELECT coalesce(sum(stored_length), 0) FROM chunk WHERE id >= span.chunk_id AND id < ?1) \
+                     FROM span INDEXED BY span_of_chunk \
+                     CROSS JOIN stored_file ON stored_file.id = span.stored_file_id \
+                     CROSS JOIN archive ON archive.archive_file_id = span.archive_file_id \
+                     WHERE {HOLDS_CHUNK} AND archive.state = 'complete' AND health <> 'missing'"
+                ))?
+                .query_map([chunk], |row| {
+                    Ok(StoredPlace { file_name: row.get::<_, InnerPath>(0)?.0, offset: row.get(1)? })
+                })?
+                .collect()
+        })
+    }
+
+    /// Records that an archive file was replaced as a whole by another one, whose bytes were read back and are those
+    /// that were written once.
+    ///
+    /// Errors: that of the statement if the archive was removed meanwhile.
+    pub fn record_replaced_file(&self, archive: &Archive, stored: &StoredBytes, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            let changed = transaction
+                .prepare_cached(&format!(
+                    "UPDATE stored_file SET size = ?2, device = ?3, inode = ?4, modified_ns = ?5, health = 'good', \
+                         verified_at_ms = ?6 WHERE id = {WHOLE_FILE} AND EXISTS (SELECT 1 FROM archive \
+                             WHERE run_id = ?7 AND archive_file_id = ?1 AND state = 'complete')"
+                ))?
+                .execute(params![
+                    archive.archive_file,
+                    stored.size,
+                    stored.device.cast_signed(),
+                    stored.inode.cast_signed(),
+                    stored.modified_ns,
+                    now.millis(),
+                    archive.run
+                ])?;
+            exactly_one(changed)
+        })
+    }
+}

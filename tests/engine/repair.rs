@@ -1,0 +1,147 @@
+//! Repair: what is damaged in an archive is written anew from equal bytes of another one.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use backup_manager::backup::Runner;
+use backup_manager::cancel::CancelToken;
+use backup_manager::chunk::Chunk;
+use backup_manager::clock::Clock;
+use backup_manager::error::Result;
+use backup_manager::maintenance::repair::{RepairContext, Repaired, repair};
+use backup_manager::schedule::{Compression, Layout};
+use backup_manager::store::{Archive, Health, ScheduleRow};
+
+use crate::reuse::{file_of, run, verify};
+use crate::segments::{CODECS, contents, flip, health, world_in};
+use crate::world::World;
+
+/// Three archives, of which the second is a name of the first one's file, and the third shares most chunks.
+fn three(compression: Compression) -> (World, Runner, ScheduleRow, [Archive; 3]) {
+    let (world, runner, row) = world_in(Layout::Whole, compression);
+    let first = run(&world, &runner, &row);
+    let second = run(&world, &runner, &row);
+    assert_eq!(first.archive_file, second.archive_file, "{compression}");
+    fs::write(world.path("docs/005"), "changed").unwrap();
+    let third = run(&world, &runner, &row);
+    (world, runner, row, [first, second, third])
+}
+
+fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> {
+    let cancel = CancelToken::new();
+    let context = RepairContext {
+        home: &world.home,
+        store: &world.store,
+        now: world.clock.now(),
+        threads: 2,
+        cancel: &cancel,
+        dry_run,
+    };
+    let mut repaired = Vec::new();
+    let archives = world.store.archives(None).unwrap();
+    let on_repaired = &mut |archive: &Archive, result| {
+        repaired.push((archive.run, result));
+        Ok(())
+    };
+    repair(&context, &archives, on_repaired).unwrap();
+    repaired
+}
+
+/// Returns the chunks of an archive.
+fn chunks(world: &World, archive: &Archive) -> Vec<Chunk> {
+    world.store.archive_chunks(archive.run).map(|chunk| chunk.unwrap()).collect()
+}
+
+/// Returns the offset of a byte of `archive` in a chunk that is, or is not, a chunk of `other`, too.
+fn byte_of(world: &World, archive: &Archive, other: &Archive, is_shared: bool) -> u64 {
+    let others = chunks(world, other);
+    let is_in = |chunk: &&Chunk| others.iter().any(|other| other.stored_digest == chunk.stored_digest);
+    let own = chunks(world, archive);
+    let chunk = own[1..own.len() - 1].iter().find(|chunk| is_in(chunk) == is_shared).expect("such a chunk");
+    chunk.offset + chunk.stored_length / 2
+}
+
+#[test]
+fn a_damaged_file_is_replaced_as_a_whole_under_all_of_its_names() {
+    for compression in CODECS {
+        let (world, _runner, _row, [first, second, third]) = three(compression);
+        let written = fs::read(file_of(&world, &first)).unwrap();
+        flip(&file_of(&world, &first), byte_of(&world, &first, &third, true));
+        fs::set_permissions(file_of(&world, &first), fs::Permissions::from_mode(0o400)).unwrap();
+        assert_eq!(verify(&world, &first), Health::Damaged);
+        let before = contents(&world);
+        let mut damaged = File::open(file_of(&world, &first)).unwrap();
+        let dry = repair_all(&world, true);
+        assert!(matches!(&dry[..], [(_, Ok(found))] if found.is_whole() && !found.findings.is_good()), "{dry:?}");
+        assert_eq!(contents(&world), before);
+        let repaired = repair_all(&world, false);
+        assert!(matches!(&repaired[..], [(_, Ok(found))] if found.findings.is_good()), "{repaired:?}");
+        let stat = |archive: &Archive| fs::metadata(file_of(&world, archive)).unwrap();
+        assert_eq!((stat(&first).ino(), stat(&first).nlink()), (stat(&second).ino(), 2));
+        assert_eq!(stat(&first).mode() & 0o7777, 0o400);
+        assert!(fs::read(file_of(&world, &second)).unwrap() == written);
+        for archive in [&first, &second, &third] {
+            assert_eq!(health(&world, archive), Health::Good);
+            assert_eq!(verify(&world, archive), Health::Good);
+        }
+        assert_eq!(world.store.archive(first.run).unwrap().unwrap().names, 2);
+        // Who reads the old file reads the old bytes.
+        let mut old = Vec::new();
+        damaged.read_to_end(&mut old).unwrap();
+        assert!(old == before[first.file_name.strip_prefix("docs/").unwrap()]);
+        assert_eq!(contents(&world).len(), before.len(), "no temporary file is left");
+        assert!(repair_all(&world, false).is_empty());
+    }
+}
+
+#[test]
+fn what_no_other_archive_has_stays_damaged_and_is_named() {
+    for compression in CODECS {
+        let (world, runner, row, [first, _, third]) = three(compression);
+        // The chunk of the changed file and one that the first has, too.
+        flip(&file_of(&world, &third), byte_of(&world, &third, &first, false));
+        flip(&file_of(&world, &third), byte_of(&world, &third, &first, true));
+        assert_eq!(verify(&world, &third), Health::Damaged);
+        let before = contents(&world);
+        let repaired = repair_all(&world, false);
+        let [(run_number, Ok(found))] = &repaired[..] else { panic!("{repaired:?}") };
+        assert_eq!((*run_number, found.damaged_parts, found.repairable_parts), (third.run, 2, 1));
+        assert!(!found.is_whole() && !found.findings.damaged_members.is_empty());
+        assert_eq!(contents(&world), before);
+        assert_eq!(health(&world, &third), Health::Damaged);
+        // The next run reads what the source still has, and its chunks repair the older archive.
+        let fourth = run(&world, &runner, &row);
+        assert_eq!(fourth.health, Health::Good);
+        let repaired = repair_all(&world, false);
+        assert!(matches!(&repaired[..], [(_, Ok(found))] if found.findings.is_good()), "{compression}: {repaired:?}");
+        assert_eq!(verify(&world, &third), Health::Good);
+    }
+}
+
+#[test]
+fn a_damaged_trailer_is_made_anew_from_the_catalog() {
+    for compression in CODECS {
+        let (world, _runner, _row, [first, second, third]) = three(compression);
+        let written = fs::read(file_of(&world, &first)).unwrap();
+        let size = written.len() as u64;
+        // Of the first by a byte in its middle; of the third all that follows its chunks, and the last of these.
+        let start = chunks(&world, &first).last().unwrap().end();
+        flip(&file_of(&world, &first), (start + size) / 2);
+        let whole_third = fs::read(file_of(&world, &third)).unwrap();
+        let last = *chunks(&world, &third).last().unwrap();
+        fs::set_permissions(file_of(&world, &third), fs::Permissions::from_mode(0o600)).unwrap();
+        File::options().write(true).open(file_of(&world, &third)).unwrap().set_len(last.offset + 1).unwrap();
+        for archive in [&first, &third] {
+            assert_eq!(verify(&world, archive), Health::Damaged, "{compression}");
+        }
+        for (_, repaired) in repair_all(&world, false) {
+            assert!(repaired.as_ref().is_ok_and(|found| found.findings.is_good()), "{compression}: {repaired:?}");
+        }
+        assert!(fs::read(file_of(&world, &first)).unwrap() == written);
+        assert!(fs::read(file_of(&world, &third)).unwrap() == whole_third);
+        for archive in [&first, &second, &third] {
+            assert_eq!(verify(&world, archive), Health::Good);
+        }
+    }
+}
