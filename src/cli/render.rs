@@ -106,12 +106,15 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
     if rows.is_empty() {
         return print_line(empty);
     }
+    let table = table(headings, rows, colour, Table::new().width());
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    print_line(&lines.join("\n"))
+}
+
+/// Lays out a table for a terminal of `width` columns, `None` where there is none.
+fn table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, width: Option<u16>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    // A terminal that does not know its width reports 0.
-    if table.width().is_some_and(|width| width >= MIN_FITTED_COLUMNS) {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
     table.set_header(headings.iter().map(|heading| {
         let cell = Cell::new(heading);
         if colour { cell.add_attribute(Attribute::Bold) } else { cell }
@@ -121,11 +124,13 @@ pub fn print_table(headings: &[&str], rows: Vec<Vec<String>>, colour: bool, empt
     for (number, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, if number + 1 < headings.len() { GAP } else { 0 }));
     }
-    if let Some(width) = table.width() {
+    let natural: u32 = table.column_max_content_widths().into_iter().map(|column| u32::from(column + GAP)).sum();
+    // A terminal that does not know its width reports 0. One that has room for all breaks no name with a space.
+    if let Some(width) = width.filter(|width| *width >= MIN_FITTED_COLUMNS && natural > u32::from(width + GAP)) {
+        table.set_width(width).set_content_arrangement(ContentArrangement::Dynamic);
         keep_words_whole(&mut table, &longest_words, width);
     }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    print_line(&lines.join("\n"))
+    table
 }
 
 /// Returns the columns that the longest word of a column of the table needs.
@@ -208,6 +213,20 @@ pub fn age(duration: std::time::Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_fits_breaks_no_name_and_one_that_does_not_is_fitted() {
+        let headings = ["NEWEST", "RUN", "AGE", "SIZE", "MEMBERS", "VERIFIED", "ARCHIVES"];
+        let row = ["Büro 2.tar.zst.index", "@4", "0 s", "1.60 KiB", "31", "2026-11-27 23:00", "2"];
+        let lines = |width: Option<u16>| -> Vec<String> {
+            let rows = vec![row.map(str::to_owned).to_vec()];
+            table(&headings, rows, false, width).lines().map(|line| line.trim_end().to_owned()).collect()
+        };
+        assert_eq!(lines(None), lines(Some(80)));
+        assert!(lines(Some(80))[1].starts_with("Büro 2.tar.zst.index  @4"), "{:?}", lines(Some(80)));
+        let narrow = lines(Some(70));
+        assert!(narrow.len() > 2 && narrow.iter().all(|line| line.chars().count() <= 70), "{narrow:?}");
+    }
 
     #[test]
     fn control_characters_are_escaped_and_newlines_stay() {
