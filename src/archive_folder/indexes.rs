@@ -19,7 +19,7 @@ use crate::store::Store;
 pub struct UnreadableIndex {
     /// Its path below the archive folder.
     pub name: String,
-    /// Why it cannot be read.
+    /// Why it cannot be read, with its path.
     pub reason: Error,
 }
 
@@ -28,7 +28,7 @@ impl UnreadableIndex {
     pub fn into_error(self, home: &Home) -> Error {
         let path = home.backups().join(&self.name);
         let folder = path.parent().unwrap_or(&path).display();
-        Error::failed(format!("unused segments in {folder} are kept: {} cannot be read as an index", path.display()))
+        Error::failed(format!("unused segments in {folder} are kept, because an index there cannot be read"))
             .because(self.reason)
             .hint("move it out of that folder if it is not needed")
     }

@@ -55,8 +55,8 @@ impl Runner {
         Ok(RunOutcome { run, state, error: Some(failure.error) })
     }
 
-    /// Removes the segments that a run without an archive has written. What cannot be removed is tried again later.
-    fn remove_discarded_segments(&self, run: i64, name: &str) {
+    /// Removes the segments that a run has written and discarded. What cannot be removed is tried again later.
+    pub(super) fn remove_discarded_segments(&self, run: i64, name: &str) {
         let kept = match archive_folder::remove_unused_segments(&self.home, &self.store) {
             Ok(unreadable) => unreadable.into_iter().map(|index| index.into_error(&self.home)).collect(),
             Err(error) => vec![error],

@@ -93,6 +93,8 @@ impl Runner {
             };
             log::error!("run @{}: beginning again without archive @{}: {error}", claim.run(), damaged.row.run);
             self.drop_damaged_base(claim, &damaged).map_err(Failure::retryable)?;
+            // The room that they take may be needed now.
+            self.remove_discarded_segments(claim.run(), intent.schedule_name());
         }
     }
 

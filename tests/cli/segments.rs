@@ -174,12 +174,16 @@ fn an_index_that_cannot_be_read_is_named_and_fails_no_removal() {
     let home = home_with_segments();
     let segments = |name: &str| home.archive_files().iter().filter(|file| file.starts_with(name)).count();
     let healthy = home.run(&["status"]);
-    assert!(!healthy.stdout.contains("cannot be read as an index"), "{healthy:?}");
+    assert!(!healthy.stdout.contains("an index there cannot be read"), "{healthy:?}");
     fs::write(home.path("backups/docs/docs.index"), "mine\n").unwrap();
-    let named = "docs/docs.index cannot be read as an index";
+    let named = "kept, because an index there cannot be read: the index ";
     let unhealthy = home.run(&["status"]);
     assert_eq!(unhealthy.code, 1);
-    assert!(unhealthy.stdout.contains(named) && unhealthy.stdout.contains("move it out"), "{unhealthy:?}");
+    assert!(
+        unhealthy.stdout.contains(named) && unhealthy.stdout.contains("docs/docs.index is damaged"),
+        "{unhealthy:?}"
+    );
+    assert!(unhealthy.stdout.contains("move it out of that folder"), "{unhealthy:?}");
     let (docs, mail) = (segments("docs"), segments("mail"));
     let forgotten = home.run(&["forget", "@1"]).ok();
     assert!(forgotten.stderr.contains(named) && forgotten.stderr.contains("\n  next: move it out"), "{forgotten:?}");
