@@ -1,6 +1,6 @@
 //! Costs of the engine: claims compared with the rate of syncs of the disk, the time from due to claimed, a tick with
-//! nothing due, and an idle service; and of its innermost steps: the next occurrence of a cadence, a member added to the
-//! catalog, a chunk encoded.
+//! nothing due, and an idle service; and of its innermost steps: the next occurrence of a cadence, a member added to
+//! the catalog, a chunk encoded.
 //!
 //! `cargo bench --bench engine [claims|due|tick|idle|cadence|catalog|encode]...` measures these, or all by default, in
 //! four minutes; the last three take some seconds. The database lies in `target`, or in the folder that `BENCH_SCRATCH`

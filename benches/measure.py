@@ -159,9 +159,8 @@ class Bench:
         """Makes a new home with one schedule, `x`, of the source."""
         home = self.fresh("home", within)
         os.makedirs(home)
-        self.ours(home, "create", source, "--name", "x", "--at", "03:00", "--compress", codec, *options)
-        if layout != "whole":
-            change(home, f"UPDATE schedule SET layout = '{layout}'")
+        self.ours(home, "create", source, "--name", "x", "--at", "03:00", "--compress", codec, "--layout", layout,
+                  *options)
         return home
 
     def run(self, home, *options):
