@@ -11,10 +11,10 @@ use crate::archive::index::Index;
 use crate::archive_name::{INDEX_SUFFIX, SEGMENT_SUFFIX};
 use crate::error::{Error, Result};
 use crate::home::Home;
-use crate::store::Store;
+use crate::store::{Store, StoredFile};
 
-/// A file that is named as an index, is not one of the database, and cannot be read as an index. It may refer to any
-/// segment in its folder, so that none of these is removed.
+/// A file that is named as an index and cannot be read as one. It may refer to any segment in its folder, so that none
+/// of these is removed.
 #[derive(Debug)]
 pub struct UnreadableIndex {
     /// Its path below the archive folder.
@@ -30,7 +30,7 @@ impl UnreadableIndex {
         let folder = path.parent().unwrap_or(&path).display();
         Error::failed(format!("unused segments in {folder} are kept, because an index there cannot be read"))
             .because(self.reason)
-            .hint("move it out of that folder if it is not needed")
+            .hint("if it is that of an archive, put it back or forget the archive; else move it out of that folder")
     }
 }
 
@@ -78,15 +78,19 @@ fn open_index(path: &Path, name: &str, unreadable: &mut Vec<UnreadableIndex>) ->
     }
 }
 
-/// Finds the files in folders with segments that are named as indexes, are none of the database, and cannot be read.
+/// Finds the files that are named as indexes and cannot be read, in folders with segments. Those of archives of the
+/// database are read only where segments are to be removed: elsewhere their verification finds them.
 pub fn find_unreadable_indexes(home: &Home, store: &Store) -> Result<Vec<UnreadableIndex>> {
+    let waiting = store.segments_being_deleted()?;
+    let folder_of = |segment: &StoredFile| Some(segment.segment_name.as_deref()?.split_once('/')?.0.to_owned());
+    let waiting: HashSet<String> = waiting.iter().filter_map(folder_of).collect();
     let mut found = Vec::new();
     for (folder, name) in schedule_folders(home, store)? {
         if !has_segments(&folder)? {
             continue;
         }
         for (path, index) in index_files(home, &name)? {
-            if !store.has_archive_file(&index)? {
+            if waiting.contains(&name) || !store.has_archive_file(&index)? {
                 open_index(&path, &index, &mut found);
             }
         }

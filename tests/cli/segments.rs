@@ -183,10 +183,13 @@ fn an_index_that_cannot_be_read_is_named_and_fails_no_removal() {
         unhealthy.stdout.contains(named) && unhealthy.stdout.contains("docs/docs.index is damaged"),
         "{unhealthy:?}"
     );
-    assert!(unhealthy.stdout.contains("move it out of that folder"), "{unhealthy:?}");
+    assert!(unhealthy.stdout.contains("else move it out of that folder"), "{unhealthy:?}");
     let (docs, mail) = (segments("docs"), segments("mail"));
     let forgotten = home.run(&["forget", "@1"]).ok();
-    assert!(forgotten.stderr.contains(named) && forgotten.stderr.contains("\n  next: move it out"), "{forgotten:?}");
+    assert!(
+        forgotten.stderr.contains(named) && forgotten.stderr.contains("\n  next: if it is that of an archive"),
+        "{forgotten:?}"
+    );
     assert_eq!(segments("docs"), docs - 1, "its index only");
     let _ = home.run(&["forget", "@3"]).ok();
     let _ = home.run(&["edit", "mail", "--keep-last", "1"]).ok();

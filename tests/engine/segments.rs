@@ -239,6 +239,28 @@ fn an_index_that_cannot_be_read_stops_the_removal_of_segments_in_its_folder_only
 }
 
 #[test]
+fn an_index_of_the_database_that_cannot_be_read_is_named_once_segments_are_to_be_removed() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let mut archives = Vec::new();
+    for day in 0..3 {
+        fs::write(world.path("docs/005"), format!("day {day}")).unwrap();
+        archives.push(run(&world, &runner, &row));
+    }
+    let before = segments(&world).len();
+    let index = world.home.backups().join(&archives[2].file_name);
+    let text = fs::read(&index).unwrap();
+    fs::set_permissions(&index, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&index, &text[..text.len() - 9]).unwrap();
+    assert_eq!(unreadable(&world), [""; 0], "its verification finds it");
+    delete(&world, &archives[1]);
+    assert_eq!(segments(&world).len(), before);
+    assert_eq!(unreadable(&world), [archives[2].file_name.as_str()]);
+    fs::write(&index, &text).unwrap();
+    archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+    assert_eq!((segments(&world).len(), unreadable(&world).len()), (before - 1, 0));
+}
+
+#[test]
 fn the_number_of_a_segment_that_is_still_to_be_removed_is_not_used_again() {
     let (world, runner, row) = world(Compression::None);
     archive_folder::ensure_ours(&world.home, &world.store).unwrap();
