@@ -10,7 +10,8 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
-use crate::store::Store;
+use crate::schedule::Layout;
+use crate::store::{PendingArchive, Store};
 
 /// Finishes the deletions that are marked `deleting`, by this process or by one that died, and returns the number of
 /// archives. Segments in a folder with an index that cannot be read stay until the next time.
@@ -26,10 +27,10 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
     let schedules: BTreeSet<i64> = deleting.iter().map(|archive| archive.schedule).collect();
     let rows = schedules.into_iter().map(|id| store.schedule(id)).collect::<Result<Vec<_>>>()?;
     let warnings = super::refresh_links_only(home, store, &rows)?;
-    let mut first_error = None;
+    let (mut first_error, mut removed) = (None, 0);
     for archive in &deleting {
-        match durable::remove(&home.backups().join(&archive.file_name)) {
-            Ok(()) => store.remove_deleted(archive.run)?,
+        match delete_archive(home, store, archive) {
+            Ok(is_removed) => removed += usize::from(is_removed),
             Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
@@ -42,7 +43,25 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
         Ok(unreadable) => unreadable.into_iter().for_each(|index| log::warn!("{}", index.into_error(home))),
         Err(error) => drop(first_error.get_or_insert(error)),
     }
-    first_error.map_or(Ok(deleting.len()), Err)
+    first_error.map_or(Ok(removed), Err)
+}
+
+/// Removes the file of an archive that is marked `deleting`, then its rows. Returns false, and does nothing, while
+/// another process replaces indexes in the folder: it might bring the index back.
+fn delete_archive(home: &Home, store: &Store, archive: &PendingArchive) -> Result<bool> {
+    let folder = archive.file_name.split_once('/').map_or("", |(folder, _)| folder);
+    let _changing = match archive.layout {
+        Layout::Whole => None,
+        Layout::Segmented => match SegmentLock::try_to_change(home, folder)? {
+            None => {
+                log::debug!("{} is removed later: another process changes the segments", archive.file_name);
+                return Ok(false);
+            }
+            locked => locked,
+        },
+    };
+    durable::remove(&home.backups().join(&archive.file_name))?;
+    store.remove_deleted(archive.run).map(|()| true)
 }
 
 /// Removes temporary files in the folder of `schedule` that belong to no attempt. They remain when the disk failed

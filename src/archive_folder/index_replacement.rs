@@ -9,7 +9,6 @@ use std::path::Path;
 use crate::archive::cksum::Crc;
 use crate::archive::index::Index;
 use crate::archive_name::ArchiveName;
-use crate::clock::Timestamp;
 use crate::durable::{PendingFile, PersistMethod, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -50,7 +49,7 @@ pub fn expected_index(store: &Store, archive: &Archive) -> Result<Index> {
 ///
 /// Errors: `Failed` if the present index is of another archive, or if a segment that the new one needs and the present
 /// one does not is missing or too short: the database may be an older copy. Then nothing is changed.
-pub fn replace_index(home: &Home, store: &Store, archive: &Archive, now: Timestamp) -> Result<bool> {
+pub fn replace_index(home: &Home, store: &Store, archive: &Archive) -> Result<bool> {
     let path = home.backups().join(&archive.file_name);
     let wanted = expected_index(store, archive)?;
     let present = match Index::open(&path) {
@@ -61,7 +60,7 @@ pub fn replace_index(home: &Home, store: &Store, archive: &Archive, now: Timesta
     };
     if present.as_ref() == Some(&wanted) {
         let stored = stored_bytes_at(&path)?;
-        return store.record_replaced_index(archive.run, &stored, now).map(|()| false);
+        return store.record_replaced_index(archive.run, &stored).map(|()| false);
     }
     check_same_archive(&path, &wanted, present.as_ref())?;
     check_segments(&path, &wanted, present.as_ref())?;
@@ -80,7 +79,19 @@ pub fn replace_index(home: &Home, store: &Store, archive: &Archive, now: Timesta
         PersistMethod::Renamed => stored,
         PersistMethod::WrittenInPlace => stored_bytes_at(&path)?,
     };
-    store.record_replaced_index(archive.run, &stored, now).map(|()| true)
+    store.record_replaced_index(archive.run, &stored).map(|()| true)
+}
+
+/// Replaces the indexes that may still list a stored file in which their archives have no bytes any more; then it is no
+/// part of these archives any more. Otherwise as [`replace_index`].
+pub fn replace_moved_indexes(home: &Home, store: &Store, stored_file: i64) -> Result<()> {
+    let runs = store.archives_moved_from(stored_file)?;
+    for run in &runs {
+        if let Some(archive) = store.archive(*run)? {
+            replace_index(home, store, &archive)?;
+        }
+    }
+    store.remove_moved_parts(stored_file, &runs)
 }
 
 fn check_same_archive(path: &Path, wanted: &Index, present: Option<&Index>) -> Result<()> {

@@ -17,7 +17,7 @@ pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,
 };
-pub use index_replacement::{expected_index, index_from_rows, replace_index, stored_bytes};
+pub use index_replacement::{expected_index, index_from_rows, replace_index, replace_moved_indexes, stored_bytes};
 pub use indexes::{UnreadableIndex, find_unreadable_indexes};
 pub use orphans::{OrphanedSegment, Orphans, find_orphans, remove_orphans};
 pub use segments::remove_unused_segments;

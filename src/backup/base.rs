@@ -20,6 +20,7 @@ use crate::cancel::CancelToken;
 use crate::chunk::BaseChunk;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::SegmentLock;
 use crate::maintenance::shared_files::separate_files;
 use crate::maintenance::verify;
 use crate::schedule::Layout;
@@ -29,6 +30,8 @@ use crate::store::{Base, BaseQuery, Claim, Health};
 pub(super) struct OpenBase {
     pub(super) row: Base,
     pub(super) reader: ArchiveReader,
+    /// Keeps the segments that its index lists.
+    _lock: Option<SegmentLock>,
     /// What its trailer says, if its file may become that of an archive that holds the same.
     pub(super) facts: Option<Facts>,
     pub(super) rules: Rules,
@@ -167,6 +170,7 @@ impl Runner {
         context: &RunContext<'_>,
     ) -> Result<OpenBase> {
         let path = self.home.backups().join(&row.file_name);
+        let lock = SegmentLock::to_read(&self.home, prepared.schedule.schedule.layout, &row.file_name);
         let reader = ArchiveReader::open(&path)?;
         let mut row = row.clone();
         // Bytes that are shared are not read, so that damage in them would go on from archive to archive.
@@ -188,7 +192,7 @@ impl Runner {
             now: prepared.scan_started,
             rereads_all: claim.reread(),
         };
-        Ok(OpenBase { row, reader, facts, rules, is_damaged: AtomicBool::new(false) })
+        Ok(OpenBase { row, reader, facts, rules, is_damaged: AtomicBool::new(false), _lock: lock })
     }
 
     /// Returns the files of a base that were touched since they were synced, with their times of change.

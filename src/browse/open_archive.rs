@@ -12,6 +12,7 @@ use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::liveness::SegmentLock;
 use crate::member::{CatalogMember, Extent, MemberPath};
 use crate::store::{self, Archive, Store};
 
@@ -28,6 +29,8 @@ pub struct OpenArchive {
     catalog: Option<Catalog>,
     trailer: Option<Trailer>,
     note: Option<String>,
+    /// Keeps its segments from being removed.
+    _lock: Option<SegmentLock>,
 }
 
 /// Access to the members of an archive in the database.
@@ -45,12 +48,14 @@ impl OpenArchive {
             Ok(trailer) => (trailer, None),
             Err(error) => (None, Some(error.to_string())),
         };
-        Ok(OpenArchive { reader, catalog: None, trailer, note })
+        Ok(OpenArchive { reader, catalog: None, trailer, note, _lock: None })
     }
 
     /// Opens an archive of the database.
     pub fn from_catalog(home: &Home, store: &Store, archive: Archive) -> Result<OpenArchive> {
+        let lock = SegmentLock::to_read(home, archive.layout, &archive.file_name);
         let mut opened = OpenArchive::from_file(&home.backups().join(&archive.file_name))?;
+        opened._lock = lock;
         // Archives of the old system are in the database without their members.
         if store.has_chunks(archive.run)? {
             (opened.note, opened.trailer) = (None, None);

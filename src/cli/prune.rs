@@ -10,6 +10,7 @@ use super::signals::Signals;
 use super::{Context, config, select};
 use crate::archive_folder;
 use crate::error::{Error, Result};
+use crate::maintenance::compaction::{self, Compacted, CompactionContext};
 use crate::maintenance::prune::{self, PruneContext, PrunePlan};
 use crate::maintenance::retention::Decision;
 use crate::store::{Archive, ScheduleRow, Store};
@@ -62,13 +63,48 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
     if !args.dry_run {
         return prune_archives(context, &store, &plans, args.yes);
     }
+    let mut documents = Vec::new();
+    for (row, plan) in &plans {
+        let removed: Vec<&Archive> = plan.removals().collect();
+        let compacted = compaction::preview(&store, row.id, &removed)?;
+        if compacted.segments > 0 {
+            context.print_info(&format!("{}: compaction would free {}", row.schedule.name, compacted.describe()));
+        }
+        documents.push(PlanDocument::new(context, row, plan, &Pruned { archives: 0, compacted }));
+    }
     if context.format == Format::Json {
-        let documents = plans.iter().map(|(row, plan)| PlanDocument::new(context, row, plan, 0));
-        render::print_json(&documents.collect::<Vec<_>>())?;
+        render::print_json(&documents)?;
     } else {
         print_plans(context, &plans)?;
     }
     Ok(0)
+}
+
+/// What pruning removed of a schedule, and what compaction freed after that.
+struct Pruned {
+    archives: u64,
+    compacted: Compacted,
+}
+
+/// Applies a plan and compacts what it leaves.
+fn prune_schedule(
+    context: &Context,
+    pruning: &PruneContext<'_>,
+    row: &ScheduleRow,
+    plan: &PrunePlan,
+    yes: bool,
+) -> Result<Pruned> {
+    let PruneContext { home, store, now, cancel, .. } = *pruning;
+    let name = row.schedule.name.as_str();
+    let archives = prune::prune_on_request(pruning, row, plan, yes)? as u64;
+    if archives > 0 {
+        context.print_info(&format!("{name}: removed {}", render::count(archives, "archive")));
+    }
+    let compacted = compaction::compact_segments(&CompactionContext { home, store, now, cancel }, row)?;
+    if compacted.segments > 0 {
+        context.print_info(&format!("{name}: compaction freed {}", compacted.describe()));
+    }
+    Ok(Pruned { archives, compacted })
 }
 
 /// Finishes interrupted deletions and removes the archives that the plans remove; a plan that is held only with `yes`.
@@ -91,14 +127,11 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
     let mut results = Results::new(plans.len());
     let pruned = plans.iter().try_for_each(|(row, plan)| {
         let name = row.schedule.name.as_str();
-        let removed = prune::prune_on_request(&pruning, row, plan, yes).map_err(|error| signals.classify(error));
-        if let Ok(count) = removed.as_ref().map(|count| *count as u64)
-            && count > 0
-        {
-            total += count as usize;
-            context.print_info(&format!("{name}: removed {}", render::count(count, "archive")));
+        let pruned = prune_schedule(context, &pruning, row, plan, yes).map_err(|error| signals.classify(error));
+        if let Ok(pruned) = &pruned {
+            total += (pruned.archives + pruned.compacted.segments) as usize;
         }
-        let document = removed.map(|count| PlanDocument::new(context, row, plan, count as u64));
+        let document = pruned.map(|pruned| PlanDocument::new(context, row, plan, &pruned));
         results.add_result(name, document)
     });
     let rows: Vec<ScheduleRow> = plans.iter().map(|(row, _)| row.clone()).collect();
@@ -157,7 +190,18 @@ struct PlanDocument {
     needs_yes: bool,
     /// How many archives were removed; 0 of a dry run.
     removed: u64,
+    /// What compaction freed, or of a dry run would free.
+    compaction: CompactionDocument,
     archives: Vec<DecisionDocument>,
+}
+
+/// What compaction freed.
+#[derive(Serialize)]
+struct CompactionDocument {
+    /// Segments whose bytes lie in others now.
+    segments: u64,
+    /// Bytes of disk space.
+    freed_bytes: u64,
 }
 
 /// An archive, and whether a rule keeps it.
@@ -172,8 +216,8 @@ struct DecisionDocument {
 }
 
 impl PlanDocument {
-    /// Describes a plan of which `removed` archives were removed.
-    fn new(context: &Context, row: &ScheduleRow, plan: &PrunePlan, removed: u64) -> PlanDocument {
+    /// Describes a plan and what was done by it.
+    fn new(context: &Context, row: &ScheduleRow, plan: &PrunePlan, pruned: &Pruned) -> PlanDocument {
         let archives = plan.archives.iter().zip(&plan.decisions).map(|(archive, decision)| DecisionDocument {
             archive: ArchiveDocument::new(context, archive),
             kept_by: rule_names(decision),
@@ -184,7 +228,11 @@ impl PlanDocument {
             policy: row.schedule.retention.to_string(),
             over_half: plan.is_large(),
             needs_yes: plan.held_by().is_some(),
-            removed,
+            removed: pruned.archives,
+            compaction: CompactionDocument {
+                segments: pruned.compacted.segments,
+                freed_bytes: pruned.compacted.freed_bytes,
+            },
             archives: archives.collect(),
         }
     }

@@ -11,6 +11,7 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::owner;
+use crate::schedule::Layout;
 
 /// A lock on the segments of a schedule, until it is dropped.
 #[derive(Debug)]
@@ -19,11 +20,13 @@ pub struct SegmentLock {
 }
 
 impl SegmentLock {
-    /// Waits for the lock that readers of archives share. It must be taken before an index is opened.
+    /// Waits for the lock that readers of the archives in a folder share. It must be taken before the index of the
+    /// archive, `file_name` below the archive folder, is opened.
     ///
-    /// Returns `None` if the file of the lock cannot be opened, as for a user who may only read: such a reader fails by
-    /// the name of a segment that was removed meanwhile.
-    pub fn to_read(home: &Home, schedule: &str) -> Option<SegmentLock> {
+    /// Returns `None` for an archive that is not in segments, and if the file of the lock cannot be opened, as for a
+    /// user who may only read: such a reader fails by the name of a segment that was removed meanwhile.
+    pub fn to_read(home: &Home, layout: Layout, file_name: &str) -> Option<SegmentLock> {
+        let (schedule, _) = file_name.split_once('/').filter(|_| layout == Layout::Segmented)?;
         let locked = open(home, schedule, "readers").and_then(|file| {
             retry_on_intr(|| flock(&file, FlockOperation::LockShared))?;
             Ok(file)
@@ -86,7 +89,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let places = HomeOptions { home: Some(dir.path().to_owned()), ..HomeOptions::default() };
         let home = Home::locate(&places, dir.path()).unwrap();
-        let readers = [(); 2].map(|()| SegmentLock::to_read(&home, "a b").expect("a lock"));
+        let readers = [(); 2].map(|()| SegmentLock::to_read(&home, Layout::Segmented, "a b/file").expect("a lock"));
+        assert!(SegmentLock::to_read(&home, Layout::Whole, "a b/file").is_none());
         assert!(SegmentLock::try_to_remove(&home, "a b").unwrap().is_none());
         let other = SegmentLock::try_to_remove(&home, "other").unwrap();
         assert!(other.is_some() && SegmentLock::try_to_change(&home, "a b").unwrap().is_some());

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use super::compaction::{CompactionContext, compact_segments};
 use super::shared_files::separate_files;
 use super::{copy_database, drill, verify};
 use crate::archive_folder;
@@ -83,6 +84,10 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     // Once a day, and before that if the last copy was made before the first schedule.
     let copy_every = if store.lacks_copy_of_first_schedule(context.clock.now())? { Duration::ZERO } else { DAILY };
     run_task(context, Task::Copy, copy_every, &mut report, |report, _| copy(context, report))?;
+    // It is done as often as the copy, whether that succeeded or not.
+    if report.copied || report.failed.contains(&Task::Copy) {
+        compact(context)?;
+    }
     if intervals.history_days > 0 {
         run_task(context, Task::History, DAILY, &mut report, |report, _| {
             let limit = context.clock.now().minus(DAY * intervals.history_days);
@@ -140,6 +145,21 @@ fn copy(context: &MaintenanceContext<'_>, report: &mut MaintenanceReport) -> Res
     log::info!("copied the database to {}", path.display());
     report.copied = true;
     Ok(true)
+}
+
+/// Compacts the segments of all schedules. An error is logged: it is tried again the next time.
+fn compact(context: &MaintenanceContext<'_>) -> Result<()> {
+    let MaintenanceContext { home, store, clock, cancel, .. } = *context;
+    let context = CompactionContext { home, store, now: clock.now(), cancel };
+    for row in store.schedules()? {
+        match compact_segments(&context, &row) {
+            Ok(done) if done.segments == 0 => {}
+            Ok(done) => log::info!("{}: compaction freed {}", row.schedule.name, done.describe()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(error) => log::error!("{}: segments were not compacted: {error}", row.schedule.name),
+        }
+    }
+    Ok(())
 }
 
 /// Removes runs without archives that ended before `limit`, batch by batch, and returns their number.

@@ -1,6 +1,7 @@
 //! Maintenance: verification, restore tests, pruning, copies of the database, and rebuilding the catalog. A service
 //! runs the daily tasks by itself; commands run each of them on request.
 
+pub mod compaction;
 mod daily;
 mod database_copies;
 pub mod drill;

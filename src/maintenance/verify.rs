@@ -15,6 +15,7 @@ use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
+use crate::liveness::SegmentLock;
 use crate::schedule::Layout;
 use crate::store::{Archive, Health, Store};
 
@@ -95,6 +96,7 @@ pub fn verify_archive(
 ) -> Result<Findings> {
     // If the disk is not mounted, no file is found, which must not mark the archives as missing (I9).
     archive_folder::ensure_ours(home, store)?;
+    let _lock = SegmentLock::to_read(home, archive.layout, &archive.file_name);
     let path = home.backups().join(&archive.file_name);
     let findings = match read_and_compare(store, archive, &path, threads, cancel) {
         // Retention may have removed the archive since it was selected.

@@ -55,6 +55,7 @@ mod settings;
 mod shared_files;
 mod stored_files;
 mod types;
+mod usage;
 mod workers;
 
 use std::os::unix::fs::MetadataExt;

@@ -155,13 +155,12 @@ impl Store {
         })
     }
 
-    /// Records that the index of an archive was replaced by one with other ranges and read back.
-    pub fn record_replaced_index(&self, run: i64, stored: &StoredBytes, now: Timestamp) -> Result<()> {
+    /// Records the file of the index of an archive, which was read and is right.
+    pub fn record_replaced_index(&self, run: i64, stored: &StoredBytes) -> Result<()> {
         self.write(|transaction| {
             let changed = transaction
                 .prepare_cached(
-                    "UPDATE stored_file SET size = ?2, device = ?3, inode = ?4, modified_ns = ?5, health = 'good', \
-                         verified_at_ms = ?6 \
+                    "UPDATE stored_file SET size = ?2, device = ?3, inode = ?4, modified_ns = ?5, health = 'good' \
                      WHERE id = (SELECT index_file_id FROM archive WHERE run_id = ?1 AND state = 'complete')",
                 )?
                 .execute(params![
@@ -169,8 +168,7 @@ impl Store {
                     stored.size,
                     stored.device.cast_signed(),
                     stored.inode.cast_signed(),
-                    stored.modified_ns,
-                    now.millis()
+                    stored.modified_ns
                 ])?;
             exactly_one(changed)
         })

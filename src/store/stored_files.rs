@@ -223,12 +223,13 @@ pub(super) fn discard_segments(transaction: &Transaction<'_>, run: i64, archive_
         .map(drop)
 }
 
-/// Returns the physical files that an archive file holds ranges of.
+/// Returns the physical files that an archive file holds ranges of; not those that it was moved from, which an index
+/// may still list.
 pub(super) fn parts_of(connection: &Connection, archive_file: i64) -> rusqlite::Result<Vec<StoredFile>> {
     connection
         .prepare_cached(
             "SELECT stored_file.* FROM part JOIN stored_file ON stored_file.id = part.stored_file_id \
-             WHERE part.archive_file_id = ?1",
+             WHERE part.archive_file_id = ?1 AND stored_file.state <> 'deleting'",
         )?
         .query_map([archive_file], stored_file_row)?
         .collect()

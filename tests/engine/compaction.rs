@@ -7,14 +7,51 @@ use std::path::{Path, PathBuf};
 use backup_manager::archive::index::Index;
 use backup_manager::archive_folder::{self, CopiedSegment, CopyingSegment};
 use backup_manager::backup::Runner;
+use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::liveness::SegmentLock;
-use backup_manager::schedule::Compression;
+use backup_manager::maintenance::compaction::{Compacted, CompactionContext, compact_segments, preview};
+use backup_manager::schedule::{Compression, Layout};
 use backup_manager::store::{Archive, ClaimNow, Health, Moved, RunRequest, ScheduleRow, StoredFile, StoredRange};
 
 use crate::reuse::{run, verify};
-use crate::segments::{check_by_shell, contents, flip, index_of, tree, world};
+use crate::segments::{check_by_shell, contents, delete, flip, folder, index_of, tree, world};
 use crate::world::World;
+
+fn compact(world: &World, row: &ScheduleRow) -> Compacted {
+    let (now, cancel) = (world.clock.now(), CancelToken::new());
+    compact_segments(&CompactionContext { home: &world.home, store: &world.store, now, cancel: &cancel }, row).unwrap()
+}
+
+/// Makes archives of a source of which most changes from day to day, and removes the first one; returns the others.
+fn with_little_used(world: &World, runner: &Runner, row: &ScheduleRow) -> Vec<(Archive, BTreeMap<PathBuf, Vec<u8>>)> {
+    let mut made = Vec::new();
+    for day in 0..3 {
+        if day > 0 {
+            for file in 100..300 {
+                fs::write(world.path(&format!("docs/{file:03}")), format!("{day} {file}").repeat(700)).unwrap();
+            }
+            fs::write(world.path("docs/large"), vec![day; 9 << 20]).unwrap();
+        }
+        made.push((run(world, runner, row), tree(&world.path("docs"))));
+    }
+    delete(world, &made[0].0);
+    made.remove(0);
+    made
+}
+
+fn sizes(world: &World) -> u64 {
+    contents(world).values().map(|content| content.len() as u64).sum()
+}
+
+/// Checks that the archives are whole, by the database and by the shell.
+fn check(world: &World, made: &[(Archive, BTreeMap<PathBuf, Vec<u8>>)]) {
+    for (archive, expected) in made {
+        check_by_shell(world, archive, expected);
+        assert_eq!(verify(world, archive), Health::Good);
+        assert_eq!(index_of(world, archive), archive_folder::expected_index(&world.store, archive).unwrap());
+    }
+}
 
 /// Makes archives of a source in which another file changes each time.
 fn archives(
@@ -80,8 +117,8 @@ fn spans_and_indexes_follow_bytes_that_were_copied() {
         assert_eq!(runs, made.iter().map(|(archive, _)| archive.run).collect::<Vec<_>>());
         made.iter().for_each(|(archive, _)| assert_eq!(verify(&world, archive), Health::Good));
         for (archive, _) in &made {
-            assert!(archive_folder::replace_index(&world.home, &world.store, archive, world.clock.now()).unwrap());
-            assert!(!archive_folder::replace_index(&world.home, &world.store, archive, world.clock.now()).unwrap());
+            assert!(archive_folder::replace_index(&world.home, &world.store, archive).unwrap());
+            assert!(!archive_folder::replace_index(&world.home, &world.store, archive).unwrap());
         }
         world.store.remove_moved_parts(segment.id, &runs).unwrap();
         assert!(!world.store.is_part(segment.id).unwrap());
@@ -115,7 +152,7 @@ fn a_chunk_that_is_not_copied_stays_where_it_is() {
     assert_eq!(world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap(), Moved::All);
     assert!(world.store.segments_being_deleted().unwrap().is_empty());
     for (archive, _) in &made {
-        archive_folder::replace_index(&world.home, &world.store, archive, world.clock.now()).unwrap();
+        archive_folder::replace_index(&world.home, &world.store, archive).unwrap();
         let old = segment.segment_name.as_deref().unwrap().trim_start_matches("docs/").to_owned();
         let left: Vec<_> = index_of(&world, archive).ranges().filter(|r| r.segment == old).map(|r| r.length).collect();
         assert_eq!(left, [middle.length]);
@@ -158,7 +195,7 @@ fn an_index_is_not_replaced_by_one_whose_segments_are_missing() {
     let names = world.store.segment_names(archive.run).unwrap();
     let new = world.home.backups().join(&names[1]);
     fs::rename(&new, world.path("moved")).unwrap();
-    let replace = || archive_folder::replace_index(&world.home, &world.store, &archive, world.clock.now());
+    let replace = || archive_folder::replace_index(&world.home, &world.store, &archive);
     let error = replace().unwrap_err();
     assert!(error.to_string().contains("is not replaced"), "{error}");
     assert_eq!(fs::read(&index).unwrap(), before);
@@ -190,4 +227,94 @@ fn spans_do_not_move_while_a_run_may_refer_to_them() {
     let moved = world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap();
     assert_eq!(moved, Moved::RunBegan);
     assert!(world.store.segments_being_deleted().unwrap().is_empty());
+}
+
+#[test]
+fn compaction_frees_what_is_not_used_and_changes_no_archive() {
+    for compression in [Compression::None, Compression::Gzip(6), Compression::Zstd(3)] {
+        let (world, runner, row) = world(compression);
+        let made = with_little_used(&world, &runner, &row);
+        let (before, rows) = (contents(&world), made.iter().map(|(archive, _)| crate::reuse::rows(&world, archive)));
+        let rows: Vec<_> = rows.collect();
+        let planned = preview(&world.store, row.id, &[]).unwrap();
+        let used = sizes(&world);
+        let done = compact(&world, &row);
+        assert_eq!((done.segments, planned.segments), (1, 1));
+        assert_eq!(done, planned);
+        let index_bytes = |files: &BTreeMap<String, Vec<u8>>| -> u64 {
+            files.iter().filter(|(name, _)| name.ends_with(".index")).map(|(_, content)| content.len() as u64).sum()
+        };
+        let after = contents(&world);
+        assert_eq!(sizes(&world) - index_bytes(&after), used - index_bytes(&before) - done.freed_bytes);
+        check(&world, &made);
+        for ((archive, _), rows) in made.iter().zip(rows) {
+            assert_eq!(crate::reuse::rows(&world, archive), rows);
+        }
+        for (name, content) in before {
+            assert!(name.ends_with(".index") || after.get(&name).is_none_or(|now| *now == content), "{name} changed");
+        }
+        assert_eq!(compact(&world, &row), Compacted::default(), "nothing is left to do");
+        let next = run(&world, &runner, &row);
+        check(&world, &[(next, tree(&world.path("docs")))]);
+        for (archive, _) in &made {
+            delete(&world, archive);
+        }
+    }
+}
+
+#[test]
+fn compaction_waits_for_runs_readers_and_unknown_archives() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let made = with_little_used(&world, &runner, &row);
+    let before = contents(&world);
+    // Another compaction, or a repair.
+    let changing = SegmentLock::try_to_change(&world.home, "docs").unwrap();
+    assert_eq!(compact(&world, &row), Compacted::default());
+    drop(changing);
+    // An archive that the database does not know.
+    let unknown = folder(&world).join("docs-20200101T000000Z-999.tar.zst.index");
+    fs::copy(world.home.backups().join(&made[0].0.file_name), &unknown).unwrap();
+    assert_eq!(compact(&world, &row), Compacted::default());
+    fs::remove_file(&unknown).unwrap();
+    assert_eq!(contents(&world), before);
+    // A reader: the old segment is not removed yet.
+    let reading = SegmentLock::to_read(&world.home, Layout::Segmented, &made[0].0.file_name).unwrap();
+    assert_eq!(compact(&world, &row).segments, 1);
+    let with_both = contents(&world);
+    assert!(before.iter().all(|(name, content)| name.ends_with(".index") || with_both.get(name) == Some(content)));
+    check(&world, &made);
+    drop(reading);
+    archive_folder::remove_unused_segments(&world.home, &world.store).unwrap();
+    assert_eq!(contents(&world).len(), with_both.len() - 1);
+    check(&world, &made);
+}
+
+#[test]
+fn compaction_leaves_a_damaged_range_where_it_is() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let made = with_little_used(&world, &runner, &row);
+    let old = preview(&world.store, row.id, &[]).unwrap();
+    assert_eq!(old.segments, 1);
+    let parts = world.store.parts(made[1].0.archive_file).unwrap();
+    let segment = parts.into_iter().min_by_key(|part| part.id).unwrap();
+    let chunks = world.store.chunks_in(segment.id).unwrap();
+    let (damaged, path) = (chunks[chunks.len() / 2], path_of(&world, &segment));
+    flip(&path, damaged.offset + 5);
+    assert_eq!(compact(&world, &row), Compacted::default());
+    assert!(path.exists());
+    let range = damaged.offset..damaged.offset + damaged.length;
+    assert_eq!(world.store.damaged_ranges(segment.id).unwrap(), [range]);
+    for (archive, _) in &made {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let left: Vec<_> = index_of(&world, archive).ranges().filter(|r| r.segment == name).map(|r| r.length).collect();
+        assert_eq!(left, [damaged.length]);
+        assert_eq!(world.store.archive(archive.run).unwrap().unwrap().health, Health::Damaged);
+    }
+    let after = contents(&world);
+    assert_eq!(compact(&world, &row), Compacted::default());
+    assert_eq!(contents(&world), after, "it is not tried again");
+    flip(&path, damaged.offset + 5);
+    made.iter().for_each(|(archive, _)| assert_eq!(verify(&world, archive), Health::Good));
+    assert_eq!(compact(&world, &row).segments, 1);
+    check(&world, &made);
 }

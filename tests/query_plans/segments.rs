@@ -3,8 +3,8 @@
 use backup_manager::chunk::{CatalogChunk, Place};
 use backup_manager::schedule::{Layout, Schedule};
 use backup_manager::store::{
-    ClaimNow, CopiedRange, FoundArchive, FoundTrailer, Health, Moved, Sealed, SealedSegments, SegmentIntent, Store,
-    StoredBytes, StoredRange, Watermark, WorkerRow,
+    Archive, ClaimNow, CopiedRange, FoundArchive, FoundTrailer, Health, Moved, Sealed, SealedSegments, SegmentIntent,
+    Store, StoredBytes, StoredRange, Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
 
@@ -34,6 +34,7 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     let whole = store.archives(None).unwrap().into_iter().find(|archive| archive.layout == Layout::Whole).unwrap();
     store.places_of_chunk(first).unwrap();
     store.record_replaced_file(&whole, &STORED, NOW).unwrap();
+    usage(store, id, &archive, segment);
     store.record_missing(&archive, segment).unwrap();
     assert_eq!(store.segment_names(run).unwrap(), ["segments/1"]);
     store.record_index_health(run, Health::Good, Some(NOW)).unwrap();
@@ -65,6 +66,15 @@ fn write(store: &Store, schedule: i64, worker: &WorkerRow) -> i64 {
     run
 }
 
+fn usage(store: &Store, schedule: i64, archive: &Archive, segment: i64) {
+    assert_eq!(store.kept_segments(schedule).unwrap().len(), 1);
+    assert_eq!(store.archive_files_with_part(segment).unwrap(), [archive.archive_file]);
+    assert_eq!(store.archives_with_part(segment).unwrap(), [archive.run]);
+    assert_eq!(store.ranges_in(segment, archive.archive_file).unwrap().len(), 2);
+    store.record_damage(StoredRange { stored_file: segment, offset: 0, bytes: 1 }, NOW).unwrap();
+    assert_eq!(store.damaged_ranges(segment).unwrap(), std::slice::from_ref(&(0..1)));
+}
+
 /// Moves the spans in a segment to another one, first that of one of its two chunks; returns the new one.
 fn move_to_another(store: &Store, schedule: i64, run: i64, segment: i64) -> i64 {
     assert_eq!((store.chunks_in(segment).unwrap().len(), store.trailers_in(segment).unwrap().len()), (2, 1));
@@ -82,7 +92,7 @@ fn move_to_another(store: &Store, schedule: i64, run: i64, segment: i64) -> i64 
         assert_eq!(store.move_spans(schedule, new, &[copied], NOW).unwrap(), Moved::All);
     }
     assert_eq!(store.archives_moved_from(segment).unwrap(), [run]);
-    store.record_replaced_index(run, &STORED, NOW).unwrap();
+    store.record_replaced_index(run, &STORED).unwrap();
     store.remove_moved_parts(segment, &[run]).unwrap();
     assert!(!store.is_part(segment).unwrap());
     store.remove_segment(segment).unwrap();

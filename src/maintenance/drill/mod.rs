@@ -17,6 +17,7 @@ use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
+use crate::liveness::SegmentLock;
 use crate::maintenance::verify;
 use crate::member::Extent;
 use crate::progress::Observer;
@@ -123,6 +124,7 @@ fn test(
     scratch: &Scratch,
     context: &DrillContext<'_>,
 ) -> Result<Vec<String>> {
+    let _lock = SegmentLock::to_read(home, archive.layout, &archive.file_name);
     let target = scratch.create_target()?;
     let mut differences = Vec::new();
     if sample.is_everything() || !sample.paths.is_empty() {

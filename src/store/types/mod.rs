@@ -15,7 +15,7 @@ pub use archive::{
 };
 pub use base::{Base, BaseQuery, Origin};
 pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNow, Requeue, Requeued, RunRequest};
-pub use moves::{CopiedRange, Moved, StoredTrailer};
+pub use moves::{CopiedRange, KeptSegment, Moved, StoredTrailer};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};
 pub use stored_file::{

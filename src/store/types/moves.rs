@@ -38,3 +38,14 @@ pub enum Moved {
     /// A run of the schedule began, and may refer to what was not moved yet.
     RunBegan,
 }
+
+/// A segment in which archives have parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptSegment {
+    /// Its row.
+    pub id: i64,
+    /// Its name below the archive folder.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+}

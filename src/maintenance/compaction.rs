@@ -1,0 +1,299 @@
+//! Compaction: the bytes of segments of which less than half is used are copied to a new segment, so that the others
+//! are freed (I14, I19).
+//!
+//! Bytes are only added, and indexes replaced as a whole: until the old segment is removed both copies are valid, and
+//! an interrupted compaction is continued by the next one. The order is: the new segment, in place, synced and read
+//! back; the spans in the database; the indexes; the removal. Nothing moves while a run of the schedule goes on, which
+//! refers to the spans that its base had when it began, to the end (see `Store::inherited_ranges`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::ops::Range;
+
+use crate::archive::writer::ArchiveDigest;
+use crate::archive_folder::{self, CopiedSegment, CopyingSegment};
+use crate::cancel::CancelToken;
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::home::Home;
+use crate::liveness::SegmentLock;
+use crate::store::{Archive, KeptSegment, ScheduleRow, Store, StoredRange};
+use crate::words::{bytes, count};
+
+/// Most bytes that are copied to one segment, as in the segments of a run.
+const MAX_COPIED_BYTES: u64 = 256 << 20;
+
+/// What compaction needs.
+#[derive(Clone, Copy)]
+pub struct CompactionContext<'a> {
+    /// The paths of the installation.
+    pub home: &'a Home,
+    /// The database.
+    pub store: &'a Store,
+    /// The time.
+    pub now: Timestamp,
+    /// Ends it early; what was not finished is continued the next time.
+    pub cancel: &'a CancelToken,
+}
+
+/// What compaction freed, or would free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Segments whose bytes lie in others now.
+    pub segments: u64,
+    /// Bytes of disk space.
+    pub freed_bytes: u64,
+}
+
+impl Compacted {
+    /// Describes it for the user: `3 segments, 1.5 GB`.
+    pub fn describe(&self) -> String {
+        format!("{}, {}", count(self.segments, "segment"), bytes(self.freed_bytes))
+    }
+}
+
+/// A segment of which less than half is used.
+struct Candidate {
+    segment: KeptSegment,
+    used_bytes: u64,
+}
+
+/// Returns what compaction would free in the segments of a schedule if some archives were removed before.
+pub fn preview(store: &Store, schedule: i64, removed: &[&Archive]) -> Result<Compacted> {
+    let mut names: BTreeMap<i64, u64> = BTreeMap::new();
+    removed.iter().for_each(|archive| *names.entry(archive.archive_file).or_default() += 1);
+    // Archives of a source that did not change share one archive file.
+    let is_removed = |archive: &&&Archive| names[&archive.archive_file] >= archive.names;
+    let removed: BTreeSet<i64> = removed.iter().filter(is_removed).map(|archive| archive.archive_file).collect();
+    let candidates = find_candidates(store, schedule, &removed)?;
+    let freed = candidates.iter().map(|candidate| candidate.segment.size - candidate.used_bytes);
+    Ok(Compacted { segments: candidates.len() as u64, freed_bytes: freed.sum() })
+}
+
+/// Compacts the segments of a schedule, those that fit into one segment at a time. What is in use stays for the next
+/// time: while a run of the schedule or another compaction goes on, while archives are in the folder that the database
+/// does not know, and while an index there cannot be read.
+///
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours or an index is not as the database
+/// knows it; those of reading and writing.
+pub fn compact_segments(context: &CompactionContext<'_>, row: &ScheduleRow) -> Result<Compacted> {
+    let CompactionContext { home, store, cancel, .. } = *context;
+    let (mut total, mut tried) = (Compacted::default(), BTreeSet::new());
+    if store.kept_segments(row.id)?.is_empty() {
+        return Ok(total);
+    }
+    archive_folder::ensure_ours(home, store)?;
+    if let Some(error) = archive_folder::find_unknown_archives(home, store)?.error(home) {
+        log::warn!("{}: segments are not compacted: {error}", row.schedule.name);
+        return Ok(total);
+    }
+    loop {
+        cancel.check("the compaction was cancelled")?;
+        let done = compact_some(context, row, &mut tried);
+        // Also what an error has left.
+        archive_folder::remove_unused_segments(home, store)?;
+        match done? {
+            Some(done) => {
+                total.segments += done.segments;
+                total.freed_bytes += done.freed_bytes;
+            }
+            None => return Ok(total),
+        }
+    }
+}
+
+/// Compacts segments that were not tried yet, as many as fit into one; returns `None` if there are none, or not now.
+fn compact_some(
+    context: &CompactionContext<'_>,
+    row: &ScheduleRow,
+    tried: &mut BTreeSet<i64>,
+) -> Result<Option<Compacted>> {
+    let CompactionContext { home, store, .. } = *context;
+    let name = row.schedule.name.as_str();
+    let Some(_changing) = SegmentLock::try_to_change(home, name)? else {
+        log::debug!("{name}: segments are not compacted now: another process changes them");
+        return Ok(None);
+    };
+    if store.running()?.iter().any(|run| run.schedule_id == row.id) {
+        log::debug!("{name}: segments are not compacted now: a run goes on");
+        return Ok(None);
+    }
+    let mut candidates = find_candidates(store, row.id, &BTreeSet::new())?;
+    candidates.retain(|candidate| !tried.contains(&candidate.segment.id));
+    let mut size = 0;
+    let mut fits = |candidate: &Candidate| {
+        size += candidate.used_bytes;
+        size <= MAX_COPIED_BYTES
+    };
+    let fitting = candidates.iter().take_while(|candidate| fits(candidate)).count().max(1);
+    candidates.truncate(fitting);
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    let segments: Vec<KeptSegment> = candidates.into_iter().map(|candidate| candidate.segment).collect();
+    tried.extend(segments.iter().map(|segment| segment.id));
+    compact(context, row, &segments).map(Some)
+}
+
+/// Returns the segments of which less than half is used, but some, if these archive files were removed.
+fn find_candidates(store: &Store, schedule: i64, removed: &BTreeSet<i64>) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::new();
+    for segment in store.kept_segments(schedule)? {
+        let used_bytes = used_bytes(store, &segment, removed)?;
+        if used_bytes > 0 && used_bytes < segment.size.div_ceil(2) {
+            candidates.push(Candidate { segment, used_bytes });
+        }
+    }
+    Ok(candidates)
+}
+
+/// Returns how many bytes of a segment archive files use, or at least half if it is as many.
+fn used_bytes(store: &Store, segment: &KeptSegment, removed: &BTreeSet<i64>) -> Result<u64> {
+    let mut used: Vec<Range<u64>> = Vec::new();
+    let mut sum = 0;
+    for archive_file in store.archive_files_with_part(segment.id)? {
+        if removed.contains(&archive_file) {
+            continue;
+        }
+        used.extend(store.ranges_in(segment.id, archive_file)?);
+        used = merged(used);
+        sum = used.iter().map(|range| range.end - range.start).sum();
+        if sum >= segment.size.div_ceil(2) {
+            break;
+        }
+    }
+    Ok(sum)
+}
+
+/// Returns the same bytes as ranges that neither overlap nor lie side by side, in order.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// Copies what is used of segments to a new one, and makes spans and indexes follow.
+fn compact(context: &CompactionContext<'_>, row: &ScheduleRow, segments: &[KeptSegment]) -> Result<Compacted> {
+    let CompactionContext { home, store, now, .. } = *context;
+    let mut runs = BTreeSet::new();
+    for segment in segments {
+        runs.extend(store.archives_with_part(segment.id)?);
+    }
+    let mut archives = Vec::new();
+    for run in runs {
+        archives.extend(store.archive(run)?);
+    }
+    // If an index is not as the database knows it, the database may be an older copy.
+    archives.iter().try_for_each(|archive| archive_folder::replace_index(home, store, archive).map(drop))?;
+    let Some(newest) = archives.last() else { return Ok(Compacted::default()) };
+    let Some(copied) = copy_used(context, segments, newest)? else { return Ok(Compacted::default()) };
+    let moved = store.move_spans(row.id, copied.row, &copied.copied, now)?;
+    log::debug!("{}: bytes of {} were copied: {moved:?}", row.schedule.name, count(segments.len() as u64, "segment"));
+    archives.iter().try_for_each(|archive| archive_folder::replace_index(home, store, archive).map(drop))?;
+    segments.iter().try_for_each(|segment| archive_folder::replace_moved_indexes(home, store, segment.id))?;
+    let unused: BTreeSet<i64> = store.segments_being_deleted()?.iter().map(|segment| segment.id).collect();
+    let freed: Vec<&KeptSegment> = segments.iter().filter(|segment| unused.contains(&segment.id)).collect();
+    let freed_bytes = freed.iter().map(|segment| segment.size).sum::<u64>().saturating_sub(copied.size);
+    Ok(Compacted { segments: freed.len() as u64, freed_bytes })
+}
+
+/// Copies what is used of segments, bar what is damaged; returns `None` if nothing is left to copy.
+fn copy_used(
+    context: &CompactionContext<'_>,
+    segments: &[KeptSegment],
+    newest: &Archive,
+) -> Result<Option<CopiedSegment>> {
+    let CompactionContext { home, store, now, .. } = *context;
+    loop {
+        let like = home.backups().join(&segments[0].name);
+        let mut copying = CopyingSegment::create(home, store, newest, &like, now)?;
+        let mut damaged = Vec::new();
+        for segment in segments {
+            copy_units(context, segment, &mut copying, &mut damaged)?;
+        }
+        if damaged.is_empty() {
+            return if copying.size() == 0 { Ok(None) } else { copying.finish().map(Some) };
+        }
+        // Once that is known, the rest is copied.
+        damaged.into_iter().try_for_each(|range| store.record_damage(range, now))?;
+    }
+}
+
+/// Bytes of a segment that are copied as a whole.
+struct Unit {
+    range: StoredRange,
+    content: UnitContent,
+}
+
+enum UnitContent {
+    /// A chunk, and the BLAKE3 of its bytes.
+    Chunk([u8; 32]),
+    /// The trailer of the archive of a run.
+    Trailer(i64),
+}
+
+/// Appends the chunks and trailers in a segment; adds those that are not what was written to `damaged`.
+fn copy_units(
+    context: &CompactionContext<'_>,
+    segment: &KeptSegment,
+    copying: &mut CopyingSegment<'_>,
+    damaged: &mut Vec<StoredRange>,
+) -> Result<()> {
+    let CompactionContext { home, store, cancel, .. } = *context;
+    let path = home.backups().join(&segment.name);
+    let source = File::open(&path).map_err(Error::io("open", &path))?;
+    for Unit { range, content } in units_of(store, segment.id)? {
+        cancel.check("the compaction was cancelled")?;
+        let is_right = match content {
+            UnitContent::Chunk(digest) => copying.copy(&source, range.offset, range, &|found| *found == digest)?,
+            UnitContent::Trailer(run) => {
+                let (digest, archive) = digest_of_chunks(store, run)?;
+                copying.copy(&source, range.offset, range, &|found| digest.clone().finish(found) == archive)?
+            }
+        };
+        if !is_right {
+            log::error!("{} is damaged at byte {}: verify its archives", path.display(), range.offset);
+            damaged.push(range);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the units in a segment that are not known to be damaged, in order, each once.
+fn units_of(store: &Store, segment: i64) -> Result<Vec<Unit>> {
+    let range = |offset, bytes| StoredRange { stored_file: segment, offset, bytes };
+    let chunks = store
+        .chunks_in(segment)?
+        .into_iter()
+        .map(|chunk| Unit { range: range(chunk.offset, chunk.length), content: UnitContent::Chunk(chunk.digest) });
+    let trailers = store.trailers_in(segment)?.into_iter().map(|trailer| Unit {
+        range: range(trailer.offset, trailer.bytes),
+        content: UnitContent::Trailer(trailer.run),
+    });
+    let mut units: Vec<Unit> = chunks.chain(trailers).collect();
+    units.sort_by_key(|unit| (unit.range.offset, unit.range.bytes));
+    units.dedup_by_key(|unit| (unit.range.offset, unit.range.bytes));
+    let damaged = store.damaged_ranges(segment)?;
+    let is_damaged = |range: &StoredRange| {
+        damaged.iter().any(|damaged| damaged.start < range.offset + range.bytes && range.offset < damaged.end)
+    };
+    units.retain(|unit| !is_damaged(&unit.range));
+    Ok(units)
+}
+
+/// Returns the digest of the chunks of an archive, which its trailer completes, and the archive digest.
+fn digest_of_chunks(store: &Store, run: i64) -> Result<(ArchiveDigest, [u8; 32])> {
+    let mut digest = ArchiveDigest::new();
+    for chunk in store.archive_chunks(run) {
+        digest.add(&chunk?.stored_digest);
+    }
+    let archive = store.archive(run)?.and_then(|archive| <[u8; 32]>::try_from(archive.digest?).ok());
+    let archive = archive.ok_or_else(|| Error::failed(format!("the archive @{run} has no digest")))?;
+    Ok((digest, archive))
+}
