@@ -5,7 +5,7 @@ use std::ops::Deref;
 use super::block;
 
 /// Smallest capacity of a buffer that is not empty, in bytes.
-const MIN_CAPACITY: usize = 64 << 10;
+pub const MIN_CAPACITY: usize = 64 << 10;
 
 /// A growing buffer whose capacity stays initialised, so that reading into it again costs no zeroing.
 #[derive(Debug, Default)]

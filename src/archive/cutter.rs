@@ -18,11 +18,14 @@ pub struct Cutter {
 
 impl Cutter {
     /// Returns a cutter for archives of this compression and layout. Small chunks mean less to encode again next time,
-    /// large ones compress better; in segments, what is encoded again is also stored again.
+    /// large ones compress better; in segments, what is encoded again is also stored again. Where nothing is compressed
+    /// there, each member is a chunk, but one of less than 2 KiB is joined with the next: what is stored again is what
+    /// changed.
     pub fn new(compression: Compression, layout: Layout) -> Self {
         let target: u64 = match (compression, layout) {
-            (Compression::None, _) | (Compression::Gzip(_), Layout::Segmented) => 128 << 10,
-            (Compression::Zstd(_), Layout::Segmented) => 256 << 10,
+            (Compression::None, Layout::Segmented) => 4 << 10,
+            (Compression::Gzip(_) | Compression::Zstd(_), Layout::Segmented) => 96 << 10,
+            (Compression::None, Layout::Whole) => 128 << 10,
             (Compression::Gzip(_), Layout::Whole) => 512 << 10,
             (Compression::Zstd(_), Layout::Whole) => 3 << 19,
         };

@@ -14,6 +14,7 @@ use super::planned_member::PlannedMember;
 use super::read;
 use super::reuse::{BaseCursor, BaseHint, BaseRef, Match};
 use super::state::PipelineState;
+use crate::archive::buffer::MIN_CAPACITY;
 use crate::archive::cutter::{Cutter, MAX_CONTENT_BYTES};
 use crate::archive::header;
 use crate::clock::{Clock, Timestamp};
@@ -217,7 +218,7 @@ impl<'a> Planner<'a> {
         }
         let bytes = std::mem::take(&mut self.members_bytes);
         let members = std::mem::take(&mut self.members);
-        let memory_bytes = self.memory_for(bytes) + members.len() as u64 * MEMBER_MEMORY;
+        let memory_bytes = self.memory_for(bytes).max(MIN_CAPACITY as u64) + members.len() as u64 * MEMBER_MEMORY;
         let (members, first) = self.join(members);
         let mut chunks: Vec<BaseRef> = first.into_iter().collect();
         let is_file_of_pieces = |hint: &BaseHint| hint.entry.member.size > PIECE_BYTES;
