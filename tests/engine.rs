@@ -24,6 +24,8 @@ mod repair;
 mod reuse;
 #[path = "engine/runs.rs"]
 mod runs;
+#[path = "engine/segment_ranges.rs"]
+mod segment_ranges;
 #[path = "engine/segments.rs"]
 mod segments;
 #[path = "engine/shared_files.rs"]

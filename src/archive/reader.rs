@@ -78,6 +78,11 @@ impl ArchiveReader {
         self.stored.whole_file()
     }
 
+    /// Returns the number of ranges of segments that it consists of; one if it is a whole file.
+    pub fn ranges(&self) -> u64 {
+        self.stored.ranges()
+    }
+
     /// Returns its bytes.
     pub(super) fn stored(&self) -> &StoredBytes {
         &self.stored

@@ -32,6 +32,9 @@ pub(super) struct SegmentWriter<'f> {
     current: Option<OpenSegment>,
     /// Of all bytes of the archive, in whatever segment they are.
     crc: Crc,
+    /// Ranges of the archive, and the segment and the offset at which the last one ends.
+    ranges: u64,
+    end: Option<(i64, u64)>,
 }
 
 struct OpenSegment {
@@ -43,7 +46,7 @@ struct OpenSegment {
 
 impl<'f> SegmentWriter<'f> {
     pub(super) fn new(files: SegmentFiles<'f>) -> Self {
-        SegmentWriter { files, current: None, crc: Crc::default() }
+        SegmentWriter { files, current: None, crc: Crc::default(), ranges: 0, end: None }
     }
 
     /// Writes the stored bytes of a chunk; returns where they are.
@@ -55,6 +58,23 @@ impl<'f> SegmentWriter<'f> {
     /// Records that the next bytes of the archive are those at this place.
     pub(super) fn refer(&mut self, place: &Place, bytes: u64) {
         self.crc.append(Crc::from_parts(place.crc, bytes));
+        self.count(place, bytes);
+    }
+
+    /// Returns the number of ranges so far.
+    pub(super) fn ranges(&self) -> u64 {
+        self.ranges
+    }
+
+    /// Returns whether the last range ends where the next bytes will be written.
+    pub(super) fn ends_in_current(&self) -> bool {
+        self.current.as_ref().is_some_and(|open| self.end == Some((open.row, open.size)))
+    }
+
+    /// Counts the range of the next bytes, unless they continue the last one.
+    fn count(&mut self, place: &Place, bytes: u64) {
+        self.ranges += u64::from(self.end != Some((place.segment, place.offset)));
+        self.end = Some((place.segment, place.offset + bytes));
     }
 
     /// Begins a new segment if so many bytes do not fit into the current one.
@@ -79,6 +99,7 @@ impl<'f> SegmentWriter<'f> {
         open.size += bytes.len() as u64;
         open.write_back.advance(open.pending.file(), open.size);
         self.crc.append(crc);
+        self.count(&place, bytes.len() as u64);
         Ok(place)
     }
 

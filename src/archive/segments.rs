@@ -92,6 +92,11 @@ impl Segments {
         &self.segments[file as usize].name
     }
 
+    /// Returns the number of ranges.
+    pub(super) fn range_count(&self) -> u64 {
+        self.ranges.len() as u64
+    }
+
     /// Returns the number of segments.
     pub(super) fn count(&self) -> u32 {
         self.segments.len() as u32

@@ -50,6 +50,14 @@ impl StoredBytes {
         self.size
     }
 
+    /// Returns the number of ranges of files that these are.
+    pub(super) fn ranges(&self) -> u64 {
+        match &self.files {
+            Files::Whole(_) => 1,
+            Files::Segments(segments) => segments.range_count(),
+        }
+    }
+
     /// Returns the file of a whole archive; `None` if it is stored in segments.
     pub(super) fn whole_file(&self) -> Option<&File> {
         match &self.files {

@@ -173,6 +173,27 @@ impl<'f> ArchiveWriter<'f> {
         Ok(WrittenChunk { chunk: self.add(chunk)?, place: Some(place) })
     }
 
+    /// Returns the size of what was written and referred to, in bytes.
+    pub fn size(&self) -> u64 {
+        self.offset
+    }
+
+    /// Returns how many ranges of segments that is: lines of the index. None in the whole layout.
+    pub fn ranges(&self) -> u64 {
+        match &self.target {
+            Target::Segments(segments) => segments.ranges(),
+            Target::Whole { .. } => 0,
+        }
+    }
+
+    /// Returns whether what is written next continues the last range.
+    pub fn ends_in_new_segment(&self) -> bool {
+        match &self.target {
+            Target::Segments(segments) => segments.ends_in_current(),
+            Target::Whole { .. } => false,
+        }
+    }
+
     /// Adds the next chunk without its bytes, which the caller writes into the file, or shares
     /// ([`ArchiveWriter::share`]); returns it with its position and offset in the file.
     pub fn add(&mut self, chunk: &Chunk) -> Result<Chunk> {

@@ -53,7 +53,7 @@ pub(super) fn insert_chunks(transaction: &Transaction<'_>, run: i64, chunks: &[C
              WHERE run.id = ?1 AND archive.state = 'writing'",
         )?
         .query_row([run], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let inserter = ChunkInserter { transaction, base_file };
+    let inserter = ChunkInserter { transaction, run, base_file };
     let ids = inserter.insert_rows(chunks)?;
     let mut spans = SpanInserter { transaction, file, whole_file, span: None };
     ids.into_iter().zip(chunks).try_for_each(|(id, entry)| spans.add(id, entry))?;
@@ -63,6 +63,7 @@ pub(super) fn insert_chunks(transaction: &Transaction<'_>, run: i64, chunks: &[C
 /// Adds the rows of chunks and of members.
 struct ChunkInserter<'t> {
     transaction: &'t Transaction<'t>,
+    run: i64,
     /// The file of the base, to whose chunks the new archive may refer.
     base_file: Option<i64>,
 }
@@ -108,7 +109,8 @@ impl ChunkInserter<'_> {
         Ok(())
     }
 
-    /// Fails unless the chunk is one of the base with these bytes: nothing else keeps its row from being removed.
+    /// Fails unless the chunk is one of the base with these bytes: nothing else keeps its row from being removed. It
+    /// lies where the base has it, or was copied into a segment of the run.
     fn check_reused(&self, id: i64, entry: &CatalogChunk) -> rusqlite::Result<()> {
         let (chunk, place) = (&entry.chunk, entry.place);
         let is_of_base: bool = self
@@ -117,7 +119,8 @@ impl ChunkInserter<'_> {
                 "SELECT EXISTS (SELECT 1 FROM chunk WHERE id = ?1 AND stored_length = ?2 AND stored_digest = ?3 \
                      AND content_length = ?4) \
                  AND EXISTS (SELECT 1 FROM span INDEXED BY span_of_chunk WHERE {HOLDS_CHUNK} AND archive_file_id = ?5 \
-                     AND (?6 IS NULL OR stored_file_id = ?6 AND ?7 BETWEEN file_offset AND file_offset + bytes - ?2))"
+                     AND (?6 IS NULL OR stored_file_id = ?6 AND ?7 BETWEEN file_offset AND file_offset + bytes - ?2 \
+                         OR EXISTS (SELECT 1 FROM stored_file WHERE id = ?6 AND run_id = ?8 AND state = 'writing')))"
             ))?
             .query_row(
                 params![
@@ -127,7 +130,8 @@ impl ChunkInserter<'_> {
                     chunk.content_length,
                     self.base_file,
                     place.map(|place| place.segment),
-                    place.map(|place| place.offset)
+                    place.map(|place| place.offset),
+                    self.run
                 ],
                 |row| row.get(0),
             )?;

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::base_bytes::BaseBytes;
+use super::base_range::{BaseRange, PendingChunk};
 use super::chunk_builder::{BuiltChunk, CatalogRow, ChunkBytes, ChunkMembers, MemberCounts, PlanOutput};
 use super::large_file::LargeFile;
 use super::reuse::{Base, BaseRef};
 use super::state::PipelineState;
 use super::unwritten::Unwritten;
+use crate::archive::buffer::Buffer;
+use crate::archive::codec::EncodedChunk;
 use crate::archive::writer::{ArchiveWriter, Finished, WrittenChunk};
 use crate::chunk::{CatalogChunk, ChunkRecord, MemberRecord};
 use crate::clock::Timestamp;
@@ -41,6 +44,8 @@ pub(super) struct Assembler<'a, 'f> {
     /// The records of the chunks after that one.
     waiting: Vec<CatalogChunk>,
     base_bytes: BaseBytes<'a>,
+    /// In segments.
+    base_range: BaseRange,
     counts: MemberCounts,
 }
 
@@ -84,6 +89,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             held: None,
             waiting: Vec::new(),
             base_bytes,
+            base_range: BaseRange::new(state.base),
             counts: MemberCounts::default(),
         };
         if state.base.is_none() {
@@ -134,16 +140,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
             ChunkBytes::Base(base) => Some(*base),
             ChunkBytes::Encoded(_) => None,
         };
-        let rows = match members {
-            ChunkMembers::Unchanged(counts) => {
-                self.counts.add_all(&counts);
-                None
-            }
-            ChunkMembers::Read(rows) => {
-                rows.iter().for_each(|row| self.counts.add(&row.entry.member));
-                Some(rows)
-            }
-        };
+        let rows = self.count(members);
         let is_held = large_file.is_some();
         // The record of a chunk with the header of a large file is not known yet; its bytes are.
         let is_same = base.is_some() && (is_held || rows.as_deref().is_none_or(are_known));
@@ -160,6 +157,11 @@ impl<'a, 'f> Assembler<'a, 'f> {
             return Ok(());
         }
         self.begin()?;
+        if large_file.is_none()
+            && let Some(base) = base.filter(|base| base.place.is_some())
+        {
+            return self.refer(base, read_started, record_of(Some(base), rows));
+        }
         let written = self.write(bytes)?;
         match (large_file, rows) {
             (Some(file), Some(rows)) => {
@@ -167,6 +169,20 @@ impl<'a, 'f> Assembler<'a, 'f> {
                 Ok(())
             }
             (_, rows) => self.keep_record(written, read_started, record_of(base, rows)),
+        }
+    }
+
+    /// Counts the members of a chunk; returns their rows if they were read.
+    fn count(&mut self, members: ChunkMembers) -> Option<Vec<CatalogRow>> {
+        match members {
+            ChunkMembers::Unchanged(counts) => {
+                self.counts.add_all(&counts);
+                None
+            }
+            ChunkMembers::Read(rows) => {
+                rows.iter().for_each(|row| self.counts.add(&row.entry.member));
+                Some(rows)
+            }
         }
     }
 
@@ -183,13 +199,16 @@ impl<'a, 'f> Assembler<'a, 'f> {
             let page = (base.pages)(next, unwritten.page_chunks(next))?;
             for chunk in &page {
                 next = chunk.chunk.sequence + 1;
+                let is_held = self.held.as_ref().is_some_and(|held| held.base.is_some_and(|base| base.id == chunk.id));
+                let record = ChunkRecord::Reused { id: chunk.id, reread: false };
+                if !is_held && chunk.place.is_some() {
+                    self.refer(BaseRef::of(chunk), chunk.read_started, record)?;
+                    continue;
+                }
                 let written = self.write(ChunkBytes::Base(BaseRef::of(chunk)))?;
-                match &mut self.held {
-                    Some(held) if held.base.is_some_and(|base| base.id == chunk.id) => held.written = Some(written),
-                    _ => {
-                        let record = ChunkRecord::Reused { id: chunk.id, reread: false };
-                        self.keep_record(written, chunk.read_started, record)?;
-                    }
+                match self.held.as_mut().filter(|_| is_held) {
+                    Some(held) => held.written = Some(written),
+                    None => self.keep_record(written, chunk.read_started, record)?,
                 }
             }
             if page.is_empty() {
@@ -204,8 +223,40 @@ impl<'a, 'f> Assembler<'a, 'f> {
         self.keep_record(header, self.read_started, ChunkRecord::New { members: Vec::new() })
     }
 
+    /// Adds a chunk of the base that lies in a segment, once it is known whether it is copied.
+    fn refer(&mut self, base: BaseRef, read_started: Timestamp, record: ChunkRecord) -> Result<()> {
+        let Some(place) = base.place else { return Ok(()) };
+        if !self.base_range.is_continued_by(&place) {
+            self.end_range(false)?;
+        }
+        let decided = self.base_range.add(PendingChunk { base, place, read_started, record });
+        self.put_range(decided, false)
+    }
+
+    /// Adds the chunks of which was not decided yet whether they are copied; `is_beside_new`: what follows is written.
+    fn end_range(&mut self, is_beside_new: bool) -> Result<()> {
+        let (pending, is_copied) = self.base_range.end(&self.writer, is_beside_new);
+        self.put_range(pending, is_copied)
+    }
+
+    fn put_range(&mut self, chunks: Vec<PendingChunk>, is_copied: bool) -> Result<()> {
+        for PendingChunk { base: BaseRef { chunk, .. }, place, read_started, record } in chunks {
+            let written = match self.state.base.filter(|_| is_copied) {
+                Some(base) => {
+                    let mut stored = Buffer::new();
+                    base.read(&chunk, &mut stored)?;
+                    self.writer.put(&EncodedChunk { chunk, stored })?
+                }
+                None => self.writer.refer(&chunk, place)?,
+            };
+            self.keep_record(written, read_started, record)?;
+        }
+        Ok(())
+    }
+
     /// Writes the bytes of a chunk; returns it with its position in the file.
     fn write(&mut self, bytes: ChunkBytes) -> Result<WrittenChunk> {
+        self.end_range(matches!(bytes, ChunkBytes::Encoded(_)))?;
         match bytes {
             ChunkBytes::Base(BaseRef { chunk, place: Some(place), .. }) => self.writer.refer(&chunk, place),
             ChunkBytes::Base(chunk) => {
@@ -292,6 +343,7 @@ impl<'a, 'f> Assembler<'a, 'f> {
         }
         self.begin()?;
         self.base_bytes.flush(&mut self.writer)?;
+        self.end_range(true)?;
         let end_marks = self.writer.put_end_marks()?;
         self.keep_record(end_marks, self.read_started, ChunkRecord::New { members: Vec::new() })?;
         self.send_batch();

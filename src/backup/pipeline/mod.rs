@@ -6,6 +6,7 @@
 
 mod assembler;
 mod base_bytes;
+mod base_range;
 mod chunk_builder;
 mod decide;
 mod file_members;
