@@ -8,5 +8,6 @@ mod support;
 
 mod catalog;
 mod changes;
+mod segmented;
 mod series;
 mod silent;

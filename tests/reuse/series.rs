@@ -1,5 +1,5 @@
 //! Series of random changes: each archive made with a base is what a run that reads everything makes, and GNU tar
-//! extracts from it the tree of its day. The same changes are archived with each codec.
+//! extracts from it the tree of its day. The same changes are archived with each codec, in both layouts.
 //!
 //! `BACKUP_STRESS=full` takes 1,000 seeds, `BACKUP_SEEDS=n` so many, otherwise a few; `BACKUP_SEED` takes one.
 
@@ -13,12 +13,13 @@ use std::thread;
 use std::time::Instant;
 
 use backup_manager::archive::padding::Padding;
-use backup_manager::clock::ManualClock;
+use backup_manager::clock::{Clock, ManualClock};
 use backup_manager::schedule::Compression;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
 
 use crate::catalog::{Made, World, now};
 use crate::changes::CODECS;
+use crate::segmented::Segmented;
 use crate::support::archive::{has_tool, run_tool};
 use crate::support::random::Random;
 use crate::support::tree;
@@ -201,6 +202,8 @@ fn series(seed: u64) -> Count {
     fs::create_dir(&source).unwrap();
     let world = |codec| World::of(tempfile::tempdir_in(folder.path()).unwrap(), source.clone(), codec);
     let mut worlds = CODECS.map(world);
+    let mut segmented =
+        CODECS.map(|codec| Segmented::new(tempfile::tempdir_in(folder.path()).unwrap(), &source, codec, now()));
     let mut tree =
         Tree { root: source.clone(), random: Random::new(seed), entries: Vec::new(), chunk_ends: Vec::new() };
     for _ in 0..240 {
@@ -213,6 +216,10 @@ fn series(seed: u64) -> Count {
         world.rules = |rules| rules.trusts_times = true;
         world.later();
         world.run();
+    }
+    let first = unpadded(&worlds).stream();
+    for home in &mut segmented {
+        home.run(worlds[0].clock.now(), false, &first, &format!("seed {seed}"));
     }
     let mut count = Count { seeds: 1, ..Count::default() };
     for run in 1..6 {
@@ -233,12 +240,30 @@ fn series(seed: u64) -> Count {
             world.run()
         });
         let what = format!("seed {seed}, run {run}, {changes} changes");
-        check(&worlds, &made, &folder.path().join("extracted"), &what);
+        let extracted = folder.path().join("extracted");
+        check(&worlds, &made, &extracted, &what);
+        let expected = unpadded(&worlds).stream();
+        for (home, codec) in segmented.iter_mut().zip(CODECS) {
+            let what = format!("{what}, {codec:?} in segments");
+            let index = home.run(worlds[0].clock.now(), rereads, &expected, &what);
+            check_extracted(&source, &extracted, &what, || home.extract(&index, &extracted));
+            count.segmented += 1;
+        }
+        if tree.random.below(3) == 0 {
+            segmented.iter_mut().for_each(|home| home.delete_one(&mut tree.random));
+        }
         let ends = made.iter().zip(&worlds).flat_map(|(made, world)| world.names(made));
         tree.chunk_ends = ends.filter_map(|names| Some(source.join(names.last()?))).collect();
         made.iter().for_each(|made| count.add(made));
     }
+    segmented.iter().for_each(|home| home.check_all(&format!("seed {seed}, after all")));
     count
+}
+
+/// Returns an archive of the source without padding.
+fn unpadded(worlds: &[World; 3]) -> Made {
+    let world = if worlds[0].padding == Padding::Blocks { &worlds[1] } else { &worlds[0] };
+    world.fresh().0
 }
 
 /// Seeds, and archives with a base.
@@ -246,6 +271,8 @@ fn series(seed: u64) -> Count {
 struct Count {
     seeds: u64,
     archives: u64,
+    /// Archives in segments.
+    segmented: u64,
     /// Those that are links of their base.
     links: u64,
     members: u64,
@@ -264,6 +291,7 @@ impl Count {
     fn add_all(&mut self, other: &Count) {
         self.seeds += other.seeds;
         self.archives += other.archives;
+        self.segmented += other.segmented;
         self.links += other.links;
         self.members += other.members;
         self.reused += other.reused;
@@ -287,27 +315,35 @@ fn check(worlds: &[World; 3], made: &[Made; 3], extracted: &Path, what: &str) {
     for (made, _) in [Some(&plain), compressed.as_ref()].into_iter().flatten() {
         fs::remove_file(&made.path).unwrap();
     }
-    if !has_tool("tar") {
-        return;
-    }
-    let mut expected = tree::snapshot(&worlds[0].source);
-    // How a tree is stored is not part of a comparison.
-    expected.values_mut().for_each(|seen| seen.is_sparse = false);
     for (world, made) in worlds.iter().zip(made) {
-        fs::create_dir(extracted).unwrap();
         let option = match world.compression {
             Compression::None => "--no-auto-compress",
             Compression::Gzip(_) => "--gzip",
             Compression::Zstd(_) => "--zstd",
         };
-        let mut command = Command::new("tar");
-        command.args([option, "--xattrs", "--xattrs-include=*", "--numeric-owner", "--warning=no-timestamp", "-xpf"]);
-        run_tool(command.arg(&made.path).arg("-C").arg(extracted));
-        let mut found = tree::snapshot(&extracted.join("source"));
-        found.values_mut().for_each(|seen| seen.is_sparse = false);
-        tree::assert_same(&expected, &found, &format!("{what}, {option} with GNU tar"));
-        fs::remove_dir_all(extracted).unwrap();
+        check_extracted(&world.source, extracted, &format!("{what}, {option} with GNU tar"), || {
+            let mut command = Command::new("tar");
+            command.args([option, "--xattrs", "--xattrs-include=*", "--numeric-owner", "--warning=no-timestamp"]);
+            run_tool(command.arg("-xpf").arg(&made.path).arg("-C").arg(extracted));
+        });
     }
+}
+
+/// Compares the source with what `extract` makes of it in the folder `extracted`, unless there is no GNU tar.
+fn check_extracted(source: &Path, extracted: &Path, what: &str, extract: impl FnOnce()) {
+    if !has_tool("tar") {
+        return;
+    }
+    // How a tree is stored is not part of a comparison.
+    let snapshot = |root: &Path| {
+        let mut seen = tree::snapshot(root);
+        seen.values_mut().for_each(|seen| seen.is_sparse = false);
+        seen
+    };
+    fs::create_dir(extracted).unwrap();
+    extract();
+    tree::assert_same(&snapshot(source), &snapshot(&extracted.join("source")), what);
+    fs::remove_dir_all(extracted).unwrap();
 }
 
 #[test]
@@ -338,11 +374,11 @@ fn each_archive_of_a_series_is_what_a_run_that_reads_everything_makes() {
             });
         }
     });
-    let Count { archives, links, members, reused, .. } = count.into_inner().expect("no panic");
+    let Count { archives, segmented, links, members, reused, .. } = count.into_inner().expect("no panic");
     let seconds = started.elapsed().as_secs();
     eprintln!(
         "series: {seeds} seeds, {archives} archives with a base, {links} of them links of it, {reused} of {members} \
-         members taken from it, {seconds} s"
+         members taken from it; {segmented} archives in segments; {seconds} s"
     );
     assert!(reused * 5 > members, "little was taken from a base");
 }
