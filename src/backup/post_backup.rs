@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::maintenance::prune;
 use crate::member::Extent;
 use crate::store::ScheduleRow;
+use crate::words::shell_word;
 
 /// How much less than the archive before it an archive holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl Runner {
                 then.members,
                 now.content_bytes,
                 then.content_bytes,
-                row.schedule.name
+                shell_word(row.schedule.name.as_str())
             ));
             return Ok(Change::Sudden);
         }

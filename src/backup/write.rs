@@ -16,7 +16,7 @@ use crate::durable::{PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunCounts, Sealed, SealedSegments};
-use crate::words::count;
+use crate::words::{count, shell_word};
 
 /// An archive under its temporary name.
 pub(super) struct WrittenRun {
@@ -160,7 +160,7 @@ impl Runner {
         if prepared.schedule.reuse_off {
             notes.push(format!(
                 "everything was read, because a file changed without its times; `backup-manager accept {}` ends that",
-                prepared.schedule.schedule.name
+                shell_word(prepared.schedule.schedule.name.as_str())
             ));
         }
         let counts = RunCounts {
@@ -187,7 +187,10 @@ impl Runner {
                 prepared.source.path.display(),
                 count(last.extent.members, "member")
             ))
-            .hint(format!("mount it; if it is meant to be empty, run `backup-manager accept {}`", row.schedule.name))),
+            .hint(format!(
+                "mount it; if it is meant to be empty, run `backup-manager accept {}`",
+                shell_word(row.schedule.name.as_str())
+            ))),
             _ => Ok(()),
         }
     }

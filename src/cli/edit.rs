@@ -10,6 +10,7 @@ use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
 use crate::store::{ScheduleRow, Store, Watermark};
+use crate::words::shell_word;
 
 #[derive(Args)]
 pub struct EditArgs {
@@ -92,8 +93,10 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
     let mut edited = Vec::new();
     for row in rows.iter().filter(|row| row.schedule.enabled != enabled) {
         if enabled && row.schedule.cadence.is_none() {
-            return Err(Error::usage(format!("{} has no times", row.schedule.name))
-                .hint(format!("set them first: backup-manager edit {} --at HH:MM", row.schedule.name)));
+            return Err(Error::usage(format!("{} has no times", row.schedule.name)).hint(format!(
+                "set them first: backup-manager edit {} --at HH:MM",
+                shell_word(row.schedule.name.as_str())
+            )));
         }
         let schedule = Schedule { enabled, ..row.schedule.clone() };
         let watermark = watermark_from_now(context, &store, &schedule)?;

@@ -12,6 +12,7 @@ use super::{Context, select};
 use crate::error::Result;
 use crate::schedule::{Layout, Reuse, Schedule};
 use crate::store::{Archive, Drill, Run, ScheduleRow, Space, Store};
+use crate::words::shell_word;
 
 /// How many due times `show` prints.
 const DUE_TIMES_SHOWN: usize = 5;
@@ -193,7 +194,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
     ));
     lines.extend(details.last_run.as_ref().and_then(reuse_words).map(|reuse| ("unchanged", reuse)));
     if row.reuse_off {
-        let accept = format!("until `backup-manager accept {}`", schedule.name);
+        let accept = format!("until `backup-manager accept {}`", shell_word(schedule.name.as_str()));
         lines.push(("all is read", format!("because a file changed without its times, {accept}")));
     }
     lines.push((

@@ -12,6 +12,7 @@ use super::{Context, config, select};
 use crate::error::{ErrorKind, Result};
 use crate::maintenance::repair::{self, RepairContext, Repaired};
 use crate::store::Archive;
+use crate::words::shell_word;
 
 const AFTER_HELP: &str = "\
 A repair reads the archives that are recorded as damaged, and searches the others for parts with the same bytes.
@@ -150,7 +151,7 @@ fn text_of_rest(archive: &Archive, repaired: &Repaired, path: &str) -> String {
     for member in &findings.damaged_members {
         text += &format!("  damaged member: {}\n", render::printable(member));
     }
-    let name = &archive.schedule_name;
+    let name = shell_word(&archive.schedule_name);
     text + &format!("  next: `backup-manager run {name}` archives what the source still has; then repair again\n")
 }
 

@@ -17,6 +17,7 @@ use crate::maintenance::rescan::{self, RescanReport};
 use crate::maintenance::{self, RestoredDatabase};
 use crate::service::live_services;
 use crate::store::Access;
+use crate::words::shell_word;
 
 #[derive(Args)]
 pub struct RescanArgs {
@@ -176,7 +177,8 @@ fn print_report(
     }
     let mut text = String::new();
     for name in &report.schedules {
-        text += &format!("created the schedule {name}, paused: resume it with `backup-manager resume {name}`\n");
+        let resume = format!("`backup-manager resume {}`", shell_word(name));
+        text += &format!("created the schedule {name}, paused: resume it with {resume}\n");
     }
     report.added.iter().for_each(|name| text += &format!("added {name}\n"));
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));

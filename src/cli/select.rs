@@ -9,6 +9,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::prune::no_archive;
 use crate::store::{Archive, ScheduleRow, Store};
+use crate::words::shell_word;
 
 /// Returns the schedule that `word` names: an index in `list` if it is all digits, else a name.
 ///
@@ -159,7 +160,7 @@ fn archive_named(store: &Store, row: &ScheduleRow, word: &str) -> Result<Archive
     if archive.schedule_id != row.id {
         let name = &row.schedule.name;
         return Err(Error::not_found(format!("@{run} is an archive of {}, not of {name}", archive.schedule_name))
-            .hint(format!("see `backup-manager backups {name}`")));
+            .hint(format!("see `backup-manager backups {}`", shell_word(name.as_str()))));
     }
     Ok(archive)
 }
@@ -183,7 +184,7 @@ fn archive_by(context: &Context, store: &Store, row: &ScheduleRow, at: Timestamp
     let error = Error::not_found(format!("{name} has no archive made by {}", at.rfc3339(zone)));
     Err(match oldest {
         Some(oldest) => error.hint(format!("its oldest was made at {}", oldest.rfc3339(zone))),
-        None => error.hint(format!("it has no archives: make one with `backup-manager run {name}`")),
+        None => error.hint(format!("it has no archives: make one with {}", run_command(name.as_str()))),
     })
 }
 
@@ -199,8 +200,13 @@ pub fn newest_archive(context: &Context, store: &Store, row: &ScheduleRow) -> Re
             Ok(archive)
         }
         None => Err(Error::new(ErrorKind::NotFound, format!("{name} has no archives"))
-            .hint(format!("make one with `backup-manager run {name}`"))),
+            .hint(format!("make one with {}", run_command(name.as_str())))),
     }
+}
+
+/// Returns the command that runs a schedule.
+fn run_command(name: &str) -> String {
+    format!("`backup-manager run {}`", shell_word(name))
 }
 
 fn unknown_name(thing: &str, word: &str, names: &[&str]) -> Error {

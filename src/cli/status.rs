@@ -17,6 +17,7 @@ use crate::health::{self, LiveService, ScheduleFacts, ScheduleProblem, ServicePr
 use crate::liveness;
 use crate::service::live_services;
 use crate::store::{Archive, Drill, Run, ScheduleRow, Store, Task};
+use crate::words::shell_word;
 
 #[derive(Args)]
 pub struct StatusArgs {
@@ -175,6 +176,7 @@ fn schedule_state<'a>(
 }
 
 fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> String {
+    let name = shell_word(name);
     match problem {
         ScheduleProblem::RunFailed { run, error } => {
             format!("run @{run} failed: {}", error.as_deref().unwrap_or("no reason is known"))

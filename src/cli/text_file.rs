@@ -15,6 +15,7 @@ use crate::durable::{self, FolderLock, PersistMethod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::import_export::{self, ExportedText, Imported};
 use crate::schedule::text_file;
+use crate::words::shell_word;
 
 /// The form of a file of schedules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -146,7 +147,8 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
         context.print_info(&format!("{schedule} was deleted before: {kept} belong to it, and its first prune waits"));
     }
     for schedule in &imported.paused {
-        context.print_info(&format!("{schedule} is paused, as it was: to run it, `backup-manager resume {schedule}`"));
+        let resume = format!("`backup-manager resume {}`", shell_word(schedule));
+        context.print_info(&format!("{schedule} is paused, as it was: to run it, {resume}"));
     }
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
     context.print_info(&format!(

@@ -142,7 +142,7 @@ fn ensure_verified(context: &PruneContext<'_>, archive: &Archive) -> Result<()> 
     let fault = |what: &str| {
         let (name, path) = (&archive.schedule_name, path.display());
         Error::failed(format!("nothing of {name} is pruned: its newest good archive {path} {what}"))
-            .hint(format!("run `backup-manager verify {name}`"))
+            .hint(format!("run `backup-manager verify {}`", words::shell_word(name)))
     };
     let is_file = |path: &Path, size: Option<u64>| {
         fs::metadata(path).is_ok_and(|found| found.is_file() && size.is_none_or(|size| found.len() == size))
@@ -176,8 +176,9 @@ pub fn apply_retention(context: &PruneContext<'_>, row: &ScheduleRow, run: i64) 
         let why = plan.held_by().map_or("", HeldBy::reason);
         return Ok(Some(format!(
             "retention would remove {} of {name}, {why}: that waits for the next good run, or \
-             `backup-manager prune {name} --yes`",
-            words::count(count as u64, "archive")
+             `backup-manager prune {} --yes`",
+            words::count(count as u64, "archive"),
+            words::shell_word(name.as_str())
         )));
     }
     if !plan.is_large() {
@@ -199,8 +200,10 @@ pub fn prune_on_request(context: &PruneContext<'_>, row: &ScheduleRow, plan: &Pr
         && !yes
     {
         let count = words::count(plan.removals().count() as u64, "archive");
-        return Err(Error::failed(format!("pruning {name} would remove {count}, {}", held.reason()))
-            .hint(format!("check `backup-manager prune {name} --dry-run`, then add --yes")));
+        return Err(Error::failed(format!("pruning {name} would remove {count}, {}", held.reason())).hint(format!(
+            "check `backup-manager prune {} --dry-run`, then add --yes",
+            words::shell_word(name.as_str())
+        )));
     }
     let removed = plan.apply(context)?;
     if removed > 0 {

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::member::MemberPath;
 use crate::schedule::Schedule;
+use crate::words::shell_word;
 
 /// A schedule's source, resolved.
 pub struct SourceRoot {
@@ -27,9 +28,10 @@ impl SourceRoot {
     pub fn find(home: &Home, schedule: &Schedule) -> Result<SourceRoot> {
         let path = home.source_path(&schedule.source);
         let root = fs::canonicalize(&path).map_err(|e| {
-            Error::failed(format!("the source {} cannot be opened", path.display()))
-                .because(e)
-                .hint(format!("mount it, or name another with `backup-manager edit {} --path PATH`", schedule.name))
+            Error::failed(format!("the source {} cannot be opened", path.display())).because(e).hint(format!(
+                "mount it, or name another with `backup-manager edit {} --path PATH`",
+                shell_word(schedule.name.as_str())
+            ))
         })?;
         // The name as written, even if that is a link; `/` and `..` have none.
         let name = path.file_name().or(root.file_name()).map_or(&b"root"[..], |name| name.as_bytes());

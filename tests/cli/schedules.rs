@@ -229,3 +229,14 @@ fn help_version_and_a_closed_pipe_are_success() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success(), "a broken pipe is no error");
 }
+
+#[test]
+fn a_command_in_a_message_can_be_pasted_whatever_the_name() {
+    let home = TestHome::with_sources(&["docs"]);
+    for (name, word) in [("docs", "docs"), ("B\u{fc}ro 2", "'B\u{fc}ro 2'"), ("#a", "'#a'")] {
+        let _ = home.run(&["create", "docs", "--name", name, "--at", "02:00"]).ok();
+        let next = format!("make one with `backup-manager run {word}`");
+        let _ = home.run(&["restore", name, "--to", "out"]).fails(10, &[&next]);
+        let _ = home.run(&["drill", name]).fails(10, &[&next]);
+    }
+}

@@ -22,7 +22,7 @@ use crate::maintenance::verify;
 use crate::member::Extent;
 use crate::progress::Observer;
 use crate::store::{Archive, Drill, ScheduleRow, Store};
-use crate::words::{bytes, count};
+use crate::words::{bytes, count, shell_word};
 
 /// Bytes of content that one drill restores at most by default.
 pub const SAMPLE_BYTES: u64 = 1 << 30;
@@ -76,7 +76,7 @@ pub fn drill(home: &Home, store: &Store, row: &ScheduleRow, context: &DrillConte
     archive_folder::ensure_ours(home, store)?;
     let archive = store.newest_good(row.id)?.ok_or_else(|| {
         Error::not_found(format!("{} has no good archive", row.schedule.name))
-            .hint(format!("make one with `backup-manager run {}`", row.schedule.name))
+            .hint(format!("make one with `backup-manager run {}`", shell_word(row.schedule.name.as_str())))
     })?;
     let scratch = Scratch::open(home, context.scratch)?;
     let sample = Sample::choose(store, &archive, context)?;
