@@ -20,6 +20,8 @@ mod orphans;
 mod recovery;
 #[path = "engine/repair.rs"]
 mod repair;
+#[path = "engine/rescan_segments.rs"]
+mod rescan_segments;
 #[path = "engine/reuse.rs"]
 mod reuse;
 #[path = "engine/runs.rs"]

@@ -41,6 +41,15 @@ impl Codec {
         }
     }
 
+    /// Returns the word for it in the catalog.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Codec::Plain => "none",
+            Codec::Gzip => "gzip",
+            Codec::Zstd => "zstd",
+        }
+    }
+
     /// Returns the codec of archives with this extension.
     pub fn of_extension(extension: &str) -> Codec {
         match extension {

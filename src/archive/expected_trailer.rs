@@ -7,7 +7,7 @@ use super::buffer::Buffer;
 use super::chunk_table::{ChunkTable, encode_entry};
 use super::codec::Codec;
 use super::reader::ArchiveReader;
-use super::trailer::{self, Facts};
+use super::trailer::{self, Facts, Trailer};
 use super::writer::ArchiveDigest;
 use crate::chunk::Chunk;
 use crate::error::Result;
@@ -46,18 +46,7 @@ impl ExpectedTrailer {
 
     /// Returns whether an archive of `size` bytes ends with it.
     pub fn is_in(&self, archive: &ArchiveReader, size: u64) -> bool {
-        let (mut hasher, mut part) = (blake3::Hasher::new(), Buffer::new());
-        let mut offset = self.start;
-        while offset < size {
-            let length = PART_BYTES.min(size - offset);
-            part.clear();
-            if archive.read_stored(offset, length, &mut part).is_err() {
-                return false;
-            }
-            hasher.update(&part);
-            offset += length;
-        }
-        archive.size() == size && self.has_digest(&hasher)
+        archive.size() == size && hash_from(archive, self.start).is_ok_and(|trailer| self.has_digest(&trailer))
     }
 
     /// Returns its bytes, if `facts` are those that it was written with.
@@ -75,4 +64,26 @@ impl ExpectedTrailer {
     fn has_digest(&self, trailer: &blake3::Hasher) -> bool {
         self.chunks.clone().finish(trailer.finalize().as_bytes()) == self.digest
     }
+}
+
+/// Returns the digest of an archive as its own trailer says, without reading its chunks.
+pub fn digest_by_trailer(archive: &ArchiveReader, trailer: &Trailer) -> Result<[u8; 32]> {
+    let mut digest = ArchiveDigest::new();
+    for chunk in trailer.entries() {
+        digest.add(&chunk?.stored_digest);
+    }
+    Ok(digest.finish(hash_from(archive, trailer.content_end())?.finalize().as_bytes()))
+}
+
+/// Hashes the stored bytes of an archive from `offset` on.
+fn hash_from(archive: &ArchiveReader, mut offset: u64) -> Result<blake3::Hasher> {
+    let (mut hasher, mut part) = (blake3::Hasher::new(), Buffer::new());
+    while offset < archive.size() {
+        let length = PART_BYTES.min(archive.size() - offset);
+        part.clear();
+        archive.read_stored(offset, length, &mut part)?;
+        hasher.update(&part);
+        offset += length;
+    }
+    Ok(hasher)
 }

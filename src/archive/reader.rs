@@ -120,6 +120,11 @@ impl ArchiveReader {
         self.stored.problems()
     }
 
+    /// Returns the ranges of the archive that lie beyond the end of their segments.
+    pub fn ranges_beyond_segments(&self) -> Vec<std::ops::Range<u64>> {
+        self.stored.ranges_beyond_segments()
+    }
+
     /// Reads the trailer. Returns `None` if the file has no trailer of this program. Errors: a trailer that is damaged;
     /// an archive in segments always has one.
     pub fn trailer(&self) -> Result<Option<Trailer>> {

@@ -74,6 +74,22 @@ impl StoredBytes {
         }
     }
 
+    /// Returns the ranges of the archive that lie beyond the end of their segments.
+    pub(super) fn ranges_beyond_segments(&self) -> Vec<std::ops::Range<u64>> {
+        let Files::Segments(segments) = &self.files else { return Vec::new() };
+        let mut at = 0;
+        let ends = self.pieces(0, self.size).map(|piece| {
+            at += piece.length;
+            (piece, at)
+        });
+        let beyond = |(piece, end): (Piece, u64)| {
+            let size = segments.file(piece.file).ok()?.metadata().ok()?.len();
+            let missing = (piece.offset + piece.length).saturating_sub(size).min(piece.length);
+            (missing > 0).then(|| end - missing..end)
+        };
+        ends.filter_map(beyond).collect()
+    }
+
     /// Returns words for messages: which segments hold the `length` bytes from `offset` on, and where. Nothing in a
     /// whole archive.
     pub(super) fn place_of(&self, offset: u64, length: u64) -> String {

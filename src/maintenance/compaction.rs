@@ -139,12 +139,26 @@ fn compact_some(
 fn find_candidates(store: &Store, schedule: i64, removed: &BTreeSet<i64>) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for segment in store.kept_segments(schedule)? {
+        if has_unknown_chunks(store, segment.id)? {
+            continue;
+        }
         let used_bytes = used_bytes(store, &segment, removed)?;
         if used_bytes > 0 && used_bytes < segment.size.div_ceil(2) {
             candidates.push(Candidate { segment, used_bytes });
         }
     }
     Ok(candidates)
+}
+
+/// Returns whether an archive has a part of a segment that a rescan added without its chunks, as something is missing:
+/// its bytes cannot be compared.
+fn has_unknown_chunks(store: &Store, segment: i64) -> Result<bool> {
+    for run in store.archives_with_part(segment)? {
+        if store.archive_crc(run)?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns how many bytes of a segment archive files use, or at least half if it is as many.

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use super::equal_chunks::EqualChunks;
+use super::prune::no_archive;
 pub use super::repair_context::RepairContext;
+use super::repair_segments;
 use super::repair_whole::{self, Replacement};
 use super::shared_files::separate_files;
 use super::verify::{Findings, verify_archive};
@@ -75,26 +77,40 @@ pub fn repair(
     for archive in archives {
         // Its row may have been separated from others.
         let Some(archive) = store.archive(archive.run)? else { continue };
-        if !matches!(archive.health, Health::Damaged | Health::Missing) || !seen.insert(archive.file_key()) {
+        if archive.health == Health::Good || !seen.insert(archive.file_key()) {
             continue;
         }
-        match examine(context, &archive) {
+        match complete_index(context, &archive).and_then(|archive| examine(context, &archive)) {
             Ok(found) => damaged.extend(found),
             Err(error) => on_repaired(&archive, Err(error))?,
         }
     }
     let wanted = damaged.iter().flat_map(|damaged| &damaged.chunks);
     let equal = EqualChunks::find(home, store, wanted, cancel)?;
+    let mut new_segments = HashSet::new();
     for damaged in damaged {
         cancel.check("the repair was cancelled")?;
-        on_repaired(&damaged.archive, repair_archive(context, &damaged, &equal))?;
+        on_repaired(&damaged.archive, repair_archive(context, &damaged, &equal, &mut new_segments))?;
     }
     Ok(())
+}
+
+/// Replaces the index of an archive if a repair that was killed has not; returns the archive as it is then.
+fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<Archive> {
+    if archive.layout == Layout::Whole || context.dry_run {
+        return Ok(archive.clone());
+    }
+    let _lock = lock(context, archive)?;
+    repair_segments::complete_index(context, archive)?;
+    context.store.archive(archive.run)?.ok_or_else(|| no_archive(archive.run))
 }
 
 /// Reads an archive in full; returns what is damaged, `None` if nothing is.
 fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Damaged>> {
     let RepairContext { home, store, now, threads, cancel, .. } = *context;
+    if !matches!(archive.health, Health::Damaged | Health::Missing) {
+        return Ok(None);
+    }
     let findings = verify_archive(home, store, archive, threads, cancel, now)?;
     if findings.is_good() {
         return Ok(None);
@@ -179,20 +195,50 @@ fn possible_facts(store: &Store, archive: &Archive) -> Result<Vec<Facts>> {
 }
 
 /// Repairs an archive as far as there are equal bytes.
-fn repair_archive(context: &RepairContext<'_>, damaged: &Damaged, equal: &EqualChunks) -> Result<Repaired> {
+fn repair_archive(
+    context: &RepairContext<'_>,
+    damaged: &Damaged,
+    equal: &EqualChunks,
+    new_segments: &mut HashSet<i64>,
+) -> Result<Repaired> {
     let found = damaged.chunks.iter().filter(|chunk| equal.has(chunk)).count();
     let has_trailer = damaged.trailer.as_ref().is_some_and(|trailer| trailer.bytes.is_some());
     let damaged_parts = damaged.chunks.len() as u64 + u64::from(damaged.trailer.is_some());
     let repairable_parts = found as u64 + u64::from(has_trailer);
     let is_repairable = damaged_parts > 0 && damaged_parts == repairable_parts;
     let mut findings = damaged.findings.clone();
-    if is_repairable && !context.dry_run && damaged.archive.layout == Layout::Whole {
+    if !context.dry_run && repairable_parts > 0 {
         let _lock = lock(context, &damaged.archive)?;
-        repair_whole::replace_file(context, &damaged.archive, &mut replacements(context, damaged, equal))?;
-        findings = Findings::good(damaged.archive.size);
+        let parts = &mut replacements(context, damaged, equal);
+        match damaged.archive.layout {
+            Layout::Whole if is_repairable => {
+                repair_whole::replace_file(context, &damaged.archive, parts)?;
+                findings = Findings::good(damaged.archive.size);
+            }
+            Layout::Whole => {}
+            Layout::Segmented => {
+                let is_new = |segment| new_segments.contains(&segment);
+                let segment = repair_segments::move_to_new_segment(context, &damaged.archive, parts, &is_new)?;
+                new_segments.extend(segment);
+                findings = findings_now(context, &damaged.archive)?;
+            }
+        }
+    }
+    if findings.is_good() {
         log::info!("{}: repaired, {damaged_parts} parts were damaged", damaged.archive.describe());
     }
     Ok(Repaired { damaged_parts, repairable_parts, findings })
+}
+
+/// Returns what is damaged in an archive in segments after some of it was written anew and read back. If something is,
+/// all of it is read.
+fn findings_now(context: &RepairContext<'_>, archive: &Archive) -> Result<Findings> {
+    let RepairContext { home, store, now, threads, cancel, .. } = *context;
+    let archive = store.archive(archive.run)?.ok_or_else(|| no_archive(archive.run))?;
+    match archive.health {
+        Health::Good => Ok(Findings::good(archive.size)),
+        _ => verify_archive(home, store, &archive, threads, cancel, now),
+    }
 }
 
 /// Takes the lock under which the files of a schedule are changed.
@@ -212,7 +258,7 @@ fn replacements<'a>(
     damaged: &'a Damaged,
     equal: &'a EqualChunks,
 ) -> impl Iterator<Item = Result<Replacement>> + 'a {
-    let chunks = damaged.chunks.iter().map(|chunk| {
+    let chunks = damaged.chunks.iter().filter(|chunk| equal.has(chunk)).map(|chunk| {
         let bytes = equal.read(context.home, chunk)?;
         Ok(Replacement { offset: chunk.offset, bytes })
     });

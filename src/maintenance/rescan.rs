@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::rescan_damaged::add_by_index;
+use super::rescan_moves::follow_indexes;
 use super::rescan_segments::Places;
 use super::shared_files::separate_files;
-use crate::archive::codec::Codec;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
@@ -75,6 +76,8 @@ struct Candidate {
     created_at: Timestamp,
     schedule: Schedule,
     source: String,
+    /// The run that the catalog has of it, without chunks.
+    known: Option<i64>,
 }
 
 /// Rebuilds the catalog from the archive folder, which must already belong to this database: see
@@ -111,12 +114,32 @@ pub fn rescan(
             Err(error) => return Err(error),
         }
     }
+    add_damaged(home, store, &mut report, threads, cancel, now)?;
+    follow_indexes(home, store, now)?;
     report.orphans = archive_folder::find_orphans(home, store)?;
     separate_files(home, store, None)?;
     mark_missing(home, store, &mut report)?;
     let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
     notes.iter().for_each(|note| observer.note(note));
     Ok(report)
+}
+
+/// Adds what is damaged and has an index, so that its segments are kept.
+fn add_damaged(
+    home: &Home,
+    store: &Store,
+    report: &mut RescanReport,
+    threads: usize,
+    cancel: &CancelToken,
+    now: Timestamp,
+) -> Result<()> {
+    for (path, _) in &report.damaged {
+        let Some(file_name) = path.strip_prefix(home.backups()).ok().and_then(Path::to_str) else { continue };
+        if !store.has_archive_file(file_name)? && add_by_index(home, store, path, file_name, threads, cancel, now)? {
+            report.added.push(file_name.to_owned());
+        }
+    }
+    Ok(())
 }
 
 /// Inspects every file in the folders of schedules; returns those that are ours.
@@ -160,7 +183,13 @@ fn inspect_entries(
     for path in entries {
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let file_name = format!("{folder}/{file}");
-        if store.has_archive_file(&file_name)? {
+        let known = store.archive_named(&file_name)?;
+        let without_chunks = known.filter(|archive| archive.layout == Layout::Segmented).map(|archive| archive.run);
+        let without_chunks = match without_chunks {
+            Some(run) if !store.has_chunks(run)? => Some(run),
+            _ => None,
+        };
+        if without_chunks.is_none() && store.has_archive_file(&file_name)? {
             report.known += 1;
             continue;
         }
@@ -168,7 +197,7 @@ fn inspect_entries(
             continue;
         }
         match inspect_file(&path, folder, file_name) {
-            Ok(Some(candidate)) => candidates.push(candidate),
+            Ok(Some(candidate)) => candidates.push(Candidate { known: without_chunks, ..candidate }),
             Ok(None) => report.foreign.push(path),
             Err(error) if error.kind() == ErrorKind::Damage => report.damaged.push((path, error.to_string())),
             Err(error) => report.unreadable.push((path, error.to_string())),
@@ -206,7 +235,8 @@ fn inspect_file(path: &Path, folder: &str, file_name: String) -> Result<Option<C
     if schedule.name.as_str() != folder {
         return Ok(None);
     }
-    Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source }))
+    let known = None;
+    Ok(Some(Candidate { path: path.to_owned(), file_name, run, created_at, schedule, source, known }))
 }
 
 /// Creates the missing schedules, each as in its newest archive, and paused: it may have been changed or deleted since.
@@ -265,7 +295,10 @@ fn add_segmented(
     threads: usize,
     now: Timestamp,
 ) -> Result<()> {
-    let run = store.begin_adding_archive(found, now)?;
+    let run = match candidate.known {
+        Some(run) if store.begin_adding_chunks(run)? => run,
+        _ => store.begin_adding_archive(found, now)?,
+    };
     let mut places = Places::of(store, &candidate.path, candidate.schedule.name.as_str())?;
     let place = &mut |chunk: &Chunk| places.of_chunk(reader, chunk).map(Some);
     add_chunks(store, candidate, Arc::clone(reader), trailer, run, threads, place)?;
@@ -290,14 +323,10 @@ fn found_archive(
         created_at: candidate.created_at,
         layout: if reader.whole_file().is_some() { Layout::Whole } else { Layout::Segmented },
         size: reader.size(),
-        digest,
+        digest: Some(digest),
         device: metadata.dev(),
         inode: metadata.ino(),
-        codec: match reader.codec() {
-            Codec::Plain => "none",
-            Codec::Gzip => "gzip",
-            Codec::Zstd => "zstd",
-        },
+        codec: reader.codec().as_str(),
         source_root: candidate.source.clone().into_bytes(),
         incomplete: facts.outcome == "incomplete",
         extent: facts.extent(),

@@ -1,5 +1,6 @@
 //! Adding archives in segments to the catalog: where their chunks lie, by their indexes.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -42,7 +43,7 @@ impl Places {
         let index = Index::open(path)?;
         let mut rows = std::collections::BTreeMap::new();
         for name in index.segments() {
-            rows.insert(name.as_str(), add_segment(store, path, schedule, name)?);
+            rows.insert(name.as_str(), segment_row(store, path, schedule, name)?);
         }
         let (mut ranges, mut start) = (Vec::new(), 0);
         for range in index.ranges() {
@@ -93,14 +94,21 @@ impl Places {
     }
 }
 
-/// Adds a segment that lies beside an index; returns its row.
-fn add_segment(store: &Store, index: &Path, schedule: &str, name: &str) -> Result<i64> {
+/// Adds a segment that lies beside an index, or should, if it has no row; returns its row.
+pub(super) fn segment_row(store: &Store, index: &Path, schedule: &str, name: &str) -> Result<i64> {
     let path = index.with_file_name(name);
-    let found = path.symlink_metadata().map_err(Error::io("inspect", &path))?;
+    let found = match path.symlink_metadata() {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::io("inspect", &path)(error)),
+    };
     let parsed = SegmentName::parse(name, schedule);
     let run = parsed.ok_or_else(|| Error::failed(format!("{name} is not the name of a segment")))?.archive.run;
-    let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
-    let stored =
-        StoredBytes { size: found.len(), device: found.dev(), inode: found.ino(), modified_ns: Some(modified_ns) };
-    store.add_found_segment(&format!("{schedule}/{name}"), run, &stored)
+    let stored = found.map(|found| StoredBytes {
+        size: found.len(),
+        device: found.dev(),
+        inode: found.ino(),
+        modified_ns: Some(found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec())),
+    });
+    store.add_found_segment(&format!("{schedule}/{name}"), run, stored.as_ref())
 }

@@ -41,7 +41,7 @@ impl From<&Archive> for ArchiveFacts {
         ArchiveFacts {
             run: archive.run,
             file: archive.archive_file,
-            is_legacy: archive.digest.is_none(),
+            is_legacy: archive.is_legacy(),
             is_rescanned: archive.is_rescanned,
             created_at: archive.created_at,
             is_good: archive.good,

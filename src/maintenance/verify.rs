@@ -9,6 +9,7 @@ use std::path::Path;
 use super::verify_segments::{self, Compared};
 use crate::archive::check::{self, DamagedChunk};
 use crate::archive::reader::ArchiveReader;
+use crate::archive::trailer::Trailer;
 use crate::archive::{damaged_members, foreign};
 use crate::archive_folder;
 use crate::cancel::CancelToken;
@@ -118,7 +119,8 @@ pub fn verify_archive(
             let compared = Compared {
                 exists: findings.health != Health::Missing,
                 damaged_ranges: &findings.damaged_ranges,
-                differs_otherwise: !findings.structure.is_empty(),
+                differs_otherwise: !findings.structure.is_empty() && store.has_chunks(archive.run)?,
+                is_good: findings.is_good(),
             };
             verify_segments::record(home, store, archive, &compared, cancel, now)?;
         }
@@ -135,6 +137,9 @@ fn read_and_compare(
 ) -> Result<Findings> {
     let digest = archive.digest.as_deref().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let reader = ArchiveReader::open(path)?;
+    if archive.layout == Layout::Segmented && !store.has_chunks(archive.run)? {
+        return compare_by_trailer(store, archive, &reader, threads, cancel);
+    }
     let Some(digest) = digest else { return examine_foreign(reader, Some(archive.size), cancel) };
     let mut damaged = Vec::new();
     let mut last = 0;
@@ -193,6 +198,39 @@ fn add_damaged_members(
     Ok(())
 }
 
+/// Compares an archive in segments of which the catalog has only the ranges with its own trailer, and records its
+/// digest if it is good. Without the trailer, what segments are too short for is damaged, or else the end.
+fn compare_by_trailer(
+    store: &Store,
+    archive: &Archive,
+    reader: &ArchiveReader,
+    threads: usize,
+    cancel: &CancelToken,
+) -> Result<Findings> {
+    let mut findings = Findings::of_reader(reader);
+    let trailer = match reader.trailer() {
+        Ok(trailer) => trailer,
+        Err(error) if error.kind() == ErrorKind::Damage => {
+            findings.structure.push(error.to_string());
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(trailer) = trailer else {
+        findings.damaged_ranges = reader.ranges_beyond_segments();
+        if findings.damaged_ranges.is_empty() && reader.segment_problems().is_empty() {
+            findings.damaged_ranges.push(reader.size().saturating_sub(1)..reader.size());
+        }
+        return Ok(findings.with_health());
+    };
+    let digest = compare_chunks_by_trailer(reader, &trailer, threads, cancel, &mut findings)?;
+    let findings = findings.with_health();
+    if let Some(digest) = digest.filter(|_| findings.is_good()) {
+        store.record_digest(archive.archive_file, &digest)?;
+    }
+    Ok(findings)
+}
+
 /// Verifies a file without a database: by its own trailer, or, if another program created it, by reading it to its end.
 ///
 /// Errors: `NotFound`; `Interrupted` after `cancel`; the I/O error if the file cannot be read at all.
@@ -208,24 +246,41 @@ pub fn verify_file(path: &Path, threads: usize, cancel: &CancelToken) -> Result<
         }
         Err(error) => return Err(error),
     };
+    let mut findings = Findings::of_reader(&reader);
+    compare_chunks_by_trailer(&reader, &trailer, threads, cancel, &mut findings)?;
+    Ok(findings.with_health())
+}
+
+/// Adds what differs from the trailer of an archive to the findings; returns the archive digest unless the trailer
+/// differs itself.
+fn compare_chunks_by_trailer(
+    reader: &ArchiveReader,
+    trailer: &Trailer,
+    threads: usize,
+    cancel: &CancelToken,
+    findings: &mut Findings,
+) -> Result<Option<[u8; 32]>> {
     let mut damaged = Vec::new();
-    let found = check::check_chunks(&reader, &mut trailer.entries(), threads, cancel, &mut |chunk| {
+    let found = check::check_chunks(reader, &mut trailer.entries(), threads, cancel, &mut |chunk| {
         damaged.push(chunk);
         ControlFlow::Continue(())
     });
-    let mut findings = Findings::of_reader(&reader);
-    match found {
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::Damage => findings.structure.push(error.to_string()),
+    let digest = match found {
+        Ok(digest) => Some(digest),
+        Err(error) if error.kind() == ErrorKind::Damage => {
+            findings.structure.push(error.to_string());
+            None
+        }
         Err(error) => return Err(error),
-    }
+    };
     damaged.sort_by_key(|damaged: &DamagedChunk| damaged.chunk.sequence);
     for DamagedChunk { chunk, reason } in &damaged {
         let (from, to) = (chunk.offset, chunk.end());
+        findings.damaged_ranges.push(from..to);
         findings.structure.push(format!("chunk {} (bytes {from} to {to}): {reason}", chunk.sequence));
-        damaged_members::names_in(&reader, chunk).into_iter().for_each(|path| findings.add_member(path));
+        damaged_members::names_in(reader, chunk).into_iter().for_each(|path| findings.add_member(path));
     }
-    Ok(findings.with_health())
+    Ok(digest)
 }
 
 fn examine_foreign(reader: ArchiveReader, size: Option<u64>, cancel: &CancelToken) -> Result<Findings> {

@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::fs::{Advice, fadvise};
 
 use crate::archive::index::Index;
+use crate::archive_folder;
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::durable;
@@ -25,6 +26,8 @@ pub(super) struct Compared<'a> {
     pub(super) damaged_ranges: &'a [Range<u64>],
     /// Something else differs: the trailer, unless a chunk does.
     pub(super) differs_otherwise: bool,
+    /// Nothing differs.
+    pub(super) is_good: bool,
 }
 
 /// Records the health of the index and of each segment of an archive that was read, after what the segments hold for
@@ -41,26 +44,57 @@ pub(super) fn record(
         return store.record_index_health(archive.run, Health::Missing, None);
     }
     let index = Index::open(&home.backups().join(&archive.file_name));
-    let is_index_good = match index {
-        Ok(index) => index.bytes() == archive.size,
-        Err(error) if error.kind() == ErrorKind::Damage => false,
+    let index = match index {
+        Ok(index) if index.bytes() == archive.size => Some(index),
+        Ok(_) => None,
+        Err(error) if error.kind() == ErrorKind::Damage => None,
         Err(error) => return Err(error),
     };
-    let health = if is_index_good { Health::Good } else { Health::Damaged };
+    let health = match (&index, archive_folder::expected_index(store, archive).ok()) {
+        (None, _) => Health::Damaged,
+        (Some(index), Some(expected)) if *index == expected => Health::Good,
+        (Some(_), Some(_)) if !compared.is_good => Health::Damaged,
+        (Some(_), None) if compared.is_good => Health::Good,
+        // What is known of the segments says nothing about what it lists, or about chunks that the catalog has not.
+        _ => Health::Unverified,
+    };
     store.record_index_health(archive.run, health, Some(now))?;
-    if !is_index_good {
-        return Ok(());
-    }
+    let Some(index) = index else { return Ok(()) };
+    let parts = store.parts(archive.archive_file)?;
     let damaged = if compared.damaged_ranges.is_empty() && compared.differs_otherwise {
         let trailer = store.end_of_chunks(archive.archive_file)?..archive.size;
-        store.stored_ranges(archive.archive_file, &[trailer])?
+        stored_ranges(&index, &parts, std::slice::from_ref(&trailer))
     } else {
-        store.stored_ranges(archive.archive_file, compared.damaged_ranges)?
+        stored_ranges(&index, &parts, compared.damaged_ranges)
     };
-    for segment in store.parts(archive.archive_file)? {
+    for segment in parts {
         record_segment(home, store, archive, &segment, &damaged, cancel, now)?;
     }
     Ok(())
+}
+
+/// Returns where ranges of an archive, which are in order, lie by its index, by which they were read. It may list other
+/// ranges than the database has: those of a repair that was killed, or of an older database.
+fn stored_ranges(index: &Index, parts: &[StoredFile], ranges: &[Range<u64>]) -> Vec<StoredRange> {
+    let row = |segment: &str| {
+        let is_named = |part: &&StoredFile| {
+            part.segment_name.as_ref().is_some_and(|name| name.rsplit('/').next() == Some(segment))
+        };
+        parts.iter().find(is_named).map(|part| part.id)
+    };
+    let (mut found, mut start, mut next) = (Vec::new(), 0, 0);
+    for listed in index.ranges() {
+        let end = start + listed.length;
+        next += ranges[next..].iter().take_while(|range| range.end <= start).count();
+        for range in ranges[next..].iter().take_while(|range| range.start < end) {
+            let (from, to) = (range.start.max(start), range.end.min(end));
+            if let Some(stored_file) = row(listed.segment).filter(|_| from < to) {
+                found.push(StoredRange { stored_file, offset: listed.offset + (from - start), bytes: to - from });
+            }
+        }
+        start = end;
+    }
+    found
 }
 
 fn record_segment(

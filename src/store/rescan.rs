@@ -12,7 +12,7 @@ use super::stored_files::{
     insert_stored_file, insert_trailer, insert_whole_file, keep_parts, record_archive_file, record_read_health,
     record_whole_file,
 };
-use super::types::{FoundArchive, FoundTrailer, StoredBytes};
+use super::types::{FoundArchive, FoundRange, FoundTrailer, Health, StoredBytes};
 use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -85,12 +85,12 @@ impl Store {
                 Layout::Whole => {
                     let file = insert_whole_file(transaction, found.codec, 0)?;
                     let stored = StoredBytes { size, device, inode, modified_ns: None };
-                    record_whole_file(transaction, file, Some(digest), &stored)?;
+                    record_whole_file(transaction, file, digest, &stored)?;
                     (file, None)
                 }
                 Layout::Segmented => {
                     let file = insert_archive_file(transaction, found.codec, 0)?;
-                    let bytes = ArchiveBytes { size, digest: Some(digest), crc: None };
+                    let bytes = ArchiveBytes { size, digest, crc: None };
                     record_archive_file(transaction, file, &bytes)?;
                     (file, Some(insert_stored_file(transaction)?))
                 }
@@ -103,6 +103,78 @@ impl Store {
     /// Adds chunks with their members to an archive that is being added.
     pub fn add_chunks_of_archive(&self, run: i64, chunks: &[CatalogChunk]) -> Result<()> {
         self.write(|transaction| insert_chunks(transaction, run, chunks))
+    }
+
+    /// Adds ranges without chunks to an archive that is being added, the first as number `sequence`.
+    pub fn add_ranges_of_archive(&self, run: i64, sequence: u64, ranges: &[FoundRange]) -> Result<()> {
+        self.write(|transaction| {
+            let file: i64 = transaction.query_row(
+                "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = 'writing'",
+                [run],
+                |row| row.get(0),
+            )?;
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO span (archive_file_id, sequence, chunks, archive_offset, stored_file_id, file_offset, \
+                     bytes) VALUES (?1, ?2, 0, ?3, ?4, ?5, ?6)",
+            )?;
+            for (sequence, range) in (sequence..).zip(ranges) {
+                insert_part(transaction, file, range.segment)?;
+                insert.execute(params![
+                    file,
+                    sequence,
+                    range.archive_offset,
+                    range.segment,
+                    range.offset,
+                    range.bytes
+                ])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes an archive visible of which only the ranges were added. Nothing of it counts as verified.
+    pub fn finish_adding_ranges(&self, run: i64) -> Result<()> {
+        self.write(|transaction| {
+            let file = transaction.query_row(
+                "UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing' \
+                 RETURNING archive_file_id",
+                [run],
+                |row| row.get(0),
+            )?;
+            keep_parts(transaction, run, file)
+        })
+    }
+
+    /// Records the digest of an archive that was added without it.
+    pub fn record_digest(&self, archive_file: i64, digest: &[u8; 32]) -> Result<()> {
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "UPDATE archive_file SET digest = ?2 WHERE id = ?1 AND digest IS NULL",
+                    params![archive_file, digest],
+                )
+                .map(drop)
+        })
+    }
+
+    /// Begins to add an archive anew of which only ranges were added; returns whether there is one. If it is not
+    /// finished, [`Store::discard_partly_added_archives`] removes it.
+    pub fn begin_adding_chunks(&self, run: i64) -> Result<bool> {
+        let file: Option<i64> = self.write(|transaction| {
+            transaction
+                .query_row(
+                    "UPDATE archive SET state = 'writing' WHERE run_id = ?1 AND state = 'complete' \
+                     AND layout = 'segmented' AND EXISTS (SELECT 1 FROM run WHERE id = ?1 AND trigger = 'rescan') \
+                     AND NOT EXISTS (SELECT 1 FROM span WHERE span.archive_file_id = archive.archive_file_id \
+                         AND chunks > 0) RETURNING archive_file_id",
+                    [run],
+                    |row| row.get(0),
+                )
+                .optional()
+        })?;
+        let Some(file) = file else { return Ok(false) };
+        while self.write(|transaction| remove_batch(transaction, file))? {}
+        Ok(true)
     }
 
     /// Makes an archive visible whose chunks are all added and verified; `trailer` is that of one in segments.
@@ -136,20 +208,22 @@ impl Store {
         })
     }
 
-    /// Adds a segment that was found in the archive folder, if it has no row; returns its row.
-    pub fn add_found_segment(&self, segment_name: &str, run: i64, stored: &StoredBytes) -> Result<i64> {
+    /// Adds a segment that was found in the archive folder, or that should be there (`stored` is `None`), if it has no
+    /// row; returns its row.
+    pub fn add_found_segment(&self, segment_name: &str, run: i64, stored: Option<&StoredBytes>) -> Result<i64> {
         self.write(|transaction| {
             transaction.query_row(
                 "INSERT INTO stored_file (segment_name, run_id, state, health, size, modified_ns, device, inode) \
-                 VALUES (?1, ?2, 'kept', 'unproven', ?3, ?4, ?5, ?6) \
+                 VALUES (?1, ?2, 'kept', ?7, ?3, ?4, ?5, ?6) \
                  ON CONFLICT (segment_name) DO UPDATE SET state = 'kept' RETURNING id",
                 params![
                     segment_name,
                     run,
-                    stored.size,
-                    stored.modified_ns,
-                    stored.device.cast_signed(),
-                    stored.inode.cast_signed()
+                    stored.map(|stored| stored.size),
+                    stored.and_then(|stored| stored.modified_ns),
+                    stored.map(|stored| stored.device.cast_signed()),
+                    stored.map(|stored| stored.inode.cast_signed()),
+                    if stored.is_some() { Health::Unverified } else { Health::Missing }.as_str(),
                 ],
                 |row| row.get(0),
             )

@@ -1,8 +1,10 @@
 //! Repair: what is damaged in an archive is written anew from equal bytes of another one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 
 use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
@@ -14,7 +16,9 @@ use backup_manager::schedule::{Compression, Layout};
 use backup_manager::store::{Archive, Health, ScheduleRow};
 
 use crate::reuse::{file_of, run, verify};
-use crate::segments::{CODECS, contents, flip, health, world_in};
+use crate::segments::{
+    CODECS, check_by_shell, contents, flip, folder, health, index_of, segments, tree, world, world_in,
+};
 use crate::world::World;
 
 /// Three archives, of which the second is a name of the first one's file, and the third shares most chunks.
@@ -144,4 +148,105 @@ fn a_damaged_trailer_is_made_anew_from_the_catalog() {
             assert_eq!(verify(&world, archive), Health::Good);
         }
     }
+}
+
+/// An archive and what it holds.
+type Held = (Archive, BTreeMap<PathBuf, Vec<u8>>);
+
+/// Two archives in segments that share most chunks, and what they hold.
+fn two_in_segments(compression: Compression) -> (World, Runner, ScheduleRow, [Held; 2]) {
+    let (world, runner, row) = world(compression);
+    let first = (run(&world, &runner, &row), tree(&world.path("docs")));
+    fs::write(world.path("docs/005"), "changed").unwrap();
+    let second = (run(&world, &runner, &row), tree(&world.path("docs")));
+    (world, runner, row, [first, second])
+}
+
+/// Checks that archives are good by the database, the disk, and the lines of shell in their indexes.
+fn check_all(world: &World, archives: &[Held]) {
+    for (archive, expected) in archives {
+        assert_eq!(health(world, archive), Health::Good);
+        assert_eq!(verify(world, archive), Health::Good);
+        check_by_shell(world, archive, expected);
+    }
+}
+
+#[test]
+fn a_damaged_range_is_written_to_a_new_segment_for_every_archive_with_a_part_of_it() {
+    for compression in CODECS {
+        let (world, runner, row, archives) = two_in_segments(compression);
+        let (first, second) = (&archives[0].0, &archives[1].0);
+        let segment = folder(&world).join(&index_of(&world, first).segments()[0]);
+        let middle = fs::metadata(&segment).unwrap().len() / 2;
+        flip(&segment, middle);
+        assert_eq!(verify(&world, second), Health::Damaged);
+        assert_eq!(health(&world, first), Health::Damaged);
+        let nothing = repair_all(&world, false);
+        assert!(nothing.iter().all(|(_, found)| found.as_ref().is_ok_and(|found| !found.is_whole())), "{nothing:?}");
+        // The next run stores all anew, as its base is damaged.
+        let third = run(&world, &runner, &row);
+        assert_eq!(third.health, Health::Good);
+        let before = contents(&world);
+        let repaired = repair_all(&world, false);
+        assert_eq!(repaired.len(), 2);
+        assert!(repaired.iter().all(|(_, found)| found.as_ref().is_ok_and(Repaired::is_whole)), "{repaired:?}");
+        check_all(&world, &archives);
+        let now = contents(&world);
+        let new: Vec<&String> = now.keys().filter(|name| !before.contains_key(*name)).collect();
+        assert_eq!(new.len(), 1, "{new:?}");
+        for (name, bytes) in before.iter().filter(|(name, _)| name.ends_with(".segment")) {
+            assert!(now.get(name) == Some(bytes), "{name} changed");
+        }
+        assert!(repair_all(&world, false).is_empty());
+    }
+}
+
+#[test]
+fn a_missing_segment_and_a_damaged_index_are_repaired() {
+    for compression in CODECS {
+        let (world, runner, row, archives) = two_in_segments(compression);
+        let second = &archives[1].0;
+        let index = world.home.backups().join(&second.file_name);
+        let written = fs::read(&index).unwrap();
+        flip(&index, written.len() as u64 / 2);
+        assert_eq!(verify(&world, second), Health::Damaged);
+        let repaired = repair_all(&world, false);
+        assert!(repaired.is_empty(), "the index needs no bytes of others: {repaired:?}");
+        assert!(fs::read(&index).unwrap() == written);
+        check_all(&world, &archives);
+        let segment = folder(&world).join(&index_of(&world, &archives[0].0).segments()[0]);
+        fs::rename(&segment, world.path("away")).unwrap();
+        assert_eq!(verify(&world, second), Health::Damaged);
+        assert_eq!((health(&world, second), segments(&world).len()), (Health::Missing, 1));
+        run(&world, &runner, &row);
+        let repaired = repair_all(&world, false);
+        // The header of the first archive is in no other.
+        let of = |run: i64| repaired.iter().find(|(found, _)| *found == run).unwrap().1.as_ref().unwrap();
+        assert!(of(second.run).is_whole(), "{compression}: {repaired:?}");
+        assert_eq!(health(&world, &archives[0].0), Health::Missing);
+        check_all(&world, &archives[1..]);
+        fs::rename(world.path("away"), &segment).unwrap();
+        assert_eq!(verify(&world, &archives[0].0), Health::Good);
+        check_all(&world, &archives);
+    }
+}
+
+#[test]
+fn an_index_that_a_killed_repair_has_not_replaced_is_replaced_by_the_next_one() {
+    let (world, runner, row, archives) = two_in_segments(Compression::Gzip(6));
+    let segment = folder(&world).join(&index_of(&world, &archives[0].0).segments()[0]);
+    flip(&segment, fs::metadata(&segment).unwrap().len() / 2);
+    assert_eq!(verify(&world, &archives[1].0), Health::Damaged);
+    run(&world, &runner, &row);
+    let old: Vec<Vec<u8>> = archives.iter().map(|(archive, _)| fs::read(file_of(&world, archive)).unwrap()).collect();
+    repair_all(&world, false);
+    for ((archive, _), old) in archives.iter().zip(old) {
+        fs::remove_file(file_of(&world, archive)).unwrap();
+        fs::write(file_of(&world, archive), old).unwrap();
+        // Until then it does not count as good, also if it is verified.
+        assert_eq!(verify(&world, archive), Health::Damaged);
+        assert_eq!(health(&world, archive), Health::Damaged);
+    }
+    repair_all(&world, false);
+    check_all(&world, &archives);
 }

@@ -373,15 +373,8 @@ fn a_run_without_an_archive_leaves_no_segment() {
     assert_eq!(contents(&world), before);
 }
 
-#[test]
-fn a_lost_database_is_rebuilt_from_indexes_and_segments() {
-    let (world, runner, row) = world(Compression::Gzip(6));
-    let first = run(&world, &runner, &row);
-    fs::write(world.path("docs/005"), "changed").unwrap();
-    let second = run(&world, &runner, &row);
-    let expected: Vec<_> = [&first, &second].map(|archive| crate::reuse::rows(&world, archive)).into();
-    let before = contents(&world);
-    // A database without these rows.
+/// Removes the database, and returns the same with a new one that has the folder.
+pub fn with_lost_database(world: World, runner: Runner) -> World {
     let identity = world.store.identity();
     let (dir, lost) = (world.dir, world.store);
     drop((runner, lost));
@@ -390,7 +383,18 @@ fn a_lost_database_is_rebuilt_from_indexes_and_segments() {
     }
     let world = World::within(dir);
     world.store.adopt_identity(identity).unwrap();
-    let world = World::within(world.dir);
+    World::within(world.dir)
+}
+
+#[test]
+fn a_lost_database_is_rebuilt_from_indexes_and_segments() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let first = run(&world, &runner, &row);
+    fs::write(world.path("docs/005"), "changed").unwrap();
+    let second = run(&world, &runner, &row);
+    let expected: Vec<_> = [&first, &second].map(|archive| crate::reuse::rows(&world, archive)).into();
+    let before = contents(&world);
+    let world = with_lost_database(world, runner);
     let report =
         rescan(&world.home, &world.store, 2, &Recording::default(), &CancelToken::new(), first.created_at).unwrap();
     assert_eq!((report.added.len(), report.foreign.len(), report.damaged.len()), (2, 0, 0), "{report:?}");

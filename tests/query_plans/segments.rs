@@ -3,8 +3,8 @@
 use backup_manager::chunk::{CatalogChunk, Place};
 use backup_manager::schedule::{Layout, Schedule};
 use backup_manager::store::{
-    Archive, ClaimNow, CopiedRange, FoundArchive, FoundTrailer, Health, Moved, Sealed, SealedSegments, SegmentIntent,
-    Store, StoredBytes, StoredRange, Watermark, WorkerRow,
+    Archive, ClaimNow, CopiedRange, FoundArchive, FoundRange, FoundTrailer, Health, Moved, Sealed, SealedSegments,
+    SegmentIntent, Store, StoredBytes, StoredRange, Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
 
@@ -106,10 +106,28 @@ fn add_found(store: &Store, schedule: i64) {
         ..found(schedule, 90, "segments/found-90.tar.index".to_owned(), 8)
     };
     let run = store.begin_adding_archive(&found, NOW).unwrap();
-    let segment = store.add_found_segment("segments/2", 90, &STORED).unwrap();
+    let segment = store.add_found_segment("segments/2", 90, Some(&STORED)).unwrap();
     assert!(store.has_segment("segments/2").unwrap());
     let place = Some(Place { segment, offset: 0, crc: 5 });
     store.add_chunks_of_archive(run, &[CatalogChunk { place, ..chunk("folder") }]).unwrap();
     store.finish_adding_archive(run, Some(&FoundTrailer { segment, offset: 1, crc: 7 }), NOW).unwrap();
     assert_eq!(store.archive(run).unwrap().unwrap().health, Health::Good);
+    add_ranges(store, &found);
+}
+
+/// Adds an archive by the ranges of its index, and then its chunks.
+fn add_ranges(store: &Store, found: &FoundArchive) {
+    let file_name = "segments/found-91.tar.index".to_owned();
+    let found = FoundArchive { run: 91, file_name, digest: None, ..found.clone() };
+    let run = store.begin_adding_archive(&found, NOW).unwrap();
+    let segment = store.add_found_segment("segments/3", 91, None).unwrap();
+    let range = FoundRange { archive_offset: 0, segment, offset: 0, bytes: 2 };
+    store.add_ranges_of_archive(run, 0, &[range]).unwrap();
+    store.finish_adding_ranges(run).unwrap();
+    let archive = store.archive(run).unwrap().unwrap();
+    assert_eq!((archive.health, archive.is_legacy()), (Health::Missing, false));
+    assert_eq!(store.archives_with_part(segment).unwrap(), [run]);
+    store.record_digest(archive.archive_file, &[1; 32]).unwrap();
+    assert!(store.begin_adding_chunks(run).unwrap());
+    store.discard_partly_added_archives().unwrap();
 }

@@ -49,7 +49,7 @@ pub fn found(schedule: i64, run: i64, file_name: String, inode: u64) -> FoundArc
         created_at: NOW,
         layout: Layout::Whole,
         size: 1,
-        digest: [1; 32],
+        digest: Some([1; 32]),
         device: 1,
         inode,
         codec: "none",

@@ -55,7 +55,8 @@ pub struct Archive {
     pub created_at: Timestamp,
     /// Size of the file in bytes.
     pub size: u64,
-    /// BLAKE3 over the digests of its chunks; `None` for an archive of the old system.
+    /// BLAKE3 over the digests of its chunks; `None` for an archive of the old system, and for one in segments that a
+    /// rescan added without its trailer.
     pub digest: Option<Vec<u8>>,
     /// Row of the physical file; hard-linked archives share it.
     pub archive_file: i64,
@@ -97,6 +98,11 @@ pub struct FileSpace {
 }
 
 impl Archive {
+    /// Returns whether the old system made it.
+    pub fn is_legacy(&self) -> bool {
+        self.digest.is_none() && self.layout == Layout::Whole
+    }
+
     /// Returns what archives have in common that are names of one file. Indexes are files of their own.
     pub fn file_key(&self) -> (i64, Option<i64>) {
         (self.archive_file, Some(self.run).filter(|_| self.layout == Layout::Segmented))
@@ -177,7 +183,7 @@ impl From<&Archive> for ArchiveAge {
         ArchiveAge {
             run: archive.run,
             created_at: archive.created_at,
-            is_legacy: archive.digest.is_none(),
+            is_legacy: archive.is_legacy(),
             is_rescanned: archive.is_rescanned,
         }
     }
@@ -347,8 +353,8 @@ pub struct FoundArchive {
     pub layout: Layout,
     /// Size of the archive in bytes.
     pub size: u64,
-    /// BLAKE3 over the digests of its chunks.
-    pub digest: [u8; 32],
+    /// BLAKE3 over the digests of its chunks; `None` if its trailer cannot be read.
+    pub digest: Option<[u8; 32]>,
     /// Device of the file.
     pub device: u64,
     /// Inode of the file on that device.

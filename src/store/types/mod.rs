@@ -19,5 +19,6 @@ pub use moves::{CopiedRange, KeptSegment, Moved, StoredTrailer};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
 pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};
 pub use stored_file::{
-    ChunkDigest, SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredPlace, StoredRange,
+    ChunkDigest, FoundRange, SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredPlace,
+    StoredRange,
 };

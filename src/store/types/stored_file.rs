@@ -35,6 +35,19 @@ pub struct SegmentRange {
     pub bytes: u64,
 }
 
+/// Bytes of an archive in segments that a rescan found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundRange {
+    /// Offset in the archive.
+    pub archive_offset: u64,
+    /// Row of the segment.
+    pub segment: i64,
+    /// Offset in the segment.
+    pub offset: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+}
+
 /// Bytes of a physical file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredRange {

@@ -1,0 +1,97 @@
+//! Repair in the segmented layout: a new segment gets what is damaged, the archives with a part of that refer to it
+//! from then on, and their indexes are replaced as a whole. No byte of a segment changes (I19).
+
+use std::collections::BTreeSet;
+
+use super::repair_context::RepairContext;
+use super::repair_whole::Replacement;
+use crate::archive::index::Index;
+use crate::archive_folder::{self, CopiedSegment, CopyingSegment};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Archive, Health, Moved, StoredRange};
+
+/// Replaces the index of an archive if it is damaged or lists other ranges than the database has: a repair was killed
+/// before it had replaced it. The caller has the lock under which the files of the schedule are changed.
+pub(super) fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<()> {
+    if context.store.archive_crc(archive.run)?.is_none() {
+        // A rescan added it without its chunks.
+        return Ok(());
+    }
+    let path = context.home.backups().join(&archive.file_name);
+    let present = match Index::open(&path) {
+        Ok(present) => Some(present),
+        Err(error) if error.kind() == ErrorKind::Damage => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if present != Some(archive_folder::expected_index(context.store, archive)?) {
+        archive_folder::replace_index(context.home, context.store, archive)?;
+    }
+    Ok(())
+}
+
+/// Writes damaged parts of an archive to a new segment; those that do not lie in one piece are left. Returns the row of
+/// the segment, `None` if there are no such parts. The caller has the lock under which the files of the schedule are
+/// changed.
+///
+/// Errors: `Busy` if a run of the schedule began: what was moved before is repaired.
+pub(super) fn move_to_new_segment(
+    context: &RepairContext<'_>,
+    archive: &Archive,
+    parts: &mut dyn Iterator<Item = Result<Replacement>>,
+    is_repaired: &dyn Fn(i64) -> bool,
+) -> Result<Option<i64>> {
+    let RepairContext { home, store, now, .. } = *context;
+    let index = home.backups().join(&archive.file_name);
+    let mut segment = CopyingSegment::create(home, store, archive, &index, now)?;
+    for part in parts {
+        let Replacement { offset, bytes } = part?;
+        let range = offset..offset + bytes.len() as u64;
+        let stored: [StoredRange; 1] = match store.stored_ranges(archive.archive_file, &[range])?.try_into() {
+            Ok(stored) => stored,
+            Err(_) => continue,
+        };
+        if stored[0].bytes == bytes.len() as u64 && !is_repaired(stored[0].stored_file) {
+            segment.append(&bytes, stored[0])?;
+        }
+    }
+    if segment.size() == 0 {
+        return Ok(None);
+    }
+    let copied = segment.finish()?;
+    move_spans(context, archive, &copied)?;
+    Ok(Some(copied.row))
+}
+
+/// Makes all archives refer to the copies, and replaces their indexes.
+fn move_spans(context: &RepairContext<'_>, archive: &Archive, copied: &CopiedSegment) -> Result<()> {
+    let RepairContext { home, store, now, .. } = *context;
+    let damaged: BTreeSet<i64> = copied.copied.iter().map(|range| range.from.stored_file).collect();
+    let mut affected = BTreeSet::new();
+    for file in &damaged {
+        affected.extend(store.archives_with_part(*file)?);
+    }
+    // An archive that a rescan added without its chunks keeps its ranges.
+    let mut followed = Vec::new();
+    for run in affected {
+        followed.extend(store.archive_crc(run)?.map(|_| run));
+    }
+    for run in &followed {
+        // If this process is killed, the next repair replaces the indexes that it has not.
+        store.record_index_health(*run, Health::Unverified, None)?;
+    }
+    let moved = store.move_spans(archive.schedule_id, copied.row, &copied.copied, now)?;
+    for run in &followed {
+        if let Some(archive) = store.archive(*run)? {
+            archive_folder::replace_index(home, store, &archive)?;
+        }
+    }
+    for file in damaged {
+        store.remove_moved_parts(file, &followed)?;
+    }
+    if moved == Moved::RunBegan {
+        let name = &archive.schedule_name;
+        return Err(Error::busy(format!("a run of {name} began")).hint("repair again when it has ended"));
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Rescans of archives in segments of which something is missing, or of which an older database has other ranges.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use backup_manager::archive_folder::{self, CopyingSegment};
+use backup_manager::cancel::CancelToken;
+use backup_manager::clock::Clock;
+use backup_manager::liveness::SegmentLock;
+use backup_manager::maintenance::rescan::{RescanReport, rescan};
+use backup_manager::schedule::Compression;
+use backup_manager::store::{Archive, Health, StoredRange};
+
+use crate::reuse::{file_of, rows, run, verify};
+use crate::runs::Recording;
+use crate::segments::{
+    CODECS, check_by_shell, contents, delete, folder, health, index_of, tree, with_lost_database, world,
+};
+use crate::world::World;
+
+fn rescanned(world: &World) -> RescanReport {
+    let now = world.clock.now();
+    rescan(&world.home, &world.store, 2, &Recording::default(), &CancelToken::new(), now).unwrap()
+}
+
+/// Returns the segment that a run has written, with the header and the trailer of its archive.
+fn own_segment(world: &World, archive: &Archive) -> PathBuf {
+    let index = index_of(world, archive);
+    let is_own = |name: &&String| name.contains(&format!("-{}.tar", archive.run));
+    folder(world).join(index.segments().iter().find(is_own).unwrap())
+}
+
+#[test]
+fn an_archive_with_a_missing_segment_keeps_the_others_and_is_completed_when_it_is_back() {
+    for compression in CODECS {
+        let (world, runner, row) = world(compression);
+        let first = run(&world, &runner, &row);
+        fs::write(world.path("docs/005"), "changed").unwrap();
+        let second = run(&world, &runner, &row);
+        let members = rows(&world, &second).len();
+        let missing = own_segment(&world, &second);
+        fs::rename(&missing, world.path("away")).unwrap();
+        let world = with_lost_database(world, runner);
+        let report = rescanned(&world);
+        assert_eq!((report.added.len(), report.damaged.len(), report.orphans.segments.len()), (2, 1, 0), "{report:?}");
+        assert_eq!((health(&world, &first), health(&world, &second)), (Health::Good, Health::Missing));
+        let before = contents(&world);
+        delete(&world, &world.store.archive(first.run).unwrap().unwrap());
+        assert_eq!(contents(&world).len(), before.len() - 1, "only the index of the first was removed");
+        assert_eq!(rescanned(&world).added.len(), 0);
+        assert_eq!(health(&world, &second), Health::Missing);
+        fs::rename(world.path("away"), &missing).unwrap();
+        let found = world.store.archive(second.run).unwrap().unwrap();
+        assert_eq!(verify(&world, &found), Health::Good, "{compression}");
+        let found = world.store.archive(second.run).unwrap().unwrap();
+        assert_eq!((found.health, found.digest.as_ref()), (Health::Good, second.digest.as_ref()));
+        assert_eq!(rescanned(&world).added.len(), 1);
+        let found = world.store.archive(second.run).unwrap().unwrap();
+        assert_eq!((found.health, rows(&world, &found).len()), (Health::Good, members));
+        assert_eq!(verify(&world, &found), Health::Good);
+        delete(&world, &found);
+        assert!(contents(&world).is_empty());
+    }
+}
+
+#[test]
+fn a_short_segment_damages_what_it_is_too_short_for() {
+    for compression in CODECS {
+        let (world, runner, row) = world(compression);
+        let first = run(&world, &runner, &row);
+        fs::write(world.path("docs/005"), "changed").unwrap();
+        let second = run(&world, &runner, &row);
+        let short = own_segment(&world, &second);
+        let written = fs::read(&short).unwrap();
+        fs::remove_file(&short).unwrap();
+        fs::write(&short, &written[..written.len() / 2]).unwrap();
+        let world = with_lost_database(world, runner);
+        let report = rescanned(&world);
+        assert_eq!((report.added.len(), report.damaged.len()), (2, 1), "{report:?}");
+        assert_eq!((health(&world, &first), health(&world, &second)), (Health::Good, Health::Damaged));
+        fs::remove_file(&short).unwrap();
+        fs::write(&short, &written).unwrap();
+        let found = world.store.archive(second.run).unwrap().unwrap();
+        assert_eq!(verify(&world, &found), Health::Good, "{compression}");
+        assert_eq!((health(&world, &first), health(&world, &second)), (Health::Good, Health::Good));
+    }
+}
+
+/// Moves all of the first segment to a new one, as a compaction does.
+fn move_first_segment(world: &World, first: &Archive, newest: &Archive) {
+    let now = world.clock.now();
+    let name = format!("docs/{}", index_of(world, first).segments()[0]);
+    let parts = world.store.parts(newest.archive_file).unwrap();
+    let old = parts.iter().find(|part| part.segment_name.as_ref() == Some(&name)).unwrap().id;
+    let source = File::open(world.home.backups().join(&name)).unwrap();
+    let lock = SegmentLock::try_to_change(&world.home, "docs").unwrap();
+    let mut copy = CopyingSegment::create(&world.home, &world.store, newest, &file_of(world, newest), now).unwrap();
+    for chunk in world.store.chunks_in(old).unwrap() {
+        let range = StoredRange { stored_file: old, offset: chunk.offset, bytes: chunk.length };
+        assert!(copy.copy(&source, chunk.offset, range, &|digest| *digest == chunk.digest).unwrap());
+    }
+    for trailer in world.store.trailers_in(old).unwrap() {
+        let range = StoredRange { stored_file: old, offset: trailer.offset, bytes: trailer.bytes };
+        assert!(copy.copy(&source, trailer.offset, range, &|_| true).unwrap());
+    }
+    let copied = copy.finish().unwrap();
+    world.store.move_spans(newest.schedule_id, copied.row, &copied.copied, now).unwrap();
+    let runs = world.store.archives_moved_from(old).unwrap();
+    for run in &runs {
+        let archive = world.store.archive(*run).unwrap().unwrap();
+        assert!(archive_folder::replace_index(&world.home, &world.store, &archive).unwrap());
+    }
+    assert_eq!(runs.len(), 3);
+    world.store.remove_moved_parts(old, &runs).unwrap();
+    drop(lock);
+    archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+    assert!(!world.home.backups().join(&name).exists());
+}
+
+#[test]
+fn an_older_database_follows_the_indexes_on_disk() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let mut archives = Vec::new();
+    for day in 0..3 {
+        fs::write(world.path("docs/005"), format!("day {day}")).unwrap();
+        archives.push((run(&world, &runner, &row), tree(&world.path("docs"))));
+    }
+    world.store.copy_into(&world.path("older.db")).unwrap();
+    move_first_segment(&world, &archives[0].0, &archives[2].0);
+    let files = contents(&world);
+    // The older database is put back.
+    let (dir, lost) = (world.dir, world.store);
+    drop((runner, lost));
+    for end in ["-wal", "-shm"] {
+        fs::remove_file(dir.path().join(format!("backup.db{end}"))).ok();
+    }
+    fs::rename(dir.path().join("older.db"), dir.path().join("backup.db")).unwrap();
+    let world = World::within(dir);
+    assert!(archive_folder::find_orphans(&world.home, &world.store).unwrap().segments.is_empty());
+    delete(&world, &archives[0].0);
+    assert_eq!(contents(&world).len(), files.len() - 1, "only an index was removed");
+    let report = rescanned(&world);
+    assert_eq!((report.added.len(), report.damaged.len(), report.orphans.segments.len()), (0, 0, 0), "{report:?}");
+    for (archive, expected) in &archives[1..] {
+        assert_eq!(verify(&world, archive), Health::Good);
+        assert_eq!(health(&world, archive), Health::Good);
+        check_by_shell(&world, archive, expected);
+        let found = world.store.archive(archive.run).unwrap().unwrap();
+        assert_eq!(archive_folder::expected_index(&world.store, &found).unwrap(), index_of(&world, archive));
+    }
+    for (archive, _) in &archives[1..] {
+        delete(&world, archive);
+    }
+    assert!(contents(&world).is_empty());
+}
