@@ -1,5 +1,7 @@
 //! The engine, step by step: real SQLite, real files, a clock that the test moves.
 
+#[path = "engine/bit_flips.rs"]
+mod bit_flips;
 #[path = "engine/block_sharing.rs"]
 mod block_sharing;
 #[path = "engine/claims.rs"]
@@ -16,6 +18,9 @@ mod loop_mount;
 mod maintenance;
 #[path = "engine/orphans.rs"]
 mod orphans;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "support/random.rs"]
+mod random;
 #[path = "engine/recovery.rs"]
 mod recovery;
 #[path = "engine/repair.rs"]

@@ -32,7 +32,7 @@ fn three(compression: Compression) -> (World, Runner, ScheduleRow, [Archive; 3])
     (world, runner, row, [first, second, third])
 }
 
-fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> {
+pub fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> {
     let cancel = CancelToken::new();
     let context = RepairContext {
         home: &world.home,
@@ -53,7 +53,7 @@ fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> {
 }
 
 /// Returns the chunks of an archive.
-fn chunks(world: &World, archive: &Archive) -> Vec<Chunk> {
+pub fn chunks(world: &World, archive: &Archive) -> Vec<Chunk> {
     world.store.archive_chunks(archive.run).map(|chunk| chunk.unwrap()).collect()
 }
 

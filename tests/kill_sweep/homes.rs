@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use backup_manager::clock::{Clock, SystemClock};
@@ -10,7 +11,7 @@ use refinery::Target;
 use rusqlite::Connection;
 
 use crate::case::{Scenario, home_and_store};
-use crate::fault::{Fault, calls, copy, run, run_with_fault, words};
+use crate::fault::{Fault, calls, copy, program, run, run_with_fault, words};
 use crate::older_schema;
 use crate::state;
 use crate::stress::fast_folder;
@@ -40,6 +41,7 @@ impl Homes {
         homes.backups();
         homes.reuses();
         homes.segments();
+        homes.repairs();
         homes.texts();
         homes.prunes();
         homes.restores();
@@ -146,6 +148,43 @@ impl Homes {
         for command in ["forget @1", "delete docs --with-archives --yes"] {
             let scenario = Scenario::new("segments", command, prune.clone(), command, state::complete_archives);
             self.scenarios.push(scenario.then("run other"));
+        }
+    }
+
+    /// Archives of each layout with a damaged chunk that another archive has, too. In the whole layout the damaged file
+    /// has two names.
+    fn repairs(&mut self) {
+        for layout in ["whole", "segmented"] {
+            let home = self.path(&format!("repair-{layout}"));
+            fs::create_dir_all(home.join("docs/below")).unwrap();
+            for file in 0..12 {
+                fs::write(home.join(format!("docs/below/file {file:02}")), vec![file; 60_000]).unwrap();
+            }
+            run(&home, "create docs --name docs --at 9:00 --trust-times --compress none");
+            let connection = Connection::open(home.join("backup.db")).unwrap();
+            connection.execute("UPDATE schedule SET layout = ?1", [layout]).unwrap();
+            drop(connection);
+            run_as_if_later(&home);
+            run_as_if_later(&home);
+            if layout == "whole" {
+                fs::write(home.join("docs/below/file 01"), "another").unwrap();
+                run_as_if_later(&home);
+            }
+            let files = fs::read_dir(home.join("backups/docs")).unwrap().map(|entry| entry.unwrap().path());
+            let is_first =
+                |path: &PathBuf| ["-1.tar", "-1.tar.1.segment"].iter().any(|end| path.to_string_lossy().ends_with(end));
+            let damaged = files.into_iter().find(is_first).expect("the first archive");
+            let bytes = fs::read(&damaged).unwrap();
+            let at = bytes.windows(1_000).position(|window| window.iter().all(|byte| *byte == 9)).expect("a file");
+            let file = fs::OpenOptions::new().write(true).open(&damaged).unwrap();
+            file.write_all_at(&[8], at as u64 + 500).unwrap();
+            assert_eq!(program(&home, &words("verify")).output().unwrap().status.code(), Some(4));
+            if layout == "segmented" {
+                // All anew, as the base is damaged.
+                run(&home, "run docs");
+            }
+            let scenario = Scenario::new("repair", layout, home, "repair", state::verified);
+            self.scenarios.push(scenario.then("run docs"));
         }
     }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use rusqlite::{Connection, OpenFlags};
 
+use crate::fault::{program, words};
 use crate::homes::{OLD, RESTORED};
 use crate::older_schema;
 use crate::stress::catalog;
@@ -43,6 +44,15 @@ pub fn schedules(home: &Path) -> Result<String, String> {
 /// Describes the complete archives; the next run may still have to remove others.
 pub fn complete_archives(home: &Path) -> Result<String, String> {
     Ok(complete(home).join("\n"))
+}
+
+/// Verifies all archives, which must be good, and describes them.
+pub fn verified(home: &Path) -> Result<String, String> {
+    let verified = program(home, &words("verify")).output().map_err(|e| e.to_string())?;
+    if !verified.status.success() {
+        return Err(format!("verify: {}", String::from_utf8_lossy(&verified.stdout)));
+    }
+    complete_archives(home)
 }
 
 /// Describes the archives, in every state.
