@@ -24,8 +24,9 @@ def title_of(bench, extension, kind, where):
 class Days:
     """A folder that changes every day, and homes that archive it every day."""
 
-    def __init__(self, bench, source, kind, layout, within=None):
+    def __init__(self, bench, kind, layout, within=None):
         self.bench, self.kind = bench, kind
+        source = bench.corpus("small", bench.sizes.days_files)
         self.copy = bench.fresh("days", within)
         subprocess.run(["cp", "-a", source, self.copy], check=True)
         self.homes = {extension: bench.home(self.copy, codec, layout=layout, within=within)
@@ -55,11 +56,11 @@ class Days:
                              self.database_bytes[extension], 0.05)
 
 
-def measure_segmented(bench, source):
+def measure_segmented(bench):
     for kind in KINDS:
         if not is_wanted(bench, kind, "segmented") or not bench.has_tool("restic", "days"):
             continue
-        days = Days(bench, source, kind, "segmented")
+        days = Days(bench, kind, "segmented")
         peers = Peers(bench, days.copy)
         days.pass_all(lambda _, home: bench.run(home), peers.run_restic)
         theirs = allocated_bytes(peers.restic)
@@ -75,12 +76,12 @@ def measure_segmented(bench, source):
         days.record_growth("segmented")
 
 
-def measure_shared(bench, source, folder):
+def measure_shared(bench, folder):
     """`folder` lies on a file system that shares blocks."""
     for kind in KINDS:
         if not is_wanted(bench, kind, "whole on XFS"):
             continue
-        days = Days(bench, source, kind, "whole", folder)
+        days = Days(bench, kind, "whole", folder)
         used = {extension: 0 for extension in CODECS}
 
         def run(extension, home):

@@ -34,7 +34,7 @@ def measure_point(bench, kind, size, label):
         print(f"{title}: skipped: the disk has less than {needed / 1e9:.0f} GB free")
         return None
     home = bench.home(source, "zstd")
-    row = {"name": title, "size": size, "home": home}
+    row = {"name": title, "size": size}
     for run in RUNS:
         if run == RUNS[2]:
             edit(source, "scattered", size)
@@ -50,7 +50,7 @@ def measure_point(bench, kind, size, label):
     bench.record(row, "\n".join([title] + [
         f"  {run:26} wall {row[run]['wall']:7.2f} s  cpu {row[run]['cpu']:7.2f} s  peak {row[run]['peak_mib']:4.0f} MiB"
         f"  database +{row[run]['database_growth'] / 1e6:.1f} MB" for run in RUNS]))
-    return row
+    return {"home": home, **row}
 
 
 def draw(bench, files, sizes):

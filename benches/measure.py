@@ -208,8 +208,7 @@ class Bench:
 
     def record(self, row, text):
         self.results.append(row)
-        if not self.options.json:
-            print(text, flush=True)
+        print(text, file=sys.stderr if self.options.json else sys.stdout, flush=True)
 
     def print_json(self):
         versions = {tool: first_line([tool, "--version" if tool != "restic" else "version"])
@@ -256,11 +255,12 @@ def describe(row):
     """Returns the lines for a row with times."""
     mb = lambda field: f"{row[field] / 1e6:.1f}"
     cpu_limit = f", wanted {row['cpu_limit']}" if row["cpu_limit"] else ""
+    cpu = f"cpu {row['cpu']:.3f} / {row['peer_cpu']:.3f} s ({row['cpu_ratio']:.2f}{cpu_limit})"
     size = f"  size {row['size_ratio']:.3f}" if "size_ratio" in row else ""
     more = f"  encoded {mb('encoded')} MB  database +{mb('database_growth')} MB" if "encoded" in row else ""
     indent = " " * 42
     return (f"{headline(row)}\n"
-            f"{indent} wall {row['wall']:.3f} / {row['peer_wall']:.3f} s  cpu {row['cpu']:.3f} / {row['peer_cpu']:.3f} s"
-            f" ({row['cpu_ratio']:.2f}{cpu_limit})  peak {row['peak_mib']:.0f} / {row['peer_peak_mib']:.0f} MiB{size}\n"
+            f"{indent} wall {row['wall']:.3f} / {row['peer_wall']:.3f} s  {cpu}  "
+            f"peak {row['peak_mib']:.0f} / {row['peer_peak_mib']:.0f} MiB{size}\n"
             f"{indent} read {mb('read')} / {mb('peer_read')} MB  "
             f"written {mb('written')} / {mb('peer_written')} MB{more}")
