@@ -3,6 +3,7 @@ a file system that shares blocks beside plain archives of each day."""
 
 import os
 import subprocess
+import time
 
 from measure import CODECS, allocated_bytes, archives_of, database_bytes, edit
 from second_runs import Peers
@@ -40,6 +41,8 @@ class Days:
         for day in range(self.bench.sizes.days):
             if day:
                 self.changed_bytes += edit(self.copy, self.kind, day)
+            # What changed within two seconds before a run is read again by the next one.
+            time.sleep(3)
             for extension, home in self.homes.items():
                 run(extension, home)
                 if not day:
