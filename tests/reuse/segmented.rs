@@ -16,6 +16,7 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, ManualClock, Timestamp};
 use backup_manager::home::{Home, HomeOptions};
 use backup_manager::liveness::Worker;
+use backup_manager::maintenance::compaction::{CompactionContext, compact_segments};
 use backup_manager::maintenance::verify::verify_archive;
 use backup_manager::schedule::{Cadence, Compression, Layout, Reuse, Schedule, ScheduleName};
 use backup_manager::store::{
@@ -95,12 +96,16 @@ impl Segmented {
         index
     }
 
-    /// Removes one of the archives, and all that no other one refers to.
-    pub fn delete_one(&mut self, random: &mut Random) {
+    /// Removes one of the archives, and all that no other one refers to. Then moves what is left of segments that are
+    /// used little; returns from how many.
+    pub fn delete_one(&mut self, random: &mut Random) -> u64 {
         let at = random.below(self.archives.len() as u64) as usize;
         let (archive, _) = self.archives.remove(at);
         assert_eq!(self.store().mark_deleting(&[archive.run], &[]).unwrap(), 1);
         archive_folder::finish_deletions(&self.runner.home, self.store()).unwrap();
+        let (now, cancel) = (self.clock.now(), &CancelToken::new());
+        let context = CompactionContext { home: &self.runner.home, store: self.store(), now, cancel };
+        compact_segments(&context, &self.row).unwrap().segments
     }
 
     /// Asserts that all archives which were not deleted are still what they were.

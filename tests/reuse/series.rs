@@ -249,8 +249,8 @@ fn series(seed: u64) -> Count {
             check_extracted(&source, &extracted, &what, || home.extract(&index, &extracted));
             count.segmented += 1;
         }
-        if tree.random.below(3) == 0 {
-            segmented.iter_mut().for_each(|home| home.delete_one(&mut tree.random));
+        if tree.random.below(3) > 0 {
+            count.compacted += segmented.iter_mut().map(|home| home.delete_one(&mut tree.random)).sum::<u64>();
         }
         let ends = made.iter().zip(&worlds).flat_map(|(made, world)| world.names(made));
         tree.chunk_ends = ends.filter_map(|names| Some(source.join(names.last()?))).collect();
@@ -273,6 +273,8 @@ struct Count {
     archives: u64,
     /// Archives in segments.
     segmented: u64,
+    /// Segments whose bytes were moved to others.
+    compacted: u64,
     /// Those that are links of their base.
     links: u64,
     members: u64,
@@ -292,6 +294,7 @@ impl Count {
         self.seeds += other.seeds;
         self.archives += other.archives;
         self.segmented += other.segmented;
+        self.compacted += other.compacted;
         self.links += other.links;
         self.members += other.members;
         self.reused += other.reused;
@@ -374,11 +377,12 @@ fn each_archive_of_a_series_is_what_a_run_that_reads_everything_makes() {
             });
         }
     });
-    let Count { archives, segmented, links, members, reused, .. } = count.into_inner().expect("no panic");
+    let Count { archives, segmented, compacted, links, members, reused, .. } = count.into_inner().expect("no panic");
     let seconds = started.elapsed().as_secs();
     eprintln!(
         "series: {seeds} seeds, {archives} archives with a base, {links} of them links of it, {reused} of {members} \
-         members taken from it; {segmented} archives in segments; {seconds} s"
+         members taken from it; {segmented} archives in segments, {compacted} segments \
+         compacted; {seconds} s"
     );
     assert!(reused * 5 > members, "little was taken from a base");
 }
