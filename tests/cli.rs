@@ -9,6 +9,8 @@ mod bad_input;
 mod block_sharing;
 #[path = "support/catalog.rs"]
 mod catalog;
+#[path = "cli/compaction.rs"]
+mod compaction;
 #[path = "cli/environment.rs"]
 mod environment;
 #[path = "cli/file_systems.rs"]

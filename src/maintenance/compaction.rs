@@ -14,6 +14,7 @@ use crate::archive::writer::ArchiveDigest;
 use crate::archive_folder::{self, CopiedSegment, CopyingSegment};
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
@@ -118,6 +119,8 @@ fn compact_some(
         log::debug!("{name}: segments are not compacted now: a run goes on");
         return Ok(None);
     }
+    // Indexes are replaced under this lock only.
+    durable::remove_abandoned(&home.backups().join(name))?;
     let mut candidates = find_candidates(store, row.id, &BTreeSet::new())?;
     candidates.retain(|candidate| !tried.contains(&candidate.segment.id));
     let mut size = 0;

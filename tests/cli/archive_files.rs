@@ -40,7 +40,8 @@ fn inodes(home: &TestHome) -> Vec<u64> {
 }
 
 /// What `strace` reported of the calls that change the content of files below the archive folder.
-struct Writes {
+#[derive(Default)]
+pub struct Writes {
     /// Paths whose content was synced or became that of another archive.
     synced: BTreeSet<String>,
     violations: Vec<String>,
@@ -49,6 +50,25 @@ struct Writes {
 }
 
 impl Writes {
+    /// Runs the program and adds its calls.
+    pub fn trace(&mut self, home: &TestHome, step: &[&str]) {
+        const CALLS: &str = "trace=open,openat,openat2,write,writev,pwrite64,pwritev,pwritev2,truncate,ftruncate,fallocate,\
+                             copy_file_range,sendfile,splice,fsync,fdatasync,rename,renameat,renameat2";
+        let trace = home.path(".trace");
+        let strace = ["strace", "-f", "-y", "-s", "0", "-o", trace.to_str().unwrap(), "-e", CALLS];
+        let through = [&strace[..], &[env!("CARGO_BIN_EXE_backup-manager")]].concat();
+        let _ = said(&mut home.command_through(&through, step));
+        let traced = fs::read_to_string(&trace).unwrap();
+        assert!(traced.contains("backup.db"), "{step:?} was not traced: {traced}");
+        traced.lines().for_each(|line| self.add(line));
+    }
+
+    /// Fails if content was written that had been synced.
+    pub fn check(&self) {
+        assert!(self.seen > 50, "the calls on archives were not recognised: {}", self.seen);
+        assert!(self.violations.is_empty(), "written after it was synced:\n{}", self.violations.join("\n"));
+    }
+
     fn add(&mut self, line: &str) {
         let Some((call, rest)) = line.split_once('(') else { return };
         let call = call.rsplit(' ').next().unwrap_or_default();
@@ -84,15 +104,12 @@ fn quoted(text: &str) -> impl DoubleEndedIterator<Item = &str> {
 
 #[test]
 fn a_synced_archive_file_is_never_written_to() {
-    const CALLS: &str = "trace=open,openat,openat2,write,writev,pwrite64,pwritev,pwritev2,truncate,ftruncate,fallocate,\
-                         copy_file_range,sendfile,splice,fsync,fdatasync,rename,renameat,renameat2";
     let home = home_with_runs(&[false, true, false]);
     if Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_err() {
         eprintln!("skipped: strace is not installed");
         return;
     }
-    let mut writes = Writes { synced: BTreeSet::new(), violations: Vec::new(), seen: 0 };
-    let trace = home.path(".trace");
+    let mut writes = Writes::default();
     let steps: [&[&str]; 11] = [
         &["run", "docs"],
         &["edit", "docs", "--keep-last", "2"],
@@ -110,15 +127,9 @@ fn a_synced_archive_file_is_never_written_to() {
         if number % 2 == 0 {
             fs::write(home.path("docs/10"), format!("step {number}")).unwrap();
         }
-        let strace = ["strace", "-f", "-y", "-s", "0", "-o", trace.to_str().unwrap(), "-e", CALLS];
-        let through = [&strace[..], &[env!("CARGO_BIN_EXE_backup-manager")]].concat();
-        let _ = said(&mut home.command_through(&through, step));
-        let traced = fs::read_to_string(&trace).unwrap();
-        assert!(traced.contains("backup.db"), "{step:?} was not traced: {traced}");
-        traced.lines().for_each(|line| writes.add(line));
+        writes.trace(&home, step);
     }
-    assert!(writes.seen > 50, "the calls on archives were not recognised: {}", writes.seen);
-    assert_eq!(writes.violations, Vec::<String>::new());
+    writes.check();
 }
 
 #[test]

@@ -42,6 +42,7 @@ impl Homes {
         homes.reuses();
         homes.segments();
         homes.repairs();
+        homes.compactions();
         homes.texts();
         homes.prunes();
         homes.restores();
@@ -185,6 +186,37 @@ impl Homes {
             }
             let scenario = Scenario::new("repair", layout, home, "repair", state::verified);
             self.scenarios.push(scenario.then("run docs"));
+        }
+    }
+
+    /// Prunes after which less than half of a segment is used.
+    fn compactions(&mut self) {
+        for (format, bytes) in [("none", 30_000), ("gzip", 150_000), ("zstd", 400_000)] {
+            let (home, source) =
+                (self.path(&format!("compaction-{format}")), self.path(&format!("{format}-compacted")));
+            fs::create_dir_all(&source).unwrap();
+            fs::create_dir(&home).unwrap();
+            let write = |file: u8, version: u8| {
+                let content: Vec<u8> =
+                    (0..bytes).map(|at: u32| (at.wrapping_mul(at) >> 3) as u8 ^ file ^ version).collect();
+                fs::write(source.join(format!("file {file:02}")), content).unwrap();
+            };
+            (0..24).for_each(|file| write(file, 0));
+            let options = format!("--trust-times --compress {format} --layout segmented --keep-last 3");
+            run(&home, &format!("create {} --name docs --at 9:00 {options}", source.display()));
+            run_as_if_later(&home);
+            (8..24).for_each(|file| write(file, 100));
+            run_as_if_later(&home);
+            write(23, 200);
+            run_as_if_later(&home);
+            run(&home, "edit docs --keep-last 2");
+            let planned = program(&home, &words("prune -n")).output().expect("the program");
+            assert!(
+                String::from_utf8_lossy(&planned.stderr).contains("compaction would free 1 segment"),
+                "{planned:?}"
+            );
+            let prune = Scenario::new("compaction", format, home, "prune --yes", state::compacted);
+            self.scenarios.push(prune.then("run docs"));
         }
     }
 

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use backup_manager::archive::check::check_by_trailer;
+use backup_manager::cancel::CancelToken;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::fault::{program, words};
@@ -76,6 +78,25 @@ pub fn reused(home: &Path) -> Result<String, String> {
     }
     let facts = format!("SELECT archive.members || ' members, base ' || (base_run_id IS NOT NULL) {newest}");
     lines(home, &[&facts])
+}
+
+/// Reads all archives of `docs` by their own trailers, and describes them and their segments.
+pub fn compacted(home: &Path) -> Result<String, String> {
+    for file in complete(home) {
+        let path = home.join("backups").join(&file);
+        check_by_trailer(&path, 1, &CancelToken::new()).map_err(|error| format!("{file}: {error}"))?;
+    }
+    let rows = lines(
+        home,
+        &[
+            "SELECT state || ' ' || file_name || ' ' || health FROM archive JOIN archive_health USING (run_id) \
+             ORDER BY file_name",
+            "SELECT state || ' ' || size FROM stored_file WHERE segment_name IS NOT NULL ORDER BY size",
+        ],
+    )?;
+    let names = fs::read_dir(home.join("backups/docs")).into_iter().flatten().flatten();
+    let segments = names.filter(|entry| entry.file_name().to_string_lossy().ends_with(".segment")).count();
+    Ok(format!("{rows}\n{segments} segments"))
 }
 
 /// Returns the file names of the complete archives.

@@ -319,7 +319,9 @@ fn unknown_files(connection: &Connection, backups: &Path, rows: &[Row], when: Wh
             let kind = entry.file_type().expect("a kind");
             let path = entry.path();
             let name = path.strip_prefix(backups).expect("below").to_string_lossy().into_owned();
-            let temporary = name.starts_with(".backup-manager-") && name.ends_with(".part");
+            // Of files in the archive folder, and of indexes in that of a schedule, which are replaced as a whole.
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+            let temporary = file_name.starts_with(".backup-manager-") && file_name.ends_with(".part");
             if kind.is_dir() {
                 folders.push(path);
             } else if name.starts_with(".database/") && name.ends_with(".db.zst") {
