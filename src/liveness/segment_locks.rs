@@ -16,7 +16,14 @@ use crate::schedule::Layout;
 /// A lock on the segments of a schedule, until it is dropped.
 #[derive(Debug)]
 pub struct SegmentLock {
-    _locked: File,
+    locked: File,
+}
+
+impl Drop for SegmentLock {
+    fn drop(&mut self) {
+        // A child process that is just being started may hold the file until it executes another program.
+        let _ = flock(&self.locked, FlockOperation::Unlock);
+    }
 }
 
 impl SegmentLock {
@@ -32,7 +39,7 @@ impl SegmentLock {
             Ok(file)
         });
         match locked {
-            Ok(file) => Some(SegmentLock { _locked: file }),
+            Ok(file) => Some(SegmentLock { locked: file }),
             Err(error) => {
                 log::debug!("{schedule}: archives are read without a lock: {error}");
                 None
@@ -56,7 +63,7 @@ fn try_exclusive(home: &Home, schedule: &str, kind: &str) -> Result<Option<Segme
     let failed = |error| Error::io("lock the segments in", &home.backups().join(schedule))(error);
     let file = open(home, schedule, kind).map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(SegmentLock { _locked: file })),
+        Ok(()) => Ok(Some(SegmentLock { locked: file })),
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(failed(error.into())),
     }

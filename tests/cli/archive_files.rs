@@ -52,8 +52,8 @@ pub struct Writes {
 impl Writes {
     /// Runs the program and adds its calls.
     pub fn trace(&mut self, home: &TestHome, step: &[&str]) {
-        const CALLS: &str = "trace=open,openat,openat2,write,writev,pwrite64,pwritev,pwritev2,truncate,ftruncate,fallocate,\
-                             copy_file_range,sendfile,splice,fsync,fdatasync,rename,renameat,renameat2";
+        const CALLS: &str = "trace=open,openat,openat2,write,writev,pwrite64,pwritev,pwritev2,truncate,ftruncate,\
+                             fallocate,copy_file_range,sendfile,splice,fsync,fdatasync,rename,renameat,renameat2";
         let trace = home.path(".trace");
         let strace = ["strace", "-f", "-y", "-s", "0", "-o", trace.to_str().unwrap(), "-e", CALLS];
         let through = [&strace[..], &[env!("CARGO_BIN_EXE_backup-manager")]].concat();
