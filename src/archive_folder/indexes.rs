@@ -82,15 +82,14 @@ fn open_index(path: &Path, name: &str, unreadable: &mut Vec<UnreadableIndex>) ->
 /// database are read only where segments are to be removed: elsewhere their verification finds them.
 pub fn find_unreadable_indexes(home: &Home, store: &Store) -> Result<Vec<UnreadableIndex>> {
     let waiting = store.segments_being_deleted()?;
-    let folder_of = |segment: &StoredFile| Some(segment.segment_name.as_deref()?.split_once('/')?.0.to_owned());
-    let waiting: HashSet<String> = waiting.iter().filter_map(folder_of).collect();
+    let waiting: HashSet<&str> = waiting.iter().filter_map(StoredFile::folder).collect();
     let mut found = Vec::new();
     for (folder, name) in schedule_folders(home, store)? {
         if !has_segments(&folder)? {
             continue;
         }
         for (path, index) in index_files(home, &name)? {
-            if waiting.contains(&name) || !store.has_archive_file(&index)? {
+            if waiting.contains(name.as_str()) || !store.has_archive_file(&index)? {
                 open_index(&path, &index, &mut found);
             }
         }

@@ -25,7 +25,7 @@ use crate::store::{Store, StoredFile};
 /// Errors: the first one; what can be removed is removed all the same.
 pub fn remove_unused_segments(home: &Home, store: &Store) -> Result<Vec<UnreadableIndex>> {
     let unused = store.segments_being_deleted()?.into_iter().chain(store.copying_segments()?);
-    let folders: BTreeSet<String> = unused.filter_map(|segment| folder_of(&segment).map(str::to_owned)).collect();
+    let folders: BTreeSet<String> = unused.filter_map(|segment| segment.folder().map(str::to_owned)).collect();
     if folders.is_empty() {
         return Ok(Vec::new());
     }
@@ -41,18 +41,13 @@ pub fn remove_unused_segments(home: &Home, store: &Store) -> Result<Vec<Unreadab
     first_error.map_or(Ok(unreadable), Err)
 }
 
-/// Returns the folder of a segment.
-fn folder_of(segment: &StoredFile) -> Option<&str> {
-    segment.segment_name.as_deref().and_then(|name| name.split_once('/')).map(|(folder, _)| folder)
-}
-
 fn remove_in_folder(home: &Home, store: &Store, folder: &str) -> Result<Vec<UnreadableIndex>> {
     let Some(_changing) = SegmentLock::try_to_change(home, folder)? else {
         log::debug!("{folder}: unused segments stay for now: another process changes the segments");
         return Ok(Vec::new());
     };
     // Whoever was copying to these held the lock.
-    for segment in store.copying_segments()?.iter().filter(|segment| folder_of(segment) == Some(folder)) {
+    for segment in store.copying_segments()?.iter().filter(|segment| segment.folder() == Some(folder)) {
         store.abandon_segment(segment)?;
     }
     let path = home.backups().join(folder);
@@ -60,7 +55,7 @@ fn remove_in_folder(home: &Home, store: &Store, folder: &str) -> Result<Vec<Unre
         durable::remove_abandoned(&path)?;
     }
     let mut segments = store.segments_being_deleted()?;
-    segments.retain(|segment| folder_of(segment) == Some(folder));
+    segments.retain(|segment| segment.folder() == Some(folder));
     for segment in segments.iter().filter(|segment| segment.temporary_name.is_none()) {
         replace_moved_indexes(home, store, segment.id)?;
     }

@@ -9,12 +9,13 @@ use std::process::Command;
 use backup_manager::archive::buffer::Buffer;
 use backup_manager::archive::index::Index;
 use backup_manager::archive::reader::ArchiveReader;
+use backup_manager::backup::Runner;
 use backup_manager::member::CatalogMember;
 use backup_manager::schedule::Compression;
-use backup_manager::store::{Archive, Health};
+use backup_manager::store::{Archive, Health, ScheduleRow};
 
 use crate::reuse::{run, verify};
-use crate::segments::{delete, index_of, segments, tree, world};
+use crate::segments::{contents, delete, flip, folder, health, index_of, segments, tree, world};
 use crate::world::World;
 
 /// Restores an archive by GNU tar from a copy of all its bytes, and compares it with `expected`.
@@ -62,6 +63,7 @@ fn the_ranges_of_an_index_are_limited_by_copying_short_ones() {
     let ranges = index_of(&world, &second).ranges().count() as u64;
     let limit = Index::max_ranges(second.size);
     assert!((limit - 10..=limit).contains(&ranges), "{ranges} of {limit}");
+    check_second_try(&world, &runner, &row, &second);
     // Near the limit, what lies beside new members is copied, so that the number does not rise.
     for file in (1..10_400).step_by(40) {
         fs::write(world.path(&format!("docs/small-{file:05}")), "again!").unwrap();
@@ -75,4 +77,28 @@ fn the_ranges_of_an_index_are_limited_by_copying_short_ones() {
     delete(&world, &second);
     assert_eq!(verify(&world, &third), Health::Good);
     check_by_tar(&world, &third, &expected);
+}
+
+/// Checks a run whose base, near the limit of ranges, is found damaged while short ranges of it are copied: it begins
+/// again, and nothing is left of its first try. All is as before then.
+fn check_second_try(world: &World, runner: &Runner, row: &ScheduleRow, base: &Archive) {
+    let own = index_of(world, base).segments().iter().find(|name| name.contains("-2.tar.")).cloned();
+    let own = folder(world).join(own.unwrap());
+    // Neither the header nor the trailer, which are read before.
+    let flip_members = || (1 << 20..4 << 20).step_by(700).for_each(|at| flip(&own, at));
+    flip_members();
+    for file in (1..10_400).step_by(40) {
+        fs::write(world.path(&format!("docs/small-{file:05}")), "other!").unwrap();
+    }
+    let next = run(world, runner, row);
+    assert_eq!(health(world, base), Health::Damaged);
+    // The number is free: the row and the file of the first try are removed.
+    let name = format!("-{}.tar.1.segment", next.run);
+    assert!(index_of(world, &next).segments().iter().any(|segment| segment.ends_with(&name)));
+    assert!(world.store.segments_being_deleted().unwrap().is_empty());
+    assert!(!contents(world).keys().any(|name| name.ends_with(".part")));
+    assert_eq!(verify(world, &next), Health::Good);
+    delete(world, &next);
+    flip_members();
+    assert_eq!(verify(world, base), Health::Good);
 }

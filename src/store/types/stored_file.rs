@@ -22,6 +22,13 @@ pub struct StoredFile {
     pub verified_at: Option<Timestamp>,
 }
 
+impl StoredFile {
+    /// Returns the folder of a segment, below the archive folder.
+    pub fn folder(&self) -> Option<&str> {
+        self.segment_name.as_deref()?.split_once('/').map(|(folder, _)| folder)
+    }
+}
+
 /// Bytes of an archive file that lie side by side in a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentRange {
