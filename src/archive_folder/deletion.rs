@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use crate::archive_name::is_temporary_name;
 use crate::durable;
@@ -12,6 +14,51 @@ use crate::home::Home;
 use crate::liveness::SegmentLock;
 use crate::schedule::Layout;
 use crate::store::{PendingArchive, Store};
+use crate::words;
+
+/// How long a removal waits for another process that changes the segments of the schedule.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What became of archives that were marked for deletion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// How many are removed.
+    pub removed: usize,
+    /// How many are removed later, because another process is changing the segments of their schedule.
+    pub waiting: usize,
+}
+
+impl Deleted {
+    /// Returns what is said about the archives of the schedule `name` that are removed later; `None` if there are none.
+    pub fn waiting_note(&self, name: &str) -> Option<String> {
+        (self.waiting > 0).then(|| {
+            format!(
+                "{name}: {} will be removed by the service or the next `backup-manager prune`: another process is \
+                 changing the segments",
+                words::count(self.waiting as u64, "archive")
+            )
+        })
+    }
+}
+
+/// Removes `marked` archives, among those of `runs`, that the caller has marked `deleting`. Waits a few seconds while
+/// another process changes their segments.
+///
+/// Errors: those of [`finish_deletions`].
+pub fn delete_marked(home: &Home, store: &Store, runs: &[i64], marked: usize) -> Result<Deleted> {
+    let mut waited = Duration::ZERO;
+    loop {
+        finish_deletions(home, store)?;
+        let left = store.archives_being_deleted()?;
+        let waiting = left.iter().filter(|archive| runs.contains(&archive.run)).count();
+        if waiting == 0 || waited >= MAX_WAIT {
+            return Ok(Deleted { removed: marked.saturating_sub(waiting), waiting });
+        }
+        thread::sleep(POLL_INTERVAL);
+        waited += POLL_INTERVAL;
+    }
+}
 
 /// Finishes the deletions that are marked `deleting`, by this process or by one that died, and returns the number of
 /// archives. Segments in a folder with an index that cannot be read stay until the next time.

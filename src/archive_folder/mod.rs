@@ -12,7 +12,7 @@ mod stable_links;
 mod unknown;
 
 pub use copying_segment::{CopiedSegment, CopyingSegment};
-pub use deletion::{finish_deletions, remove_orphaned_files};
+pub use deletion::{Deleted, delete_marked, finish_deletions, remove_orphaned_files};
 pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,

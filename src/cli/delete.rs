@@ -11,7 +11,8 @@ use super::{Context, select, worker};
 use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::liveness;
-use crate::store::{Run, ScheduleRow, Space, Store};
+use crate::schedule::Layout;
+use crate::store::{Archive, Run, ScheduleRow, Space, Store};
 
 #[derive(Args)]
 pub struct DeleteArgs {
@@ -93,15 +94,22 @@ fn delete_with_archives(context: &Context, store: &Store, row: &ScheduleRow) -> 
     if !archives.is_empty() {
         archive_folder::ensure_ours(&context.home, store)?;
     }
-    let count = store.delete_schedule_with_archives(row, context.now())? as u64;
-    archive_folder::finish_deletions(&context.home, store).map_err(|e| {
+    let marked = store.delete_schedule_with_archives(row, context.now())?;
+    let runs: Vec<i64> = archives.iter().map(|archive| archive.run).collect();
+    let deleted = archive_folder::delete_marked(&context.home, store, &runs, marked).map_err(|e| {
         e.hint(format!("{name} is deleted; the next `backup-manager prune` removes the rest of its archives"))
     })?;
-    context.print_info(&format!("deleted {name} and {}", render::count(count, "archive")));
+    context.print_info(&format!("deleted {name} and {}", render::count(deleted.removed as u64, "archive")));
+    if let Some(note) = deleted.waiting_note(name.as_str()) {
+        context.warn(&note);
+    }
+    // Only archives in segments wait, all of a schedule together.
+    let is_gone = |archive: &Archive| deleted.waiting == 0 || archive.layout == Layout::Whole;
+    let gone: Vec<Archive> = archives.into_iter().filter(is_gone).collect();
     Ok(DeletedDocument {
         name: name.to_string(),
-        archives_deleted: count,
-        bytes_deleted: Space::of(&archives).disk_bytes,
+        archives_deleted: deleted.removed as u64,
+        bytes_deleted: Space::of(&gone).disk_bytes,
         archives_kept: 0,
         running: None,
     })

@@ -70,7 +70,7 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
         if compacted.segments > 0 {
             context.print_info(&format!("{}: compaction would free {}", row.schedule.name, compacted.describe()));
         }
-        documents.push(PlanDocument::new(context, row, plan, &Pruned { archives: 0, compacted }));
+        documents.push(PlanDocument::new(context, row, plan, &Pruned { archives: 0, waiting: 0, compacted }));
     }
     if context.format == Format::Json {
         render::print_json(&documents)?;
@@ -83,6 +83,8 @@ pub fn cmd_prune(context: &Context, args: &PruneArgs) -> Result<u8> {
 /// What pruning removed of a schedule, and what compaction freed after that.
 struct Pruned {
     archives: u64,
+    /// Archives that are removed later.
+    waiting: u64,
     compacted: Compacted,
 }
 
@@ -96,7 +98,11 @@ fn prune_schedule(
 ) -> Result<Pruned> {
     let PruneContext { home, store, now, cancel, .. } = *pruning;
     let name = row.schedule.name.as_str();
-    let archives = prune::prune_on_request(pruning, row, plan, yes)? as u64;
+    let deleted = prune::prune_on_request(pruning, row, plan, yes)?;
+    let archives = deleted.removed as u64;
+    if let Some(note) = deleted.waiting_note(name) {
+        context.warn(&note);
+    }
     if archives > 0 {
         context.print_info(&format!("{name}: removed {}", render::count(archives, "archive")));
     }
@@ -104,7 +110,7 @@ fn prune_schedule(
     if compacted.segments > 0 {
         context.print_info(&format!("{name}: compaction freed {}", compacted.describe()));
     }
-    Ok(Pruned { archives, compacted })
+    Ok(Pruned { archives, waiting: deleted.waiting as u64, compacted })
 }
 
 /// Finishes interrupted deletions and removes the archives that the plans remove; a plan that is held only with `yes`.
@@ -129,7 +135,7 @@ fn prune_archives(context: &Context, store: &Store, plans: &[(ScheduleRow, Prune
         let name = row.schedule.name.as_str();
         let pruned = prune_schedule(context, &pruning, row, plan, yes).map_err(|error| signals.classify(error));
         if let Ok(pruned) = &pruned {
-            total += (pruned.archives + pruned.compacted.segments) as usize;
+            total += (pruned.archives + pruned.waiting + pruned.compacted.segments) as usize;
         }
         let document = pruned.map(|pruned| PlanDocument::new(context, row, plan, &pruned));
         results.add_result(name, document)
@@ -266,7 +272,7 @@ struct ForgottenDocument {
     /// The archive as it was.
     #[serde(flatten)]
     archive: ArchiveDocument,
-    /// Always true.
+    /// False if it is removed later, because another process is changing the segments of its schedule.
     removed: bool,
 }
 
@@ -283,10 +289,13 @@ pub fn cmd_forget(context: &Context, args: &ForgetArgs) -> Result<u8> {
 }
 
 fn forget(context: &Context, store: &Store, run: i64, force: bool) -> Result<ForgottenDocument> {
-    let archive = prune::forget(&context.home, store, run, force)?;
-    context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display()));
+    let (archive, deleted) = prune::forget(&context.home, store, run, force)?;
+    match deleted.waiting_note(&archive.schedule_name) {
+        Some(note) => context.warn(&note),
+        None => context.print_info(&format!("removed {}", context.home.backups().join(&archive.file_name).display())),
+    }
     context.refresh_stable_links(store, &[store.schedule(archive.schedule_id)?])?;
-    Ok(ForgottenDocument { archive: ArchiveDocument::new(context, &archive), removed: true })
+    Ok(ForgottenDocument { archive: ArchiveDocument::new(context, &archive), removed: deleted.waiting == 0 })
 }
 
 /// Returns the numbers in words like `@17`, each once.

@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use super::retention::{self, ArchiveFacts, Decision, KeepRule};
 use super::shared_files::separate_files;
 use super::verify::verify_archive;
-use crate::archive_folder;
+use crate::archive_folder::{self, Deleted};
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -99,7 +99,7 @@ impl PrunePlan {
         self.removals().filter(|archive| archive.good).count() * 2 > good
     }
 
-    /// Removes the archives that no rule keeps, except the bases of running runs, and returns how many were removed.
+    /// Removes the archives that no rule keeps, except the bases of running runs.
     ///
     /// Nothing is removed if one of the newest good archives, which make the removal safe, has changed since the plan
     /// was computed or is damaged, or if the folder holds archives that the catalog does not know. A newest good
@@ -107,11 +107,11 @@ impl PrunePlan {
     ///
     /// Errors: `Failed` in these cases, if the archive folder is not ours, or if the file of a newest good archive is
     /// missing or has another size; `Busy` if one of them is no longer good; `Interrupted` if cancelled.
-    pub fn apply(&self, context: &PruneContext<'_>) -> Result<usize> {
+    pub fn apply(&self, context: &PruneContext<'_>) -> Result<Deleted> {
         let PruneContext { home, store, .. } = *context;
         let removals: Vec<i64> = self.removals().map(|archive| archive.run).collect();
         if removals.is_empty() {
-            return Ok(0);
+            return Ok(Deleted::default());
         }
         archive_folder::ensure_ours(home, store)?;
         if let Some(error) = archive_folder::find_unknown_archives(home, store)?.error(home) {
@@ -130,8 +130,7 @@ impl PrunePlan {
             anchors.push(archive.run);
         }
         let marked = store.mark_deleting(&removals, &anchors)?;
-        archive_folder::finish_deletions(home, store)?;
-        Ok(marked)
+        archive_folder::delete_marked(home, store, &removals, marked)
     }
 }
 
@@ -184,17 +183,19 @@ pub fn apply_retention(context: &PruneContext<'_>, row: &ScheduleRow, run: i64) 
     if !plan.is_large() {
         store.clear_held_prune(row.id)?;
     }
-    let removed = plan.apply(context)?;
+    let deleted = plan.apply(context)?;
     store.clear_held_prune(row.id)?;
-    Ok((removed > 0)
-        .then(|| format!("retention removed {} of {}", words::count(removed as u64, "archive"), row.schedule.name)))
+    let name = row.schedule.name.as_str();
+    let removed = words::count(deleted.removed as u64, "archive");
+    let removed = (deleted.removed > 0).then(|| format!("retention removed {removed} of {name}"));
+    Ok(removed.into_iter().chain(deleted.waiting_note(name)).reduce(|one, other| format!("{one}; {other}")))
 }
 
-/// Applies a plan at the user's request, and returns how many archives were removed. One that is held
-/// ([`PrunePlan::held_by`]) is applied only with `yes`, and then no longer held.
+/// Applies a plan at the user's request. One that is held ([`PrunePlan::held_by`]) is applied only with `yes`, and then
+/// no longer held.
 ///
 /// Errors: `Failed` for a held plan without `yes`; those of [`PrunePlan::apply`].
-pub fn prune_on_request(context: &PruneContext<'_>, row: &ScheduleRow, plan: &PrunePlan, yes: bool) -> Result<usize> {
+pub fn prune_on_request(context: &PruneContext<'_>, row: &ScheduleRow, plan: &PrunePlan, yes: bool) -> Result<Deleted> {
     let name = &row.schedule.name;
     if let Some(held) = plan.held_by()
         && !yes
@@ -205,18 +206,18 @@ pub fn prune_on_request(context: &PruneContext<'_>, row: &ScheduleRow, plan: &Pr
             words::shell_word(name.as_str())
         )));
     }
-    let removed = plan.apply(context)?;
-    if removed > 0 {
+    let deleted = plan.apply(context)?;
+    if deleted != Deleted::default() {
         context.store.release_held_prune(row.id)?;
     }
-    Ok(removed)
+    Ok(deleted)
 }
 
-/// Removes one archive now, at the user's request.
+/// Removes one archive at the user's request: now, or later ([`Deleted::waiting`]). Returns it as it was.
 ///
 /// Errors: `Failed` for a pinned archive and, unless `force`, for the newest good one; `NotFound`; `Busy` for the base
 /// of a running run.
-pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archive> {
+pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<(Archive, Deleted)> {
     let archive = store.archive(run)?.ok_or_else(|| no_archive(run))?;
     if archive.pinned {
         return Err(Error::failed(format!("the archive @{run} is pinned"))
@@ -233,8 +234,8 @@ pub fn forget(home: &Home, store: &Store, run: i64, force: bool) -> Result<Archi
         return Err(Error::busy(format!("the running backup of {name} takes unchanged data from the archive @{run}"))
             .hint("try again when it has ended: `backup-manager status`"));
     }
-    archive_folder::finish_deletions(home, store)?;
-    Ok(archive)
+    let deleted = archive_folder::delete_marked(home, store, &[run], 1)?;
+    Ok((archive, deleted))
 }
 
 /// Returns the error for a run that has no archive.

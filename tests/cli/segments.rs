@@ -205,6 +205,34 @@ fn an_index_that_cannot_be_read_is_named_and_fails_no_removal() {
     assert_eq!(segments("docs"), 0);
 }
 
+#[test]
+fn a_removal_that_waits_for_another_process_is_not_called_done() {
+    let home = home_with_segments();
+    let changing = home.path("backup.db.locks/docs.changes");
+    fs::create_dir_all(changing.parent().unwrap()).unwrap();
+    let lock = fs::OpenOptions::new().create(true).append(true).open(&changing).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let before = home.archive_files();
+    let later = "docs: 1 archive will be removed by the service or the next `backup-manager prune`";
+    let said = home.run(&["--json", "forget", "@1"]).ok();
+    assert!(said.stderr.contains(later) && said.json()[0]["removed"] == false, "{said:?}");
+    let said = home.run(&["forget", "@2", "--force"]).ok();
+    assert!(said.stderr.contains(later) && !said.stderr.contains("removed /"), "{said:?}");
+    let _ = home.run(&["run", "docs"]).ok();
+    let _ = home.run(&["edit", "docs", "--keep-last", "1"]).ok();
+    fs::write(home.path("docs/last.txt"), "last\n").unwrap();
+    let said = home.run(&["run", "docs"]).ok();
+    assert!(said.stderr.contains(later) || said.stdout.contains(later), "retention: {said:?}");
+    let said = home.run(&["--json", "delete", "docs", "--with-archives", "--yes"]).ok();
+    assert!(said.stderr.contains(later) && said.json()[0]["archives_deleted"] == 0, "{said:?}");
+    assert_eq!(said.json()[0]["bytes_deleted"], 0);
+    assert!(before.iter().all(|name| home.archive_files().contains(name)));
+    drop(lock);
+    let said = home.run(&["prune"]).ok();
+    assert!(said.stderr.contains("removed 4 archives whose removal was interrupted"), "{said:?}");
+    assert!(!home.archive_files().iter().any(|name| name.starts_with("docs")), "{:?}", home.archive_files());
+}
+
 /// Returns the names of the links in the archive folder.
 fn links(home: &TestHome) -> Vec<String> {
     let entries = fs::read_dir(home.path("backups")).unwrap().map(|entry| entry.unwrap());

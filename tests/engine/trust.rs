@@ -51,7 +51,8 @@ pub fn flip(path: &PathBuf, at: u64, bit: u8) {
 
 fn apply(world: &World, plan: &PrunePlan, now: Timestamp) -> Result<usize> {
     let cancel = &CancelToken::new();
-    plan.apply(&PruneContext { home: &world.home, store: &world.store, now, threads: 1, cancel })
+    let context = PruneContext { home: &world.home, store: &world.store, now, threads: 1, cancel };
+    plan.apply(&context).map(|deleted| deleted.removed)
 }
 
 fn verify(world: &World, archive: &Archive) -> Findings {
