@@ -80,8 +80,12 @@ pub fn repair(
         if archive.health == Health::Good || !seen.insert(archive.file_key()) {
             continue;
         }
-        match complete_index(context, &archive).and_then(|archive| examine(context, &archive)) {
-            Ok(found) => damaged.extend(found),
+        match complete_index(context, &archive) {
+            Ok(Some(repaired)) if repaired.is_whole() => on_repaired(&archive, Ok(repaired))?,
+            Ok(_) => match examine(context, &archive) {
+                Ok(found) => damaged.extend(found),
+                Err(error) => on_repaired(&archive, Err(error))?,
+            },
             Err(error) => on_repaired(&archive, Err(error))?,
         }
     }
@@ -95,19 +99,25 @@ pub fn repair(
     Ok(())
 }
 
-/// Replaces the index of an archive if a repair that was killed has not; returns the archive as it is then.
-fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<Archive> {
-    if archive.layout == Layout::Whole || context.dry_run {
-        return Ok(archive.clone());
+/// Replaces the index of an archive if it is damaged, or if a repair that was killed has not. Returns what became of
+/// the archive if its index was replaced or, in a dry run, would be.
+fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Repaired>> {
+    if archive.layout == Layout::Whole {
+        return Ok(None);
     }
     let _lock = lock(context, archive)?;
-    repair_segments::complete_index(context, archive)?;
-    context.store.archive(archive.run)?.ok_or_else(|| no_archive(archive.run))
+    if !repair_segments::complete_index(context, archive)? {
+        return Ok(None);
+    }
+    let findings = findings_now(context, archive)?;
+    let repairable_parts = u64::from(context.dry_run || findings.is_good());
+    Ok(Some(Repaired { damaged_parts: 1, repairable_parts, findings }))
 }
 
 /// Reads an archive in full; returns what is damaged, `None` if nothing is.
 fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Damaged>> {
     let RepairContext { home, store, now, threads, cancel, .. } = *context;
+    let Some(archive) = &store.archive(archive.run)? else { return Ok(None) };
     if !matches!(archive.health, Health::Damaged | Health::Missing) {
         return Ok(None);
     }

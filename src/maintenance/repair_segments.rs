@@ -11,23 +11,27 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Archive, Health, Moved, StoredRange};
 
 /// Replaces the index of an archive if it is damaged or lists other ranges than the database has: a repair was killed
-/// before it had replaced it. The caller has the lock under which the files of the schedule are changed.
-pub(super) fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<()> {
+/// before it had replaced it. Returns whether it was replaced or, in a dry run, would be. The caller has the lock under
+/// which the files of the schedule are changed.
+pub(super) fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<bool> {
     if context.store.archive_crc(archive.run)?.is_none() {
         // A rescan added it without its chunks.
-        return Ok(());
+        return Ok(false);
     }
     let path = context.home.backups().join(&archive.file_name);
     let present = match Index::open(&path) {
         Ok(present) => Some(present),
         Err(error) if error.kind() == ErrorKind::Damage => None,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
-    if present != Some(archive_folder::expected_index(context.store, archive)?) {
+    if present == Some(archive_folder::expected_index(context.store, archive)?) {
+        return Ok(false);
+    }
+    if !context.dry_run {
         archive_folder::replace_index(context.home, context.store, archive)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Writes damaged parts of an archive to a new segment; those that do not lie in one piece are left. Returns the row of
