@@ -137,7 +137,8 @@ pub fn stored_bytes(sealed: &SealedFile) -> StoredBytes {
     }
 }
 
-fn stored_bytes_at(path: &Path) -> Result<StoredBytes> {
+/// Returns what is recorded of a file that is complete.
+pub fn stored_bytes_at(path: &Path) -> Result<StoredBytes> {
     let found = path.symlink_metadata().map_err(Error::io("inspect", path))?;
     let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
     Ok(StoredBytes { size: found.len(), device: found.dev(), inode: found.ino(), modified_ns: Some(modified_ns) })

@@ -7,6 +7,7 @@ mod identity;
 mod index_replacement;
 mod indexes;
 mod orphans;
+mod other_index;
 mod segments;
 mod stable_links;
 mod unknown;
@@ -17,9 +18,12 @@ pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,
 };
-pub use index_replacement::{expected_index, index_from_rows, replace_index, replace_moved_indexes, stored_bytes};
+pub use index_replacement::{
+    expected_index, index_from_rows, replace_index, replace_moved_indexes, stored_bytes, stored_bytes_at,
+};
 pub use indexes::{UnreadableIndex, find_unreadable_indexes};
 pub use orphans::{OrphanedSegment, Orphans, find_orphans, remove_orphans};
+pub use other_index::is_known_index;
 pub use segments::remove_unused_segments;
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::identity;
+use super::other_index::find_other_index;
 use crate::archive_name::ArchiveName;
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -20,12 +21,20 @@ pub struct UnknownArchives {
     pub example: String,
     /// The highest run number in the name of any of them; 0 if there are none.
     pub highest_run: i64,
+    /// The index of an archive of the catalog that lists other bytes than the catalog has.
+    pub other_index: Option<String>,
 }
 
 impl UnknownArchives {
     /// Returns what is wrong, as an error; `None` if the catalog knows all archives.
     pub fn error(&self, home: &Home) -> Option<Error> {
-        (self.count > 0).then(|| {
+        let other_index = self.other_index.as_ref().map(|name| {
+            let path = home.backups().join(name);
+            let what = "lists other bytes than the database has: that may be an older copy, so nothing is pruned";
+            Error::failed(format!("the index {} {what}", path.display()))
+                .hint("let the database follow it with `backup-manager rescan`")
+        });
+        let unknown = (self.count > 0).then(|| {
             let what = match self.count {
                 1 => format!("an archive that the database does not know, {}", self.example),
                 count => format!("{count} archives that the database does not know, such as {}", self.example),
@@ -33,7 +42,8 @@ impl UnknownArchives {
             let folder = home.backups().display();
             Error::failed(format!("{folder} holds {what}: the database may be an older copy, so nothing is pruned"))
                 .hint("add them with `backup-manager rescan`; move files that it reports as damaged out of the folder")
-        })
+        });
+        unknown.or(other_index)
     }
 }
 
@@ -53,6 +63,7 @@ pub fn find_unknown_archives(home: &Home, store: &Store) -> Result<UnknownArchiv
             (unknown.highest_run, unknown.example) = (run, file_name);
         }
     }
+    unknown.other_index = find_other_index(home, store)?;
     Ok(unknown)
 }
 

@@ -88,6 +88,8 @@ struct RescanDocument<'a> {
     schedules: &'a [String],
     /// Names of archive files that were added to the catalog.
     added: &'a [String],
+    /// Names of archive files whose indexes listed other bytes than the catalog: it follows them.
+    updated: &'a [String],
     /// How many archives the catalog already held.
     known: u64,
     /// Names of archive files in the catalog that do not exist.
@@ -153,6 +155,28 @@ fn path_fields(key: &'static str, path: &Path) -> PathFields {
     PathFields::new(key, path.as_os_str().as_bytes())
 }
 
+fn document<'a>(
+    report: &'a RescanReport,
+    copy: Option<&RestoredDatabase>,
+    orphans_removed: bool,
+) -> RescanDocument<'a> {
+    RescanDocument {
+        schedules: &report.schedules,
+        added: &report.added,
+        updated: &report.updated,
+        known: report.known,
+        missing: &report.missing,
+        foreign: report.foreign.iter().map(|path| path.display().to_string()).collect(),
+        damaged: file_documents(&report.damaged),
+        unreadable: file_documents(&report.unreadable),
+        orphans: orphan_documents(&report.orphans.segments, orphans_removed),
+        restored_copy: copy.map(|copy| path_fields("restored_copy", &copy.copy)),
+        previous_database: copy
+            .and_then(|copy| copy.previous.as_deref())
+            .map(|previous| path_fields("previous_database", previous)),
+    }
+}
+
 fn print_report(
     context: &Context,
     report: &RescanReport,
@@ -160,20 +184,7 @@ fn print_report(
     orphans_removed: bool,
 ) -> Result<()> {
     if context.format == Format::Json {
-        return render::print_json(&RescanDocument {
-            schedules: &report.schedules,
-            added: &report.added,
-            known: report.known,
-            missing: &report.missing,
-            foreign: report.foreign.iter().map(|path| path.display().to_string()).collect(),
-            damaged: file_documents(&report.damaged),
-            unreadable: file_documents(&report.unreadable),
-            orphans: orphan_documents(&report.orphans.segments, orphans_removed),
-            restored_copy: copy.map(|copy| path_fields("restored_copy", &copy.copy)),
-            previous_database: copy
-                .and_then(|copy| copy.previous.as_deref())
-                .map(|previous| path_fields("previous_database", previous)),
-        });
+        return render::print_json(&document(report, copy, orphans_removed));
     }
     let mut text = String::new();
     for name in &report.schedules {
@@ -181,6 +192,7 @@ fn print_report(
         text += &format!("created the schedule {name}, paused: resume it with {resume}\n");
     }
     report.added.iter().for_each(|name| text += &format!("added {name}\n"));
+    report.updated.iter().for_each(|name| text += &format!("updated {name}: its index lists other bytes\n"));
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
     let shown = |path: &Path| render::printable(path.as_os_str().as_bytes());
     report.foreign.iter().for_each(|path| text += &format!("not ours, left unchanged: {}\n", shown(path)));

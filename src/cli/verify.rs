@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::maintenance::shared_files::separate_files;
 use crate::maintenance::verify::{self, Findings};
 use crate::schedule::{parse_age, parse_duration};
-use crate::store::{Access, Archive, Store};
+use crate::store::{Access, Archive, Health, Store};
 
 #[derive(Args)]
 pub struct VerifyArgs {
@@ -260,7 +260,7 @@ fn print_verified(context: &Context, verified: &Verified) -> Result<()> {
             for member in &findings.damaged_members {
                 text += &format!("  damaged member: {}\n", render::printable(member));
             }
-            if let Some(run) = verified.run.filter(|_| !findings.is_good()) {
+            if let Some(run) = verified.run.filter(|_| matches!(findings.health, Health::Damaged | Health::Missing)) {
                 text += &format!("  next: `backup-manager repair @{run}`, if other archives have equal parts\n");
             }
             if context.format != Format::Json {

@@ -45,6 +45,8 @@ pub struct RescanReport {
     pub schedules: Vec<String>,
     /// Archives added to the catalog: paths relative to the archive folder.
     pub added: Vec<String>,
+    /// Archives of which the catalog had other ranges than their indexes list: paths relative to the archive folder.
+    pub updated: Vec<String>,
     /// Number of archives that the catalog already had.
     pub known: u64,
     /// Archives of the catalog whose files do not exist, now marked as missing.
@@ -115,7 +117,13 @@ pub fn rescan(
         }
     }
     add_damaged(home, store, &mut report, threads, cancel, now)?;
-    follow_indexes(home, store, now)?;
+    report.updated = follow_indexes(home, store, threads, cancel, now)?;
+    for name in &report.updated {
+        if store.archive_named(name)?.is_some_and(|archive| archive.health != Health::Good) {
+            let reason = "it is damaged where its index lists it: run `backup-manager verify`".to_owned();
+            report.damaged.push((home.backups().join(name), reason));
+        }
+    }
     report.orphans = archive_folder::find_orphans(home, store)?;
     separate_files(home, store, None)?;
     mark_missing(home, store, &mut report)?;

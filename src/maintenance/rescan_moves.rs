@@ -4,14 +4,17 @@
 use std::collections::BTreeMap;
 
 use super::rescan_segments::segment_row;
+use super::verify::verify_archive;
+use super::verify_segments::lists;
 use crate::archive::index::Index;
 use crate::archive_folder;
+use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
 use crate::schedule::Layout;
-use crate::store::{Archive, CopiedRange, Store, StoredRange};
+use crate::store::{Archive, CopiedRange, Moved, Store, StoredRange};
 
 /// Bytes of an archive that lie in another segment than the database has them in.
 struct Move<'i> {
@@ -22,8 +25,18 @@ struct Move<'i> {
     bytes: u64,
 }
 
-/// Makes the spans of archives those that their indexes list. Nothing of the new segments counts as verified.
-pub(super) fn follow_indexes(home: &Home, store: &Store, now: Timestamp) -> Result<()> {
+/// Makes the spans of archives those that their indexes list, and reads these archives. Returns the names of their
+/// files below the archive folder.
+///
+/// Errors: `Busy` while another process changes files of the schedule.
+pub(super) fn follow_indexes(
+    home: &Home,
+    store: &Store,
+    threads: usize,
+    cancel: &CancelToken,
+    now: Timestamp,
+) -> Result<Vec<String>> {
+    let mut followed = Vec::new();
     for archive in store.archives(None)? {
         if archive.layout == Layout::Whole {
             continue;
@@ -39,10 +52,15 @@ pub(super) fn follow_indexes(home: &Home, store: &Store, now: Timestamp) -> Resu
         }
         if index != known {
             follow(home, store, &archive, (&known, &index), now)?;
+            followed.push(archive.clone());
         }
         remove_unlisted_parts(store, &archive, &index)?;
+        store.record_replaced_index(archive.run, &archive_folder::stored_bytes_at(&path)?)?;
     }
-    Ok(())
+    for archive in &followed {
+        verify_archive(home, store, archive, threads, cancel, now)?;
+    }
+    Ok(followed.into_iter().map(|archive| archive.file_name).collect())
 }
 
 fn follow(
@@ -52,7 +70,9 @@ fn follow(
     (known, index): (&Index, &Index),
     now: Timestamp,
 ) -> Result<()> {
-    let Some(_lock) = SegmentLock::try_to_change(home, &archive.schedule_name)? else { return Ok(()) };
+    let Some(_lock) = SegmentLock::try_to_change(home, &archive.schedule_name)? else {
+        return Err(busy(archive, "another process changes its files"));
+    };
     let Some((folder, _)) = archive.file_name.split_once('/') else { return Ok(()) };
     let parts = store.parts(archive.archive_file)?;
     let mut by_segment: BTreeMap<&str, Vec<CopiedRange>> = BTreeMap::new();
@@ -67,18 +87,23 @@ fn follow(
     for (name, mut copied) in by_segment {
         copied.sort_by_key(|range| (range.from.stored_file, range.from.offset));
         let segment = segment_row(store, &home.backups().join(&archive.file_name), folder, name)?;
-        // If a run has begun, the next rescan goes on.
-        let _ = store.move_spans(archive.schedule_id, segment, &copied, now)?;
+        if store.move_spans(archive.schedule_id, segment, &copied, now)? == Moved::RunBegan {
+            return Err(busy(archive, "a run goes on"));
+        }
     }
     log::info!("{}: its index was followed", archive.describe());
     Ok(())
 }
 
+fn busy(archive: &Archive, why: &str) -> Error {
+    Error::busy(format!("{} is not taken over as its index says: {why}", archive.file_name))
+        .hint("run the rescan again")
+}
+
 /// Removes the parts of an archive in which it has no spans, as the database has followed this or another index.
 fn remove_unlisted_parts(store: &Store, archive: &Archive, index: &Index) -> Result<()> {
     for part in store.parts(archive.archive_file)? {
-        let is_listed = |name: &String| index.segments().iter().any(|listed| name.rsplit('/').next() == Some(listed));
-        if !part.segment_name.as_ref().is_some_and(is_listed) {
+        if !lists(index, &part) {
             store.remove_moved_parts(part.id, &[archive.run])?;
         }
     }

@@ -67,6 +67,17 @@ impl Findings {
         self.damaged_members.push(path);
     }
 
+    /// Adds that the index lists other bytes than the database has. What was read may be whole, but the archive does
+    /// not count as verified.
+    fn add_other_index(&mut self) {
+        let text = "its index lists other bytes than the database has, which may be an older copy: run \
+                    `backup-manager rescan`";
+        self.structure.push(text.to_owned());
+        if self.is_good() {
+            self.health = Health::Unverified;
+        }
+    }
+
     /// Removes repeated paths and sets the health according to the findings.
     fn with_health(mut self) -> Self {
         let mut seen = HashSet::new();
@@ -99,7 +110,7 @@ pub fn verify_archive(
     archive_folder::ensure_ours(home, store)?;
     let _lock = SegmentLock::to_read(home, archive.layout, &archive.file_name);
     let path = home.backups().join(&archive.file_name);
-    let findings = match read_and_compare(store, archive, &path, threads, cancel) {
+    let mut findings = match read_and_compare(store, archive, &path, threads, cancel) {
         // Retention may have removed the archive since it was selected.
         Err(error) if error.kind() == ErrorKind::NotFound && store.archive(archive.run)?.is_none() => {
             return Err(error);
@@ -122,7 +133,9 @@ pub fn verify_archive(
                 differs_otherwise: !findings.structure.is_empty() && store.has_chunks(archive.run)?,
                 is_good: findings.is_good(),
             };
-            verify_segments::record(home, store, archive, &compared, cancel, now)?;
+            if verify_segments::record(home, store, archive, &compared, cancel, now)? {
+                findings.add_other_index();
+            }
         }
     }
     Ok(findings)

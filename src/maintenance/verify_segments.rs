@@ -30,8 +30,9 @@ pub(super) struct Compared<'a> {
     pub(super) is_good: bool,
 }
 
-/// Records the health of the index and of each segment of an archive that was read, after what the segments hold for
-/// other archives was read, too.
+/// Records the health of the index of an archive that was read, and of each segment that it lists, after what these
+/// hold for other archives was read, too. Returns whether the index lists other bytes than the database has: then what
+/// was read says nothing about these.
 pub(super) fn record(
     home: &Home,
     store: &Store,
@@ -39,9 +40,9 @@ pub(super) fn record(
     compared: &Compared<'_>,
     cancel: &CancelToken,
     now: Timestamp,
-) -> Result<()> {
+) -> Result<bool> {
     if !compared.exists {
-        return store.record_index_health(archive.run, Health::Missing, None);
+        return store.record_index_health(archive.run, Health::Missing, None).map(|()| false);
     }
     let index = Index::open(&home.backups().join(&archive.file_name));
     let index = match index {
@@ -50,17 +51,22 @@ pub(super) fn record(
         Err(error) if error.kind() == ErrorKind::Damage => None,
         Err(error) => return Err(error),
     };
-    let health = match (&index, archive_folder::expected_index(store, archive).ok()) {
+    let expected = archive_folder::expected_index(store, archive).ok();
+    let is_same = index.as_ref().zip(expected.as_ref()).is_none_or(|(index, expected)| index == expected);
+    // Bytes may be about to move: then both copies are valid.
+    let differs = !is_same && !archive_folder::is_known_index(home, store, archive)?;
+    let health = match (&index, expected) {
         (None, _) => Health::Damaged,
-        (Some(index), Some(expected)) if *index == expected => Health::Good,
+        (Some(_), Some(_)) if is_same || !differs && compared.is_good => Health::Good,
         (Some(_), Some(_)) if !compared.is_good => Health::Damaged,
         (Some(_), None) if compared.is_good => Health::Good,
         // What is known of the segments says nothing about what it lists, or about chunks that the catalog has not.
         _ => Health::Unverified,
     };
     store.record_index_health(archive.run, health, Some(now))?;
-    let Some(index) = index else { return Ok(()) };
-    let parts = store.parts(archive.archive_file)?;
+    let Some(index) = index else { return Ok(false) };
+    let mut parts = store.parts(archive.archive_file)?;
+    parts.retain(|part| lists(&index, part));
     let damaged = if compared.damaged_ranges.is_empty() && compared.differs_otherwise {
         let trailer = store.end_of_chunks(archive.archive_file)?..archive.size;
         stored_ranges(&index, &parts, std::slice::from_ref(&trailer))
@@ -70,7 +76,13 @@ pub(super) fn record(
     for segment in parts {
         record_segment(home, store, archive, &segment, &damaged, cancel, now)?;
     }
-    Ok(())
+    Ok(differs)
+}
+
+/// Returns whether an index lists bytes of a segment.
+pub(super) fn lists(index: &Index, segment: &StoredFile) -> bool {
+    let name = segment.segment_name.as_ref().and_then(|name| name.rsplit('/').next());
+    name.is_some_and(|name| index.segments().iter().any(|listed| listed == name))
 }
 
 /// Returns where ranges of an archive, which are in order, lie by its index, by which they were read. It may list other

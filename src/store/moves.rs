@@ -3,7 +3,7 @@
 //! Until the last span of a segment is moved, both copies are valid. Then it is `deleting`, but stays a part of the
 //! archive files whose indexes still list it: those are replaced before it is removed.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::Store;
 use super::remove_chunks::MAX_BATCH_ROWS;
@@ -152,6 +152,19 @@ impl Store {
                 )?
                 .query_map([], super::stored_files::stored_file_row)?
                 .collect()
+        })
+    }
+
+    /// Returns what is known of the index of an archive in segments.
+    pub fn index_file(&self, run: i64) -> Result<Option<StoredFile>> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT stored_file.* FROM archive JOIN stored_file ON stored_file.id = archive.index_file_id \
+                     WHERE archive.run_id = ?1",
+                )?
+                .query_row([run], super::stored_files::stored_file_row)
+                .optional()
         })
     }
 

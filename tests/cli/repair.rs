@@ -92,3 +92,49 @@ fn orphaned_segments_are_listed_by_verify_and_rescan_and_removed_on_request() {
     assert!(!orphan.exists());
     assert_eq!(home.run(&["--json", "rescan"]).ok().json()["orphans"], serde_json::json!([]));
 }
+
+#[test]
+fn a_database_from_before_a_compaction_condemns_nothing_and_follows_the_indexes() {
+    let home = TestHome::with_sources(&["docs"]);
+    let write = |round: u8, files: std::ops::Range<u8>| {
+        for n in files {
+            fs::write(home.path(&format!("docs/{n:02}")), vec![round * 40 + n; 50_000]).unwrap();
+        }
+    };
+    write(0, 0..30);
+    let _ = home.run(&["create", "docs;09:00;docs", "--compress", "none", "--layout", "segmented"]).ok();
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    write(1, 0..20);
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    write(2, 0..1);
+    let _ = home.run(&["run", "docs", "-q"]).ok();
+    fs::copy(home.path("backup.db"), home.path("older.db")).unwrap();
+    let _ = home.run(&["forget", "@1"]).ok();
+    let _ = home.run(&["prune"]).ok();
+    let mut names = fs::read_dir(home.path("backups/docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.all(|name| !name.to_string_lossy().ends_with("-1.tar.1.segment")), "it was compacted");
+    let _ = home.run(&["verify"]).ok();
+    for suffix in ["-wal", "-shm"] {
+        let _ = fs::remove_file(home.path(&format!("backup.db{suffix}")));
+    }
+    fs::rename(home.path("older.db"), home.path("backup.db")).unwrap();
+    let status = home.run(&["status"]);
+    assert!(status.stdout.contains("lists other bytes than the database has"), "{status:?}");
+    let _ = home.run(&["edit", "docs", "--keep-last", "1"]).ok();
+    let _ = home.run(&["prune", "--yes"]).fails(1, &["lists other bytes", "rescan"]);
+    for run in ["@2", "@3"] {
+        let verified = home.run(&["verify", run]);
+        assert_eq!(verified.code, 4, "{verified:?}");
+        assert!(verified.stdout.starts_with("unproven: ") && verified.stdout.contains("rescan`"), "{verified:?}");
+        let shown = home.run(&["--json", "backups"]).ok().json();
+        let archive = shown.as_array().unwrap().iter().find(|archive| format!("@{}", archive["run"]) == run).unwrap();
+        assert_eq!(archive["health"], "unproven", "{shown}");
+    }
+    let said = home.run(&["rescan"]);
+    assert!(said.stdout.contains("updated docs/"), "{said:?}");
+    let _ = home.run(&["verify", "@2", "@3"]).ok();
+    assert!(!home.run(&["status"]).stdout.contains("other bytes"));
+    let _ = home.run(&["restore", "@2", "--to", "out"]).ok();
+    assert_eq!(fs::read(home.path("out/docs/29")).unwrap(), vec![29; 50_000]);
+    assert_eq!(fs::read(home.path("out/docs/19")).unwrap(), vec![59; 50_000]);
+}

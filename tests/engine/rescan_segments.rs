@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 
 use backup_manager::archive_folder::{self, CopyingSegment};
+use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
 use backup_manager::liveness::SegmentLock;
@@ -117,6 +118,17 @@ fn move_first_segment(world: &World, first: &Archive, newest: &Archive) {
     assert!(!world.home.backups().join(&name).exists());
 }
 
+/// Puts `older.db` back.
+fn with_older_database(world: World, runner: Runner) -> World {
+    let (dir, lost) = (world.dir, world.store);
+    drop((runner, lost));
+    for end in ["-wal", "-shm"] {
+        fs::remove_file(dir.path().join(format!("backup.db{end}"))).ok();
+    }
+    fs::rename(dir.path().join("older.db"), dir.path().join("backup.db")).unwrap();
+    World::within(dir)
+}
+
 #[test]
 fn an_older_database_follows_the_indexes_on_disk() {
     let (world, runner, row) = world(Compression::Zstd(3));
@@ -128,19 +140,23 @@ fn an_older_database_follows_the_indexes_on_disk() {
     world.store.copy_into(&world.path("older.db")).unwrap();
     move_first_segment(&world, &archives[0].0, &archives[2].0);
     let files = contents(&world);
-    // The older database is put back.
-    let (dir, lost) = (world.dir, world.store);
-    drop((runner, lost));
-    for end in ["-wal", "-shm"] {
-        fs::remove_file(dir.path().join(format!("backup.db{end}"))).ok();
-    }
-    fs::rename(dir.path().join("older.db"), dir.path().join("backup.db")).unwrap();
-    let world = World::within(dir);
+    let world = with_older_database(world, runner);
     assert!(archive_folder::find_orphans(&world.home, &world.store).unwrap().segments.is_empty());
     delete(&world, &archives[0].0);
     assert_eq!(contents(&world).len(), files.len() - 1, "only an index was removed");
+    let error = || archive_folder::find_unknown_archives(&world.home, &world.store).unwrap().error(&world.home);
+    assert!(error().is_some_and(|error| error.to_string().contains("lists other bytes than the database has")));
+    for (archive, _) in &archives[1..] {
+        assert_eq!(verify(&world, archive), Health::Unverified);
+        assert_eq!(health(&world, archive), Health::Unverified, "what is said and what is recorded agree");
+    }
     let report = rescanned(&world);
     assert_eq!((report.added.len(), report.damaged.len(), report.orphans.segments.len()), (0, 0, 0), "{report:?}");
+    assert!(!report.updated.is_empty() && error().is_none(), "{report:?}");
+    for (archive, _) in &archives[1..] {
+        assert_eq!(health(&world, archive), Health::Good);
+    }
+    assert!(rescanned(&world).updated.is_empty());
     for (archive, expected) in &archives[1..] {
         assert_eq!(verify(&world, archive), Health::Good);
         assert_eq!(health(&world, archive), Health::Good);

@@ -29,6 +29,7 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     store.chunks_of_other_archives(segment, archive.archive_file).unwrap();
     assert_eq!(store.record_verified(&archive, segment, &[range], NOW).unwrap(), [run]);
     assert_eq!(store.archive(run).unwrap().unwrap().health, Health::Damaged);
+    assert!(store.index_file(run).unwrap().is_some());
     let first = store.chunk_digests(0, 1).unwrap()[0].id;
     assert!(store.chunk_digests(first, 10).unwrap().iter().all(|chunk| chunk.id > first));
     let whole = store.archives(None).unwrap().into_iter().find(|archive| archive.layout == Layout::Whole).unwrap();
