@@ -3,6 +3,7 @@
 
 mod copying_segment;
 mod deletion;
+mod free_space;
 mod identity;
 mod index_replacement;
 mod indexes;
@@ -14,6 +15,7 @@ mod unknown;
 
 pub use copying_segment::{CopiedSegment, CopyingSegment};
 pub use deletion::{Deleted, delete_marked, finish_deletions, remove_orphaned_files};
+pub use free_space::free_bytes;
 pub use identity::{
     COPIES_FOLDER, adopt, belongs_to_lost_database, contains, ensure_ours, has_database_copy, inspect,
     is_database_copy, record_use,
@@ -24,6 +26,6 @@ pub use index_replacement::{
 pub use indexes::{UnreadableIndex, find_unreadable_indexes};
 pub use orphans::{OrphanedSegment, Orphans, find_orphans, remove_orphans};
 pub use other_index::is_known_index;
-pub use segments::remove_unused_segments;
+pub use segments::{remove_unused_segments, remove_unused_segments_in};
 pub use stable_links::{refresh_links_only, refresh_stable_links};
 pub use unknown::{UnknownArchives, find_unknown_archives, reserve_run_numbers};

@@ -9,11 +9,14 @@
 //! time.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::indexes::{UnreadableIndex, read_indexes};
 use super::replace_moved_indexes;
 use crate::durable;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
 use crate::store::{Store, StoredFile};
@@ -33,7 +36,7 @@ pub fn remove_unused_segments(home: &Home, store: &Store) -> Result<Vec<Unreadab
     let mut first_error = None;
     let mut unreadable = Vec::new();
     for folder in &folders {
-        match remove_in_folder(home, store, folder) {
+        match remove_unused_segments_in(home, store, folder) {
             Ok(found) => unreadable.extend(found),
             Err(error) => drop(first_error.get_or_insert(error)),
         }
@@ -41,7 +44,8 @@ pub fn remove_unused_segments(home: &Home, store: &Store) -> Result<Vec<Unreadab
     first_error.map_or(Ok(unreadable), Err)
 }
 
-fn remove_in_folder(home: &Home, store: &Store, folder: &str) -> Result<Vec<UnreadableIndex>> {
+/// Same as [`remove_unused_segments`] for one folder, which the caller has found to be ours.
+pub fn remove_unused_segments_in(home: &Home, store: &Store, folder: &str) -> Result<Vec<UnreadableIndex>> {
     let Some(_changing) = SegmentLock::try_to_change(home, folder)? else {
         log::debug!("{folder}: unused segments stay for now: another process changes the segments");
         return Ok(Vec::new());
@@ -56,9 +60,19 @@ fn remove_in_folder(home: &Home, store: &Store, folder: &str) -> Result<Vec<Unre
     }
     let mut segments = store.segments_being_deleted()?;
     segments.retain(|segment| segment.folder() == Some(folder));
+    let mut first_error = None;
     for segment in segments.iter().filter(|segment| segment.temporary_name.is_none()) {
-        replace_moved_indexes(home, store, segment.id)?;
+        // As long as an index lists it, it stays; others do not.
+        if let Err(error) = replace_moved_indexes(home, store, segment.id) {
+            first_error.get_or_insert(error);
+        }
     }
+    let removed = remove_unlisted(home, store, folder, &segments);
+    first_error.map_or(removed, Err)
+}
+
+/// Removes the segments that no index in the folder lists and that no process may be reading.
+fn remove_unlisted(home: &Home, store: &Store, folder: &str, segments: &[StoredFile]) -> Result<Vec<UnreadableIndex>> {
     let indexes = read_indexes(home, store, folder)?;
     if !indexes.unreadable.is_empty() {
         return Ok(indexes.unreadable);
@@ -86,11 +100,24 @@ fn remove_segment(home: &Home, store: &Store, segment: &StoredFile, name: &str) 
         // Its run was not completed, or nothing referred to it yet. Another file may have the name that it was to get.
         Some(temporary) => {
             durable::remove(&home.backups().join(temporary))?;
-            if segment.identity.is_some() && durable::identity(&path)? == segment.identity {
+            if is_file_of(segment, &path)? {
                 durable::remove(&path)?;
             }
         }
         None => durable::remove(&path)?,
     }
     store.remove_segment(segment.id)
+}
+
+/// Returns whether the file at a path is that of the row, by its inode, size and time of change: the number of a device
+/// may be another one after a restart.
+fn is_file_of(segment: &StoredFile, path: &Path) -> Result<bool> {
+    let found = match path.symlink_metadata() {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io("inspect", path)(error)),
+    };
+    let modified_ns = found.mtime().saturating_mul(1_000_000_000).saturating_add(found.mtime_nsec());
+    let inode = segment.identity.map(|(_, inode)| inode);
+    Ok((inode, segment.size, segment.modified_ns) == (Some(found.ino()), Some(found.len()), Some(modified_ns)))
 }

@@ -1,8 +1,6 @@
 //! What a run would archive, without writing anything; and whether that fits on the disk.
 
-use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +8,7 @@ use crossbeam_channel::{RecvTimeoutError, TryRecvError, bounded};
 
 use super::Runner;
 use super::monitor::Monitor;
+use crate::archive_folder;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -106,15 +105,6 @@ fn walk_entries(
     Ok(estimate)
 }
 
-/// Returns the bytes that may still be written below `path`, or below its nearest ancestor that exists.
-pub fn free_bytes(path: &Path) -> Result<u64> {
-    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-    let stats = rustix::fs::statvfs(existing)
-        .map_err(io::Error::from)
-        .map_err(Error::io("inspect the file system of", existing))?;
-    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
-}
-
 /// A run that ends sooner is not estimated for its progress alone.
 const ESTIMATE_AFTER: Duration = Duration::from_secs(5);
 
@@ -130,7 +120,7 @@ impl Runner {
         root: &SourceRoot,
         monitor: &Monitor<'_>,
     ) -> Result<Option<Extent>> {
-        let free = free_bytes(self.home.backups())?;
+        let free = archive_folder::free_bytes(self.home.backups())?;
         let last = self.store.newest_good(row.id)?.filter(|last| last.digest.is_some());
         let ratio = match (row.schedule.compression, &last) {
             (_, Some(last)) if last.size <= free => return Ok(Some(last.extent)),

@@ -27,7 +27,7 @@ use crate::home::Home;
 use crate::liveness::Worker;
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunState, ScheduleRow, Store, WorkerRow};
-pub use estimate::{Estimate, estimate, free_bytes, list_source, visit_source};
+pub use estimate::{Estimate, estimate, list_source, visit_source};
 use monitor::Monitor;
 pub use monitor::RunContext;
 use pipeline::WrittenArchive;

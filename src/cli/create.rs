@@ -12,6 +12,7 @@ use super::handover::RunOptions;
 use super::render::{self, Format};
 use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, list, run};
+use crate::archive_folder;
 use crate::backup;
 use crate::error::{Error, Result};
 use crate::schedule::{Cadence, DayRule, Layout, Schedule, ScheduleName, Spec};
@@ -157,7 +158,7 @@ fn print_created(
         revived: revived == Revived::FromHistory,
         source_bytes: estimate.as_ref().map(|estimate| estimate.extent.content_bytes),
         kept_copies: schedule.retention.max_copies(period),
-        free_bytes: backup::free_bytes(context.home.backups()).ok(),
+        free_bytes: archive_folder::free_bytes(context.home.backups()).ok(),
     };
     let is_exact = estimate.is_some_and(|estimate| estimate.is_complete);
     warn_if_copies_do_not_fit(context, schedule, &document);

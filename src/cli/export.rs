@@ -16,7 +16,6 @@ use super::terminal::TerminalObserver;
 use super::text_file::{self, FileFormat};
 use super::{Context, select};
 use crate::archive_folder;
-use crate::backup;
 use crate::browse::{self, Copied, OpenArchive};
 use crate::durable::{FolderLock, PendingFile};
 use crate::error::{Error, ErrorKind, Result};
@@ -107,7 +106,7 @@ fn check_target(context: &Context, archive: &OpenArchive, to: &Path, folder: &Pa
         return Err(Error::usage(format!("the file {to} would lie in the archive folder {backups}"))
             .hint("name a file elsewhere with --to"));
     }
-    let (free, needed) = (backup::free_bytes(folder)?, archive.size());
+    let (free, needed) = (archive_folder::free_bytes(folder)?, archive.size());
     if needed > free {
         let (free, needed) = (render::bytes(free), render::bytes(needed));
         let message = format!("{} needs {needed}, and {} has {free} free", to.display(), folder.display());

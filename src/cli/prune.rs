@@ -106,7 +106,8 @@ fn prune_schedule(
     if archives > 0 {
         context.print_info(&format!("{name}: removed {}", render::count(archives, "archive")));
     }
-    let compacted = compaction::compact_segments(&CompactionContext { home, store, now, cancel }, row)?;
+    let compacting = CompactionContext { home, store, now, cancel, warn: &|what| context.warn(what) };
+    let compacted = compaction::compact_segments(&compacting, row)?;
     if compacted.segments > 0 {
         context.print_info(&format!("{name}: compaction freed {}", compacted.describe()));
     }

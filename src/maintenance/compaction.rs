@@ -9,20 +9,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 
 use crate::archive::writer::ArchiveDigest;
 use crate::archive_folder::{self, CopiedSegment, CopyingSegment};
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
-use crate::store::{Archive, KeptSegment, ScheduleRow, Store, StoredRange};
+use crate::store::{Archive, KeptSegment, Moved, ScheduleRow, Store, StoredRange};
 use crate::words::{bytes, count};
 
 /// Most bytes that are copied to one segment, as in the segments of a run.
 const MAX_COPIED_BYTES: u64 = 256 << 20;
+
+/// Bytes of free space that a copy leaves, for the index and for what runs of other schedules write meanwhile.
+const SPARE_BYTES: u64 = 64 << 20;
 
 /// What compaction needs.
 #[derive(Clone, Copy)]
@@ -35,6 +39,8 @@ pub struct CompactionContext<'a> {
     pub now: Timestamp,
     /// Ends it early; what was not finished is continued the next time.
     pub cancel: &'a CancelToken,
+    /// Receives what keeps a segment from being compacted until somebody does something about it.
+    pub warn: &'a dyn Fn(&str),
 }
 
 /// What compaction freed, or would free.
@@ -44,9 +50,13 @@ pub struct Compacted {
     pub segments: u64,
     /// Bytes of disk space.
     pub freed_bytes: u64,
+    /// Something was in use, and is tried again the next time.
+    pub is_postponed: bool,
 }
 
 impl Compacted {
+    const POSTPONED: Compacted = Compacted { segments: 0, freed_bytes: 0, is_postponed: true };
+
     /// Describes it for the user: `3 segments, 1.5 GB`.
     pub fn describe(&self) -> String {
         format!("{}, {}", count(self.segments, "segment"), bytes(self.freed_bytes))
@@ -68,74 +78,163 @@ pub fn preview(store: &Store, schedule: i64, removed: &[&Archive]) -> Result<Com
     let removed: BTreeSet<i64> = removed.iter().filter(is_removed).map(|archive| archive.archive_file).collect();
     let candidates = find_candidates(store, schedule, &removed)?;
     let freed = candidates.iter().map(|candidate| candidate.segment.size - candidate.used_bytes);
-    Ok(Compacted { segments: candidates.len() as u64, freed_bytes: freed.sum() })
+    Ok(Compacted { segments: candidates.len() as u64, freed_bytes: freed.sum(), is_postponed: false })
 }
 
 /// Compacts the segments of a schedule, those that fit into one segment at a time. What is in use stays for the next
-/// time: while a run of the schedule or another compaction goes on, while archives are in the folder that the database
-/// does not know, and while an index there cannot be read.
+/// time: while a run of the schedule or another compaction goes on, and while archives are in the folder that the
+/// database does not know. A segment that cannot be read, or of which an index is not as the database knows it, is left
+/// out with a warning.
 ///
-/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours or an index is not as the database
-/// knows it; those of reading and writing.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours; those of writing, except that a
+/// full disk is a warning.
 pub fn compact_segments(context: &CompactionContext<'_>, row: &ScheduleRow) -> Result<Compacted> {
     let CompactionContext { home, store, cancel, .. } = *context;
-    let (mut total, mut tried) = (Compacted::default(), BTreeSet::new());
-    if store.kept_segments(row.id)?.is_empty() {
+    let name = row.schedule.name.as_str();
+    let mut total = Compacted::default();
+    if find_candidates(store, row.id, &BTreeSet::new())?.is_empty() {
         return Ok(total);
     }
     archive_folder::ensure_ours(home, store)?;
     if let Some(error) = archive_folder::find_unknown_archives(home, store)?.error(home) {
-        log::warn!("{}: segments are not compacted: {error}", row.schedule.name);
+        warn(context, &format!("segments of {name} are not compacted"), &error);
         return Ok(total);
     }
+    let mut pass = Pass { context, row, tried: BTreeSet::new(), checked: BTreeSet::new() };
     loop {
         cancel.check("the compaction was cancelled")?;
-        let done = compact_some(context, row, &mut tried);
+        let done = pass.compact_some();
         // Also what an error has left.
-        archive_folder::remove_unused_segments(home, store)?;
-        match done? {
-            Some(done) => {
+        if let Err(error) = archive_folder::remove_unused_segments_in(home, store, name) {
+            warn(context, &format!("some unused segments of {name} are kept"), &error);
+        }
+        match done {
+            // Archives are whole without it.
+            Err(error) if error.kind() == ErrorKind::DiskFull => {
+                warn(context, &format!("some segments of {name} are not compacted"), &error);
+                return Ok(Compacted { is_postponed: true, ..total });
+            }
+            Err(error) => return Err(error),
+            Ok(Some(done)) => {
                 total.segments += done.segments;
                 total.freed_bytes += done.freed_bytes;
+                total.is_postponed |= done.is_postponed;
+                if done.is_postponed {
+                    return Ok(total);
+                }
             }
-            None => return Ok(total),
+            Ok(None) => return Ok(total),
         }
     }
 }
 
-/// Compacts segments that were not tried yet, as many as fit into one; returns `None` if there are none, or not now.
-fn compact_some(
-    context: &CompactionContext<'_>,
-    row: &ScheduleRow,
-    tried: &mut BTreeSet<i64>,
-) -> Result<Option<Compacted>> {
-    let CompactionContext { home, store, .. } = *context;
-    let name = row.schedule.name.as_str();
-    let Some(_changing) = SegmentLock::try_to_change(home, name)? else {
-        log::debug!("{name}: segments are not compacted now: another process changes them");
-        return Ok(None);
-    };
-    if store.running()?.iter().any(|run| run.schedule_id == row.id) {
-        log::debug!("{name}: segments are not compacted now: a run goes on");
-        return Ok(None);
+fn warn(context: &CompactionContext<'_>, what: &str, error: &Error) {
+    let next = error.next_step().map(|next| format!("; next: {next}")).unwrap_or_default();
+    (context.warn)(&format!("{what}: {error}{next}"));
+}
+
+/// One pass over the segments of a schedule.
+struct Pass<'a> {
+    context: &'a CompactionContext<'a>,
+    row: &'a ScheduleRow,
+    /// Segments that were compacted, or cannot be.
+    tried: BTreeSet<i64>,
+    /// Runs of archives whose indexes are as the database knows them.
+    checked: BTreeSet<i64>,
+}
+
+impl Pass<'_> {
+    /// Compacts segments that were not tried yet, as many as fit into one; returns `None` if there are none.
+    fn compact_some(&mut self) -> Result<Option<Compacted>> {
+        let CompactionContext { home, store, .. } = *self.context;
+        let name = self.row.schedule.name.as_str();
+        let Some(_changing) = SegmentLock::try_to_change(home, name)? else {
+            log::debug!("{name}: segments are not compacted now: another process changes them");
+            return Ok(Some(Compacted::POSTPONED));
+        };
+        if store.running()?.iter().any(|run| run.schedule_id == self.row.id) {
+            log::debug!("{name}: segments are not compacted now: a run goes on");
+            return Ok(Some(Compacted::POSTPONED));
+        }
+        // Indexes are replaced under this lock only.
+        durable::remove_abandoned(&home.backups().join(name))?;
+        let segments = self.next_segments()?;
+        if segments.is_empty() {
+            return Ok(None);
+        }
+        match compact(self.context, self.row, &segments) {
+            // One of the archives was removed meanwhile.
+            Err(_) if find_archives(store, &segments)?.is_empty() || !are_complete(store, &self.checked)? => {
+                Ok(Some(Compacted::POSTPONED))
+            }
+            done => done.map(Some),
+        }
     }
-    // Indexes are replaced under this lock only.
-    durable::remove_abandoned(&home.backups().join(name))?;
-    let mut candidates = find_candidates(store, row.id, &BTreeSet::new())?;
-    candidates.retain(|candidate| !tried.contains(&candidate.segment.id));
-    let mut size = 0;
-    let mut fits = |candidate: &Candidate| {
-        size += candidate.used_bytes;
-        size <= MAX_COPIED_BYTES
-    };
-    let fitting = candidates.iter().take_while(|candidate| fits(candidate)).count().max(1);
-    candidates.truncate(fitting);
-    if candidates.is_empty() {
-        return Ok(None);
+
+    /// Returns segments that are copied to one: together not too large, and of one owner and mode, so that nobody may
+    /// read there what he could not read before.
+    fn next_segments(&mut self) -> Result<Vec<KeptSegment>> {
+        let (mut chosen, mut size, mut access) = (Vec::new(), 0, None);
+        for Candidate { segment, used_bytes } in find_candidates(self.context.store, self.row.id, &BTreeSet::new())? {
+            if self.tried.contains(&segment.id) || size > 0 && size + used_bytes > MAX_COPIED_BYTES {
+                continue;
+            }
+            match self.check(&segment) {
+                Ok(found) if access.is_none_or(|access| access == found) => {
+                    access = Some(found);
+                    size += used_bytes;
+                    self.tried.insert(segment.id);
+                    chosen.push(segment);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.tried.insert(segment.id);
+                    warn(self.context, &format!("{} is not compacted", segment.name), &error);
+                }
+            }
+        }
+        Ok(chosen)
     }
-    let segments: Vec<KeptSegment> = candidates.into_iter().map(|candidate| candidate.segment).collect();
-    tried.extend(segments.iter().map(|segment| segment.id));
-    compact(context, row, &segments).map(Some)
+
+    /// Returns the owner, the group and the mode of a segment.
+    ///
+    /// Errors: it cannot be opened, or an index that lists it is not as the database knows it, which may be an older
+    /// copy.
+    fn check(&mut self, segment: &KeptSegment) -> Result<(u32, u32, u32)> {
+        let CompactionContext { home, store, .. } = *self.context;
+        let path = home.backups().join(&segment.name);
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        for archive in find_archives(store, std::slice::from_ref(segment))? {
+            if !self.checked.contains(&archive.run) {
+                archive_folder::replace_index(home, store, &archive)?;
+                self.checked.insert(archive.run);
+            }
+        }
+        let found = file.metadata().map_err(Error::io("inspect", &path))?;
+        Ok((found.uid(), found.gid(), found.mode()))
+    }
+}
+
+/// Returns the complete archives that have parts of segments, oldest first.
+fn find_archives(store: &Store, segments: &[KeptSegment]) -> Result<Vec<Archive>> {
+    let mut runs = BTreeSet::new();
+    for segment in segments {
+        runs.extend(store.archives_with_part(segment.id)?);
+    }
+    let mut archives = Vec::new();
+    for run in runs {
+        archives.extend(store.archive(run)?);
+    }
+    Ok(archives)
+}
+
+fn are_complete(store: &Store, runs: &BTreeSet<i64>) -> Result<bool> {
+    for run in runs {
+        if store.archive(*run)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Returns the segments of which less than half is used, but some, if these archive files were removed.
@@ -198,16 +297,7 @@ fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 /// Copies what is used of segments to a new one, and makes spans and indexes follow.
 fn compact(context: &CompactionContext<'_>, row: &ScheduleRow, segments: &[KeptSegment]) -> Result<Compacted> {
     let CompactionContext { home, store, now, .. } = *context;
-    let mut runs = BTreeSet::new();
-    for segment in segments {
-        runs.extend(store.archives_with_part(segment.id)?);
-    }
-    let mut archives = Vec::new();
-    for run in runs {
-        archives.extend(store.archive(run)?);
-    }
-    // If an index is not as the database knows it, the database may be an older copy.
-    archives.iter().try_for_each(|archive| archive_folder::replace_index(home, store, archive).map(drop))?;
+    let archives = find_archives(store, segments)?;
     let Some(newest) = archives.last() else { return Ok(Compacted::default()) };
     let Some(copied) = copy_used(context, segments, newest)? else { return Ok(Compacted::default()) };
     let moved = store.move_spans(row.id, copied.row, &copied.copied, now)?;
@@ -217,7 +307,7 @@ fn compact(context: &CompactionContext<'_>, row: &ScheduleRow, segments: &[KeptS
     let unused: BTreeSet<i64> = store.segments_being_deleted()?.iter().map(|segment| segment.id).collect();
     let freed: Vec<&KeptSegment> = segments.iter().filter(|segment| unused.contains(&segment.id)).collect();
     let freed_bytes = freed.iter().map(|segment| segment.size).sum::<u64>().saturating_sub(copied.size);
-    Ok(Compacted { segments: freed.len() as u64, freed_bytes })
+    Ok(Compacted { segments: freed.len() as u64, freed_bytes, is_postponed: moved == Moved::RunBegan })
 }
 
 /// Copies what is used of segments, bar what is damaged; returns `None` if nothing is left to copy.
@@ -227,6 +317,7 @@ fn copy_used(
     newest: &Archive,
 ) -> Result<Option<CopiedSegment>> {
     let CompactionContext { home, store, now, .. } = *context;
+    check_free_space(home, store, segments)?;
     loop {
         let like = home.backups().join(&segments[0].name);
         let mut copying = CopyingSegment::create(home, store, newest, &like, now)?;
@@ -240,6 +331,21 @@ fn copy_used(
         // Once that is known, the rest is copied.
         damaged.into_iter().try_for_each(|range| store.record_damage(range, now))?;
     }
+}
+
+/// Fails if the copies and some space for others do not fit into the archive folder.
+fn check_free_space(home: &Home, store: &Store, segments: &[KeptSegment]) -> Result<()> {
+    let mut needed = SPARE_BYTES;
+    for segment in segments {
+        needed += used_bytes(store, segment, &BTreeSet::new())?;
+    }
+    let free = archive_folder::free_bytes(home.backups())?;
+    if free >= needed {
+        return Ok(());
+    }
+    let what =
+        format!("compaction needs {} in {}, and {} are free", bytes(needed), home.backups().display(), bytes(free));
+    Err(Error::new(ErrorKind::DiskFull, what).hint("free space there: `backup-manager prune` removes archives first"))
 }
 
 /// Bytes of a segment that are copied as a whole.

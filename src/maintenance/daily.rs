@@ -81,13 +81,11 @@ pub fn run_maintenance(context: &MaintenanceContext<'_>, intervals: Intervals) -
     let mut report = MaintenanceReport::default();
     // Without our folder there are no archives to verify and there is no place for a copy.
     archive_folder::ensure_ours(home, store)?;
+    // Before the copy, which then knows where the bytes of archives lie.
+    run_task(context, Task::Compaction, DAILY, &mut report, |_, _| compact(context))?;
     // Once a day, and before that if the last copy was made before the first schedule.
     let copy_every = if store.lacks_copy_of_first_schedule(context.clock.now())? { Duration::ZERO } else { DAILY };
     run_task(context, Task::Copy, copy_every, &mut report, |report, _| copy(context, report))?;
-    // It is done as often as the copy, whether that succeeded or not.
-    if report.copied || report.failed.contains(&Task::Copy) {
-        compact(context)?;
-    }
     if intervals.history_days > 0 {
         run_task(context, Task::History, DAILY, &mut report, |report, _| {
             let limit = context.clock.now().minus(DAY * intervals.history_days);
@@ -147,19 +145,27 @@ fn copy(context: &MaintenanceContext<'_>, report: &mut MaintenanceReport) -> Res
     Ok(true)
 }
 
-/// Compacts the segments of all schedules. An error is logged: it is tried again the next time.
-fn compact(context: &MaintenanceContext<'_>) -> Result<()> {
+/// Compacts the segments of all schedules, and returns whether all of it was done.
+fn compact(context: &MaintenanceContext<'_>) -> Result<bool> {
     let MaintenanceContext { home, store, clock, cancel, .. } = *context;
-    let context = CompactionContext { home, store, now: clock.now(), cancel };
+    let context = CompactionContext { home, store, now: clock.now(), cancel, warn: &|what| log::warn!("{what}") };
+    let mut is_done = true;
     for row in store.schedules()? {
         match compact_segments(&context, &row) {
-            Ok(done) if done.segments == 0 => {}
-            Ok(done) => log::info!("{}: compaction freed {}", row.schedule.name, done.describe()),
+            Ok(done) => {
+                is_done &= !done.is_postponed;
+                if done.segments > 0 {
+                    log::info!("{}: compaction freed {}", row.schedule.name, done.describe());
+                }
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
-            Err(error) => log::error!("{}: segments were not compacted: {error}", row.schedule.name),
+            Err(error) => {
+                is_done = false;
+                log::error!("{}: segments not compacted, will be tried again: {error}", row.schedule.name);
+            }
         }
     }
-    Ok(())
+    Ok(is_done)
 }
 
 /// Removes runs without archives that ended before `limit`, batch by batch, and returns their number.

@@ -1,5 +1,6 @@
 //! What verification finds out about the physical files of archives in segments.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -66,19 +67,18 @@ impl Store {
                  ORDER BY span.archive_file_id, span.file_offset, chunk.id",
             )?;
             let mut rows = statement.query([stored_file, archive_file])?;
-            let mut found: Vec<StoredChunk> = Vec::new();
+            // Many archives may have the same ones.
+            let mut found = BTreeSet::new();
             let mut next = 0;
             while let Some(row) = rows.next()? {
                 let offset = if row.get(1)? { row.get(0)? } else { next };
                 let chunk = StoredChunk { offset, length: row.get(2)?, digest: row.get(3)? };
                 next = offset + chunk.length;
                 if !row.get::<_, bool>(4)? {
-                    found.push(chunk);
+                    found.insert(chunk);
                 }
             }
-            found.sort_by_key(|chunk| chunk.offset);
-            found.dedup();
-            Ok(found)
+            Ok(found.into_iter().collect())
         })
     }
 

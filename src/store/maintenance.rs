@@ -24,6 +24,8 @@ pub enum Task {
     Copy,
     /// Old runs are removed from the history.
     History,
+    /// Segments of which little is used are compacted. The schema has the word `check` for a task that no version had.
+    Compaction,
 }
 
 impl Task {
@@ -34,11 +36,12 @@ impl Task {
             Task::Drill => "testing restores",
             Task::Copy => "copying the database",
             Task::History => "pruning the history",
+            Task::Compaction => "compacting segments",
         }
     }
 }
 
-text_enum!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history");
+text_enum!(Task, Reverify = "reverify", Drill = "drill", Copy = "copy", History = "history", Compaction = "check");
 
 /// What is known of the last start of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

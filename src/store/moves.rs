@@ -75,9 +75,10 @@ impl Store {
                     if has_running_run(transaction, schedule)? {
                         return Ok(None);
                     }
-                    keep(transaction, segment, now)?;
                     let mover = Mover { transaction, source, segment, copied: &copied };
-                    mover.move_batch(from).map(Some)
+                    let next = mover.move_batch(from)?;
+                    keep(transaction, segment, now)?;
+                    Ok(Some(next))
                 })?;
                 match batch {
                     Some(batch) => next = batch,
@@ -194,12 +195,12 @@ fn has_running_run(transaction: &Transaction<'_>, schedule: i64) -> rusqlite::Re
         .query_row([schedule], |row| row.get(0))
 }
 
-/// Records that a segment is there to stay, from the first span in it on.
+/// Records that a segment is there to stay, if it is part of an archive: until then it may be removed.
 fn keep(transaction: &Transaction<'_>, segment: i64, now: Timestamp) -> rusqlite::Result<()> {
     transaction
         .prepare_cached(
             "UPDATE stored_file SET state = 'kept', temporary_name = NULL, health = 'good', verified_at_ms = ?2 \
-             WHERE id = ?1 AND state = 'writing'",
+             WHERE id = ?1 AND state = 'writing' AND EXISTS (SELECT 1 FROM part WHERE stored_file_id = ?1)",
         )?
         .execute(params![segment, now.millis()])
         .map(drop)

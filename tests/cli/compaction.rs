@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::archive_files::Writes;
-use crate::environment::{Said, TestHome};
+use crate::environment::{Said, TestHome, said};
 
 /// A home with two archives in segments, pinned or newest, and one that expires; without that, less than half of the
 /// first segment is used.
@@ -250,4 +250,38 @@ fn restoring_beside_prune_and_compaction_is_complete_or_fails() {
         }
         assert!(turns > 2 && complete > 0, "{complete} of {turns}");
     });
+}
+
+#[test]
+fn whoever_reads_an_archive_locks_its_segments_before_the_index_is_opened() {
+    let home = home("gzip");
+    if Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_err() {
+        eprintln!("skipped: strace is not installed");
+        return;
+    }
+    let trace = home.path(".trace");
+    let steps: [&[&str]; 8] = [
+        &["verify", "docs"],
+        &["drill", "docs"],
+        &["restore", "docs", "--to", "out"],
+        &["cat", "docs", "docs/01"],
+        &["ls", "docs"],
+        &["diff", "@2", "@3"],
+        &["export", "docs", "--to", "out.tar"],
+        &["run", "docs"],
+    ];
+    for step in steps {
+        let strace = ["strace", "-f", "-y", "-o", trace.to_str().unwrap(), "-e", "trace=flock,openat,open"];
+        let through = [&strace[..], &[env!("CARGO_BIN_EXE_backup-manager")]].concat();
+        let ran = said(&mut home.command_through(&through, step));
+        assert!([0, 1].contains(&ran.code), "{ran:?}");
+        let traced = fs::read_to_string(&trace).unwrap();
+        let position = |words: &[&str]| traced.lines().position(|line| words.iter().all(|word| line.contains(word)));
+        let opened = position(&["open", ".tar.gz.index\"", "O_RDONLY"]);
+        let locked = position(&["flock(", "docs.readers", "LOCK_SH"]);
+        match opened {
+            Some(opened) => assert!(locked.is_some_and(|locked| locked < opened), "{step:?}: {locked:?} {opened:?}"),
+            None => assert_eq!(step[0], "ls", "it reads the catalog only"),
+        }
+    }
 }

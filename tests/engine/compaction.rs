@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use backup_manager::archive::index::Index;
@@ -12,15 +13,17 @@ use backup_manager::clock::Clock;
 use backup_manager::liveness::SegmentLock;
 use backup_manager::maintenance::compaction::{Compacted, CompactionContext, compact_segments, preview};
 use backup_manager::schedule::{Compression, Layout};
-use backup_manager::store::{Archive, ClaimNow, Health, Moved, RunRequest, ScheduleRow, StoredFile, StoredRange};
+use backup_manager::store::{
+    Archive, ClaimNow, Health, Moved, RunRequest, RunState, ScheduleRow, StoredFile, StoredRange,
+};
 
 use crate::reuse::{run, verify};
 use crate::segments::{check_by_shell, contents, delete, flip, folder, index_of, tree, world};
 use crate::world::World;
 
 fn compact(world: &World, row: &ScheduleRow) -> Compacted {
-    let (now, cancel) = (world.clock.now(), CancelToken::new());
-    compact_segments(&CompactionContext { home: &world.home, store: &world.store, now, cancel: &cancel }, row).unwrap()
+    let (home, store, now, cancel) = (&world.home, &world.store, world.clock.now(), &CancelToken::new());
+    compact_segments(&CompactionContext { home, store, now, cancel, warn: &|what| eprintln!("{what}") }, row).unwrap()
 }
 
 /// Makes archives of a source of which most changes from day to day, and removes the first one; returns the others.
@@ -179,8 +182,11 @@ fn bytes_that_are_not_what_was_written_are_not_copied() {
     let copied = copying.finish().unwrap();
     let names = world.store.segment_names(archive.run).unwrap();
     assert_eq!(fs::read(world.home.backups().join(&names[1])).unwrap(), b"right");
-    // Nothing refers to it, so that it is left over.
+    // Nothing refers to it, as after a kill: it is removed.
     assert_eq!(world.store.copying_segments().unwrap()[0].id, copied.row);
+    archive_folder::remove_unused_segments(&world.home, &world.store).unwrap();
+    assert_eq!(world.store.segment_names(archive.run).unwrap(), names[..1]);
+    assert!(!world.home.backups().join(&names[1]).exists());
 }
 
 #[test]
@@ -269,8 +275,16 @@ fn compaction_waits_for_runs_readers_and_unknown_archives() {
     let before = contents(&world);
     // Another compaction, or a repair.
     let changing = SegmentLock::try_to_change(&world.home, "docs").unwrap();
-    assert_eq!(compact(&world, &row), Compacted::default());
+    let postponed = Compacted { is_postponed: true, ..Compacted::default() };
+    assert_eq!(compact(&world, &row), postponed);
+    // Nor is an index removed that it might replace.
+    assert_eq!(world.store.mark_deleting(&[made[0].0.run], &[]).unwrap(), 1);
+    assert_eq!(archive_folder::finish_deletions(&world.home, &world.store).unwrap(), 0);
+    assert_eq!(contents(&world), before);
     drop(changing);
+    assert_eq!(archive_folder::finish_deletions(&world.home, &world.store).unwrap(), 1);
+    let before = contents(&world);
+    let made = &made[1..];
     // An archive that the database does not know.
     let unknown = folder(&world).join("docs-20200101T000000Z-999.tar.zst.index");
     fs::copy(world.home.backups().join(&made[0].0.file_name), &unknown).unwrap();
@@ -282,11 +296,11 @@ fn compaction_waits_for_runs_readers_and_unknown_archives() {
     assert_eq!(compact(&world, &row).segments, 1);
     let with_both = contents(&world);
     assert!(before.iter().all(|(name, content)| name.ends_with(".index") || with_both.get(name) == Some(content)));
-    check(&world, &made);
+    check(&world, made);
     drop(reading);
     archive_folder::remove_unused_segments(&world.home, &world.store).unwrap();
     assert_eq!(contents(&world).len(), with_both.len() - 1);
-    check(&world, &made);
+    check(&world, made);
 }
 
 #[test]
@@ -317,4 +331,85 @@ fn compaction_leaves_a_damaged_range_where_it_is() {
     made.iter().for_each(|(archive, _)| assert_eq!(verify(&world, archive), Health::Good));
     assert_eq!(compact(&world, &row).segments, 1);
     check(&world, &made);
+}
+
+#[test]
+fn compaction_waits_for_a_run_that_goes_on() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let made = with_little_used(&world, &runner, &row);
+    let before = contents(&world);
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, _) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    assert!(compact(&world, &row).is_postponed);
+    assert_eq!(contents(&world), before);
+    world.store.end_without_archive(claim, RunState::Cancelled, "", world.clock.now()).unwrap();
+    assert_eq!(compact(&world, &row).segments, 1);
+    check(&world, &made);
+}
+
+#[test]
+fn compaction_leaves_out_what_it_cannot_read_and_goes_on() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let made = with_little_used(&world, &runner, &row);
+    let before = contents(&world);
+    let index = world.home.backups().join(&made[0].0.file_name);
+    fs::rename(&index, world.path("moved")).unwrap();
+    assert_eq!(compact(&world, &row), Compacted::default());
+    fs::rename(world.path("moved"), &index).unwrap();
+    let parts = world.store.parts(made[1].0.archive_file).unwrap();
+    let segment = path_of(&world, &parts.into_iter().min_by_key(|part| part.id).unwrap());
+    fs::rename(&segment, world.path("moved")).unwrap();
+    assert_eq!(compact(&world, &row), Compacted::default());
+    fs::rename(world.path("moved"), &segment).unwrap();
+    assert_eq!(contents(&world), before);
+    assert_eq!(compact(&world, &row).segments, 1);
+    check(&world, &made);
+}
+
+#[test]
+fn a_segment_stays_until_no_archive_has_a_part_of_it() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let made = archives(&world, &runner, &row, 2);
+    let segment = first_segment(&world, &made[0].0);
+    let copied = copy(&world, &made[1].0, &segment, &[]);
+    world.store.move_spans(row.id, copied.row, &copied.copied, world.clock.now()).unwrap();
+    // Its rows still list the old segment.
+    assert_eq!(world.store.mark_deleting(&[made[0].0.run], &[]).unwrap(), 1);
+    fs::remove_file(world.home.backups().join(&made[0].0.file_name)).unwrap();
+    archive_folder::remove_unused_segments(&world.home, &world.store).unwrap();
+    assert!(path_of(&world, &segment).exists());
+    archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+    assert!(!path_of(&world, &segment).exists());
+    check(&world, &made[1..]);
+}
+
+#[test]
+fn bytes_of_several_owners_are_not_put_into_one_segment() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: this needs root");
+        return;
+    }
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let first = run(&world, &runner, &row);
+    let change = |from: usize, version: u8| {
+        for file in from..300 {
+            fs::write(world.path(&format!("docs/{file:03}")), format!("{version} {file}").repeat(700)).unwrap();
+        }
+        fs::write(world.path("docs/large"), vec![version; 9 << 20]).unwrap();
+    };
+    change(100, 1);
+    let second = run(&world, &runner, &row);
+    change(150, 2);
+    let third = run(&world, &runner, &row);
+    let owned = folder(&world).join(index_of(&world, &first).segments()[0].clone());
+    std::os::unix::fs::chown(&owned, Some(12_345), Some(12_345)).unwrap();
+    delete(&world, &first);
+    delete(&world, &second);
+    assert_eq!(compact(&world, &row).segments, 2);
+    let owner = |name: &String| fs::metadata(folder(&world).join(name)).unwrap().uid();
+    let mut owners: Vec<u32> = index_of(&world, &third).segments().iter().map(owner).collect();
+    owners.sort_unstable();
+    assert_eq!(owners, [0, 0, 12_345], "its own, and the copies of the two others");
+    check(&world, &[(third, tree(&world.path("docs")))]);
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::archive_folder;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -64,10 +65,7 @@ impl Scratch {
     }
 
     pub(super) fn check_free_space(&self, content_bytes: u64) -> Result<()> {
-        let facts = rustix::fs::statvfs(&self.folder)
-            .map_err(io::Error::from)
-            .map_err(Error::io("inspect the file system of", &self.folder))?;
-        let free_bytes = facts.f_bavail.saturating_mul(facts.f_frsize);
+        let free_bytes = archive_folder::free_bytes(&self.folder)?;
         let needed_bytes = content_bytes.saturating_add(content_bytes / 10).saturating_add(SPARE_BYTES);
         if free_bytes >= needed_bytes {
             return Ok(());

@@ -67,7 +67,7 @@ pub struct StoredRange {
 }
 
 /// A chunk in a physical file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StoredChunk {
     /// Offset of its stored bytes in the file.
     pub offset: u64,
