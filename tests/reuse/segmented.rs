@@ -104,7 +104,13 @@ impl Segmented {
         assert_eq!(self.store().mark_deleting(&[archive.run], &[]).unwrap(), 1);
         archive_folder::finish_deletions(&self.runner.home, self.store()).unwrap();
         let (now, cancel) = (self.clock.now(), &CancelToken::new());
-        let context = CompactionContext { home: &self.runner.home, store: self.store(), now, cancel };
+        let context = CompactionContext {
+            home: &self.runner.home,
+            store: self.store(),
+            now,
+            cancel,
+            warn: &|what| panic!("{what}"),
+        };
         compact_segments(&context, &self.row).unwrap().segments
     }
 
