@@ -11,6 +11,8 @@ mod migration;
 mod migration_of_5;
 #[path = "catalog/model.rs"]
 mod model;
+#[path = "catalog/moves.rs"]
+mod moves;
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/stored_files.rs"]

@@ -413,3 +413,46 @@ fn bytes_of_several_owners_are_not_put_into_one_segment() {
     assert_eq!(owners, [0, 0, 12_345], "its own, and the copies of the two others");
     check(&world, &[(third, tree(&world.path("docs")))]);
 }
+
+#[test]
+fn a_trailer_that_is_not_what_was_written_is_not_copied() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let (first, second) = (run(&world, &runner, &row), {
+        for file in 100..300 {
+            fs::write(world.path(&format!("docs/{file:03}")), format!("changed {file}").repeat(700)).unwrap();
+        }
+        fs::write(world.path("docs/large"), vec![9; 9 << 20]).unwrap();
+        run(&world, &runner, &row)
+    });
+    let made = [(second, tree(&world.path("docs")))];
+    let (old, own) = (first_segment(&world, &first), first_segment(&world, &made[0].0));
+    // A segment with all of the first archive and the trailer of the second one.
+    let now = world.clock.now();
+    let mut copying =
+        CopyingSegment::create(&world.home, &world.store, &made[0].0, &path_of(&world, &old), now).unwrap();
+    let mut take = |segment: &StoredFile, offset: u64, bytes: u64| {
+        let range = StoredRange { stored_file: segment.id, offset, bytes };
+        assert!(copying.copy(&File::open(path_of(&world, segment)).unwrap(), offset, range, &|_| true).unwrap());
+    };
+    let trailer = |segment: &StoredFile| world.store.trailers_in(segment.id).unwrap()[0];
+    world.store.chunks_in(old.id).unwrap().iter().for_each(|chunk| take(&old, chunk.offset, chunk.length));
+    take(&old, trailer(&old).offset, trailer(&old).bytes);
+    take(&own, trailer(&own).offset, trailer(&own).bytes);
+    let copied = copying.finish().unwrap();
+    world.store.move_spans(row.id, copied.row, &copied.copied, now).unwrap();
+    archive_folder::replace_index(&world.home, &world.store, &made[0].0).unwrap();
+    archive_folder::replace_index(&world.home, &world.store, &first).unwrap();
+    delete(&world, &first);
+    let parts = world.store.parts(made[0].0.archive_file).unwrap();
+    let segment = parts.into_iter().find(|part| part.id == copied.row).unwrap();
+    let moved = trailer(&segment);
+    flip(&path_of(&world, &segment), moved.offset + moved.bytes / 2);
+    assert_eq!(compact(&world, &row), Compacted::default());
+    let range = moved.offset..moved.offset + moved.bytes;
+    assert_eq!(world.store.damaged_ranges(segment.id).unwrap(), [range]);
+    assert!(path_of(&world, &segment).exists());
+    flip(&path_of(&world, &segment), moved.offset + moved.bytes / 2);
+    assert_eq!(verify(&world, &made[0].0), Health::Good);
+    assert_eq!(compact(&world, &row).segments, 1);
+    check(&world, &made);
+}

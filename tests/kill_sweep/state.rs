@@ -105,10 +105,12 @@ pub fn complete(home: &Path) -> Vec<String> {
     column(&connection, "SELECT file_name FROM archive WHERE state = 'complete'")
 }
 
-/// Returns whether a deletion is still pending: one that could not be synced is finished by the next run.
+/// Returns whether a deletion of an archive or a segment is still pending: one that could not be synced is finished by
+/// the next run.
 pub fn has_pending_deletion(home: &Path) -> bool {
-    open(&home.join("backup.db"))
-        .is_ok_and(|connection| !column(&connection, "SELECT run_id FROM archive WHERE state = 'deleting'").is_empty())
+    let pending = "SELECT run_id FROM archive WHERE state = 'deleting' \
+                   UNION ALL SELECT id FROM stored_file WHERE state = 'deleting'";
+    open(&home.join("backup.db")).is_ok_and(|connection| !column(&connection, pending).is_empty())
 }
 
 /// Describes everything that a rescan rebuilds. The order of the schedules is left out, since archives do not store it.

@@ -1,5 +1,7 @@
 //! A store without a home, and archives for it that are in no file.
 
+use std::path::Path;
+
 use backup_manager::clock::Timestamp;
 use backup_manager::member::{Extent, MemberPath};
 use backup_manager::schedule::{Compression, Layout};
@@ -10,8 +12,12 @@ use tempfile::TempDir;
 pub const NOW: Timestamp = Timestamp::from_millis(1_795_392_000_000);
 
 pub fn open(dir: &TempDir) -> Store {
+    open_at(&dir.path().join("backup.db"))
+}
+
+pub fn open_at(path: &Path) -> Store {
     let bootstrap = Bootstrap { access: Access::Create, file_mode: 0o600, folder_mode: 0o700, notice: |_| () };
-    Store::open(&dir.path().join("backup.db"), &bootstrap).unwrap()
+    Store::open(path, &bootstrap).unwrap()
 }
 
 /// Returns an archive that [`query`] finds.
