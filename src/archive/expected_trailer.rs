@@ -49,6 +49,13 @@ impl ExpectedTrailer {
         archive.size() == size && hash_from(archive, self.start).is_ok_and(|trailer| self.has_digest(&trailer))
     }
 
+    /// Returns whether it consists of these bytes.
+    pub fn is(&self, bytes: &[u8]) -> bool {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(bytes);
+        self.has_digest(&hasher)
+    }
+
     /// Returns its bytes, if `facts` are those that it was written with.
     pub fn with_facts(&self, codec: Codec, facts: &Facts) -> Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
@@ -56,9 +63,7 @@ impl ExpectedTrailer {
             bytes.extend_from_slice(part);
             Ok(())
         })?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&bytes);
-        Ok(self.has_digest(&hasher).then_some(bytes))
+        Ok(self.is(&bytes).then_some(bytes))
     }
 
     fn has_digest(&self, trailer: &blake3::Hasher) -> bool {

@@ -192,7 +192,7 @@ fn print_report(
         text += &format!("created the schedule {name}, paused: resume it with {resume}\n");
     }
     report.added.iter().for_each(|name| text += &format!("added {name}\n"));
-    report.updated.iter().for_each(|name| text += &format!("updated {name}: its index lists other bytes\n"));
+    report.updated.iter().for_each(|name| text += &format!("updated {name}: its index and the database differed\n"));
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
     let shown = |path: &Path| render::printable(path.as_os_str().as_bytes());
     report.foreign.iter().for_each(|path| text += &format!("not ours, left unchanged: {}\n", shown(path)));

@@ -7,6 +7,7 @@ mod database_copies;
 pub mod drill;
 mod equal_chunks;
 pub mod prune;
+mod reconcile;
 pub mod repair;
 mod repair_context;
 mod repair_segments;

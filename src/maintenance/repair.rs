@@ -14,6 +14,7 @@ use crate::archive::codec::Codec;
 use crate::archive::expected_trailer::ExpectedTrailer;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Facts;
+use crate::archive_folder;
 use crate::archive_name::{ArchiveName, INDEX_SUFFIX};
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,13 +65,18 @@ impl Repaired {
 /// Repairs the archives among `archives` that are recorded as damaged or missing, each file once. Calls `on_repaired`
 /// with the result of each that was.
 ///
-/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours. What was repaired before stays so.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours, or the database is an older copy.
+/// What was repaired before stays so.
 pub fn repair(
     context: &RepairContext<'_>,
     archives: &[Archive],
     on_repaired: &mut dyn FnMut(&Archive, Result<Repaired>) -> Result<()>,
 ) -> Result<()> {
     let RepairContext { home, store, cancel, .. } = *context;
+    // What an older database has of an archive may be what was repaired since.
+    if let Some(error) = archive_folder::find_unknown_archives(home, store)?.error(home) {
+        return Err(error);
+    }
     separate_files(home, store, None)?;
     let mut damaged = Vec::new();
     let mut seen = HashSet::new();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::reconcile::{BothRight, Plan, change, plan};
 use super::repair_context::RepairContext;
 use super::repair_whole::Replacement;
 use crate::archive::index::Index;
@@ -10,26 +11,29 @@ use crate::archive_folder::{self, CopiedSegment, CopyingSegment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Archive, Health, Moved, StoredRange};
 
-/// Replaces the index of an archive if it is damaged or lists other ranges than the database has: a repair was killed
-/// before it had replaced it. Returns whether it was replaced or, in a dry run, would be. The caller has the lock under
-/// which the files of the schedule are changed.
+/// Replaces the index of an archive if it is damaged, or lists bytes that are wrong and right where the database has
+/// them: a repair was killed before it had replaced it. Returns whether it was replaced or, in a dry run, would be. The
+/// caller has the lock under which the files of the schedule are changed.
 pub(super) fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<bool> {
     if context.store.archive_crc(archive.run)?.is_none() {
         // A rescan added it without its chunks.
         return Ok(false);
     }
     let path = context.home.backups().join(&archive.file_name);
-    let present = match Index::open(&path) {
-        Ok(present) => Some(present),
-        Err(error) if error.kind() == ErrorKind::Damage => None,
+    let RepairContext { home, store, now, dry_run, .. } = *context;
+    match Index::open(&path) {
+        Ok(_) => match plan(store, archive, &path, BothRight::Leave)? {
+            Plan::Same | Plan::Neither => return Ok(false),
+            Plan::Change(moves) if !dry_run => change(home, store, archive, &path, moves, now)?,
+            Plan::Change(_) => {}
+        },
+        Err(error) if error.kind() == ErrorKind::Damage => {
+            if !dry_run {
+                archive_folder::replace_index(home, store, archive)?;
+            }
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
-    };
-    if present == Some(archive_folder::expected_index(context.store, archive)?) {
-        return Ok(false);
-    }
-    if !context.dry_run {
-        archive_folder::replace_index(context.home, context.store, archive)?;
     }
     Ok(true)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::rescan_damaged::add_by_index;
-use super::rescan_moves::follow_indexes;
+use super::rescan_moves::update_all;
 use super::rescan_segments::Places;
 use super::shared_files::separate_files;
 use crate::archive::reader::ArchiveReader;
@@ -117,13 +117,10 @@ pub fn rescan(
         }
     }
     add_damaged(home, store, &mut report, threads, cancel, now)?;
-    report.updated = follow_indexes(home, store, threads, cancel, now)?;
-    for name in &report.updated {
-        if store.archive_named(name)?.is_some_and(|archive| archive.health != Health::Good) {
-            let reason = "it is damaged where its index lists it: run `backup-manager verify`".to_owned();
-            report.damaged.push((home.backups().join(name), reason));
-        }
-    }
+    let updated = update_all(home, store, threads, cancel, now)?;
+    report.updated = updated.names;
+    report.damaged.extend(updated.damaged);
+    report.unreadable.extend(updated.left);
     report.orphans = archive_folder::find_orphans(home, store)?;
     separate_files(home, store, None)?;
     mark_missing(home, store, &mut report)?;

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 
+use backup_manager::archive_folder;
 use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::Chunk;
@@ -33,6 +34,11 @@ fn three(compression: Compression) -> (World, Runner, ScheduleRow, [Archive; 3])
 }
 
 pub fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> {
+    try_to_repair(world, dry_run).unwrap()
+}
+
+/// The same, if the database may be used for it.
+pub fn try_to_repair(world: &World, dry_run: bool) -> Result<Vec<(i64, Result<Repaired>)>> {
     let cancel = CancelToken::new();
     let context = RepairContext {
         home: &world.home,
@@ -48,8 +54,8 @@ pub fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> 
         repaired.push((archive.run, result));
         Ok(())
     };
-    repair(&context, &archives, on_repaired).unwrap();
-    repaired
+    repair(&context, &archives, on_repaired)?;
+    Ok(repaired)
 }
 
 /// Returns the chunks of an archive.
@@ -151,10 +157,10 @@ fn a_damaged_trailer_is_made_anew_from_the_catalog() {
 }
 
 /// An archive and what it holds.
-type Held = (Archive, BTreeMap<PathBuf, Vec<u8>>);
+pub type Held = (Archive, BTreeMap<PathBuf, Vec<u8>>);
 
 /// Two archives in segments that share most chunks, and what they hold.
-fn two_in_segments(compression: Compression) -> (World, Runner, ScheduleRow, [Held; 2]) {
+pub fn two_in_segments(compression: Compression) -> (World, Runner, ScheduleRow, [Held; 2]) {
     let (world, runner, row) = world(compression);
     let first = (run(&world, &runner, &row), tree(&world.path("docs")));
     fs::write(world.path("docs/005"), "changed").unwrap();
@@ -163,7 +169,7 @@ fn two_in_segments(compression: Compression) -> (World, Runner, ScheduleRow, [He
 }
 
 /// Checks that archives are good by the database, the disk, and the lines of shell in their indexes.
-fn check_all(world: &World, archives: &[Held]) {
+pub fn check_all(world: &World, archives: &[Held]) {
     for (archive, expected) in archives {
         assert_eq!(health(world, archive), Health::Good);
         assert_eq!(verify(world, archive), Health::Good);
@@ -235,6 +241,15 @@ fn a_missing_segment_and_a_damaged_index_are_repaired() {
     }
 }
 
+/// Puts an index back as if it had not been replaced yet.
+pub fn put_index_back(world: &World, archive: &Archive, old: &[u8]) {
+    let path = file_of(world, archive);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, old).unwrap();
+    world.store.record_replaced_index(archive.run, &archive_folder::stored_bytes_at(&path).unwrap()).unwrap();
+    world.store.record_index_health(archive.run, Health::Unverified, None).unwrap();
+}
+
 #[test]
 fn an_index_that_a_killed_repair_has_not_replaced_is_replaced_by_the_next_one() {
     let (world, runner, row, archives) = two_in_segments(Compression::Gzip(6));
@@ -245,8 +260,7 @@ fn an_index_that_a_killed_repair_has_not_replaced_is_replaced_by_the_next_one() 
     let old: Vec<Vec<u8>> = archives.iter().map(|(archive, _)| fs::read(file_of(&world, archive)).unwrap()).collect();
     repair_all(&world, false);
     for ((archive, _), old) in archives.iter().zip(old) {
-        fs::remove_file(file_of(&world, archive)).unwrap();
-        fs::write(file_of(&world, archive), old).unwrap();
+        put_index_back(&world, archive, &old);
         // Until then it does not count as good, also if it is verified.
         assert_eq!(verify(&world, archive), Health::Damaged);
         assert_eq!(health(&world, archive), Health::Damaged);

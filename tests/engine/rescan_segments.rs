@@ -12,10 +12,11 @@ use backup_manager::maintenance::rescan::{RescanReport, rescan};
 use backup_manager::schedule::Compression;
 use backup_manager::store::{Archive, Health, StoredRange};
 
+use crate::repair::{Held, check_all, put_index_back, repair_all, try_to_repair, two_in_segments};
 use crate::reuse::{file_of, rows, run, verify};
 use crate::runs::Recording;
 use crate::segments::{
-    CODECS, check_by_shell, contents, delete, folder, health, index_of, tree, with_lost_database, world,
+    CODECS, check_by_shell, contents, delete, flip, folder, health, index_of, tree, with_lost_database, world,
 };
 use crate::world::World;
 
@@ -111,7 +112,7 @@ fn move_first_segment(world: &World, first: &Archive, newest: &Archive) {
         let archive = world.store.archive(*run).unwrap().unwrap();
         assert!(archive_folder::replace_index(&world.home, &world.store, &archive).unwrap());
     }
-    assert_eq!(runs.len(), 3);
+    assert!(runs.contains(&first.run));
     world.store.remove_moved_parts(old, &runs).unwrap();
     drop(lock);
     archive_folder::finish_deletions(&world.home, &world.store).unwrap();
@@ -168,4 +169,95 @@ fn an_older_database_follows_the_indexes_on_disk() {
         delete(&world, archive);
     }
     assert!(contents(&world).is_empty());
+}
+
+#[test]
+fn an_older_index_that_was_put_back_is_replaced_and_its_archive_is_kept() {
+    let (world, runner, row) = world(Compression::Gzip(6));
+    let first = run(&world, &runner, &row);
+    fs::write(world.path("docs/005"), "changed").unwrap();
+    let second = (run(&world, &runner, &row), tree(&world.path("docs")));
+    let older = fs::read(file_of(&world, &second.0)).unwrap();
+    move_first_segment(&world, &first, &second.0);
+    delete(&world, &first);
+    fs::remove_file(file_of(&world, &second.0)).unwrap();
+    fs::write(file_of(&world, &second.0), older).unwrap();
+    let report = rescanned(&world);
+    assert_eq!((report.updated.len(), report.damaged.len()), (1, 0), "{report:?}");
+    archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+    check_all(&world, &[second]);
+}
+
+#[test]
+fn a_rescan_after_a_killed_repair_keeps_what_was_repaired() {
+    for compression in CODECS {
+        let (world, runner, row, archives) = two_in_segments(compression);
+        let damaged = damage_first_segment(&world, &archives);
+        let third = run(&world, &runner, &row);
+        let old: Vec<_> = archives.iter().map(|(archive, _)| fs::read(file_of(&world, archive)).unwrap()).collect();
+        repair_all(&world, false);
+        archives.iter().zip(&old).for_each(|((archive, _), old)| put_index_back(&world, archive, old));
+        delete(&world, &third);
+        let report = rescanned(&world);
+        assert_eq!((report.updated.len(), report.damaged.len()), (2, 0), "{report:?}");
+        archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+        assert!(damaged.exists(), "the rest of it is used");
+        check_all(&world, &archives);
+    }
+}
+
+/// Flips a byte that both archives have, and verifies them; returns the segment.
+fn damage_first_segment(world: &World, archives: &[Held]) -> PathBuf {
+    let segment = folder(world).join(&index_of(world, &archives[0].0).segments()[0]);
+    flip(&segment, fs::metadata(&segment).unwrap().len() / 2);
+    for (archive, _) in archives {
+        assert_eq!(verify(world, archive), Health::Damaged);
+    }
+    segment
+}
+
+#[test]
+fn what_is_right_in_neither_place_is_named_and_left() {
+    let (world, runner, row, archives) = two_in_segments(Compression::Zstd(3));
+    damage_first_segment(&world, &archives);
+    let third = run(&world, &runner, &row);
+    let old: Vec<_> = archives.iter().map(|(archive, _)| fs::read(file_of(&world, archive)).unwrap()).collect();
+    let before = contents(&world);
+    repair_all(&world, false);
+    let now = contents(&world);
+    let new = now.keys().find(|name| !before.contains_key(*name)).unwrap();
+    flip(&folder(&world).join(new), 3);
+    archives.iter().zip(&old).for_each(|((archive, _), old)| put_index_back(&world, archive, old));
+    let report = rescanned(&world);
+    assert_eq!((report.updated.len(), report.damaged.len()), (0, 2), "{report:?}");
+    assert!(report.damaged[0].1.contains("neither where"), "{report:?}");
+    for ((archive, _), old) in archives.iter().zip(old) {
+        assert!(fs::read(file_of(&world, archive)).unwrap() == old);
+    }
+    assert_eq!(verify(&world, &third), Health::Good);
+}
+
+#[test]
+fn an_older_database_repairs_nothing_and_follows_what_was_repaired() {
+    for compression in CODECS {
+        let (world, runner, row, archives) = two_in_segments(compression);
+        damage_first_segment(&world, &archives);
+        world.store.copy_into(&world.path("older.db")).unwrap();
+        let third = run(&world, &runner, &row);
+        repair_all(&world, false);
+        delete(&world, &third);
+        check_all(&world, &archives);
+        let files = contents(&world);
+        let world = with_older_database(world, runner);
+        let refused = try_to_repair(&world, false).unwrap_err();
+        assert!(refused.to_string().contains("older copy"), "{refused}");
+        assert!(contents(&world) == files);
+        assert!(archive_folder::find_orphans(&world.home, &world.store).unwrap().segments.is_empty());
+        let report = rescanned(&world);
+        // What is moved for one archive is moved for the other, too.
+        assert_eq!((report.updated.len(), report.damaged.len()), (1, 0), "{compression}: {report:?}");
+        assert!(contents(&world) == files);
+        archive_folder::finish_deletions(&world.home, &world.store).unwrap();
+        check_all(&world, &archives);
+    }
 }
