@@ -47,7 +47,7 @@ pub fn expected_index(store: &Store, archive: &Archive) -> Result<Index> {
 /// bytes lie elsewhere. Returns whether it was another one. The caller has the lock under which indexes in the folder
 /// are changed ([`crate::liveness::SegmentLock::try_to_change`]); without it, the archive could be deleted meanwhile.
 ///
-/// Errors: `Failed` if the present index is of another archive, or if a segment that the new one needs and the present
+/// Errors: `Damage` if the present index is of another archive, or if a segment that the new one needs and the present
 /// one does not is missing or too short: the database may be an older copy. Then nothing is changed.
 pub fn replace_index(home: &Home, store: &Store, archive: &Archive) -> Result<bool> {
     let path = home.backups().join(&archive.file_name);
@@ -123,7 +123,7 @@ fn check_segments(path: &Path, wanted: &Index, present: Option<&Index>) -> Resul
 }
 
 fn refused(path: &Path, why: &str) -> Error {
-    Error::failed(format!("the index {} is not replaced: {why}", path.display()))
+    Error::new(ErrorKind::Damage, format!("the index {} is not replaced: {why}", path.display()))
         .hint("the database may be an older copy: run `backup-manager rescan`")
 }
 

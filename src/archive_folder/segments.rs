@@ -16,7 +16,7 @@ use std::path::Path;
 use super::indexes::{UnreadableIndex, read_indexes};
 use super::replace_moved_indexes;
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
 use crate::store::{Store, StoredFile};
@@ -62,9 +62,11 @@ pub fn remove_unused_segments_in(home: &Home, store: &Store, folder: &str) -> Re
     segments.retain(|segment| segment.folder() == Some(folder));
     let mut first_error = None;
     for segment in segments.iter().filter(|segment| segment.temporary_name.is_none()) {
-        // As long as an index lists it, it stays; others do not.
-        if let Err(error) = replace_moved_indexes(home, store, segment.id) {
-            first_error.get_or_insert(error);
+        match replace_moved_indexes(home, store, segment.id) {
+            Ok(()) => {}
+            // An index is lost, or not as the database knows it. What it may list stays; other segments do not.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damage) => log::warn!("{error}"),
+            Err(error) => drop(first_error.get_or_insert(error)),
         }
     }
     let removed = remove_unlisted(home, store, folder, &segments);

@@ -86,8 +86,7 @@ pub fn preview(store: &Store, schedule: i64, removed: &[&Archive]) -> Result<Com
 /// database does not know. A segment that cannot be read, or of which an index is not as the database knows it, is left
 /// out with a warning.
 ///
-/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours; those of writing, except that a
-/// full disk is a warning.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours; those of writing.
 pub fn compact_segments(context: &CompactionContext<'_>, row: &ScheduleRow) -> Result<Compacted> {
     let CompactionContext { home, store, cancel, .. } = *context;
     let name = row.schedule.name.as_str();
@@ -105,17 +104,11 @@ pub fn compact_segments(context: &CompactionContext<'_>, row: &ScheduleRow) -> R
         cancel.check("the compaction was cancelled")?;
         let done = pass.compact_some();
         // Also what an error has left.
-        if let Err(error) = archive_folder::remove_unused_segments_in(home, store, name) {
-            warn(context, &format!("some unused segments of {name} are kept"), &error);
-        }
+        let removed = archive_folder::remove_unused_segments_in(home, store, name);
+        let done = done?;
+        removed?;
         match done {
-            // Archives are whole without it.
-            Err(error) if error.kind() == ErrorKind::DiskFull => {
-                warn(context, &format!("some segments of {name} are not compacted"), &error);
-                return Ok(Compacted { is_postponed: true, ..total });
-            }
-            Err(error) => return Err(error),
-            Ok(Some(done)) => {
+            Some(done) => {
                 total.segments += done.segments;
                 total.freed_bytes += done.freed_bytes;
                 total.is_postponed |= done.is_postponed;
@@ -123,7 +116,7 @@ pub fn compact_segments(context: &CompactionContext<'_>, row: &ScheduleRow) -> R
                     return Ok(total);
                 }
             }
-            Ok(None) => return Ok(total),
+            None => return Ok(total),
         }
     }
 }
@@ -298,6 +291,11 @@ fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 fn compact(context: &CompactionContext<'_>, row: &ScheduleRow, segments: &[KeptSegment]) -> Result<Compacted> {
     let CompactionContext { home, store, now, .. } = *context;
     let archives = find_archives(store, segments)?;
+    if let Some(error) = check_free_space(home, store, segments)? {
+        // Archives are whole without it.
+        warn(context, &format!("segments of {} are not compacted now", row.schedule.name), &error);
+        return Ok(Compacted::POSTPONED);
+    }
     let Some(newest) = archives.last() else { return Ok(Compacted::default()) };
     let Some(copied) = copy_used(context, segments, newest)? else { return Ok(Compacted::default()) };
     let moved = store.move_spans(row.id, copied.row, &copied.copied, now)?;
@@ -317,7 +315,6 @@ fn copy_used(
     newest: &Archive,
 ) -> Result<Option<CopiedSegment>> {
     let CompactionContext { home, store, now, .. } = *context;
-    check_free_space(home, store, segments)?;
     loop {
         let like = home.backups().join(&segments[0].name);
         let mut copying = CopyingSegment::create(home, store, newest, &like, now)?;
@@ -333,19 +330,15 @@ fn copy_used(
     }
 }
 
-/// Fails if the copies and some space for others do not fit into the archive folder.
-fn check_free_space(home: &Home, store: &Store, segments: &[KeptSegment]) -> Result<()> {
+/// Returns an error unless the copies and some space for others fit into the archive folder.
+fn check_free_space(home: &Home, store: &Store, segments: &[KeptSegment]) -> Result<Option<Error>> {
     let mut needed = SPARE_BYTES;
     for segment in segments {
         needed += used_bytes(store, segment, &BTreeSet::new())?;
     }
     let free = archive_folder::free_bytes(home.backups())?;
-    if free >= needed {
-        return Ok(());
-    }
-    let what =
-        format!("compaction needs {} in {}, and {} are free", bytes(needed), home.backups().display(), bytes(free));
-    Err(Error::new(ErrorKind::DiskFull, what).hint("free space there: `backup-manager prune` removes archives first"))
+    let what = format!("it needs {} in {}, and {} are free", bytes(needed), home.backups().display(), bytes(free));
+    Ok((free < needed).then(|| Error::new(ErrorKind::DiskFull, what).hint("free space there")))
 }
 
 /// Bytes of a segment that are copied as a whole.
