@@ -1,7 +1,6 @@
-//! Creates entries under temporary names and renames them into place, or under their final names with a mark in folders
-//! that this program created; creates and removes the rest.
+//! Creates entries under temporary names and renames them into place; creates and removes the rest.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,18 +12,16 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, f
 use rustix::io::Errno;
 
 use super::inspect::stat_entry;
-use super::metadata::{MetadataLoss, Privileges, UNFINISHED_MARK, UNFINISHED_MODE, apply_special_metadata, has_mark};
+use super::metadata::{MetadataLoss, Privileges, UNFINISHED_MODE, apply_special_metadata};
 use crate::durable::{is_temporary_name, temporary_name};
 use crate::member::{Member, MemberKind};
 
-/// A new entry; removed when dropped unless it was put into place.
+/// An entry created under a temporary name; removed when dropped unless it was renamed into place.
 #[derive(Debug)]
-#[must_use = "an entry that is not put into place is removed when dropped"]
+#[must_use = "an entry that is not renamed into place is removed when dropped"]
 pub struct NewEntry {
     folder: Arc<OwnedFd>,
-    name: Option<OsString>,
-    /// It has its final name already.
-    is_in_place: bool,
+    temporary: Option<String>,
 }
 
 impl NewEntry {
@@ -35,9 +32,7 @@ impl NewEntry {
         loop {
             let name = unused_name()?;
             match create(&name) {
-                Ok(()) => {
-                    return Ok(NewEntry { folder: folder.clone(), name: Some(name.into()), is_in_place: false });
-                }
+                Ok(()) => return Ok(NewEntry { folder: folder.clone(), temporary: Some(name) }),
                 Err(Errno::EXIST) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -48,29 +43,13 @@ impl NewEntry {
     pub fn file(folder: &Arc<OwnedFd>, mode: u32) -> io::Result<(NewEntry, File)> {
         let mut opened = None;
         let entry = NewEntry::under_free_name(folder, |name| {
-            opened = Some(create_file(folder, OsStr::new(name), mode)?);
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            opened = Some(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(mode))?);
             Ok(())
         })?;
         match opened {
             Some(file) => Ok((entry, File::from(file))),
             None => Err(io::Error::other("a file was created but not opened")),
-        }
-    }
-
-    /// Creates an empty file under its final name, in a folder that this program created, with the mark of a file that
-    /// is being written, and opens it. `None` if the file system does not accept that. [`super::apply_metadata`] ends
-    /// with removing the mark; a later restore removes a file that still has it, see [`lock_folder`].
-    ///
-    /// Errors: `AlreadyExists`.
-    pub fn marked_file(folder: &Arc<OwnedFd>, name: &[u8], mode: u32) -> io::Result<Option<(NewEntry, File)>> {
-        let name = OsStr::from_bytes(name);
-        match create_file(folder, name, mode | UNFINISHED_MARK) {
-            Ok(file) => {
-                let entry = NewEntry { folder: folder.clone(), name: Some(name.to_owned()), is_in_place: true };
-                Ok(Some((entry, File::from(file))))
-            }
-            Err(Errno::EXIST) => Err(Errno::EXIST.into()),
-            Err(_) => Ok(None),
         }
     }
 
@@ -95,7 +74,7 @@ impl NewEntry {
                 rustix::fs::mknodat(folder, name, kind, mode, rustix::fs::makedev(major, minor))
             }
         })?;
-        let name = entry.name.as_deref().unwrap_or_default();
+        let name = entry.temporary.as_deref().unwrap_or_default();
         let loss = apply_special_metadata(folder, name, kind, member, privileges)?;
         Ok((entry, loss))
     }
@@ -108,18 +87,18 @@ impl NewEntry {
         })
     }
 
-    /// Renames the entry to `name` in the same folder, unless it has its final name already. With `replace` an existing
-    /// entry is replaced, of folders only an empty one.
+    /// Renames the entry to `name` in the same folder. With `replace` an existing entry is replaced, of folders only an
+    /// empty one.
     ///
     /// Errors: `AlreadyExists` if the name is taken and `replace` is false.
-    pub fn put_into_place(mut self, name: &[u8], replace: bool) -> io::Result<()> {
-        let Some(temporary) = self.name.take().filter(|_| !self.is_in_place) else { return Ok(()) };
+    pub fn rename_into_place(mut self, name: &[u8], replace: bool) -> io::Result<()> {
+        let Some(temporary) = self.temporary.take() else { return Ok(()) };
         let result = rename(&self.folder, &temporary, OsStr::from_bytes(name), replace);
         // A rename between two names of one file does nothing and keeps both.
         let remains =
             result.is_err() || replace && matches!(stat_entry(&self.folder, temporary.as_bytes()), Ok(Some(_)));
         if remains {
-            self.name = Some(temporary);
+            self.temporary = Some(temporary);
         }
         Ok(result?)
     }
@@ -127,16 +106,11 @@ impl NewEntry {
 
 impl Drop for NewEntry {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
+        if let Some(name) = &self.temporary {
             // A failure cannot be handled here; the next restore into this folder removes the file.
-            let _ = rustix::fs::unlinkat(&*self.folder, name, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(&*self.folder, name.as_str(), AtFlags::empty());
         }
     }
-}
-
-fn create_file(folder: &OwnedFd, name: &OsStr, mode: u32) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(mode))
 }
 
 /// Returns a temporary name that this process did not use before: random numbers are drawn once, not for each file.
@@ -153,7 +127,7 @@ fn unused_name() -> io::Result<String> {
     Ok(temporary_name(first.wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed))))
 }
 
-fn rename(folder: &OwnedFd, from: &OsStr, to: &OsStr, replace: bool) -> rustix::io::Result<()> {
+fn rename(folder: &OwnedFd, from: &str, to: &OsStr, replace: bool) -> rustix::io::Result<()> {
     if replace {
         return match rustix::fs::renameat(folder, from, folder, to) {
             Err(Errno::ISDIR) => {
@@ -192,25 +166,22 @@ pub fn remove(folder: impl AsFd, name: &[u8], is_folder: bool) -> io::Result<()>
     Ok(rustix::fs::unlinkat(folder, OsStr::from_bytes(name), flags)?)
 }
 
-/// Locks an open folder, shared, for creating entries in it. If no other process has it locked, first removes what a
-/// restore that was interrupted there left: its temporary files and, in a folder that it did not finish
-/// (`is_unfinished`), the files that have the mark of [`NewEntry::marked_file`].
-pub fn lock_folder(folder: &OwnedFd, is_unfinished: bool) -> io::Result<()> {
+/// Locks an open folder, shared, for creating entries in it. If no other process has it locked, first removes the
+/// temporary files of a restore that was interrupted there.
+pub fn lock_folder(folder: &OwnedFd) -> io::Result<()> {
     if flock(folder, FlockOperation::NonBlockingLockExclusive).is_ok() {
-        remove_orphaned_files(folder, is_unfinished)?;
+        remove_orphaned_files(folder)?;
     }
     // On a file system without locks the restore continues unlocked.
     let _ = flock(folder, FlockOperation::NonBlockingLockShared);
     Ok(())
 }
 
-fn remove_orphaned_files(folder: &OwnedFd, is_unfinished: bool) -> io::Result<()> {
+fn remove_orphaned_files(folder: &OwnedFd) -> io::Result<()> {
     let mut orphans = Vec::new();
     for entry in rustix::fs::Dir::read_from(folder)? {
         let entry = entry?;
-        let is_marked =
-            is_unfinished && stat_entry(folder, entry.file_name().to_bytes())?.as_ref().is_some_and(has_mark);
-        if is_marked || is_temporary_name(&entry.file_name().to_string_lossy()) {
+        if is_temporary_name(&entry.file_name().to_string_lossy()) {
             orphans.push(entry.file_name().to_owned());
         }
     }

@@ -13,11 +13,7 @@ use super::inspect::modified_of;
 use crate::member::{FileTime, Member, MemberKind};
 
 /// Mode of a folder that is being filled. No other user can enter it, and a repeated restore recognises it by this.
-pub(super) const UNFINISHED_MODE: u32 = UNFINISHED_MARK | 0o700;
-
-/// The bit of that mode that marks it, and that marks a file which is being written under its final name. It means
-/// nothing else for a file.
-pub(super) const UNFINISHED_MARK: u32 = 0o1000;
+pub(super) const UNFINISHED_MODE: u32 = 0o1700;
 
 /// Mode of a file that others could reach before it has its final metadata.
 pub const PRIVATE_MODE: u32 = 0o600;
@@ -106,7 +102,7 @@ pub fn mode_at_creation(member: &Member) -> u32 {
 /// Applies owner, attributes, mode and time to a symbolic link, fifo or device that still has its temporary name.
 pub(super) fn apply_special_metadata(
     folder: &OwnedFd,
-    name: &OsStr,
+    name: &str,
     kind: FileType,
     member: &Member,
     privileges: Privileges,
@@ -128,7 +124,7 @@ pub(super) fn apply_special_metadata(
 /// Applies mode and attributes to an entry that cannot be opened for reading.
 fn apply_mode_and_xattrs(
     folder: &OwnedFd,
-    name: &OsStr,
+    name: &str,
     kind: FileType,
     member: &Member,
     privileges: Privileges,
@@ -203,34 +199,11 @@ pub fn clear_inherited_acl(file: impl AsFd) {
 
 /// Returns whether an interrupted restore created this folder and did not apply its final mode, `final_mode`.
 pub fn is_unfinished(stat: &Stat, final_mode: u32) -> bool {
-    let mode = stat.st_mode & 0o7777;
+    let (mode, user) = (stat.st_mode & 0o7777, rustix::process::geteuid());
     // The other bits are applied before the mark is removed. Of those, the group bits may be the mask of an ACL and the
     // owner bits may be ours, so only the bits for others are compared.
-    let is_marked = mode & !final_mode & UNFINISHED_MARK != 0 && (mode ^ final_mode) & 0o007 == 0;
-    (mode == UNFINISHED_MODE || is_marked) && may_be_ours(stat)
-}
-
-/// Returns whether a file has the mark of one that is being written under its final name.
-pub(super) fn has_mark(stat: &Stat) -> bool {
-    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    is_file && stat.st_mode & UNFINISHED_MARK != 0 && stat.st_nlink == 1 && may_be_ours(stat)
-}
-
-/// Returns whether a restore by this user can have created an entry.
-fn may_be_ours(stat: &Stat) -> bool {
-    let user = rustix::process::geteuid();
-    user.is_root() || stat.st_uid == user.as_raw()
-}
-
-/// Returns whether a file of this member can be marked while it is written: its final mode does not have the mark.
-pub fn can_be_marked(member: &Member) -> bool {
-    member.mode & UNFINISHED_MARK == 0
-}
-
-/// Returns whether an open folder that was just created has the mode of an unfinished one, which some file systems do
-/// not store.
-pub(super) fn stores_mark(folder: impl AsFd) -> io::Result<bool> {
-    Ok(rustix::fs::fstat(folder)?.st_mode & 0o1777 == UNFINISHED_MODE)
+    let is_marked = mode & !final_mode & 0o1000 != 0 && (mode ^ final_mode) & 0o007 == 0;
+    (mode == UNFINISHED_MODE || is_marked) && (user.is_root() || stat.st_uid == user.as_raw())
 }
 
 /// Makes a folder that this user owns accessible to this process until its final metadata is applied.

@@ -18,8 +18,7 @@ pub use completed_paths::CompletedPaths;
 pub use create::{NewEntry, lock_folder, remove};
 pub use inspect::{device_of, is_empty_folder, kind_of, link_target, modified_of, open_file, stat_entry};
 pub use metadata::{
-    MetadataLoss, PRIVATE_MODE, Privileges, apply_metadata, can_be_marked, clear_inherited_acl, is_unfinished,
-    mode_at_creation,
+    MetadataLoss, PRIVATE_MODE, Privileges, apply_metadata, clear_inherited_acl, is_unfinished, mode_at_creation,
 };
 pub use open::ConfinedFolder;
 pub use tree::{CreateError, FolderEnd, FolderMetadata, FolderTree, OnFinished, OpenFolder, TreeContext};

@@ -15,7 +15,6 @@ use super::create::{create_folder, create_plain_folder, lock_folder};
 use super::inspect::{kind_of, modified_of, set_modified, stat_entry};
 use super::metadata::{
     MetadataLoss, Privileges, apply_metadata, clear_inherited_acl, is_unfinished, make_passable, restore_metadata,
-    stores_mark,
 };
 use super::open::ConfinedFolder;
 use crate::error::Error;
@@ -55,7 +54,7 @@ pub struct OpenFolder {
     pub handle: Arc<OwnedFd>,
     /// The folder may have a default ACL, from which new entries inherit rights that the archive does not grant.
     pub may_have_default_acl: bool,
-    /// This tree created the folder, and no other user can enter it.
+    /// No other user can enter the folder: it was created by this tree, with [`UNFINISHED_MODE`].
     pub is_private: bool,
     /// `None` for the confined folder itself.
     path: Option<Arc<PathNode>>,
@@ -259,8 +258,7 @@ impl FolderTree {
                     create_plain_folder(&parent.handle, name)?;
                 }
                 completed.complete(path);
-                let metadata = FinalMetadata::Unchanged;
-                self.open(parent, path, node, parent.may_have_default_acl, metadata, false).map(in_use)
+                self.open(parent, path, node, parent.may_have_default_acl, FinalMetadata::Unchanged).map(in_use)
             }
             Some(stat) if kind_of(&stat) == Some(MemberKind::Folder) => {
                 if let Some(folder) = self.return_to(path, &stat)? {
@@ -268,14 +266,13 @@ impl FolderTree {
                 }
                 // A folder that is finished already gets back the metadata that it has now. A failed one counts as
                 // complete too, but still has exactly the mode of an unfinished folder.
-                let is_unfinished = is_unfinished(&stat, stat.st_mode);
-                let is_finished = is_complete && !is_unfinished;
+                let is_finished = is_complete && !is_unfinished(&stat, stat.st_mode);
                 let final_metadata = if is_finished && !self.context.is_dry_run && self.may_change(&stat) {
                     FinalMetadata::Previous(Box::new(stat))
                 } else {
                     FinalMetadata::Unchanged
                 };
-                self.open(parent, path, node, true, final_metadata, is_unfinished).map(in_use)
+                self.open(parent, path, node, true, final_metadata).map(in_use)
             }
             Some(_) => Err(CreateError::NotAFolder(path.clone())),
         }
@@ -301,10 +298,8 @@ impl FolderTree {
             create_folder(&*parent.handle, path.file_name())?;
         }
         let final_metadata = self.final_metadata(&parent, member, exists, metadata)?;
-        let existing = if exists { stat_entry(&*parent.handle, path.file_name())? } else { None };
-        let was_unfinished = existing.is_some_and(|stat| is_unfinished(&stat, member.mode));
-        let mut folder = self.open(&parent, path, &node, exists, final_metadata, was_unfinished)?;
-        folder.is_private = !exists && stores_mark(&*folder.handle)?;
+        let mut folder = self.open(&parent, path, &node, exists, final_metadata)?;
+        folder.is_private = !exists;
         if !exists && parent.may_have_default_acl {
             clear_inherited_acl(&*folder.handle);
         }
@@ -351,7 +346,6 @@ impl FolderTree {
         node: &Arc<PathNode>,
         may_have_default_acl: bool,
         final_metadata: FinalMetadata,
-        is_unfinished: bool,
     ) -> Result<OpenFolder, CreateError> {
         let handle = self.confined()?.open_folder_in(parent.handle.as_fd(), path.file_name()).map_err(|e| match e {
             Errno::LOOP | Errno::NOTDIR => CreateError::NotAFolder(path.clone()),
@@ -362,7 +356,7 @@ impl FolderTree {
             make_passable(&*handle)?;
         }
         if !self.context.is_dry_run {
-            lock_folder(&handle, is_unfinished)?;
+            lock_folder(&handle)?;
         }
         let (path, context) = (Some(node.clone()), self.context.clone());
         Ok(OpenFolder { handle, may_have_default_acl, is_private: false, path, final_metadata, context })

@@ -157,7 +157,7 @@ impl Restorer<'_, '_> {
             return Ok(());
         };
         let (entry, loss) = NewEntry::special(&parent.handle, member, self.privileges)?;
-        entry.put_into_place(path.file_name(), action == Action::Replace)?;
+        entry.rename_into_place(path.file_name(), action == Action::Replace)?;
         self.state.complete(path, |report| {
             report.extent.members += 1;
             report.record_loss(path, loss);

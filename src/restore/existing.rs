@@ -24,11 +24,6 @@ impl Restorer<'_, '_> {
         let Some(parent) = parent else { return Ok(self.report_action(Action::Create, path)) };
         // Asked first: this waits for an earlier member of this path that is still being written.
         let is_ours = self.state.completed.contains(path);
-        // In a folder that this restore created nothing exists but what it created. What another process creates there
-        // meanwhile, or what has the same name for this file system, is not replaced: see `FileJob::record`.
-        if parent.is_private && !is_ours && member.kind == MemberKind::File {
-            return Ok(self.report_action(Action::Create, path));
-        }
         let Some(stat) = confined::stat_entry(&*parent.handle, path.file_name())? else {
             return Ok(self.report_action(Action::Create, path));
         };

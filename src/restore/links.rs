@@ -81,7 +81,7 @@ impl Restorer<'_, '_> {
             Action::Create | Action::Replace => {
                 if !is_dry_run {
                     let link = NewEntry::hard_link(&folder.handle, &*carrier_folder, carrier.file_name())?;
-                    link.put_into_place(path.file_name(), action == Action::Replace)?;
+                    link.rename_into_place(path.file_name(), action == Action::Replace)?;
                 }
                 self.state.complete(path, |report| report.add_file(0));
             }

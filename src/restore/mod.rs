@@ -138,7 +138,7 @@ fn open_existing_target(options: &Options) -> Result<ConfinedFolder> {
     }
     let target = ConfinedFolder::open(to)?;
     if !options.dry_run {
-        confined::lock_folder(&target.root(), false).map_err(Error::io("remove temporary files in the target", to))?;
+        confined::lock_folder(&target.root()).map_err(Error::io("remove temporary files in the target", to))?;
     }
     Ok(if options.without_openat2 { target.without_openat2() } else { target })
 }

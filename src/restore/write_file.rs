@@ -50,7 +50,9 @@ impl FileJob {
         next: &mut dyn FnMut(&mut Vec<u8>) -> Result<bool, String>,
     ) -> Result<MetadataLoss, WriteError> {
         let member = &self.entry.member;
-        let (new_entry, file) = self.create()?;
+        let is_private = self.folder.is_private;
+        let mode = if is_private { confined::mode_at_creation(member) } else { confined::PRIVATE_MODE };
+        let (new_entry, file) = NewEntry::file(&self.folder.handle, mode)?;
         let mut writer = SparseWriter {
             file: &file,
             spans: self.entry.spans.as_deref(),
@@ -77,25 +79,8 @@ impl FileJob {
             confined::clear_inherited_acl(&file);
         }
         let loss = confined::apply_metadata(&file, member, privileges)?;
-        new_entry.put_into_place(member.path.file_name(), self.replace)?;
+        new_entry.rename_into_place(member.path.file_name(), self.replace)?;
         Ok(loss)
-    }
-
-    /// Creates the file: in a folder that this restore created under its final name, which saves renaming it, else
-    /// under a temporary one.
-    fn create(&self) -> io::Result<(NewEntry, File)> {
-        let (folder, member) = (&self.folder.handle, &self.entry.member);
-        if !self.folder.is_private {
-            return NewEntry::file(folder, confined::PRIVATE_MODE);
-        }
-        let mode = confined::mode_at_creation(member);
-        if !self.replace
-            && confined::can_be_marked(member)
-            && let Some(marked) = NewEntry::marked_file(folder, member.path.file_name(), mode)?
-        {
-            return Ok(marked);
-        }
-        NewEntry::file(folder, mode)
     }
 
     fn is_hashed(&self) -> bool {
@@ -127,8 +112,9 @@ impl FileJob {
                 state.abort(path, |report| report.damaged.add(path.as_bytes(), reason));
             }
             Err(WriteError::Io(error)) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let reason = "it exists now: another process created it, or another member has the same name here";
-                state.abort(path, |report| report.conflicts.add(path.as_bytes(), reason.to_owned()));
+                state.abort(path, |report| {
+                    report.conflicts.add(path.as_bytes(), "another process created it during the restore".to_owned())
+                });
             }
             Err(WriteError::Io(error)) => state.record_failure(path, &error),
         }

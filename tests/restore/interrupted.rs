@@ -14,7 +14,7 @@ use backup_manager::member::MemberPath;
 use backup_manager::restore::{self, Action, Options, Overwrite, RestoreContext};
 use backup_manager::schedule::Compression;
 
-use crate::fidelity::{FORMATS, outcome_without_owners, restore_all, restore_with};
+use crate::fidelity::{FORMATS, outcome_without_owners, restore_all};
 use crate::support::archive::{Silent, make};
 use crate::tar_file::TarFile;
 use crate::tree::{ALL, assert_same, tree};
@@ -66,40 +66,6 @@ fn a_restore_interrupted_anywhere_is_finished_by_running_it_again() {
         let report = restore_all(&made.path, &Options::to(&to)).unwrap();
         assert_eq!(report.outcome(), None, "{report:?}");
         assert_same(&was, &tree(&to.join("source"), ALL), &format!("stopped after {stop_after}"));
-    }
-}
-
-/// A killed restore leaves files under their final names, with a mark, in folders that are not finished.
-#[test]
-fn a_file_that_a_killed_restore_left_half_written_is_restored_and_no_other_file_is_replaced() {
-    let folder = tempfile::tempdir().unwrap();
-    let source = folder.path().join("source");
-    make_tree(&source);
-    let made = make(&source, folder.path(), Compression::None);
-    for selected in [None, Some("source/d1/05")] {
-        let to = tempfile::tempdir_in(folder.path()).unwrap();
-        let put = |name: &str, mode: u32| {
-            let path = to.path().join("source").join(name);
-            fs::write(&path, name).unwrap();
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        };
-        for (name, mode) in [("d1", 0o1700), ("d2", 0o750)] {
-            fs::create_dir_all(to.path().join("source").join(name)).unwrap();
-            fs::set_permissions(to.path().join("source").join(name), fs::Permissions::from_mode(mode)).unwrap();
-        }
-        put("d1/05", 0o1600);
-        put("d1/06", 0o600);
-        put("d2/07", 0o1600);
-        let selection = match selected {
-            None => Selection::everything().unwrap(),
-            Some(path) => Selection::exactly(vec![MemberPath::parse(path.as_bytes()).unwrap()]).unwrap(),
-        };
-        let report = restore_with(&made.path, &selection, &Options::to(to.path())).unwrap();
-        let conflicts = if selected.is_none() { 2 } else { 0 };
-        assert_eq!(report.conflicts.count, conflicts, "{selected:?} {report:?}");
-        let read = |name: &str| fs::read(to.path().join("source").join(name)).unwrap();
-        assert!(read("d1/05") == fs::read(source.join("d1/05")).unwrap(), "{selected:?}");
-        assert_eq!((&read("d1/06")[..], &read("d2/07")[..]), (&b"d1/06"[..], &b"d2/07"[..]), "the user's own");
     }
 }
 
