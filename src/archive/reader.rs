@@ -7,10 +7,12 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::block::BLOCK_BYTES;
 use super::buffer::Buffer;
 use super::cksum::Cksum;
 use super::codec::{self, Codec};
 use super::index::{self, Index};
+use super::members::HeaderBlock;
 use super::segments::{Piece, Segments};
 use super::stored::StoredBytes;
 use super::trailer::{self, Trailer};
@@ -35,6 +37,9 @@ impl ArchiveReader {
     /// Opens an archive file, or the index of an archive in segments. A segment that is missing makes reading its part
     /// fail, so that the rest can be restored.
     ///
+    /// How it is stored follows from its trailer, which lies elsewhere in each format, so that damage to its first bytes
+    /// costs no more than its first chunk; its name may lie. A file without one of ours is recognised by its first bytes.
+    ///
     /// Errors: [`ErrorKind::NotFound`] if the file is missing; [`ErrorKind::Damage`] for an index that is not as it was
     /// written.
     pub fn open(path: &Path) -> Result<Self> {
@@ -58,8 +63,9 @@ impl ArchiveReader {
         if is_index(&file, path)? {
             return open_segments(path, metadata, file);
         }
-        let codec = detect_codec(&file).map_err(Error::io("read", path))?;
+        let detected = detect_codec(&file).map_err(Error::io("read", path))?;
         let stored = Arc::new(StoredBytes::of_file(path, file, metadata.len()));
+        let codec = trailer::codec_by_footer(&stored).unwrap_or_else(|| codec_without_footer(detected, path, &stored));
         Ok(ArchiveReader { metadata, stored, codec, cksum: None })
     }
 
@@ -197,6 +203,21 @@ fn open_segments(path: &Path, metadata: Metadata, file: File) -> Result<ArchiveR
     let codec = Codec::of_extension(index.archive_name().extension);
     let stored = Arc::new(StoredBytes::of_segments(path, segments));
     Ok(ArchiveReader { metadata, stored, codec, cksum: Some(index.cksum()) })
+}
+
+/// Returns the codec of a file without the footer of a trailer, of which `detected` is the codec by its beginning. If it
+/// begins with no magic number and no header, but has the name of an archive of this program, then its beginning is
+/// damaged, and the name decides.
+fn codec_without_footer(detected: Codec, path: &Path, stored: &StoredBytes) -> Codec {
+    let mut first = [0; BLOCK_BYTES];
+    let is_tar = stored.read_exact_at(&mut first, 0).is_ok() && HeaderBlock::parse(&first).is_some();
+    if detected != Codec::Plain || is_tar {
+        return detected;
+    }
+    // A stable link has another name than the archive.
+    let real = path.canonicalize().ok();
+    let name = real.as_deref().and_then(Path::file_name).and_then(OsStr::to_str).and_then(ArchiveName::of_file);
+    name.map_or(detected, |name| Codec::of_extension(name.extension))
 }
 
 /// Returns the codec by the beginning of a file. A zstd file may begin with skippable frames, as pzstd writes them.

@@ -332,6 +332,12 @@ impl Iterator for Entries {
     }
 }
 
+/// Returns how an archive is stored, by where its footer lies; `None` if it has none that can be read.
+pub(super) fn codec_by_footer(stored: &StoredBytes) -> Option<Codec> {
+    let has_footer = |codec: &Codec| Footer::read(stored, *codec).is_ok_and(|footer| footer.is_some());
+    [Codec::Plain, Codec::Gzip, Codec::Zstd].into_iter().find(has_footer)
+}
+
 /// Returns the offset of the footer in an archive, and the end of what comes before it, if it has a trailer at all.
 fn find_footer(stored: &StoredBytes, codec: Codec) -> Result<Option<(u64, u64)>> {
     let size = stored.size();

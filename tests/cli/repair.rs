@@ -6,17 +6,21 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use crate::environment::TestHome;
 
 /// A home with two archives that share most of their content.
-fn home_with_archives() -> TestHome {
+fn home_with_archives(codec: &str) -> TestHome {
     let home = TestHome::with_sources(&["docs"]);
     fs::write(home.path("docs/first"), "one text").unwrap();
     for n in 0..30 {
         fs::write(home.path(&format!("docs/{n:02}")), vec![n; 50_000]).unwrap();
     }
-    let _ = home.run(&["create", "docs;09:00;docs", "--compress", "none"]).ok();
+    let _ = home.run(&["create", "docs;09:00;docs", "--compress", codec]).ok();
     let _ = home.run(&["run", "docs", "-q"]).ok();
     fs::write(home.path("docs/first"), "another text").unwrap();
     let _ = home.run(&["run", "docs", "-q"]).ok();
     home
+}
+
+fn files_in_source(home: &TestHome) -> usize {
+    fs::read_dir(home.path("docs")).unwrap().count()
 }
 
 /// Flips the first byte of `bytes` in the archive of run 1.
@@ -31,7 +35,7 @@ fn damage(home: &TestHome, bytes: &[u8]) {
 
 #[test]
 fn a_damaged_archive_is_repaired_from_another_one() {
-    let home = home_with_archives();
+    let home = home_with_archives("none");
     let said = home.run(&["repair"]).ok();
     assert!(said.stderr.contains("no archive is recorded as damaged"), "{said:?}");
     damage(&home, &[7; 600]);
@@ -51,7 +55,7 @@ fn a_damaged_archive_is_repaired_from_another_one() {
 
 #[test]
 fn what_cannot_be_repaired_is_named_with_the_next_step() {
-    let home = home_with_archives();
+    let home = home_with_archives("none");
     damage(&home, b"one text");
     assert_eq!(home.run(&["verify", "-q"]).code, 4);
     let said = home.run(&["repair"]);
@@ -68,9 +72,86 @@ fn what_cannot_be_repaired_is_named_with_the_next_step() {
     assert_eq!((&document["damaged_parts"], &document["repairable_parts"]), (&1.into(), &0.into()), "{document}");
 }
 
+/// The first bytes also tell which codec a file is of, but of an archive of this program its end does.
+#[test]
+fn a_wrong_first_byte_costs_the_first_chunk_and_nothing_else() {
+    for (codec, extension) in [("none", "tar"), ("gzip", "tar.gz"), ("zstd", "tar.zst")] {
+        let home = home_with_archives(codec);
+        let path = home.path("backups/docs").join(home.archive_files().pop().unwrap());
+        assert!(path.to_str().unwrap().ends_with(&format!("-2.{extension}")), "{path:?}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for (case, damaged) in [vec![0], vec![0, 1, 2, 3]].into_iter().enumerate() {
+            let mut bytes = whole.clone();
+            damaged.iter().for_each(|at| bytes[*at] ^= 0x5A);
+            fs::write(&path, &bytes).unwrap();
+            let said = home.run(&["verify", "@2"]);
+            assert_eq!(said.code, 4, "{codec} {said:?}");
+            assert!(said.stdout.contains("its global header: "), "{codec} {said:?}");
+            assert!(!said.stdout.contains("damaged member"), "no member is in the first chunk: {codec} {said:?}");
+            // Without the database it is opened by a path, which may be that of a copy with any name.
+            let copy = home.path("copy of it");
+            fs::write(&copy, &bytes).unwrap();
+            let to = |by: &str| home.path(&format!("{by} {case}")).to_str().unwrap().to_owned();
+            let elsewhere = TestHome::new();
+            // Only the catalog tells that no member lies in the first chunk.
+            for (by, archive, to, code) in [
+                (&home, "@2", to("number"), 0),
+                (&elsewhere, path.to_str().unwrap(), to("path"), 4),
+                (&elsewhere, copy.to_str().unwrap(), to("copy"), 4),
+            ] {
+                let said = by.run(&["restore", archive, "--to", &to]);
+                assert_eq!(said.code, code, "{codec} {archive} {said:?}");
+                let restored = std::path::Path::new(&to).join("docs");
+                assert_eq!(fs::read_to_string(restored.join("first")).unwrap(), "another text", "{said:?}");
+                assert_eq!(fs::read_dir(&restored).unwrap().count(), files_in_source(&home), "{said:?}");
+            }
+        }
+        // Without its end too, the name of the archive tells.
+        let mut bytes = whole.clone();
+        bytes[0] ^= 0x5A;
+        let end = bytes.len() - 40;
+        bytes[end..].fill(0x33);
+        fs::write(&path, &bytes).unwrap();
+        let said = home.run(&["restore", "@2", "--to", home.path("no end").to_str().unwrap()]);
+        assert_eq!(fs::read_dir(home.path("no end/docs")).unwrap().count(), files_in_source(&home), "{codec} {said:?}");
+    }
+}
+
+#[test]
+fn a_file_is_opened_by_what_it_holds_whatever_its_name() {
+    for (codec, name) in [
+        ("none", "docs-20260101T000000Z-7.tar.gz"),
+        ("gzip", "docs-20260101T000000Z-7.tar"),
+        ("zstd", "docs-20260101T000000Z-7.tar.gz"),
+        ("none", "x.tar.zst"),
+        ("zstd", "x.tar"),
+    ] {
+        let home = home_with_archives(codec);
+        let path = home.path("backups/docs").join(home.archive_files().pop().unwrap());
+        let (ours, foreign) = (home.path(&format!("ours/{name}")), home.path(&format!("foreign/{name}")));
+        fs::create_dir(home.path("ours")).unwrap();
+        fs::create_dir(home.path("foreign")).unwrap();
+        fs::copy(&path, &ours).unwrap();
+        let options = match codec {
+            "gzip" => "-czf",
+            "zstd" => "--zstd -cf",
+            _ => "-cf",
+        };
+        let mut tar = std::process::Command::new("tar");
+        tar.args(options.split(' ')).arg(&foreign).arg("-C").arg(home.path("")).arg("docs");
+        assert!(tar.status().unwrap().success(), "{tar:?}");
+        for file in [&ours, &foreign] {
+            let to = home.path("out").join(file.parent().unwrap().file_name().unwrap());
+            let _ = home.run(&["restore", file.to_str().unwrap(), "--to", to.to_str().unwrap()]).ok();
+            assert_eq!(fs::read_dir(to.join("docs")).unwrap().count(), files_in_source(&home), "{codec} {name}");
+        }
+    }
+}
+
 #[test]
 fn orphaned_segments_are_listed_by_verify_and_rescan_and_removed_on_request() {
-    let home = home_with_archives();
+    let home = home_with_archives("none");
     let orphan = home.path("backups/docs/docs-20260101T000000Z-77.tar.1.segment");
     fs::write(&orphan, "of no archive").unwrap();
     let name = orphan.to_str().unwrap();
