@@ -38,6 +38,9 @@ const LOST_FOUND: &str = "lost+found";
 /// Approximate number of rows written in one transaction.
 const BATCH_ROWS: usize = 5_000;
 
+/// What follows the name of an archive in the row of one that is added anew: no file has such a name.
+const ADDING_SUFFIX: &str = ".adding";
+
 /// The result of a rescan.
 #[derive(Clone, Debug, Default)]
 pub struct RescanReport {
@@ -300,15 +303,21 @@ fn add_segmented(
     threads: usize,
     now: Timestamp,
 ) -> Result<()> {
+    // What the catalog has stays as it is until all is added.
     let run = match candidate.known {
-        Some(run) if store.begin_adding_chunks(run)? => run,
-        _ => store.begin_adding_archive(found, now)?,
+        Some(_) => {
+            let file_name = format!("{}{ADDING_SUFFIX}", found.file_name);
+            store.begin_adding_archive(&FoundArchive { file_name, ..found.clone() }, now)?
+        }
+        None => store.begin_adding_archive(found, now)?,
     };
     let mut places = Places::of(store, &candidate.path, candidate.schedule.name.as_str())?;
     let place = &mut |chunk: &Chunk| places.of_chunk(reader, chunk).map(Some);
     add_chunks(store, candidate, Arc::clone(reader), trailer, run, threads, place)?;
     let trailer = places.of_trailer(reader, trailer.content_end())?;
-    store.finish_adding_archive(run, Some(&trailer), now)
+    let Some(known) = candidate.known else { return store.finish_adding_archive(run, Some(&trailer), now) };
+    store.finish_adding_chunks(run, known, &trailer, now)?;
+    store.discard_partly_added_archives()
 }
 
 /// Returns the row of a candidate whose content has `digest`.

@@ -157,26 +157,6 @@ impl Store {
         })
     }
 
-    /// Begins to add an archive anew of which only ranges were added; returns whether there is one. If it is not
-    /// finished, [`Store::discard_partly_added_archives`] removes it.
-    pub fn begin_adding_chunks(&self, run: i64) -> Result<bool> {
-        let file: Option<i64> = self.write(|transaction| {
-            transaction
-                .query_row(
-                    "UPDATE archive SET state = 'writing' WHERE run_id = ?1 AND state = 'complete' \
-                     AND layout = 'segmented' AND EXISTS (SELECT 1 FROM run WHERE id = ?1 AND trigger = 'rescan') \
-                     AND NOT EXISTS (SELECT 1 FROM span WHERE span.archive_file_id = archive.archive_file_id \
-                         AND chunks > 0) RETURNING archive_file_id",
-                    [run],
-                    |row| row.get(0),
-                )
-                .optional()
-        })?;
-        let Some(file) = file else { return Ok(false) };
-        while self.write(|transaction| remove_batch(transaction, file))? {}
-        Ok(true)
-    }
-
     /// Makes an archive visible whose chunks are all added and verified; `trailer` is that of one in segments.
     pub fn finish_adding_archive(&self, run: i64, trailer: Option<&FoundTrailer>, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
@@ -188,14 +168,34 @@ impl Store {
             )?;
             match trailer {
                 None => insert_rest(transaction, file)?,
-                Some(FoundTrailer { segment, offset, crc }) => {
-                    transaction.execute("UPDATE archive_file SET crc = ?2 WHERE id = ?1", params![file, crc])?;
-                    insert_part(transaction, file, *segment)?;
-                    insert_trailer(transaction, file, *segment, *offset)?;
-                }
+                Some(trailer) => insert_found_trailer(transaction, file, trailer)?,
             }
             record_read_health(transaction, run, file, now)?;
             keep_parts(transaction, run, file)
+        })
+    }
+
+    /// Gives the archive `known`, of which only ranges were added, the chunks that were added as run `added`: what users
+    /// decided about it stays. [`Store::discard_partly_added_archives`] then removes `added` with the ranges.
+    pub fn finish_adding_chunks(&self, added: i64, known: i64, trailer: &FoundTrailer, now: Timestamp) -> Result<()> {
+        self.write(|transaction| {
+            let file_of = "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = ?2";
+            let file: i64 = transaction.query_row(file_of, params![added, "writing"], |row| row.get(0))?;
+            let ranges: i64 = transaction.query_row(file_of, params![known, "complete"], |row| row.get(0))?;
+            insert_found_trailer(transaction, file, trailer)?;
+            transaction.execute(
+                "UPDATE archive SET (source_root, incomplete, members, files, content_bytes) = ( \
+                     SELECT source_root, incomplete, members, files, content_bytes FROM archive WHERE run_id = ?2) \
+                 WHERE run_id = ?1",
+                [known, added],
+            )?;
+            for (run, file) in [(known, file), (added, ranges)] {
+                let changed = transaction
+                    .execute("UPDATE archive SET archive_file_id = ?2 WHERE run_id = ?1", [run, file])?;
+                exactly_one(changed)?;
+            }
+            record_read_health(transaction, known, file, now)?;
+            keep_parts(transaction, known, file)
         })
     }
 
@@ -271,6 +271,16 @@ impl Store {
             }
         }
     }
+}
+
+fn insert_found_trailer(
+    transaction: &rusqlite::Transaction<'_>,
+    file: i64,
+    FoundTrailer { segment, offset, crc }: &FoundTrailer,
+) -> rusqlite::Result<()> {
+    transaction.execute("UPDATE archive_file SET crc = ?2 WHERE id = ?1", params![file, crc])?;
+    insert_part(transaction, file, *segment)?;
+    insert_trailer(transaction, file, *segment, *offset)
 }
 
 fn insert_run(transaction: &rusqlite::Transaction<'_>, found: &FoundArchive, now: Timestamp) -> rusqlite::Result<i64> {

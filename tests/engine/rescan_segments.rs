@@ -65,6 +65,39 @@ fn an_archive_with_a_missing_segment_keeps_the_others_and_is_completed_when_it_i
     }
 }
 
+/// An archive of which a rescan added only the ranges keeps its row while another one adds its chunks.
+#[test]
+fn a_rescan_that_ends_while_it_completes_an_archive_loses_nothing_of_it() {
+    let (world, runner, row) = world(Compression::None);
+    let _ = run(&world, &runner, &row);
+    fs::write(world.path("docs/005"), "changed").unwrap();
+    let second = run(&world, &runner, &row);
+    let members = rows(&world, &second).len();
+    let missing = own_segment(&world, &second);
+    fs::rename(&missing, world.path("away")).unwrap();
+    let world = with_lost_database(world, runner);
+    let _ = rescanned(&world);
+    assert!(world.store.set_pinned(second.run, true).unwrap());
+    fs::rename(world.path("away"), &missing).unwrap();
+    let database = rusqlite::Connection::open(world.home.db()).unwrap();
+    for table in ["chunk", "chunk_members", "span"] {
+        let stop = format!("CREATE TRIGGER stop BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'stop'); END");
+        database.execute_batch(&stop).unwrap();
+        let now = world.clock.now();
+        let ended = rescan(&world.home, &world.store, 2, &Recording::default(), &CancelToken::new(), now);
+        assert!(ended.is_err(), "{table}: {ended:?}");
+        database.execute_batch("DROP TRIGGER stop").unwrap();
+        let found = world.store.archive(second.run).unwrap().expect("it stays visible");
+        assert!(found.pinned && !world.store.has_chunks(found.run).unwrap(), "{table}");
+    }
+    assert_eq!(rescanned(&world).added.len(), 1);
+    let found = world.store.archive(second.run).unwrap().unwrap();
+    assert_eq!((found.health, found.pinned, rows(&world, &found).len()), (Health::Good, true, members));
+    let left: i64 = database.query_row("SELECT count(*) FROM archive", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 2);
+    assert_eq!(verify(&world, &found), Health::Good);
+}
+
 #[test]
 fn a_short_segment_damages_what_it_is_too_short_for() {
     for compression in CODECS {

@@ -129,6 +129,10 @@ fn add_ranges(store: &Store, found: &FoundArchive) {
     assert_eq!((archive.health, archive.is_legacy()), (Health::Missing, false));
     assert_eq!(store.archives_with_part(segment).unwrap(), [run]);
     store.record_digest(archive.archive_file, &[1; 32]).unwrap();
-    assert!(store.begin_adding_chunks(run).unwrap());
+    let file_name = format!("{}.adding", found.file_name);
+    let added = store.begin_adding_archive(&FoundArchive { file_name, ..found }, NOW).unwrap();
+    let place = Some(Place { segment, offset: 0, crc: 5 });
+    store.add_chunks_of_archive(added, &[CatalogChunk { place, ..chunk("folder") }]).unwrap();
+    store.finish_adding_chunks(added, run, &FoundTrailer { segment, offset: 1, crc: 7 }, NOW).unwrap();
     store.discard_partly_added_archives().unwrap();
 }
