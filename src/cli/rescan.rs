@@ -196,9 +196,12 @@ fn print_report(
     report.missing.iter().for_each(|name| text += &format!("missing: {name}\n"));
     let shown = |path: &Path| render::printable(path.as_os_str().as_bytes());
     report.foreign.iter().for_each(|path| text += &format!("not ours, left unchanged: {}\n", shown(path)));
-    for (what, files) in [("damaged, left unchanged", &report.damaged), ("cannot be read", &report.unreadable)] {
-        files.iter().for_each(|(path, reason)| text += &format!("{what}: {}: {reason}\n", shown(path)));
+    for (path, reason) in &report.damaged {
+        let what = if is_in_catalog(report, path) { "damaged" } else { "damaged, left unchanged" };
+        text += &format!("{what}: {}: {reason}\n", shown(path));
     }
+    let unreadable = report.unreadable.iter();
+    unreadable.for_each(|(path, reason)| text += &format!("cannot be read: {}: {reason}\n", shown(path)));
     report.orphans.segments.iter().for_each(|orphan| text += &orphan_line(orphan, orphans_removed));
     if !report.orphans.segments.is_empty() && !orphans_removed {
         context.print_info("remove the orphaned segments with `backup-manager rescan --remove-orphans`");
@@ -209,4 +212,9 @@ fn print_report(
         render::count(report.known, "archive")
     );
     render::print_text(&text)
+}
+
+/// Returns whether a damaged archive was added or updated all the same.
+fn is_in_catalog(report: &RescanReport, path: &Path) -> bool {
+    report.added.iter().chain(&report.updated).any(|name| path.ends_with(name))
 }
