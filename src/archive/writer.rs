@@ -21,6 +21,7 @@ use crate::schedule::Compression;
 
 /// Version of what decides the bytes of an archive besides its source: headers, cuts and codecs. To be raised by every
 /// change that makes another archive of the same files, because archives of different versions share no chunks.
+/// Chunks of segments became smaller without a new version: no released version wrote segments.
 const WRITER_VERSION: u32 = 1;
 
 /// Returns the version of the writer of archives with this padding.
