@@ -7,12 +7,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::block::BLOCK_BYTES;
 use super::buffer::Buffer;
 use super::cksum::Cksum;
 use super::codec::{self, Codec};
 use super::index::{self, Index};
-use super::members::HeaderBlock;
 use super::segments::{Piece, Segments};
 use super::stored::StoredBytes;
 use super::trailer::{self, Trailer};
@@ -23,6 +21,10 @@ use crate::member::Span;
 
 /// Largest number of skippable zstd frames before the first one with content.
 const MAX_SKIPPED_FRAMES: usize = 1000;
+
+/// What every header of tar has at this offset, except those of the oldest programs.
+const TAR_MAGIC: &[u8] = b"ustar";
+const TAR_MAGIC_OFFSET: u64 = 257;
 
 /// An archive opened for reading: a file, or an index with its segments.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ impl ArchiveReader {
     /// Opens an archive file, or the index of an archive in segments. A segment that is missing makes reading its part
     /// fail, so that the rest can be restored.
     ///
-    /// How it is stored follows from its trailer, which lies elsewhere in each format, so that damage to its first bytes
-    /// costs no more than its first chunk; its name may lie. A file without one of ours is recognised by its first bytes.
+    /// How it is stored follows from its trailer, which lies elsewhere in each format, so that damage to its first
+    /// bytes costs no more than its first chunk; its name may lie. A file without one is recognised by its first bytes.
     ///
     /// Errors: [`ErrorKind::NotFound`] if the file is missing; [`ErrorKind::Damage`] for an index that is not as it was
     /// written.
@@ -205,12 +207,12 @@ fn open_segments(path: &Path, metadata: Metadata, file: File) -> Result<ArchiveR
     Ok(ArchiveReader { metadata, stored, codec, cksum: Some(index.cksum()) })
 }
 
-/// Returns the codec of a file without the footer of a trailer, of which `detected` is the codec by its beginning. If it
-/// begins with no magic number and no header, but has the name of an archive of this program, then its beginning is
+/// Returns the codec of a file without the footer of a trailer, of which `detected` is the codec by its beginning. If
+/// it begins with no magic number and no header, but has the name of an archive of this program, then its beginning is
 /// damaged, and the name decides.
 fn codec_without_footer(detected: Codec, path: &Path, stored: &StoredBytes) -> Codec {
-    let mut first = [0; BLOCK_BYTES];
-    let is_tar = stored.read_exact_at(&mut first, 0).is_ok() && HeaderBlock::parse(&first).is_some();
+    let mut magic = [0; TAR_MAGIC.len()];
+    let is_tar = stored.read_exact_at(&mut magic, TAR_MAGIC_OFFSET).is_ok() && magic == TAR_MAGIC;
     if detected != Codec::Plain || is_tar {
         return detected;
     }

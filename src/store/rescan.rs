@@ -175,8 +175,8 @@ impl Store {
         })
     }
 
-    /// Gives the archive `known`, of which only ranges were added, the chunks that were added as run `added`: what users
-    /// decided about it stays. [`Store::discard_partly_added_archives`] then removes `added` with the ranges.
+    /// Gives the archive `known`, of which only ranges were added, the chunks that were added as run `added`: what
+    /// users decided about it stays. [`Store::discard_partly_added_archives`] then removes `added` with the ranges.
     pub fn finish_adding_chunks(&self, added: i64, known: i64, trailer: &FoundTrailer, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
             let file_of = "SELECT archive_file_id FROM archive WHERE run_id = ?1 AND state = ?2";
@@ -190,8 +190,8 @@ impl Store {
                 [known, added],
             )?;
             for (run, file) in [(known, file), (added, ranges)] {
-                let changed = transaction
-                    .execute("UPDATE archive SET archive_file_id = ?2 WHERE run_id = ?1", [run, file])?;
+                let changed =
+                    transaction.execute("UPDATE archive SET archive_file_id = ?2 WHERE run_id = ?1", [run, file])?;
                 exactly_one(changed)?;
             }
             record_read_health(transaction, known, file, now)?;
