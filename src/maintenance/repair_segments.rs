@@ -85,8 +85,11 @@ fn move_spans(context: &RepairContext<'_>, archive: &Archive, copied: &CopiedSeg
         followed.extend(store.archive_crc(run)?.map(|_| run));
     }
     for run in &followed {
-        // If this process is killed, the next repair replaces the indexes that it has not.
-        store.record_index_health(*run, Health::Unverified, None)?;
+        // If this process is killed, the next repair replaces the indexes that it has not. Until then they list what is
+        // damaged, whatever the rows say.
+        let health = store.archive(*run)?.map(|archive| archive.health);
+        let is_damaged = matches!(health, Some(Health::Damaged | Health::Missing));
+        store.record_index_health(*run, if is_damaged { Health::Damaged } else { Health::Unverified }, None)?;
     }
     let moved = store.move_spans(archive.schedule_id, copied.row, &copied.copied, now)?;
     for run in &followed {
