@@ -76,7 +76,7 @@ const NEVER: &[(&str, &str)] = &[
     ),
     (
         "a visible archive that was not verified, of a run with verification (I1)",
-        "SELECT archive.run_id FROM archive JOIN file_health USING (archive_file_id) \
+        "SELECT archive.run_id FROM archive JOIN file_health USING (run_id) \
          JOIN run ON run.id = run_id JOIN schedule ON schedule.id = archive.schedule_id \
          WHERE archive.state = 'complete' AND run.verify = 1 AND schedule.verify = 1 AND health = 'unproven'",
     ),
@@ -231,11 +231,11 @@ fn has_table(connection: &Connection, name: &str) -> bool {
     !column(connection, &format!("SELECT name FROM sqlite_schema WHERE name = '{name}'")).is_empty()
 }
 
-/// Makes a view of what is known about archive files, whatever the schema.
+/// Makes a view of what is known about archives, their indexes included, whatever the schema.
 fn define_health(connection: &Connection) {
     let source = match has_table(connection, "stored_file") {
-        true => "SELECT * FROM archive_file_health",
-        false => "SELECT id AS archive_file_id, health, verified_at_ms FROM archive_file",
+        true => "SELECT run_id, health FROM archive_health",
+        false => "SELECT run_id, health FROM archive JOIN archive_file ON archive_file.id = archive_file_id",
     };
     connection
         .execute_batch(&format!("DROP VIEW IF EXISTS temp.file_health; CREATE TEMP VIEW file_health AS {source}"))
@@ -342,7 +342,7 @@ fn unknown_files(connection: &Connection, backups: &Path, rows: &[Row], when: Wh
 /// exist.
 fn wrong_stable_links(connection: &Connection, backups: &Path) -> Vec<String> {
     let newest = "SELECT name || '=' || coalesce((SELECT file_name FROM archive \
-         JOIN archive_file ON archive_file.id = archive_file_id JOIN file_health USING (archive_file_id) \
+         JOIN archive_file ON archive_file.id = archive_file_id JOIN file_health USING (run_id) \
          WHERE archive.schedule_id = schedule.id AND state = 'complete' AND (suspect = 0 OR acknowledged = 1) \
          AND (file_health.health = 'good' OR (file_health.health = 'unproven' AND verify = 0)) \
          ORDER BY digest IS NULL, run_id DESC LIMIT 1), '') FROM schedule WHERE deleted_at_ms IS NULL";
@@ -385,7 +385,7 @@ fn archives(connection: &Connection) -> Vec<Row> {
     let mut statement = connection
         .prepare_cached(
             "SELECT run_id, state, file_name, temporary_name, size, digest, file_health.health FROM archive \
-             JOIN archive_file ON archive_file.id = archive_file_id JOIN file_health USING (archive_file_id)",
+             JOIN archive_file ON archive_file.id = archive_file_id JOIN file_health USING (run_id)",
         )
         .expect("a query");
     let rows = statement.query_map([], |r| {
