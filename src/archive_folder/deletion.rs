@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use crate::archive_name::is_temporary_name;
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
-use crate::schedule::Layout;
 use crate::store::{PendingArchive, Store};
 use crate::words;
 
-/// How long a removal waits for another process that changes the segments of the schedule.
+/// How long a removal waits for another process that changes files of the schedule.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -25,7 +24,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Deleted {
     /// How many are removed.
     pub removed: usize,
-    /// How many are removed later, because another process is changing the segments of their schedule.
+    /// How many are removed later, because another process is changing files of their schedule.
     pub waiting: usize,
 }
 
@@ -35,7 +34,7 @@ impl Deleted {
         (self.waiting > 0).then(|| {
             format!(
                 "{name}: {} will be removed by the service or the next `backup-manager prune`: another process is \
-                 changing the segments",
+                 changing its files",
                 words::count(self.waiting as u64, "archive")
             )
         })
@@ -43,7 +42,7 @@ impl Deleted {
 }
 
 /// Removes `marked` archives, among those of `runs`, that the caller has marked `deleting`. Waits a few seconds while
-/// another process changes their segments.
+/// another process changes files of their schedule.
 ///
 /// Errors: those of [`finish_deletions`].
 pub fn delete_marked(home: &Home, store: &Store, runs: &[i64], marked: usize) -> Result<Deleted> {
@@ -94,18 +93,17 @@ pub fn finish_deletions(home: &Home, store: &Store) -> Result<usize> {
 }
 
 /// Removes the file of an archive that is marked `deleting`, then its rows. Returns false, and does nothing, while
-/// another process replaces indexes in the folder: it might bring the index back.
+/// another process replaces indexes or archive files in the folder: it might bring the file back.
 fn delete_archive(home: &Home, store: &Store, archive: &PendingArchive) -> Result<bool> {
     let folder = archive.file_name.split_once('/').map_or("", |(folder, _)| folder);
-    let _changing = match archive.layout {
-        Layout::Whole => None,
-        Layout::Segmented => match SegmentLock::try_to_change(home, folder)? {
-            None => {
-                log::debug!("{} is removed later: another process changes the segments", archive.file_name);
-                return Ok(false);
-            }
-            locked => locked,
-        },
+    let _changing = match SegmentLock::try_to_change(home, folder) {
+        Ok(None) => {
+            log::debug!("{} is removed later: another process changes files of {folder}", archive.file_name);
+            return Ok(false);
+        }
+        // There is no room for the file of the lock, so that nobody has it. The removal makes room.
+        Err(error) if error.kind() == ErrorKind::DiskFull => None,
+        locked => locked?,
     };
     durable::remove(&home.backups().join(&archive.file_name))?;
     store.remove_deleted(archive.run).map(|()| true)

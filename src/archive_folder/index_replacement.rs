@@ -64,16 +64,7 @@ pub fn replace_index(home: &Home, store: &Store, archive: &Archive) -> Result<bo
     }
     check_same_archive(&path, &wanted, present.as_ref())?;
     check_segments(&path, &wanted, present.as_ref())?;
-    let mut pending = PendingFile::create(&path, home.archive_mode())?;
-    pending.give_owner_of(&path);
-    let mut out = BufWriter::with_capacity(1 << 17, pending.file());
-    let written = wanted.write(&mut out).and_then(|()| out.flush());
-    drop(out);
-    written.map_err(Error::io("write", &path))?;
-    let sealed = pending.seal()?;
-    if Index::open(sealed.temp_path())? != wanted {
-        return Err(Error::failed(format!("the new index {} is not what was written", path.display())));
-    }
+    let sealed = write_index(home, &path, &wanted, &path)?;
     let stored = stored_bytes(&sealed);
     let stored = match sealed.persist(&path, true)? {
         PersistMethod::Renamed => stored,
@@ -82,13 +73,50 @@ pub fn replace_index(home: &Home, store: &Store, archive: &Archive) -> Result<bo
     store.record_replaced_index(archive.run, &stored).map(|()| true)
 }
 
+/// Writes the index that a complete archive should have by the database, and whose file is gone, under a temporary
+/// name. The caller has the lock under which indexes in the folder are changed, and reads what it lists before it is
+/// given its name ([`persist_lost_index`]).
+pub fn write_lost_index(home: &Home, store: &Store, archive: &Archive) -> Result<SealedFile> {
+    let path = home.backups().join(&archive.file_name);
+    let wanted = expected_index(store, archive)?;
+    check_segments(&path, &wanted, None)?;
+    let segment = wanted.segments().first().map(|name| path.with_file_name(name));
+    write_index(home, &path, &wanted, segment.as_deref().unwrap_or(&path))
+}
+
+/// Gives an index that was lost and written anew its name. Another file of that name is left alone.
+pub fn persist_lost_index(home: &Home, store: &Store, archive: &Archive, sealed: SealedFile) -> Result<()> {
+    let stored = stored_bytes(&sealed);
+    sealed.persist(&home.backups().join(&archive.file_name), false)?;
+    store.record_replaced_index(archive.run, &stored)
+}
+
+/// Writes an index under a temporary name, and reads it back. It gets the owner of `like`.
+fn write_index(home: &Home, path: &Path, wanted: &Index, like: &Path) -> Result<SealedFile> {
+    let mut pending = PendingFile::create(path, home.archive_mode())?;
+    pending.give_owner_of(like);
+    let mut out = BufWriter::with_capacity(1 << 17, pending.file());
+    let written = wanted.write(&mut out).and_then(|()| out.flush());
+    drop(out);
+    written.map_err(Error::io("write", path))?;
+    let sealed = pending.seal()?;
+    if Index::open(sealed.temp_path())? != *wanted {
+        return Err(Error::failed(format!("the new index {} is not what was written", path.display())));
+    }
+    Ok(sealed)
+}
+
 /// Replaces the indexes that may still list a stored file in which their archives have no bytes any more; then it is no
 /// part of these archives any more. Otherwise as [`replace_index`].
 pub fn replace_moved_indexes(home: &Home, store: &Store, stored_file: i64) -> Result<()> {
     let runs = store.archives_moved_from(stored_file)?;
     for run in &runs {
         if let Some(archive) = store.archive(*run)? {
-            replace_index(home, store, &archive)?;
+            match replace_index(home, store, &archive) {
+                // An index that is lost lists nothing.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                replaced => drop(replaced?),
+            }
         }
     }
     store.remove_moved_parts(stored_file, &runs)

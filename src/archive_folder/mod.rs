@@ -21,7 +21,8 @@ pub use identity::{
     is_database_copy, record_use,
 };
 pub use index_replacement::{
-    expected_index, index_from_rows, replace_index, replace_moved_indexes, stored_bytes, stored_bytes_at,
+    expected_index, index_from_rows, persist_lost_index, replace_index, replace_moved_indexes, stored_bytes,
+    stored_bytes_at, write_lost_index,
 };
 pub use indexes::{UnreadableIndex, find_unreadable_indexes};
 pub use orphans::{OrphanedSegment, Orphans, find_orphans, remove_orphans};

@@ -11,8 +11,7 @@ use super::{Context, select, worker};
 use crate::archive_folder;
 use crate::error::{Error, Result};
 use crate::liveness;
-use crate::schedule::Layout;
-use crate::store::{Archive, Run, ScheduleRow, Space, Store};
+use crate::store::{Run, ScheduleRow, Space, Store};
 
 #[derive(Args)]
 pub struct DeleteArgs {
@@ -103,13 +102,12 @@ fn delete_with_archives(context: &Context, store: &Store, row: &ScheduleRow) -> 
     if let Some(note) = deleted.waiting_note(name.as_str()) {
         context.warn(&note);
     }
-    // Only archives in segments wait, all of a schedule together.
-    let is_gone = |archive: &Archive| deleted.waiting == 0 || archive.layout == Layout::Whole;
-    let gone: Vec<Archive> = archives.into_iter().filter(is_gone).collect();
+    // All archives of a schedule wait together.
+    let gone = if deleted.waiting == 0 { archives.as_slice() } else { &[] };
     Ok(DeletedDocument {
         name: name.to_string(),
         archives_deleted: deleted.removed as u64,
-        bytes_deleted: Space::of(&gone).disk_bytes,
+        bytes_deleted: Space::of(gone).disk_bytes,
         archives_kept: 0,
         running: None,
     })

@@ -273,7 +273,7 @@ struct ForgottenDocument {
     /// The archive as it was.
     #[serde(flatten)]
     archive: ArchiveDocument,
-    /// False if it is removed later, because another process is changing the segments of its schedule.
+    /// False if it is removed later, because another process is changing files of its schedule.
     removed: bool,
 }
 

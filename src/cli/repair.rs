@@ -11,12 +11,14 @@ use super::signals::Signals;
 use super::{Context, config, select};
 use crate::error::{ErrorKind, Result};
 use crate::maintenance::repair::{self, RepairContext, Repaired};
-use crate::store::Archive;
+use crate::schedule::Layout;
+use crate::store::{Archive, Health};
 use crate::words::shell_word;
 
 const AFTER_HELP: &str = "\
 A repair reads the archives that are recorded as damaged, and searches the others for parts with the same bytes.
 Archives that share a damaged part are all repaired. A file is replaced as a whole, once its copy was read back.
+With -n no file changes; what is found is recorded, as by `verify`.
 
 Examples:
   backup-manager repair docs -n    # what of docs can be repaired
@@ -28,7 +30,7 @@ pub struct RepairArgs {
     /// Schedules or archives (@17) [default: every archive]
     #[arg(value_name = "NAME|@RUN")]
     what: Vec<String>,
-    /// Print what can be repaired; change nothing
+    /// Print what can be repaired; change no file
     #[arg(short = 'n', long)]
     dry_run: bool,
     /// Decoder threads [default: cores]
@@ -59,8 +61,12 @@ enum RepairResultDocument {
         repaired: bool,
         /// How many of its parts were damaged: chunks, and its trailer.
         damaged_parts: u64,
-        /// For how many of these other archives have equal bytes.
+        /// How many of these have the bytes that were written, which decode to other content.
+        undecodable_parts: u64,
+        /// For how many of the damaged parts other archives have equal bytes.
         repairable_parts: u64,
+        /// Whether its index was replaced or, by a dry run, could be.
+        index_replaced: bool,
         health: &'static str,
         /// What is wrong with the archive as a whole.
         structure: Vec<String>,
@@ -89,7 +95,7 @@ pub fn cmd_repair(context: &Context, args: &RepairArgs) -> Result<u8> {
     let repaired = repair::repair(&repairing, &archives, &mut |archive, result| {
         let result = result.map_err(|error| signals.classify(error));
         code = worse(code, exit_code(&result));
-        print_result(context, archive, &result, args.dry_run)?;
+        print_result(context, archive, &result)?;
         documents.push(document(context, archive, &result));
         Ok(())
     });
@@ -116,7 +122,7 @@ fn exit_code(result: &Result<Repaired>) -> u8 {
     }
 }
 
-fn print_result(context: &Context, archive: &Archive, result: &Result<Repaired>, dry_run: bool) -> Result<()> {
+fn print_result(context: &Context, archive: &Archive, result: &Result<Repaired>) -> Result<()> {
     let repaired = match result {
         Ok(repaired) => repaired,
         Err(error) => {
@@ -131,9 +137,11 @@ fn print_result(context: &Context, archive: &Archive, result: &Result<Repaired>,
     let path = render::printable(path.as_os_str().as_bytes());
     let parts = render::count(repaired.damaged_parts, "damaged part");
     if repaired.is_whole() {
-        let text = match dry_run {
-            true => format!("can be repaired: {path} ({parts})"),
-            false => format!("repaired: {path} ({parts})"),
+        let text = match (repaired.index_replaced, repaired.dry_run) {
+            (true, true) => format!("index can be replaced: {path}"),
+            (true, false) => format!("index replaced: {path}"),
+            (false, true) => format!("can be repaired: {path} ({parts})"),
+            (false, false) => format!("repaired: {path} ({parts})"),
         };
         return if context.quiet { Ok(()) } else { render::print_line(&text) };
     }
@@ -142,7 +150,7 @@ fn print_result(context: &Context, archive: &Archive, result: &Result<Repaired>,
 
 /// Returns what is damaged still, and the next step.
 fn text_of_rest(archive: &Archive, repaired: &Repaired, path: &str) -> String {
-    let Repaired { damaged_parts, repairable_parts, findings, .. } = repaired;
+    let Repaired { damaged_parts, undecodable_parts, repairable_parts, findings, .. } = repaired;
     let mut text = format!("{}: {path}\n", findings.health.as_str());
     if *damaged_parts > 0 {
         text += &format!("  other archives have equal bytes for {repairable_parts} of {damaged_parts} damaged parts\n");
@@ -152,20 +160,36 @@ fn text_of_rest(archive: &Archive, repaired: &Repaired, path: &str) -> String {
         text += &format!("  damaged member: {}\n", render::printable(member));
     }
     let name = shell_word(&archive.schedule_name);
-    text + &format!("  next: `backup-manager run {name}` archives what the source still has; then repair again\n")
+    let next = format!("  next: `backup-manager run {name}` archives what the source still has");
+    let run = archive.run;
+    text + &match (findings.health, archive.layout) {
+        (Health::Missing, Layout::Whole) => format!(
+            "{next}; put the file back and verify it with `backup-manager verify @{run}`, or give it up with \
+             `backup-manager forget @{run}`\n"
+        ),
+        _ if *undecodable_parts > 0 => format!(
+            "  {undecodable_parts} of them: the bytes that were written decode to other content, which no equal bytes \
+             repair\n{next}\n"
+        ),
+        _ => format!("{next}; then repair again\n"),
+    }
 }
 
 fn document(context: &Context, archive: &Archive, result: &Result<Repaired>) -> RepairDocument {
     let path = context.home.backups().join(&archive.file_name);
     let result = match result {
-        Ok(Repaired { damaged_parts, repairable_parts, findings, .. }) => RepairResultDocument::Done {
-            repaired: findings.is_good(),
-            damaged_parts: *damaged_parts,
-            repairable_parts: *repairable_parts,
-            health: findings.health.as_str(),
-            structure: findings.structure.clone(),
-            damaged_members: findings.damaged_members.iter().map(|path| PathFields::new("path", path)).collect(),
-        },
+        Ok(Repaired { damaged_parts, undecodable_parts, repairable_parts, index_replaced, findings, .. }) => {
+            RepairResultDocument::Done {
+                repaired: findings.is_good(),
+                damaged_parts: *damaged_parts,
+                undecodable_parts: *undecodable_parts,
+                repairable_parts: *repairable_parts,
+                index_replaced: *index_replaced,
+                health: findings.health.as_str(),
+                structure: findings.structure.clone(),
+                damaged_members: findings.damaged_members.iter().map(|path| PathFields::new("path", path)).collect(),
+            }
+        }
         Err(error) => RepairResultDocument::Failed { error: error.to_string(), failure: error.into() },
     };
     RepairDocument {

@@ -52,8 +52,8 @@ impl SegmentLock {
         try_exclusive(home, schedule, "readers")
     }
 
-    /// Takes the lock under which indexes are replaced and removed, and bytes move from one segment to another; `None`
-    /// while another process does that in the folder of the schedule.
+    /// Takes the lock under which archive files and indexes are replaced and removed, and bytes move from one segment
+    /// to another; `None` while another process does that in the folder of the schedule.
     pub fn try_to_change(home: &Home, schedule: &str) -> Result<Option<SegmentLock>> {
         try_exclusive(home, schedule, "changes")
     }

@@ -10,6 +10,7 @@ use super::repair_segments;
 use super::repair_whole::{self, Replacement};
 use super::shared_files::separate_files;
 use super::verify::{Findings, verify_archive};
+use crate::archive::buffer::Buffer;
 use crate::archive::codec::Codec;
 use crate::archive::expected_trailer::ExpectedTrailer;
 use crate::archive::reader::ArchiveReader;
@@ -31,8 +32,10 @@ struct Damaged {
     archive: Archive,
     /// What a verification found.
     findings: Findings,
-    /// The chunks that differ, in order.
+    /// The chunks whose stored bytes differ, in order.
     chunks: Vec<Chunk>,
+    /// How many chunks have the stored bytes that were written, which decode to other content.
+    undecodable: u64,
     /// The trailer as it must be, if the archive has another one.
     trailer: Option<TrailerRepair>,
 }
@@ -47,10 +50,16 @@ struct TrailerRepair {
 /// What became of an archive that was damaged.
 #[derive(Clone, Debug)]
 pub struct Repaired {
-    /// How many of its parts were damaged: chunks, and the trailer.
+    /// How many of its parts were damaged: chunks, the trailer, the index.
     pub damaged_parts: u64,
-    /// For how many of these there are equal bytes elsewhere.
+    /// How many of these are chunks with the stored bytes that were written, which decode to other content.
+    pub undecodable_parts: u64,
+    /// For how many of the damaged parts there are equal bytes elsewhere.
     pub repairable_parts: u64,
+    /// Its index was replaced or, in a dry run, would be.
+    pub index_replaced: bool,
+    /// Nothing was replaced.
+    pub dry_run: bool,
     /// What is damaged still; of a dry run, what is now.
     pub findings: Findings,
 }
@@ -58,7 +67,8 @@ pub struct Repaired {
 impl Repaired {
     /// Returns whether nothing is damaged any more, or, after a dry run, would be.
     pub fn is_whole(&self) -> bool {
-        self.findings.is_good() || self.damaged_parts > 0 && self.damaged_parts == self.repairable_parts
+        let is_repairable = self.damaged_parts > 0 && self.damaged_parts == self.repairable_parts;
+        self.findings.is_good() || self.dry_run && is_repairable
     }
 }
 
@@ -111,13 +121,23 @@ fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<Opti
     if archive.layout == Layout::Whole {
         return Ok(None);
     }
-    let _lock = lock(context, archive)?;
-    if !repair_segments::complete_index(context, archive)? {
+    let replaced = {
+        let _lock = lock(context, archive)?;
+        repair_segments::complete_index(context, archive)?
+    };
+    if !replaced {
         return Ok(None);
     }
     let findings = findings_now(context, archive)?;
     let repairable_parts = u64::from(context.dry_run || findings.is_good());
-    Ok(Some(Repaired { damaged_parts: 1, repairable_parts, findings }))
+    Ok(Some(Repaired {
+        damaged_parts: 1,
+        undecodable_parts: 0,
+        repairable_parts,
+        index_replaced: true,
+        dry_run: context.dry_run,
+        findings,
+    }))
 }
 
 /// Reads an archive in full; returns what is damaged, `None` if nothing is.
@@ -131,18 +151,35 @@ fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Dama
     if findings.is_good() {
         return Ok(None);
     }
+    let (chunks, undecodable) = damaged_chunks(context, archive, &findings)?;
+    let trailer = examine_trailer(context, archive)?;
+    Ok(Some(Damaged { archive: archive.clone(), findings, chunks, undecodable, trailer }))
+}
+
+/// Returns the chunks of an archive whose stored bytes are damaged, and the number of those that are damaged although
+/// they have the stored bytes that were written: equal bytes do not repair these.
+fn damaged_chunks(context: &RepairContext<'_>, archive: &Archive, findings: &Findings) -> Result<(Vec<Chunk>, u64)> {
     let mut ranges = findings.damaged_ranges.iter().peekable();
-    let mut chunks = Vec::new();
-    if ranges.peek().is_some() {
-        for chunk in store.archive_chunks(archive.run) {
-            let chunk = chunk?;
-            if ranges.next_if(|range| range.start == chunk.offset).is_some() {
-                chunks.push(chunk);
-            }
+    let (mut chunks, mut undecodable) = (Vec::new(), 0);
+    if ranges.peek().is_none() {
+        return Ok((chunks, undecodable));
+    }
+    let reader = ArchiveReader::open(&context.home.backups().join(&archive.file_name))?;
+    let mut stored = Buffer::new();
+    for chunk in context.store.archive_chunks(archive.run) {
+        let chunk = chunk?;
+        if ranges.next_if(|range| range.start == chunk.offset).is_none() {
+            continue;
+        }
+        stored.clear();
+        let read = reader.read_stored(chunk.offset, chunk.stored_length, &mut stored);
+        if read.is_ok() && *blake3::hash(&stored).as_bytes() == chunk.stored_digest {
+            undecodable += 1;
+        } else {
+            chunks.push(chunk);
         }
     }
-    let trailer = examine_trailer(context, archive)?;
-    Ok(Some(Damaged { archive: archive.clone(), findings, chunks, trailer }))
+    Ok((chunks, undecodable))
 }
 
 /// Compares the trailer of an archive with the catalog, and makes the one that it must have if it has another.
@@ -219,42 +256,57 @@ fn repair_archive(
 ) -> Result<Repaired> {
     let found = damaged.chunks.iter().filter(|chunk| equal.has(chunk)).count();
     let has_trailer = damaged.trailer.as_ref().is_some_and(|trailer| trailer.bytes.is_some());
-    let damaged_parts = damaged.chunks.len() as u64 + u64::from(damaged.trailer.is_some());
+    let damaged_parts = damaged.chunks.len() as u64 + damaged.undecodable + u64::from(damaged.trailer.is_some());
     let repairable_parts = found as u64 + u64::from(has_trailer);
     let is_repairable = damaged_parts > 0 && damaged_parts == repairable_parts;
-    let mut findings = damaged.findings.clone();
-    if !context.dry_run && repairable_parts > 0 {
-        let _lock = lock(context, &damaged.archive)?;
-        let parts = &mut replacements(context, damaged, equal);
-        match damaged.archive.layout {
-            Layout::Whole if is_repairable => {
-                repair_whole::replace_file(context, &damaged.archive, parts)?;
-                findings = Findings::good(damaged.archive.size);
-            }
-            Layout::Whole => {}
-            Layout::Segmented => {
-                let is_new = |segment| new_segments.contains(&segment);
-                let segment = repair_segments::move_to_new_segment(context, &damaged.archive, parts, &is_new)?;
-                new_segments.extend(segment);
-                findings = findings_now(context, &damaged.archive)?;
-            }
-        }
-    }
+    let is_written = match damaged.archive.layout {
+        Layout::Whole => is_repairable,
+        Layout::Segmented => repairable_parts > 0,
+    };
+    let findings = match is_written && !context.dry_run {
+        true => write_anew(context, damaged, equal, new_segments)?,
+        false => damaged.findings.clone(),
+    };
     if findings.is_good() {
         log::info!("{}: repaired, {damaged_parts} parts were damaged", damaged.archive.describe());
     }
-    Ok(Repaired { damaged_parts, repairable_parts, findings })
+    Ok(Repaired {
+        damaged_parts,
+        undecodable_parts: damaged.undecodable,
+        repairable_parts,
+        index_replaced: false,
+        dry_run: context.dry_run,
+        findings,
+    })
 }
 
-/// Returns what is damaged in an archive in segments after some of it was written anew and read back. If something is,
-/// all of it is read.
+/// Writes what there are equal bytes for; returns what is damaged then.
+fn write_anew(
+    context: &RepairContext<'_>,
+    damaged: &Damaged,
+    equal: &EqualChunks,
+    new_segments: &mut HashSet<i64>,
+) -> Result<Findings> {
+    let archive = &damaged.archive;
+    let parts = &mut replacements(context, damaged, equal);
+    let locked = lock(context, archive)?;
+    if archive.layout == Layout::Whole {
+        repair_whole::replace_file(context, archive, parts)?;
+        return Ok(Findings::good(archive.size));
+    }
+    let is_new = |segment| new_segments.contains(&segment);
+    let segment = repair_segments::move_to_new_segment(context, archive, parts, &is_new)?;
+    drop(locked);
+    new_segments.extend(segment);
+    findings_now(context, archive)
+}
+
+/// Reads an archive in segments again; returns what is damaged in it. Its row alone vouches for nothing: its bytes may
+/// be what they should be and decode to other content.
 fn findings_now(context: &RepairContext<'_>, archive: &Archive) -> Result<Findings> {
     let RepairContext { home, store, now, threads, cancel, .. } = *context;
     let archive = store.archive(archive.run)?.ok_or_else(|| no_archive(archive.run))?;
-    match archive.health {
-        Health::Good => Ok(Findings::good(archive.size)),
-        _ => verify_archive(home, store, &archive, threads, cancel, now),
-    }
+    verify_archive(home, store, &archive, threads, cancel, now)
 }
 
 /// Takes the lock under which the files of a schedule are changed.
@@ -283,4 +335,24 @@ fn replacements<'a>(
         Some(Ok(Replacement { offset: trailer.offset, bytes }))
     });
     chunks.chain(trailer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_dry_run_counts_what_could_be_repaired() {
+        let damaged = Findings { health: Health::Damaged, ..Findings::good(1) };
+        let repaired = |dry_run| Repaired {
+            damaged_parts: 1,
+            undecodable_parts: 0,
+            repairable_parts: 1,
+            index_replaced: false,
+            dry_run,
+            findings: damaged.clone(),
+        };
+        assert!(repaired(true).is_whole() && !repaired(false).is_whole());
+        assert!(Repaired { findings: Findings::good(1), ..repaired(false) }.is_whole());
+    }
 }

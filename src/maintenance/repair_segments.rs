@@ -6,9 +6,11 @@ use std::collections::BTreeSet;
 use super::reconcile::{BothRight, Plan, change, plan};
 use super::repair_context::RepairContext;
 use super::repair_whole::Replacement;
+use crate::archive::check::check_file;
 use crate::archive::index::Index;
 use crate::archive_folder::{self, CopiedSegment, CopyingSegment};
 use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::SegmentLock;
 use crate::store::{Archive, Health, Moved, StoredRange};
 
 /// Replaces the index of an archive if it is damaged, or lists bytes that are wrong and right where the database has
@@ -32,10 +34,29 @@ pub(super) fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> 
                 archive_folder::replace_index(home, store, archive)?;
             }
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => return restore_index(context, archive),
         Err(error) => return Err(error),
     }
     Ok(true)
+}
+
+/// Writes a lost index anew from the rows of the database if everything that it lists is what was written. Returns
+/// whether it was written or, in a dry run, would be.
+fn restore_index(context: &RepairContext<'_>, archive: &Archive) -> Result<bool> {
+    let RepairContext { home, store, threads, cancel, .. } = *context;
+    archive_folder::ensure_ours(home, store)?;
+    let digest = archive.digest.as_deref().and_then(|digest| <[u8; 32]>::try_from(digest).ok());
+    let Some(digest) = digest else { return Ok(false) };
+    let _reading = SegmentLock::to_read(home, archive.layout, &archive.file_name);
+    let new = archive_folder::write_lost_index(home, store, archive)?;
+    let mut chunks = store.archive_chunks(archive.run);
+    match check_file(new.temp_path(), &mut chunks, &digest, archive.size, threads, cancel) {
+        Ok(()) if context.dry_run => Ok(true),
+        Ok(()) => archive_folder::persist_lost_index(home, store, archive, new).map(|()| true),
+        // An index that is there would vouch for what is not.
+        Err(error) if error.kind() == ErrorKind::Damage => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes damaged parts of an archive to a new segment; those that do not lie in one piece are left. Returns the row of
@@ -94,7 +115,13 @@ fn move_spans(context: &RepairContext<'_>, archive: &Archive, copied: &CopiedSeg
     let moved = store.move_spans(archive.schedule_id, copied.row, &copied.copied, now)?;
     for run in &followed {
         if let Some(archive) = store.archive(*run)? {
-            archive_folder::replace_index(home, store, &archive)?;
+            match archive_folder::replace_index(home, store, &archive) {
+                // The next repair writes it anew.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    store.record_index_health(*run, Health::Missing, None)?;
+                }
+                replaced => drop(replaced?),
+            }
         }
     }
     for file in damaged {

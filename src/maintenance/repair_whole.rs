@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -11,6 +12,10 @@ use crate::archive::check::check_file;
 use crate::durable::{self, PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Archive, StoredBytes};
+use crate::words::shell_word;
+
+/// Bytes that are copied between two checks whether the repair was cancelled.
+const STEP_BYTES: u64 = 8 << 20;
 
 /// Bytes of an archive file that are written anew.
 pub(super) struct Replacement {
@@ -32,13 +37,11 @@ pub(super) fn replace_file(
     let RepairContext { home, store, now, .. } = *context;
     let path = home.backups().join(&archive.file_name);
     let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
-    let copy = write_copy(&path, archive.size, parts)?;
-    check_copy(context, archive, copy.temp_path())?;
-    let mut names: Vec<Archive> = store.archives(Some(archive.schedule_id))?;
-    names.retain(|name| name.archive_file == archive.archive_file);
-    if names.iter().all(|name| name.run != archive.run) {
-        return Err(Error::not_found(format!("the archive @{} was removed meanwhile", archive.run)));
-    }
+    names_of_file(context, archive)?;
+    let copy = write_copy(context, &path, archive.size, parts)?;
+    check_copy(context, archive, &path, copy.temp_path())?;
+    // What is marked for deletion meanwhile is unlinked once this process has released the lock.
+    let names = names_of_file(context, archive)?;
     let stored = StoredBytes {
         size: copy.size(),
         device: copy.device(),
@@ -53,11 +56,36 @@ pub(super) fn replace_file(
         durable::link_over(&file, &path, &link, &other)?;
         durable::sync_folder(&folder)?;
     }
-    store.record_replaced_file(archive, &stored, now)
+    match store.record_replaced_file(archive, &stored, now)? {
+        true => Ok(()),
+        false => Err(removed(archive)),
+    }
+}
+
+/// Returns the complete archives whose file this is.
+///
+/// Errors: `NotFound` if the archive itself is none of them any more.
+fn names_of_file(context: &RepairContext<'_>, archive: &Archive) -> Result<Vec<Archive>> {
+    let mut names: Vec<Archive> = context.store.archives(Some(archive.schedule_id))?;
+    names.retain(|name| name.archive_file == archive.archive_file);
+    if names.iter().all(|name| name.run != archive.run) {
+        return Err(removed(archive));
+    }
+    Ok(names)
+}
+
+fn removed(archive: &Archive) -> Error {
+    Error::not_found(format!("the archive @{} was removed before it was repaired", archive.run))
+        .hint("run `backup-manager repair` again if others are damaged")
 }
 
 /// Writes the copy, with mode and owner of the file, under a temporary name.
-fn write_copy(path: &Path, size: u64, parts: &mut dyn Iterator<Item = Result<Replacement>>) -> Result<SealedFile> {
+fn write_copy(
+    context: &RepairContext<'_>,
+    path: &Path,
+    size: u64,
+    parts: &mut dyn Iterator<Item = Result<Replacement>>,
+) -> Result<SealedFile> {
     let mut old = File::open(path).map_err(Error::io("open", path))?;
     let metadata = old.metadata().map_err(Error::io("inspect", path))?;
     let temporary = path.with_file_name(durable::random_name()?);
@@ -66,11 +94,11 @@ fn write_copy(path: &Path, size: u64, parts: &mut dyn Iterator<Item = Result<Rep
     let mut at = 0;
     for part in parts {
         let part = part?;
-        copy_range(&mut old, pending.file(), path, at..part.offset)?;
+        copy_range(context, &mut old, pending.file(), path, at..part.offset)?;
         pending.file().write_all(&part.bytes).map_err(Error::io("write", &temporary))?;
         at = part.offset + part.bytes.len() as u64;
     }
-    copy_range(&mut old, pending.file(), path, at..size)?;
+    copy_range(context, &mut old, pending.file(), path, at..size)?;
     pending.seal()
 }
 
@@ -83,19 +111,45 @@ fn give(copy: &File, of: &std::fs::Metadata, path: &Path) -> Result<()> {
     std::os::unix::fs::fchown(copy, Some(of.uid()), Some(of.gid())).map_err(Error::io("change the owner of", path))
 }
 
-fn copy_range(old: &mut File, copy: &mut File, path: &Path, range: std::ops::Range<u64>) -> Result<()> {
+fn copy_range(
+    context: &RepairContext<'_>,
+    old: &mut File,
+    copy: &mut File,
+    path: &Path,
+    range: Range<u64>,
+) -> Result<()> {
     old.seek(SeekFrom::Start(range.start)).map_err(Error::io("read", path))?;
-    let length = range.end - range.start;
-    let copied = io::copy(&mut old.take(length), copy).map_err(Error::io("copy", path))?;
-    if copied < length {
-        return Err(Error::new(ErrorKind::Damage, format!("{} was cut off meanwhile", path.display())));
+    let mut at = range.start;
+    while at < range.end {
+        context.cancel.check("the repair was cancelled")?;
+        let length = STEP_BYTES.min(range.end - at);
+        let copied = io::copy(&mut Read::by_ref(old).take(length), copy).map_err(Error::io("copy", path))?;
+        if copied < length {
+            return Err(Error::new(ErrorKind::Damage, format!("{} was cut off meanwhile", path.display()))
+                .hint("verify it with `backup-manager verify`, then repair again"));
+        }
+        at += length;
     }
     Ok(())
 }
 
-fn check_copy(context: &RepairContext<'_>, archive: &Archive, copy: &Path) -> Result<()> {
+/// Reads the copy back. `path` is that of the file, which errors name: the copy is gone by then.
+fn check_copy(context: &RepairContext<'_>, archive: &Archive, path: &Path, copy: &Path) -> Result<()> {
     let digest = archive.digest.as_deref().and_then(|digest| <[u8; 32]>::try_from(digest).ok());
-    let digest = digest.ok_or_else(|| Error::failed(format!("the archive @{} has no digest", archive.run)))?;
+    let digest = digest.ok_or_else(|| {
+        Error::failed(format!("{} is not repaired: the database has no digest of it", path.display()))
+            .hint("rebuild what the database knows of it with `backup-manager rescan`")
+    })?;
     let mut chunks = context.store.archive_chunks(archive.run);
-    check_file(copy, &mut chunks, &digest, archive.size, context.threads, context.cancel)
+    let checked = check_file(copy, &mut chunks, &digest, archive.size, context.threads, context.cancel);
+    checked.map_err(|error| match error.kind() {
+        ErrorKind::Damage => {
+            let found = error.to_string().replace(&copy.display().to_string(), "the copy with equal bytes");
+            let message = format!("{} is not repaired: {found}", path.display());
+            let name = shell_word(&archive.schedule_name);
+            Error::new(ErrorKind::Damage, message)
+                .hint(format!("`backup-manager run {name}` archives what the source still has"))
+        }
+        _ => error,
+    })
 }

@@ -14,11 +14,15 @@ use crate::archive::{damaged_members, foreign};
 use crate::archive_folder;
 use crate::cancel::CancelToken;
 use crate::clock::Timestamp;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
 use crate::liveness::SegmentLock;
 use crate::schedule::Layout;
 use crate::store::{Archive, Health, Store};
+
+/// How often a file is read that is replaced while it is read.
+const MAX_READS: usize = 3;
 
 /// The result of verifying one archive file.
 #[derive(Clone, Debug)]
@@ -96,8 +100,8 @@ impl Findings {
 /// Reads the file of a complete archive from disk, compares it with the catalog and its own trailer, and records its
 /// health, for this archive and for every other that shares the file.
 ///
-/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours or the file cannot be opened. In
-/// these cases nothing is recorded.
+/// Errors: `Interrupted` after `cancel`; `Failed` if the archive folder is not ours or the file cannot be opened;
+/// `Busy` if its file is replaced again and again. In these cases nothing is recorded.
 pub fn verify_archive(
     home: &Home,
     store: &Store,
@@ -110,17 +114,8 @@ pub fn verify_archive(
     archive_folder::ensure_ours(home, store)?;
     let _lock = SegmentLock::to_read(home, archive.layout, &archive.file_name);
     let path = home.backups().join(&archive.file_name);
-    let mut findings = match read_and_compare(store, archive, &path, threads, cancel) {
-        // Retention may have removed the archive since it was selected.
-        Err(error) if error.kind() == ErrorKind::NotFound && store.archive(archive.run)?.is_none() => {
-            return Err(error);
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Findings { health: Health::Missing, structure: vec!["its file is gone".to_owned()], ..Findings::new() }
-        }
-        Err(error) if error.kind() == ErrorKind::Damage => Findings::of_damage(&error),
-        other => other?,
-    };
+    let (mut findings, identity) =
+        read_unless_replaced(&path, &mut || examine(store, archive, &path, threads, cancel))?;
     match archive.layout {
         Layout::Whole => {
             let read_at = (findings.health != Health::Missing).then_some(now);
@@ -129,6 +124,7 @@ pub fn verify_archive(
         Layout::Segmented => {
             let compared = Compared {
                 exists: findings.health != Health::Missing,
+                identity,
                 damaged_ranges: &findings.damaged_ranges,
                 differs_otherwise: !findings.structure.is_empty() && store.has_chunks(archive.run)?,
                 is_good: findings.is_good(),
@@ -139,6 +135,35 @@ pub fn verify_archive(
         }
     }
     Ok(findings)
+}
+
+/// Calls `read` until the file has not been replaced meanwhile, as by a repair: what is found of the old file says
+/// nothing about the new one. Returns the device and inode number of the file, too.
+fn read_unless_replaced(
+    path: &Path,
+    read: &mut dyn FnMut() -> Result<Findings>,
+) -> Result<(Findings, Option<(u64, u64)>)> {
+    for _ in 0..MAX_READS {
+        let identity = durable::identity(path)?;
+        let findings = read()?;
+        if durable::identity(path)? == identity {
+            return Ok((findings, identity));
+        }
+    }
+    Err(verify_segments::replaced(path))
+}
+
+/// Reads an archive file; returns what is damaged, also if all of it is.
+fn examine(store: &Store, archive: &Archive, path: &Path, threads: usize, cancel: &CancelToken) -> Result<Findings> {
+    match read_and_compare(store, archive, path, threads, cancel) {
+        // Retention may have removed the archive since it was selected.
+        Err(error) if error.kind() == ErrorKind::NotFound && store.archive(archive.run)?.is_none() => Err(error),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Ok(Findings { health: Health::Missing, structure: vec!["its file is gone".to_owned()], ..Findings::new() })
+        }
+        Err(error) if error.kind() == ErrorKind::Damage => Ok(Findings::of_damage(&error)),
+        other => other,
+    }
 }
 
 fn read_and_compare(
@@ -313,4 +338,39 @@ fn examine_foreign(reader: ArchiveReader, size: Option<u64>, cancel: &CancelToke
         findings.structure.push(format!("it has {length} bytes and had {size}"));
     }
     Ok(findings.with_health())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_was_found_of_a_file_that_is_replaced_meanwhile_is_not_said_of_the_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, new) = (dir.path().join("docs.tar"), dir.path().join("new"));
+        let damaged = || Findings { health: Health::Damaged, ..Findings::new() };
+        let replace = || {
+            fs::write(&new, "new").unwrap();
+            fs::rename(&new, &path).unwrap();
+        };
+        fs::write(&path, "old").unwrap();
+        let mut reads = 0;
+        let (findings, identity) = read_unless_replaced(&path, &mut || {
+            reads += 1;
+            if reads > 1 {
+                return Ok(Findings::new());
+            }
+            replace();
+            Ok(damaged())
+        })
+        .unwrap();
+        assert!(findings.is_good() && reads == 2 && identity == durable::identity(&path).unwrap());
+        let error = read_unless_replaced(&path, &mut || {
+            replace();
+            Ok(damaged())
+        });
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Busy);
+    }
 }

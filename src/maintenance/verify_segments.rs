@@ -22,6 +22,8 @@ use crate::store::{Archive, Health, Store, StoredChunk, StoredFile, StoredRange}
 pub(super) struct Compared<'a> {
     /// It could be opened.
     pub(super) exists: bool,
+    /// Device and inode number of the index that was read.
+    pub(super) identity: Option<(u64, u64)>,
     /// The ranges of the archive file with chunks that differ, in order.
     pub(super) damaged_ranges: &'a [Range<u64>],
     /// Something else differs: the trailer, unless a chunk does.
@@ -44,13 +46,7 @@ pub(super) fn record(
     if !compared.exists {
         return store.record_index_health(archive.run, Health::Missing, None).map(|()| false);
     }
-    let index = Index::open(&home.backups().join(&archive.file_name));
-    let index = match index {
-        Ok(index) if index.bytes() == archive.size => Some(index),
-        Ok(_) => None,
-        Err(error) if error.kind() == ErrorKind::Damage => None,
-        Err(error) => return Err(error),
-    };
+    let index = index_that_was_read(&home.backups().join(&archive.file_name), archive.size, compared.identity)?;
     let expected = archive_folder::expected_index(store, archive).ok();
     let is_same = index.as_ref().zip(expected.as_ref()).is_none_or(|(index, expected)| index == expected);
     // Bytes may be about to move: then both copies are valid.
@@ -77,6 +73,26 @@ pub(super) fn record(
         record_segment(home, store, archive, &segment, &damaged, cancel, now)?;
     }
     Ok(differs)
+}
+
+/// Opens the index by which an archive was read; `None` if it is damaged.
+///
+/// Errors: `Busy` if it was replaced since.
+fn index_that_was_read(path: &Path, archive_bytes: u64, identity: Option<(u64, u64)>) -> Result<Option<Index>> {
+    let index = Index::open(path);
+    if durable::identity(path)? != identity {
+        return Err(replaced(path));
+    }
+    match index {
+        Ok(index) => Ok(Some(index).filter(|index| index.bytes() == archive_bytes)),
+        Err(error) if error.kind() == ErrorKind::Damage => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the error for a file that was replaced while it was read.
+pub(super) fn replaced(path: &Path) -> Error {
+    Error::busy(format!("{} was replaced while it was read", path.display())).hint("verify it again")
 }
 
 /// Returns whether an index lists bytes of a segment.

@@ -3,7 +3,7 @@
 use rusqlite::params;
 
 use super::Store;
-use super::rows::{HOLDS_CHUNK, InnerPath, exactly_one};
+use super::rows::{HOLDS_CHUNK, InnerPath};
 use super::stored_files::WHOLE_FILE;
 use super::types::{Archive, ChunkDigest, StoredBytes, StoredPlace};
 use crate::clock::Timestamp;
@@ -44,16 +44,14 @@ impl Store {
     }
 
     /// Records that an archive file was replaced as a whole by another one, whose bytes were read back and are those
-    /// that were written once.
-    ///
-    /// Errors: that of the statement if the archive was removed meanwhile.
-    pub fn record_replaced_file(&self, archive: &Archive, stored: &StoredBytes, now: Timestamp) -> Result<()> {
+    /// that were written once. Returns false if no complete archive has it any more.
+    pub fn record_replaced_file(&self, archive: &Archive, stored: &StoredBytes, now: Timestamp) -> Result<bool> {
         self.write(|transaction| {
             let changed = transaction
                 .prepare_cached(&format!(
                     "UPDATE stored_file SET size = ?2, device = ?3, inode = ?4, modified_ns = ?5, health = 'good', \
                          verified_at_ms = ?6 WHERE id = {WHOLE_FILE} AND EXISTS (SELECT 1 FROM archive \
-                             WHERE run_id = ?7 AND archive_file_id = ?1 AND state = 'complete')"
+                             WHERE archive_file_id = ?1 AND state = 'complete')"
                 ))?
                 .execute(params![
                     archive.archive_file,
@@ -61,10 +59,9 @@ impl Store {
                     stored.device.cast_signed(),
                     stored.inode.cast_signed(),
                     stored.modified_ns,
-                    now.millis(),
-                    archive.run
+                    now.millis()
                 ])?;
-            exactly_one(changed)
+            Ok(changed == 1)
         })
     }
 }

@@ -150,6 +150,50 @@ fn a_file_is_opened_by_what_it_holds_whatever_its_name() {
 }
 
 #[test]
+fn a_whole_archive_is_removed_only_while_no_other_process_changes_files() {
+    let home = home_with_archives("none");
+    let changing = home.path("backup.db.locks/docs.changes");
+    fs::create_dir_all(changing.parent().unwrap()).unwrap();
+    let lock = File::options().create(true).append(true).open(&changing).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let before = home.archive_files();
+    let said = home.run(&["--json", "forget", "@1"]).ok();
+    assert!(said.stderr.contains("docs: 1 archive will be removed by the service"), "{said:?}");
+    assert_eq!((&said.json()[0]["removed"], home.archive_files()), (&false.into(), before));
+    let said = home.run(&["--json", "delete", "docs", "--with-archives", "--yes"]).ok();
+    assert_eq!(said.json()[0]["bytes_deleted"], 0, "{said:?}");
+    drop(lock);
+    let _ = home.run(&["prune"]).ok();
+    assert!(home.archive_files().is_empty());
+}
+
+#[test]
+fn a_missing_file_has_a_next_step_that_helps_and_an_index_is_called_replaced() {
+    let home = home_with_archives("none");
+    let first = |home: &TestHome| {
+        let is_first = |name: &String| name.contains("-1.tar") && !name.ends_with(".segment");
+        let name = home.archive_files().into_iter().find(is_first).unwrap();
+        home.path("backups/docs").join(name)
+    };
+    fs::remove_file(first(&home)).unwrap();
+    assert_eq!(home.run(&["verify", "-q"]).code, 4);
+    let said = home.run(&["repair"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.stdout.contains("its file is gone") && said.stdout.contains("`backup-manager forget @1`"), "{said:?}");
+    assert!(!said.stdout.contains("repair again"), "{said:?}");
+    let home = TestHome::with_sources(&["docs"]);
+    let _ = home.run(&["create", "docs;09:00;docs", "--layout", "segmented", "--now"]).ok();
+    let index = first(&home);
+    fs::remove_file(&index).unwrap();
+    assert_eq!(home.run(&["verify", "-q"]).code, 4);
+    let said = home.run(&["repair", "-n"]).ok();
+    assert!(said.stdout.starts_with("index can be replaced: "), "{said:?}");
+    let said = home.run(&["repair"]).ok();
+    assert!(said.stdout.starts_with("index replaced: ") && index.exists(), "{said:?}");
+    let _ = home.run(&["verify"]).ok();
+}
+
+#[test]
 fn orphaned_segments_are_listed_by_verify_and_rescan_and_removed_on_request() {
     let home = home_with_archives("none");
     let orphan = home.path("backups/docs/docs-20260101T000000Z-77.tar.1.segment");

@@ -12,9 +12,10 @@ use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::Chunk;
 use backup_manager::clock::Clock;
 use backup_manager::error::Result;
+use backup_manager::maintenance::prune::forget;
 use backup_manager::maintenance::repair::{RepairContext, Repaired, repair};
 use backup_manager::schedule::{Compression, Layout};
-use backup_manager::store::{Archive, Health, ScheduleRow};
+use backup_manager::store::{Archive, Health, ScheduleRow, StoredBytes};
 
 use crate::reuse::{file_of, run, verify};
 use crate::segments::{
@@ -39,6 +40,19 @@ pub fn repair_all(world: &World, dry_run: bool) -> Vec<(i64, Result<Repaired>)> 
 
 /// The same, if the database may be used for it.
 pub fn try_to_repair(world: &World, dry_run: bool) -> Result<Vec<(i64, Result<Repaired>)>> {
+    let mut repaired = Vec::new();
+    repair_with(world, dry_run, &mut |archive, result| {
+        repaired.push((archive.run, result));
+        Ok(())
+    })?;
+    Ok(repaired)
+}
+
+fn repair_with(
+    world: &World,
+    dry_run: bool,
+    on_repaired: &mut dyn FnMut(&Archive, Result<Repaired>) -> Result<()>,
+) -> Result<()> {
     let cancel = CancelToken::new();
     let context = RepairContext {
         home: &world.home,
@@ -48,14 +62,8 @@ pub fn try_to_repair(world: &World, dry_run: bool) -> Result<Vec<(i64, Result<Re
         cancel: &cancel,
         dry_run,
     };
-    let mut repaired = Vec::new();
     let archives = world.store.archives(None).unwrap();
-    let on_repaired = &mut |archive: &Archive, result| {
-        repaired.push((archive.run, result));
-        Ok(())
-    };
-    repair(&context, &archives, on_repaired)?;
-    Ok(repaired)
+    repair(&context, &archives, on_repaired)
 }
 
 /// Returns the chunks of an archive.
@@ -267,4 +275,96 @@ fn an_index_that_a_killed_repair_has_not_replaced_is_replaced_by_the_next_one() 
     }
     repair_all(&world, false);
     check_all(&world, &archives);
+}
+
+#[test]
+fn a_chunk_that_decodes_to_other_content_is_never_called_repaired() {
+    for layout in [Layout::Whole, Layout::Segmented] {
+        let (world, runner, row) = world_in(layout, Compression::Gzip(6));
+        let first = run(&world, &runner, &row);
+        let database = rusqlite::Connection::open(world.home.db()).unwrap();
+        database.execute("UPDATE chunk SET content_digest = randomblob(32) WHERE id = 2", []).unwrap();
+        assert_eq!(verify(&world, &first), Health::Damaged);
+        // Its stored bytes are what they should be, and those of the next run are equal.
+        run(&world, &runner, &row);
+        let before = contents(&world);
+        for dry_run in [true, false] {
+            let repaired = repair_all(&world, dry_run);
+            let [(_, Ok(found)), ..] = &repaired[..] else { panic!("{layout:?}: {repaired:?}") };
+            assert!(!found.is_whole(), "{layout:?}: {found:?}");
+            assert_eq!((found.damaged_parts, found.repairable_parts, found.undecodable_parts), (1, 0, 1));
+            assert_eq!(contents(&world), before, "{layout:?}");
+        }
+        assert_eq!((health(&world, &first), verify(&world, &first)), (Health::Damaged, Health::Damaged));
+    }
+}
+
+#[test]
+fn an_archive_that_is_removed_before_it_is_repaired_is_named_with_the_next_step() {
+    let (world, _runner, _row, [first, second, third]) = three(Compression::None);
+    flip(&file_of(&world, &first), byte_of(&world, &first, &third, true));
+    let at = byte_of(&world, &third, &first, true);
+    flip(&file_of(&world, &third), at + chunks(&world, &third)[1].stored_length);
+    for archive in [&first, &third] {
+        assert_eq!(verify(&world, archive), Health::Damaged);
+    }
+    let mut results = Vec::new();
+    repair_with(&world, false, &mut |archive, result| {
+        if results.is_empty() {
+            forget(&world.home, &world.store, third.run, true).unwrap();
+        }
+        results.push((archive.run, result));
+        Ok(())
+    })
+    .unwrap();
+    let [(_, Ok(found)), (run, Err(error))] = &results[..] else { panic!("{results:?}") };
+    assert!(found.is_whole() && *run == third.run);
+    assert!(error.to_string().contains(&format!("@{} was removed", third.run)), "{error}");
+    assert!(error.next_step().is_some_and(|step| step.contains("repair")), "{error:?}");
+    // One name of a file that is to be removed does not keep the other from being recorded as repaired.
+    assert_eq!(world.store.mark_deleting(&[first.run], &[]).unwrap(), 1);
+    let metadata = fs::metadata(file_of(&world, &second)).unwrap();
+    let stored =
+        StoredBytes { size: metadata.len(), device: metadata.dev(), inode: metadata.ino(), modified_ns: Some(0) };
+    assert!(world.store.record_replaced_file(&first, &stored, world.clock.now()).unwrap());
+    assert_eq!(world.store.mark_deleting(&[second.run], &[]).unwrap(), 1);
+    assert!(!world.store.record_replaced_file(&first, &stored, world.clock.now()).unwrap());
+}
+
+#[test]
+fn a_lost_index_is_written_anew_if_all_that_it_lists_is_right() {
+    for compression in CODECS {
+        let (world, runner, row, archives) = two_in_segments(compression);
+        let second = &archives[1].0;
+        let index = file_of(&world, second);
+        let written = fs::read(&index).unwrap();
+        fs::remove_file(&index).unwrap();
+        assert_eq!(verify(&world, second), Health::Missing);
+        let dry = repair_all(&world, true);
+        assert!(matches!(&dry[..], [(_, Ok(found))] if found.is_whole() && found.index_replaced), "{dry:?}");
+        assert!(!index.exists());
+        let repaired = repair_all(&world, false);
+        assert!(matches!(&repaired[..], [(_, Ok(found))] if found.is_whole() && found.index_replaced), "{repaired:?}");
+        assert!(fs::read(&index).unwrap() == written);
+        assert_eq!(fs::metadata(&index).unwrap().mode() & 0o7777, 0o400);
+        check_all(&world, &archives);
+        // Where what it lists is damaged, an index would vouch for it.
+        fs::remove_file(&index).unwrap();
+        let segment = folder(&world).join(&index_of(&world, &archives[0].0).segments()[0]);
+        flip(&segment, fs::metadata(&segment).unwrap().len() / 2);
+        assert_eq!(verify(&world, second), Health::Missing);
+        assert_eq!(verify(&world, &archives[0].0), Health::Damaged);
+        let before = contents(&world);
+        for (run, repaired) in repair_all(&world, false) {
+            assert!(repaired.is_ok_and(|found| !found.is_whole()), "@{run}");
+        }
+        assert_eq!(contents(&world), before, "{compression}");
+        // The repair of the damaged range does not need the lost index, and then it can be written.
+        run(&world, &runner, &row);
+        let repaired = repair_all(&world, false);
+        assert!(repaired.iter().any(|(run, found)| *run == archives[0].0.run && found.as_ref().unwrap().is_whole()));
+        assert!(!index.exists());
+        repair_all(&world, false);
+        check_all(&world, &archives);
+    }
 }
