@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 
-from measure import CODECS, edit, execute
+from measure import CODECS, archives_of, edit, execute
 
 # Name, ratio of wall times to restic to reach for the layouts whole and segmented.
 CASES = [("unchanged", 0.25, 0.25), ("1 % clustered", 0.3, 0.25), ("1 % scattered", 0.6, 0.4),
@@ -70,11 +70,14 @@ class Followers:
             self.peers.run_borg()
 
     def commands(self):
-        def ours(home):
+        def ours(layout, home):
+            # Only the newest archive is of use; those before it would fill the disk.
+            for archive in archives_of(home)[:-1] if layout == "whole" else []:
+                os.remove(archive)
             os.sync()
             return self.bench.run(home)
 
-        commands = {key: (lambda home=home: ours(home)) for key, home in self.homes.items()}
+        commands = {key: (lambda key=key, home=home: ours(key[1], home)) for key, home in self.homes.items()}
         commands["restic"] = self.peers.run_restic
         if self.peers.has_borg:
             commands["borg"] = self.peers.run_borg
