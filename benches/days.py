@@ -33,7 +33,7 @@ class Days:
         self.homes = {extension: bench.home(self.copy, codec, layout=layout, within=within)
                       for extension, codec in CODECS.items()}
         self.changed_bytes = 0
-        self.database_bytes = {}
+        self.database_bytes, self.last_growth = {}, {}
         self.first_bytes = {}
 
     def pass_all(self, run, also=lambda: None):
@@ -44,19 +44,21 @@ class Days:
             # What changed within two seconds before a run is read again by the next one.
             time.sleep(3)
             for extension, home in self.homes.items():
+                before = database_bytes(home)
                 run(extension, home)
+                self.last_growth[extension] = database_bytes(home) - before
                 if not day:
                     self.first_bytes[extension] = allocated_bytes(os.path.join(home, "backups"))
                     self.database_bytes[extension] = database_bytes(home)
             also()
 
     def record_growth(self, where):
-        """Records by how much the database grew in a day, beside its first day."""
+        """Records by how much the database grew in a day and on the last one, beside its first day."""
         for extension, home in self.homes.items():
             days = max(1, self.bench.sizes.days - 1)
             growth = (database_bytes(home) - self.database_bytes[extension]) / days
             self.bench.share(f"database growth a day {extension} {self.kind} {where}", "its first day", growth,
-                             self.database_bytes[extension], 0.05)
+                             self.database_bytes[extension], 0.05, last_day=self.last_growth[extension])
 
 
 def measure_segmented(bench):
