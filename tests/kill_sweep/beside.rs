@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-use crate::fault::{POLL_INTERVAL, program, traced, words};
+use crate::fault::{POLL_INTERVAL, program, signal_tracee, traced, words};
 
 /// How long a stopped command is waited on: one that writes to the database just then keeps the other one waiting.
 const MAX_STOPPED: Duration = Duration::from_millis(400);
@@ -98,12 +98,4 @@ fn start_beside(files: &Files<'_>, home: &Path, command: &str) -> Child {
     let mut beside = program(home, &words(command));
     beside.stdout(files.open("beside-out")).stderr(files.open("beside-err"));
     beside.spawn().expect("the program")
-}
-
-/// Sends a signal to the traced process, not to the tracer, which ends with it.
-fn signal_tracee(strace: &Child, signal: Signal) {
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", strace.id())).unwrap_or_default();
-    for pid in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-        let _ = kill_process(pid, signal);
-    }
 }

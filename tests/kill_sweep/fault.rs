@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The calls that change what other processes see, and the calls that open files.
 const CALLS: &str = "write,pwrite64,fsync,fdatasync,syncfs,rename,renameat,renameat2,link,linkat,unlink,unlinkat,\
@@ -130,12 +130,11 @@ pub fn run_with_fault(home: &Path, command: &[String], call: &str, n: usize, fau
             break Some(status);
         }
         if started.elapsed() > MAX_WAIT {
-            // Not the tracer, which ends with its tracee; if it were killed first, the tracee would not be waited for.
-            let traced = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).expect("its children");
-            for pid in traced.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            // On a busy machine it may not have been started yet, or the tracer may still have a child of its own.
+            while child.try_wait().expect("a child").is_none() {
+                signal_tracee(&child, Signal::KILL);
+                std::thread::sleep(POLL_INTERVAL);
             }
-            let _ = child.wait();
             break None;
         }
         std::thread::sleep(POLL_INTERVAL);
@@ -148,4 +147,13 @@ pub fn run_with_fault(home: &Path, command: &[String], call: &str, n: usize, fau
     let failed_on = failed.filter_map(|line| Some(line.split_once('<')?.1.split_once('>')?.0.to_owned())).collect();
     [out, err, log].into_iter().for_each(|file| drop(fs::remove_file(file)));
     Outcome { output: status.map(|status| Output { status, stdout, stderr }), is_injected, failed_on }
+}
+
+/// Sends a signal to the traced process, not to the tracer, which ends with it; if the tracer were killed first, the
+/// tracee would not be waited for.
+pub fn signal_tracee(strace: &Child, signal: Signal) {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", strace.id())).unwrap_or_default();
+    for pid in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+        let _ = kill_process(pid, signal);
+    }
 }
