@@ -311,7 +311,15 @@ fn unknown_files(connection: &Connection, backups: &Path, rows: &[Row], when: Wh
     let segments = segments(connection, when);
     let mut known: BTreeSet<&str> = rows.iter().map(|row| row.file_name.as_str()).collect();
     known.extend(segments.iter().map(String::as_str));
-    known.extend(rows.iter().filter_map(|row| row.temporary.as_deref()).filter(|_| when == When::Always));
+    let unfinished: Vec<&str> =
+        rows.iter().filter_map(|row| row.temporary.as_deref()).filter(|_| when == When::Always).collect();
+    known.extend(&unfinished);
+    // A link to the base has a temporary name of the same attempt until it replaces the file of the row's name.
+    let attempts: BTreeSet<&str> = unfinished.iter().filter_map(|name| Some(name.rsplit_once('-')?.0)).collect();
+    let is_known = |name: &str| {
+        let of_attempt = name.strip_suffix(".part").and_then(|name| name.rsplit_once('-')).map(|(attempt, _)| attempt);
+        known.contains(name) || of_attempt.is_some_and(|attempt| attempts.contains(attempt))
+    };
     let mut strange = Vec::new();
     let mut folders = vec![backups.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -330,7 +338,7 @@ fn unknown_files(connection: &Connection, backups: &Path, rows: &[Row], when: Wh
                 // Made by the tests to fill a small disk.
             } else if temporary && when == When::Settled {
                 strange.push(format!("a temporary file is left: {name}"));
-            } else if kind.is_file() && !temporary && name != ".backup-manager" && !known.contains(name.as_str()) {
+            } else if kind.is_file() && !temporary && name != ".backup-manager" && !is_known(&name) {
                 strange.push(format!("a file without a row: {name}"));
             }
         }
