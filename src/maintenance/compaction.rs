@@ -301,7 +301,8 @@ fn compact(context: &CompactionContext<'_>, row: &ScheduleRow, segments: &[KeptS
     let moved = store.move_spans(row.id, copied.row, &copied.copied, now)?;
     log::debug!("{}: bytes of {} were copied: {moved:?}", row.schedule.name, count(segments.len() as u64, "segment"));
     archives.iter().try_for_each(|archive| archive_folder::replace_index(home, store, archive).map(drop))?;
-    segments.iter().try_for_each(|segment| archive_folder::replace_moved_indexes(home, store, segment.id))?;
+    let runs: Vec<i64> = archives.iter().map(|archive| archive.run).collect();
+    segments.iter().try_for_each(|segment| store.remove_moved_parts(segment.id, &runs))?;
     let unused: BTreeSet<i64> = store.segments_being_deleted()?.iter().map(|segment| segment.id).collect();
     let freed: Vec<&KeptSegment> = segments.iter().filter(|segment| unused.contains(&segment.id)).collect();
     let freed_bytes = freed.iter().map(|segment| segment.size).sum::<u64>().saturating_sub(copied.size);
