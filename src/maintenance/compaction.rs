@@ -230,19 +230,29 @@ fn are_complete(store: &Store, runs: &BTreeSet<i64>) -> Result<bool> {
     Ok(true)
 }
 
-/// Returns the segments of which less than half is used, but some, if these archive files were removed.
+/// Returns the segments of which less than half is used, but some, if these archive files were removed. One of which
+/// something that is used is damaged is left out: it could not be removed.
 fn find_candidates(store: &Store, schedule: i64, removed: &BTreeSet<i64>) -> Result<Vec<Candidate>> {
     let mut candidates = Vec::new();
     for segment in store.kept_segments(schedule)? {
-        if has_unknown_chunks(store, segment.id)? {
-            continue;
-        }
-        let used_bytes = used_bytes(store, &segment, removed)?;
-        if used_bytes > 0 && used_bytes < segment.size.div_ceil(2) {
+        let used = used_ranges(store, &segment, removed)?;
+        let used_bytes = sum_of(&used);
+        if used_bytes > 0
+            && used_bytes < segment.size.div_ceil(2)
+            && !is_damaged(store, segment.id, &used)?
+            && !has_unknown_chunks(store, segment.id)?
+        {
             candidates.push(Candidate { segment, used_bytes });
         }
     }
     Ok(candidates)
+}
+
+/// Returns whether one of these ranges of a segment is known to be damaged.
+fn is_damaged(store: &Store, segment: i64, ranges: &[Range<u64>]) -> Result<bool> {
+    let damaged = store.damaged_ranges(segment)?;
+    let overlaps = |range: &Range<u64>| damaged.iter().any(|bad| bad.start < range.end && range.start < bad.end);
+    Ok(ranges.iter().any(overlaps))
 }
 
 /// Returns whether an archive has a part of a segment that a rescan added without its chunks, as something is missing:
@@ -256,22 +266,24 @@ fn has_unknown_chunks(store: &Store, segment: i64) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns how many bytes of a segment archive files use, or at least half if it is as many.
-fn used_bytes(store: &Store, segment: &KeptSegment, removed: &BTreeSet<i64>) -> Result<u64> {
+/// Returns what archive files use of a segment, in order; not all of it if it is at least half.
+fn used_ranges(store: &Store, segment: &KeptSegment, removed: &BTreeSet<i64>) -> Result<Vec<Range<u64>>> {
     let mut used: Vec<Range<u64>> = Vec::new();
-    let mut sum = 0;
     for archive_file in store.archive_files_with_part(segment.id)? {
         if removed.contains(&archive_file) {
             continue;
         }
         used.extend(store.ranges_in(segment.id, archive_file)?);
         used = merged(used);
-        sum = used.iter().map(|range| range.end - range.start).sum();
-        if sum >= segment.size.div_ceil(2) {
+        if sum_of(&used) >= segment.size.div_ceil(2) {
             break;
         }
     }
-    Ok(sum)
+    Ok(used)
+}
+
+fn sum_of(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
 /// Returns the same bytes as ranges that neither overlap nor lie side by side, in order.
@@ -309,33 +321,36 @@ fn compact(context: &CompactionContext<'_>, row: &ScheduleRow, segments: &[KeptS
     Ok(Compacted { segments: freed.len() as u64, freed_bytes, is_postponed: moved == Moved::RunBegan })
 }
 
-/// Copies what is used of segments, bar what is damaged; returns `None` if nothing is left to copy.
+/// Copies what is used of segments, bar those of which a part turns out to be damaged, which cannot be removed; returns
+/// `None` if none is left.
 fn copy_used(
     context: &CompactionContext<'_>,
     segments: &[KeptSegment],
     newest: &Archive,
 ) -> Result<Option<CopiedSegment>> {
     let CompactionContext { home, store, now, .. } = *context;
-    loop {
-        let like = home.backups().join(&segments[0].name);
+    let mut left: Vec<&KeptSegment> = segments.iter().collect();
+    while let Some(first) = left.first() {
+        let like = home.backups().join(&first.name);
         let mut copying = CopyingSegment::create(home, store, newest, &like, now)?;
         let mut damaged = Vec::new();
-        for segment in segments {
+        for segment in &left {
             copy_units(context, segment, &mut copying, &mut damaged)?;
         }
         if damaged.is_empty() {
-            return if copying.size() == 0 { Ok(None) } else { copying.finish().map(Some) };
+            return copying.finish().map(Some);
         }
-        // Once that is known, the rest is copied.
+        left.retain(|segment| damaged.iter().all(|range| range.stored_file != segment.id));
         damaged.into_iter().try_for_each(|range| store.record_damage(range, now))?;
     }
+    Ok(None)
 }
 
 /// Returns an error unless the copies and some space for others fit into the archive folder.
 fn check_free_space(home: &Home, store: &Store, segments: &[KeptSegment]) -> Result<Option<Error>> {
     let mut needed = SPARE_BYTES;
     for segment in segments {
-        needed += used_bytes(store, segment, &BTreeSet::new())?;
+        needed += sum_of(&used_ranges(store, segment, &BTreeSet::new())?);
     }
     let free = archive_folder::free_bytes(home.backups())?;
     let what = format!("it needs {} in {}, and {} are free", bytes(needed), home.backups().display(), bytes(free));
@@ -382,7 +397,7 @@ fn copy_units(
     Ok(())
 }
 
-/// Returns the units in a segment that are not known to be damaged, in order, each once.
+/// Returns the units in a segment, in order, each once.
 fn units_of(store: &Store, segment: i64) -> Result<Vec<Unit>> {
     let range = |offset, bytes| StoredRange { stored_file: segment, offset, bytes };
     let chunks = store
@@ -396,11 +411,6 @@ fn units_of(store: &Store, segment: i64) -> Result<Vec<Unit>> {
     let mut units: Vec<Unit> = chunks.chain(trailers).collect();
     units.sort_by_key(|unit| (unit.range.offset, unit.range.bytes));
     units.dedup_by_key(|unit| (unit.range.offset, unit.range.bytes));
-    let damaged = store.damaged_ranges(segment)?;
-    let is_damaged = |range: &StoredRange| {
-        damaged.iter().any(|damaged| damaged.start < range.offset + range.bytes && range.offset < damaged.end)
-    };
-    units.retain(|unit| !is_damaged(&unit.range));
     Ok(units)
 }
 

@@ -101,6 +101,26 @@ fn copy(world: &World, archive: &Archive, segment: &StoredFile, except: &[u64]) 
     copying.finish().unwrap()
 }
 
+/// Makes three archives and removes the first two; of the segments of both less than half is used. Returns that of the
+/// first, and the last archive.
+fn with_two_little_used(world: &World, runner: &Runner, row: &ScheduleRow) -> (StoredFile, Archive) {
+    let first = run(world, runner, row);
+    let segment = first_segment(world, &first);
+    let change = |from: usize, version: u8| {
+        for file in from..300 {
+            fs::write(world.path(&format!("docs/{file:03}")), format!("{version} {file}").repeat(700)).unwrap();
+        }
+        fs::write(world.path("docs/large"), vec![version; 9 << 20]).unwrap();
+    };
+    change(100, 1);
+    let second = run(world, runner, row);
+    change(150, 2);
+    let third = run(world, runner, row);
+    delete(world, &first);
+    delete(world, &second);
+    (segment, third)
+}
+
 #[test]
 fn spans_and_indexes_follow_bytes_that_were_copied() {
     for compression in [Compression::None, Compression::Zstd(3)] {
@@ -304,7 +324,7 @@ fn compaction_waits_for_runs_readers_and_unknown_archives() {
 }
 
 #[test]
-fn compaction_leaves_a_damaged_range_where_it_is() {
+fn a_segment_of_which_a_used_chunk_is_damaged_is_not_compacted() {
     let (world, runner, row) = world(Compression::Gzip(6));
     let made = with_little_used(&world, &runner, &row);
     let old = preview(&world.store, row.id, &[]).unwrap();
@@ -314,23 +334,38 @@ fn compaction_leaves_a_damaged_range_where_it_is() {
     let chunks = world.store.chunks_in(segment.id).unwrap();
     let (damaged, path) = (chunks[chunks.len() / 2], path_of(&world, &segment));
     flip(&path, damaged.offset + 5);
+    let before = contents(&world);
     assert_eq!(compact(&world, &row), Compacted::default());
-    assert!(path.exists());
     let range = damaged.offset..damaged.offset + damaged.length;
     assert_eq!(world.store.damaged_ranges(segment.id).unwrap(), [range]);
     for (archive, _) in &made {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        let left: Vec<_> = index_of(&world, archive).ranges().filter(|r| r.segment == name).map(|r| r.length).collect();
-        assert_eq!(left, [damaged.length]);
         assert_eq!(world.store.archive(archive.run).unwrap().unwrap().health, Health::Damaged);
     }
-    let after = contents(&world);
+    // It could not be removed, so that copies would only take space.
+    assert_eq!(contents(&world), before);
+    assert_eq!(preview(&world.store, row.id, &[]).unwrap(), Compacted::default());
     assert_eq!(compact(&world, &row), Compacted::default());
-    assert_eq!(contents(&world), after, "it is not tried again");
+    assert_eq!(contents(&world), before);
     flip(&path, damaged.offset + 5);
     made.iter().for_each(|(archive, _)| assert_eq!(verify(&world, archive), Health::Good));
     assert_eq!(compact(&world, &row).segments, 1);
     check(&world, &made);
+}
+
+#[test]
+fn damage_of_one_segment_keeps_no_other_from_being_compacted() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let (first, third) = with_two_little_used(&world, &runner, &row);
+    assert_eq!(preview(&world.store, row.id, &[]).unwrap().segments, 2);
+    let chunk = world.store.chunks_in(first.id).unwrap()[1];
+    flip(&path_of(&world, &first), chunk.offset + 5);
+    assert_eq!(compact(&world, &row).segments, 1);
+    assert!(path_of(&world, &first).exists());
+    assert_eq!(world.store.archive(third.run).unwrap().unwrap().health, Health::Damaged);
+    flip(&path_of(&world, &first), chunk.offset + 5);
+    check(&world, &[(third, tree(&world.path("docs")))]);
+    assert_eq!(compact(&world, &row).segments, 1);
+    assert!(!path_of(&world, &first).exists());
 }
 
 #[test]
@@ -391,21 +426,8 @@ fn bytes_of_several_owners_are_not_put_into_one_segment() {
         return;
     }
     let (world, runner, row) = world(Compression::Zstd(3));
-    let first = run(&world, &runner, &row);
-    let change = |from: usize, version: u8| {
-        for file in from..300 {
-            fs::write(world.path(&format!("docs/{file:03}")), format!("{version} {file}").repeat(700)).unwrap();
-        }
-        fs::write(world.path("docs/large"), vec![version; 9 << 20]).unwrap();
-    };
-    change(100, 1);
-    let second = run(&world, &runner, &row);
-    change(150, 2);
-    let third = run(&world, &runner, &row);
-    let owned = folder(&world).join(index_of(&world, &first).segments()[0].clone());
-    std::os::unix::fs::chown(&owned, Some(12_345), Some(12_345)).unwrap();
-    delete(&world, &first);
-    delete(&world, &second);
+    let (first, third) = with_two_little_used(&world, &runner, &row);
+    std::os::unix::fs::chown(path_of(&world, &first), Some(12_345), Some(12_345)).unwrap();
     assert_eq!(compact(&world, &row).segments, 2);
     let owner = |name: &String| fs::metadata(folder(&world).join(name)).unwrap().uid();
     let mut owners: Vec<u32> = index_of(&world, &third).segments().iter().map(owner).collect();
