@@ -210,6 +210,24 @@ fn bytes_that_are_not_what_was_written_are_not_copied() {
 }
 
 #[test]
+fn copies_that_do_not_read_back_are_in_no_archive() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    let archive = run(&world, &runner, &row);
+    let segment = first_segment(&world, &archive);
+    let path = path_of(&world, &segment);
+    let mut copying = CopyingSegment::create(&world.home, &world.store, &archive, &path, world.clock.now()).unwrap();
+    copying.append(b"right", StoredRange { stored_file: segment.id, offset: 0, bytes: 5 }).unwrap();
+    let written: Vec<_> = fs::read_dir(folder(&world)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let written = written.iter().find(|path| path.to_string_lossy().ends_with(".part")).unwrap();
+    flip(written, 3);
+    let error = copying.finish().unwrap_err();
+    assert!(error.to_string().contains("does not hold what was written to it"), "{error}");
+    archive_folder::remove_unused_segments(&world.home, &world.store).unwrap();
+    assert_eq!(world.store.segment_names(archive.run).unwrap().len(), 1);
+    assert_eq!(contents(&world).len(), 2, "the index and the segment of the run");
+}
+
+#[test]
 fn an_index_is_not_replaced_by_one_whose_segments_are_missing() {
     let (world, runner, row) = world(Compression::Zstd(3));
     let archive = run(&world, &runner, &row);
