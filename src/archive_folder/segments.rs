@@ -13,8 +13,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::index_replacement::{file_name, replace_moved_indexes};
 use super::indexes::{UnreadableIndex, read_indexes};
-use super::replace_moved_indexes;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -75,20 +75,32 @@ pub fn remove_unused_segments_in(home: &Home, store: &Store, folder: &str) -> Re
 
 /// Removes the segments that no index in the folder lists and that no process may be reading.
 fn remove_unlisted(home: &Home, store: &Store, folder: &str, segments: &[StoredFile]) -> Result<Vec<UnreadableIndex>> {
+    let is_read = SegmentLock::try_to_remove(home, folder)?.is_none();
+    let mut unused = Vec::new();
+    for segment in segments {
+        // What a run did not complete is in no archive.
+        if segment.temporary_name.is_some() || !is_read && !store.is_part(segment.id)? {
+            unused.push(segment);
+        }
+    }
+    // Each tick of the service comes here, and the indexes may be many and large.
+    if unused.is_empty() {
+        log::debug!("{folder}: unused segments stay for now: a process reads archives, or indexes still list them");
+        return Ok(Vec::new());
+    }
     let indexes = read_indexes(home, store, folder)?;
     if !indexes.unreadable.is_empty() {
         return Ok(indexes.unreadable);
     }
     let removing = SegmentLock::try_to_remove(home, folder)?;
-    // What a run did not complete is in no archive.
-    let may_be_removed = |segment: &&StoredFile| indexes.unknown.is_none() || segment.temporary_name.is_some();
-    for segment in segments.iter().filter(may_be_removed) {
+    let may_be_removed = |segment: &&&StoredFile| {
+        segment.temporary_name.is_some() || removing.is_some() && indexes.unknown.is_none()
+    };
+    for segment in unused.iter().filter(may_be_removed) {
         let Some(name) = &segment.segment_name else { continue };
-        if indexes.segments.contains(name.rsplit('/').next().unwrap_or(name)) {
-            // Each tick of the service comes here; `status` names an index that the database does not know.
+        if indexes.segments.contains(file_name(name)) {
+            // `status` names an index that the database does not know.
             log::debug!("{name} is kept: an index refers to it");
-        } else if removing.is_none() && segment.temporary_name.is_none() {
-            log::debug!("{name} stays for now: a process reads archives of {folder}");
         } else if !store.is_part(segment.id)? {
             remove_segment(home, store, segment, name)?;
         }
