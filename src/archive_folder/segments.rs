@@ -93,9 +93,8 @@ fn remove_unlisted(home: &Home, store: &Store, folder: &str, segments: &[StoredF
         return Ok(indexes.unreadable);
     }
     let removing = SegmentLock::try_to_remove(home, folder)?;
-    let may_be_removed = |segment: &&&StoredFile| {
-        segment.temporary_name.is_some() || removing.is_some() && indexes.unknown.is_none()
-    };
+    let may_be_removed =
+        |segment: &&&StoredFile| segment.temporary_name.is_some() || removing.is_some() && indexes.unknown.is_none();
     for segment in unused.iter().filter(may_be_removed) {
         let Some(name) = &segment.segment_name else { continue };
         if indexes.segments.contains(file_name(name)) {

@@ -102,3 +102,21 @@ fn spans_of_which_some_chunks_are_copied_are_split() {
         assert!(!found, "{what}");
     }
 }
+
+#[test]
+fn chunks_that_are_copied_in_another_order_are_found_each_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = support::open(&dir);
+    let (schedule, run, old) = add(&store, 512, 0);
+    let copy_of = |chunk: u64| CopiedRange {
+        from: StoredRange { stored_file: old, offset: chunk * CHUNK, bytes: CHUNK },
+        offset: (511 - chunk) * CHUNK,
+    };
+    let (new, _) = move_copied(&store, schedule, run, &(0..512).map(copy_of).collect::<Vec<_>>());
+    let is_there = "file_offset = (511 - sequence) * 2 AND archive_offset = sequence * 2 AND bytes = 2";
+    assert_eq!(count(&store, &format!("stored_file_id = {new} AND chunks = 1 AND {is_there}")), 512);
+    assert_eq!(count(&store, "chunk_id = sequence + (SELECT min(id) FROM chunk)"), 512);
+    // The trailer was not copied.
+    assert_eq!(count(&store, &format!("stored_file_id = {old} AND chunk_id IS NULL")), 1);
+    assert!(store.segments_being_deleted().unwrap().is_empty());
+}
