@@ -47,6 +47,8 @@ mod schedules;
 mod segments;
 #[path = "cli/service.rs"]
 mod service;
+#[path = "cli/snapshots.rs"]
+mod snapshots;
 #[path = "support/mod.rs"]
 mod support;
 #[path = "cli/text_file.rs"]

@@ -18,7 +18,6 @@ mod loop_mount;
 mod maintenance;
 #[path = "engine/orphans.rs"]
 mod orphans;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "support/random.rs"]
 mod random;
 #[path = "engine/recovery.rs"]

@@ -21,7 +21,6 @@ mod older_schema;
 mod state;
 #[path = "stress/mod.rs"]
 mod stress;
-#[allow(dead_code, reason = "the tests of restoring use the rest")]
 #[path = "support/tree.rs"]
 mod tree;
 

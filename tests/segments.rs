@@ -23,6 +23,7 @@ use backup_manager::maintenance::verify::{Findings, verify_file};
 use backup_manager::schedule::Compression;
 use support::archive::make;
 use support::random::Random;
+use support::seed::seed;
 use support::segments::{name, segment_names, split};
 
 const FORMATS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
@@ -166,7 +167,7 @@ fn read_opened(path: &Path) -> (BTreeMap<String, Vec<u8>>, State) {
 
 #[test]
 fn an_index_is_read_as_the_whole_archive() {
-    let seed = Random::seed();
+    let seed = seed();
     eprintln!("seed {seed}");
     let mut random = Random::new(seed);
     for compression in FORMATS {
@@ -230,7 +231,7 @@ fn an_archive_whose_segments_are_removed_meanwhile_is_read_to_its_end() {
 
 #[test]
 fn a_damaged_segment_is_named_and_only_its_members_are_lost() {
-    let seed = Random::seed();
+    let seed = seed();
     eprintln!("seed {seed}");
     let mut random = Random::new(seed);
     let mut chunked = 0;

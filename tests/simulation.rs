@@ -11,8 +11,7 @@ mod stages;
 mod steps;
 #[path = "stress/mod.rs"]
 mod stress;
-#[path = "engine/world.rs"]
-#[allow(dead_code, reason = "shared with the tests of the engine")]
+#[path = "support/world.rs"]
 mod world;
 
 use std::panic::AssertUnwindSafe;

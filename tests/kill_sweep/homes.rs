@@ -257,7 +257,7 @@ impl Homes {
             tree::make(&home.join("docs"), &every_kind());
             run(&home, &format!("create docs --name docs --at 9:00 --compress {format}"));
             run(&home, "run docs");
-            let command = format!("restore docs --to {RESTORED}");
+            let command = format!("restore docs --devices --to {RESTORED}");
             self.scenarios.push(Scenario::new("restore", format, home, &command, state::restored));
         }
     }
@@ -363,10 +363,10 @@ fn make_old(home: &Path, version: usize) {
     old.execute_batch("DETACH new").unwrap();
 }
 
-/// Returns a tree with every kind of member except devices, with owners and attributes where they can be set.
+/// Returns a tree with every kind of member, with devices, owners and attributes where they can be set.
 fn every_kind() -> Vec<Entry> {
-    let mine = (rustix::process::geteuid(), rustix::process::getegid());
-    let owner = if mine.0.is_root() { (4_321, 8_765) } else { (mine.0.as_raw(), mine.1.as_raw()) };
+    let mine = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let owner = if tree::is_root() { (4_321, 8_765) } else { mine };
     let probe = tempfile::NamedTempFile::new_in(fast_folder().path().parent().unwrap()).unwrap();
     let has_xattrs = xattr::set(probe.path(), "user.note", b"yes").is_ok();
     let xattrs = if has_xattrs { vec![(b"user.note".to_vec(), b"kept".to_vec())] } else { Vec::new() };
@@ -382,7 +382,7 @@ fn every_kind() -> Vec<Entry> {
     };
     let file = |size| Kind::File { size, spans: vec![(0, size, 7)] };
     let sparse = Kind::File { size: 3_000_000, spans: vec![(1_000_000, 5_000, 3)] };
-    vec![
+    let mut entries = vec![
         entry(0, "below", Kind::Folder, 0o750),
         entry(1, "shared", Kind::Folder, 0o770),
         entry(1, "closed", Kind::Folder, 0o500),
@@ -396,7 +396,11 @@ fn every_kind() -> Vec<Entry> {
         entry(0, "void", file(0), 0o644),
         entry(1, "link", Kind::Symlink(b"../large".to_vec()), 0o777),
         entry(1, "pipe", Kind::Fifo, 0o622),
-    ]
+    ];
+    if tree::is_root() {
+        entries.push(entry(1, "device", Kind::Device(4, 64), 0o620));
+    }
+    entries
 }
 
 /// Describes what a killed command left of archives, or returns `None` if nothing.

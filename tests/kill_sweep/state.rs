@@ -153,17 +153,10 @@ pub fn restored(home: &Path) -> Result<String, String> {
     }
     let mut restored = tree::snapshot(&restored);
     restored.retain(|path, _| !path.as_os_str().is_empty());
-    for (path, seen) in &source {
-        let name = Path::new("docs").join(path);
-        let Some(mut found) = restored.remove(&name) else { return Err(format!("{} is missing", path.display())) };
-        found.first_name = found.first_name.strip_prefix("docs").unwrap_or(&found.first_name).to_owned();
-        if found != *seen {
-            return Err(format!("{} differs: {found:?}, not {seen:?}", path.display()));
-        }
-    }
-    if !restored.is_empty() {
-        return Err(format!("unexpected entries: {:?}", restored.keys()));
-    }
+    let below = |path: &Path| path.strip_prefix("docs").unwrap_or(path).to_owned();
+    restored.values_mut().for_each(|found| found.first_name = below(&found.first_name));
+    let restored = restored.into_iter().map(|(path, found)| (below(&path), found)).collect();
+    tree::compare(&source, &restored, "restored")?;
     rest(home)
 }
 

@@ -4,5 +4,6 @@
 pub mod archive;
 pub mod nobody;
 pub mod random;
+pub mod seed;
 pub mod segments;
 pub mod tree;

@@ -4,12 +4,6 @@
 pub struct Random(u64);
 
 impl Random {
-    /// Returns the seed in `BACKUP_MANAGER_SEED`, or a new one; print it, so that a failure can be replayed.
-    pub fn seed() -> u64 {
-        let given = std::env::var("BACKUP_MANAGER_SEED").ok().and_then(|seed| seed.parse().ok());
-        given.unwrap_or_else(|| getrandom::u64().unwrap() >> 1)
-    }
-
     pub fn new(seed: u64) -> Self {
         Random(seed)
     }

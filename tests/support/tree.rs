@@ -213,14 +213,21 @@ fn inspect(path: &Path, stat: &fs::Metadata) -> Seen {
     }
 }
 
-/// Compares two trees; the message names the first path that differs.
-pub fn assert_same(expected: &BTreeMap<PathBuf, Seen>, found: &BTreeMap<PathBuf, Seen>, what: &str) {
+/// Compares two trees. Errors: name the first path that differs; `what` is for the message.
+pub fn compare(expected: &BTreeMap<PathBuf, Seen>, found: &BTreeMap<PathBuf, Seen>, what: &str) -> Result<(), String> {
     for (path, entry) in expected {
-        let other = found.get(path).unwrap_or_else(|| panic!("{what}: {} is missing", path.display()));
-        assert_eq!(entry, other, "{what}: {}", path.display());
+        match found.get(path) {
+            None => return Err(format!("{what}: {} is missing", path.display())),
+            Some(other) if other != entry => {
+                return Err(format!("{what}: {} differs: {other:?}, not {entry:?}", path.display()));
+            }
+            Some(_) => {}
+        }
     }
-    let extra: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
-    assert!(extra.is_empty(), "{what}: unexpected: {extra:?}");
+    match found.keys().find(|path| !expected.contains_key(*path)) {
+        Some(extra) => Err(format!("{what}: unexpected: {}", extra.display())),
+        None => Ok(()),
+    }
 }
 
 /// Returns whether this process may set owners and make devices.

@@ -1,11 +1,7 @@
 //! Pins what the program prints: each JSON document, each help page, and an error of each kind.
 //!
-//! After an intended change, run `INSTA_UPDATE=always cargo test --test snapshots`, read the difference in
+//! After an intended change, run `INSTA_UPDATE=always cargo test --test cli snapshots`, read the difference in
 //! `tests/snapshots/`, and commit it with the change. No further tool is needed.
-
-#[path = "cli/environment.rs"]
-#[allow(dead_code, reason = "the tests of the command line use the rest")]
-mod environment;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,7 +11,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
-use environment::{Said, TestHome};
+use crate::environment::{Said, TestHome};
 
 /// What differs from run to run or from machine to machine, and what is printed in its place.
 ///
@@ -61,6 +57,7 @@ fn pin_said(name: &str, args: &[&str], said: &Said) {
     }
     let mut settings = insta::Settings::clone_current();
     settings.set_prepend_module_to_snapshot(false);
+    settings.set_snapshot_path("../snapshots");
     settings.set_omit_expression(true);
     let words = args.iter().map(|word| if word.starts_with('/') { "FILE" } else { word });
     settings.set_description(words.fold("backup-manager".to_owned(), |line, word| line + " " + word));
@@ -310,7 +307,7 @@ fn help_pages() {
     let help = |args: &[&str]| {
         let name = ["help", args.first().unwrap_or(&"main")].join("_");
         let args = [args, &["--help"]].concat();
-        pin_said(&name, &args, &environment::said(home.command(&args).env("COLUMNS", "80")));
+        pin_said(&name, &args, &crate::environment::said(home.command(&args).env("COLUMNS", "80")));
     };
     help(&[]);
     for verb in [
