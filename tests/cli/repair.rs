@@ -94,7 +94,7 @@ fn a_wrong_first_byte_costs_the_first_chunk_and_nothing_else() {
             fs::write(&copy, &bytes).unwrap();
             let to = |by: &str| home.path(&format!("{by} {case}")).to_str().unwrap().to_owned();
             let elsewhere = TestHome::new();
-            // Only the catalog tells that no member lies in the first chunk.
+            // Only the catalog knows that no member lies in the first chunk.
             for (by, archive, to, code) in [
                 (&home, "@2", to("number"), 0),
                 (&elsewhere, path.to_str().unwrap(), to("path"), 4),
@@ -107,7 +107,7 @@ fn a_wrong_first_byte_costs_the_first_chunk_and_nothing_else() {
                 assert_eq!(fs::read_dir(&restored).unwrap().count(), files_in_source(&home), "{said:?}");
             }
         }
-        // Without its end too, the name of the archive tells.
+        // If its end is damaged, too, the codec follows from the name of the archive.
         let mut bytes = whole.clone();
         bytes[0] ^= 0x5A;
         let end = bytes.len() - 40;

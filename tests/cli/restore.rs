@@ -135,7 +135,7 @@ fn find_looks_in_all_archives_and_versions_groups_by_content() {
         assert_eq!((versions[0]["archives"].as_u64(), versions[0]["oldest_run"].as_i64()), (Some(2), Some(runs[1])));
         assert_eq!((versions[1]["archives"].as_u64(), versions[1]["run"].as_i64()), (Some(1), Some(runs[0])));
     }
-    // Paths go with the last archive that holds them.
+    // Paths are removed with the last archive that holds them.
     let _ = home.run(&["delete", "other", "--with-archives", "--yes"]).ok();
     assert_eq!(home.number("SELECT count(*) FROM member WHERE CAST(path AS TEXT) LIKE 'other%'"), 0);
     assert_eq!(home.number("SELECT count(DISTINCT path) FROM member"), 5);

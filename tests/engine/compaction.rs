@@ -157,7 +157,7 @@ fn spans_and_indexes_follow_bytes_that_were_copied() {
             let is_index = name.ends_with(".index");
             assert!(is_index || before.get(&name).is_none_or(|old| *old == content), "{name} changed");
         }
-        // The next run refers to the copies, and what only it and they hold goes with them.
+        // The next run refers to the copies.
         let next = run(&world, &runner, &row);
         check_by_shell(&world, &next, &made[2].1);
     }

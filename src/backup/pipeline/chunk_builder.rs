@@ -93,7 +93,7 @@ pub(super) struct ReadMember {
     /// Where its entry begins in the chunk.
     pub(super) offset: usize,
     pub(super) member: Member,
-    /// The facts that go with the content.
+    /// The facts of the file whose content it is.
     pub(super) stat: Stat,
     pub(super) content_digest: Option<[u8; 32]>,
     /// No problem was recorded for it.
