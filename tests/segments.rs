@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use backup_manager::archive::cksum::Crc;
 use backup_manager::archive::content::Content;
 use backup_manager::archive::index::Index;
 use backup_manager::archive::members::{Event, Members};
@@ -260,6 +261,32 @@ fn a_damaged_segment_is_named_and_only_its_members_are_lost() {
         }
     }
     eprintln!("{chunked} of {} read chunk by chunk", FORMATS.len() * DAMAGES.len());
+}
+
+#[test]
+fn a_segment_with_a_damaged_footer_is_named_although_another_one_holds_its_end() {
+    for compression in FORMATS {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = make(&make_source(folder.path()), folder.path(), compression).path;
+        let bytes = fs::read(&whole).unwrap();
+        let archive = name("docs", compression.extension());
+        let names = segment_names(&archive);
+        let mut index = Index::new(&archive, 1, Crc::of(&bytes).cksum());
+        let borders = [0, bytes.len() - 150, bytes.len() - 3, bytes.len()];
+        for (name, range) in names.iter().zip(borders.windows(2)) {
+            let part = &bytes[range[0]..range[1]];
+            index.push(name, 0, part.len() as u64);
+            fs::write(folder.path().join(name), part).unwrap();
+        }
+        let path = folder.path().join(archive.index_name());
+        index.write(&mut fs::File::create(&path).unwrap()).unwrap();
+        let verify = || verify_file(&path, 2, &CancelToken::new()).unwrap();
+        assert!(verify().is_good(), "{compression}");
+        fs::write(folder.path().join(&names[1]), [0; 147]).unwrap();
+        let structure = verify().structure;
+        let is_named = |line: &String| line.contains("the trailer of ") && line.contains(&names[1]);
+        assert!(structure.iter().any(is_named), "{compression}: {structure:?}");
+    }
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl ArchiveReader {
     /// an archive in segments always has one.
     pub fn trailer(&self) -> Result<Option<Trailer>> {
         match Trailer::read(&self.stored, self.codec)? {
-            None if self.whole_file().is_none() => Err(trailer::damaged(&self.stored, self.size().saturating_sub(1))),
+            None if self.whole_file().is_none() => Err(trailer::without_footer(&self.stored, self.codec)),
             found => Ok(found),
         }
     }

@@ -275,10 +275,16 @@ impl Trailer {
 }
 
 /// Returns the error of a trailer that is not as it was written. It begins at `start`.
-pub(super) fn damaged(stored: &StoredBytes, start: u64) -> Error {
+fn damaged(stored: &StoredBytes, start: u64) -> Error {
     let place = stored.place_of(start, stored.size() - start.min(stored.size()));
     Error::new(ErrorKind::Damage, format!("the trailer of {} is damaged{place}", stored.path().display()))
         .hint("the members may still be whole: try tar, and compare with another copy")
+}
+
+/// Returns the error of an archive that has a trailer, of which the footer is not as it was written.
+pub(super) fn without_footer(stored: &StoredBytes, codec: Codec) -> Error {
+    let footer = find_footer(stored, codec).ok().flatten();
+    damaged(stored, footer.map_or(stored.size().saturating_sub(SEEK_FOOTER_BYTES), |(start, _)| start))
 }
 
 /// The chunks of an archive file in order, as its trailer lists them.
