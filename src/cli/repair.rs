@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::documents::{ErrorDocument, PathFields};
 use super::render::{self, Format};
 use super::signals::Signals;
-use super::{Context, config, select};
+use super::{Context, config, select, worker};
 use crate::error::{ErrorKind, Result};
 use crate::maintenance::repair::{self, RepairContext, Repaired};
 use crate::schedule::Layout;
@@ -81,6 +81,10 @@ enum RepairResultDocument {
 
 pub fn cmd_repair(context: &Context, args: &RepairArgs) -> Result<u8> {
     let store = context.open()?;
+    if !args.dry_run {
+        // While a run goes on, nothing is repaired that it may refer to.
+        worker::recover_if_needed(context, &store)?;
+    }
     let signals = Signals::cancel_on_first()?;
     let archives = select::archives(&store, &args.what)?;
     let repairing = RepairContext {

@@ -28,7 +28,7 @@ pub(super) struct Replacement {
 /// which the files of the schedule are changed.
 ///
 /// Errors: `Damage` if the copy is not what was written once, and nothing is replaced; `NotFound` if the archive was
-/// removed meanwhile.
+/// removed meanwhile; `Busy` while a run goes on that may share the damaged bytes.
 pub(super) fn replace_file(
     context: &RepairContext<'_>,
     archive: &Archive,
@@ -64,12 +64,19 @@ pub(super) fn replace_file(
 
 /// Returns the complete archives whose file this is.
 ///
-/// Errors: `NotFound` if the archive itself is none of them any more.
+/// Errors: `NotFound` if the archive itself is none of them any more; `Busy` if one of them is the base of a running
+/// run: that has linked the file or shares its blocks, and must find it damaged when it ends. While it is damaged, no
+/// other run takes it.
 fn names_of_file(context: &RepairContext<'_>, archive: &Archive) -> Result<Vec<Archive>> {
     let mut names: Vec<Archive> = context.store.archives(Some(archive.schedule_id))?;
     names.retain(|name| name.archive_file == archive.archive_file);
     if names.iter().all(|name| name.run != archive.run) {
         return Err(removed(archive));
+    }
+    if context.store.is_base_of_running_run(archive.archive_file)? {
+        let name = &archive.schedule_name;
+        return Err(Error::busy(format!("a run of {name} may share damaged bytes of the archive @{}", archive.run))
+            .hint("repair again when it has ended"));
     }
     Ok(names)
 }

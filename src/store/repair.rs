@@ -3,6 +3,7 @@
 use rusqlite::params;
 
 use super::Store;
+use super::base::NOT_HELD;
 use super::rows::{HOLDS_CHUNK, InnerPath};
 use super::stored_files::WHOLE_FILE;
 use super::types::{Archive, ChunkDigest, StoredBytes, StoredPlace};
@@ -40,6 +41,17 @@ impl Store {
                     Ok(StoredPlace { file_name: row.get::<_, InnerPath>(0)?.0, offset: row.get(1)? })
                 })?
                 .collect()
+        })
+    }
+
+    /// Returns whether an archive with this archive file is the base of a running run.
+    pub fn is_base_of_running_run(&self, archive_file: i64) -> Result<bool> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!(
+                    "SELECT EXISTS (SELECT 1 FROM archive WHERE archive_file_id = ?1 AND NOT {NOT_HELD})"
+                ))?
+                .query_row([archive_file], |row| row.get(0))
         })
     }
 

@@ -11,17 +11,17 @@ use backup_manager::backup::Runner;
 use backup_manager::cancel::CancelToken;
 use backup_manager::chunk::Chunk;
 use backup_manager::clock::Clock;
-use backup_manager::error::Result;
+use backup_manager::error::{ErrorKind, Result};
 use backup_manager::maintenance::prune::forget;
 use backup_manager::maintenance::repair::{RepairContext, Repaired, repair};
 use backup_manager::schedule::{Compression, Layout};
-use backup_manager::store::{Archive, Health, ScheduleRow, StoredBytes};
+use backup_manager::store::{Archive, ClaimNow, Health, RunRequest, RunState, ScheduleRow, StoredBytes};
 
 use crate::reuse::{file_of, run, verify};
 use crate::segments::{
     CODECS, check_by_shell, contents, flip, folder, health, index_of, segments, tree, world, world_in,
 };
-use crate::world::World;
+use crate::world::{HOUR, World};
 
 /// Three archives, of which the second is a name of the first one's file, and the third shares most chunks.
 fn three(compression: Compression) -> (World, Runner, ScheduleRow, [Archive; 3]) {
@@ -111,6 +111,28 @@ fn a_damaged_file_is_replaced_as_a_whole_under_all_of_its_names() {
         assert_eq!(contents(&world).len(), before.len(), "no temporary file is left");
         assert!(repair_all(&world, false).is_empty());
     }
+}
+
+/// A run that shares the damaged bytes of its base must not find it undamaged when it ends.
+#[test]
+fn a_file_is_not_replaced_while_a_run_may_share_its_bytes() {
+    let (world, runner, row, [first, _, third]) = three(Compression::None);
+    world.clock.advance(HOUR);
+    let request = RunRequest { verify: true, reread: false };
+    let (claimed, _) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    // By its other name.
+    assert!(world.store.hold_base(&claim, first.run + 1).unwrap());
+    flip(&file_of(&world, &first), byte_of(&world, &first, &third, true));
+    assert_eq!(verify(&world, &first), Health::Damaged);
+    let before = contents(&world);
+    assert!(matches!(&repair_all(&world, true)[..], [(_, Ok(found))] if found.is_whole()));
+    let repaired = repair_all(&world, false);
+    assert!(matches!(&repaired[..], [(_, Err(error))] if error.kind() == ErrorKind::Busy), "{repaired:?}");
+    assert_eq!((health(&world, &first), contents(&world)), (Health::Damaged, before));
+    world.store.end_without_archive(claim, RunState::Failed, "the end", world.clock.now()).unwrap();
+    let repaired = repair_all(&world, false);
+    assert!(matches!(&repaired[..], [(_, Ok(found))] if found.is_whole()), "{repaired:?}");
 }
 
 #[test]

@@ -34,6 +34,7 @@ pub fn call(store: &Store, worker: &WorkerRow) {
     assert!(store.chunk_digests(first, 10).unwrap().iter().all(|chunk| chunk.id > first));
     let whole = store.archives(None).unwrap().into_iter().find(|archive| archive.layout == Layout::Whole).unwrap();
     store.places_of_chunk(first).unwrap();
+    store.is_base_of_running_run(whole.archive_file).unwrap();
     store.record_replaced_file(&whole, &STORED, NOW).unwrap();
     usage(store, id, &archive, segment);
     store.record_missing(&archive, segment).unwrap();
