@@ -59,11 +59,11 @@ enum RepairResultDocument {
     Done {
         /// Whether nothing is damaged any more; false after a dry run.
         repaired: bool,
-        /// How many of its parts were damaged: chunks, and its trailer.
+        /// How many of its parts were damaged: chunks, its trailer and its index.
         damaged_parts: u64,
         /// How many of these have the bytes that were written, which decode to other content.
         undecodable_parts: u64,
-        /// For how many of the damaged parts other archives have equal bytes.
+        /// For how many of the damaged parts other archives or the catalog have the right bytes.
         repairable_parts: u64,
         /// Whether its index was replaced or, by a dry run, could be.
         index_replaced: bool,
@@ -154,10 +154,14 @@ fn print_result(context: &Context, archive: &Archive, result: &Result<Repaired>)
 
 /// Returns what is damaged still, and the next step.
 fn text_of_rest(archive: &Archive, repaired: &Repaired, path: &str) -> String {
-    let Repaired { damaged_parts, undecodable_parts, repairable_parts, findings, .. } = repaired;
+    let Repaired { damaged_parts, undecodable_parts, repairable_parts, index_replaced, findings, .. } = repaired;
     let mut text = format!("{}: {path}\n", findings.health.as_str());
-    if *damaged_parts > 0 {
-        text += &format!("  other archives have equal bytes for {repairable_parts} of {damaged_parts} damaged parts\n");
+    if *index_replaced {
+        text += "  its index was replaced\n";
+    }
+    let (found, damaged) = (repairable_parts - u64::from(*index_replaced), damaged_parts - u64::from(*index_replaced));
+    if damaged > 0 {
+        text += &format!("  other archives have equal bytes for {found} of {damaged} damaged parts\n");
     }
     findings.structure.iter().for_each(|line| text += &format!("  {}\n", render::escape_control(line)));
     for member in &findings.damaged_members {

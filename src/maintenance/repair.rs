@@ -38,6 +38,8 @@ struct Damaged {
     undecodable: u64,
     /// The trailer as it must be, if the archive has another one.
     trailer: Option<TrailerRepair>,
+    /// Its index was damaged, too, and is replaced already.
+    index_replaced: bool,
 }
 
 /// A damaged trailer.
@@ -54,7 +56,7 @@ pub struct Repaired {
     pub damaged_parts: u64,
     /// How many of these are chunks with the stored bytes that were written, which decode to other content.
     pub undecodable_parts: u64,
-    /// For how many of the damaged parts there are equal bytes elsewhere.
+    /// For how many of the damaged parts there are the right bytes: equal ones elsewhere, or what the catalog knows.
     pub repairable_parts: u64,
     /// Its index was replaced or, in a dry run, would be.
     pub index_replaced: bool,
@@ -91,17 +93,16 @@ pub fn repair(
     let mut damaged = Vec::new();
     let mut seen = HashSet::new();
     for archive in archives {
+        cancel.check("the repair was cancelled")?;
         // Its row may have been separated from others.
         let Some(archive) = store.archive(archive.run)? else { continue };
         if archive.health == Health::Good || !seen.insert(archive.file_key()) {
             continue;
         }
-        match complete_index(context, &archive) {
-            Ok(Some(repaired)) if repaired.is_whole() => on_repaired(&archive, Ok(repaired))?,
-            Ok(_) => match examine(context, &archive) {
-                Ok(found) => damaged.extend(found),
-                Err(error) => on_repaired(&archive, Err(error))?,
-            },
+        match examine(context, &archive) {
+            Ok(Examined::Good) => {}
+            Ok(Examined::Repaired(repaired)) => on_repaired(&archive, Ok(repaired))?,
+            Ok(Examined::Damaged(found)) => damaged.push(found),
             Err(error) => on_repaired(&archive, Err(error))?,
         }
     }
@@ -115,45 +116,50 @@ pub fn repair(
     Ok(())
 }
 
-/// Replaces the index of an archive if it is damaged, or if a repair that was killed has not. Returns what became of
-/// the archive if its index was replaced or, in a dry run, would be.
-fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Repaired>> {
-    if archive.layout == Layout::Whole {
-        return Ok(None);
-    }
-    let replaced = {
-        let _lock = lock(context, archive)?;
-        repair_segments::complete_index(context, archive)?
-    };
-    if !replaced {
-        return Ok(None);
-    }
-    let findings = findings_now(context, archive)?;
-    let repairable_parts = u64::from(context.dry_run || findings.is_good());
-    Ok(Some(Repaired {
-        damaged_parts: 1,
-        undecodable_parts: 0,
-        repairable_parts,
-        index_replaced: true,
-        dry_run: context.dry_run,
-        findings,
-    }))
+/// What was found of an archive that is not known to be good.
+enum Examined {
+    /// It is good, or nothing is known to be damaged in it.
+    Good,
+    /// It is good with another index, or may be.
+    Repaired(Repaired),
+    Damaged(Damaged),
 }
 
-/// Reads an archive in full; returns what is damaged, `None` if nothing is.
-fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Option<Damaged>> {
-    let RepairContext { home, store, now, threads, cancel, .. } = *context;
-    let Some(archive) = &store.archive(archive.run)? else { return Ok(None) };
-    if !matches!(archive.health, Health::Damaged | Health::Missing) {
-        return Ok(None);
+/// Replaces the index of an archive if it is damaged, or if a repair that was killed has not, and reads the archive in
+/// full.
+fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Examined> {
+    let RepairContext { store, dry_run, .. } = *context;
+    let index_replaced = complete_index(context, archive)?;
+    let Some(archive) = &store.archive(archive.run)? else { return Ok(Examined::Good) };
+    if !index_replaced && !matches!(archive.health, Health::Damaged | Health::Missing) {
+        return Ok(Examined::Good);
     }
-    let findings = verify_archive(home, store, archive, threads, cancel, now)?;
+    let findings = findings_now(context, archive)?;
+    if index_replaced && (findings.is_good() || dry_run) {
+        return Ok(Examined::Repaired(Repaired {
+            damaged_parts: 1,
+            undecodable_parts: 0,
+            repairable_parts: 1,
+            index_replaced,
+            dry_run,
+            findings,
+        }));
+    }
     if findings.is_good() {
-        return Ok(None);
+        return Ok(Examined::Good);
     }
     let (chunks, undecodable) = damaged_chunks(context, archive, &findings)?;
     let trailer = examine_trailer(context, archive)?;
-    Ok(Some(Damaged { archive: archive.clone(), findings, chunks, undecodable, trailer }))
+    Ok(Examined::Damaged(Damaged { archive: archive.clone(), findings, chunks, undecodable, trailer, index_replaced }))
+}
+
+/// Returns whether the index of an archive was replaced or, in a dry run, would be.
+fn complete_index(context: &RepairContext<'_>, archive: &Archive) -> Result<bool> {
+    if archive.layout == Layout::Whole {
+        return Ok(false);
+    }
+    let _lock = lock(context, archive)?;
+    repair_segments::complete_index(context, archive)
 }
 
 /// Returns the chunks of an archive whose stored bytes are damaged, and the number of those that are damaged although
@@ -254,13 +260,12 @@ fn repair_archive(
     equal: &EqualChunks,
     new_segments: &mut HashSet<i64>,
 ) -> Result<Repaired> {
-    let found = damaged.chunks.iter().filter(|chunk| equal.has(chunk)).count();
-    let has_trailer = damaged.trailer.as_ref().is_some_and(|trailer| trailer.bytes.is_some());
-    let damaged_parts = damaged.chunks.len() as u64 + damaged.undecodable + u64::from(damaged.trailer.is_some());
-    let repairable_parts = found as u64 + u64::from(has_trailer);
-    let is_repairable = damaged_parts > 0 && damaged_parts == repairable_parts;
-    let is_written = match damaged.archive.layout {
-        Layout::Whole => is_repairable,
+    let Damaged { archive, chunks, undecodable, trailer, index_replaced, .. } = damaged;
+    let damaged_parts = chunks.len() as u64 + undecodable + u64::from(trailer.is_some());
+    let has_trailer = trailer.as_ref().is_some_and(|trailer| trailer.bytes.is_some());
+    let repairable_parts = chunks.iter().filter(|chunk| equal.has(chunk)).count() as u64 + u64::from(has_trailer);
+    let is_written = match archive.layout {
+        Layout::Whole => damaged_parts > 0 && damaged_parts == repairable_parts,
         Layout::Segmented => repairable_parts > 0,
     };
     let findings = match is_written && !context.dry_run {
@@ -268,13 +273,13 @@ fn repair_archive(
         false => damaged.findings.clone(),
     };
     if findings.is_good() {
-        log::info!("{}: repaired, {damaged_parts} parts were damaged", damaged.archive.describe());
+        log::info!("{}: repaired, {damaged_parts} parts were damaged", archive.describe());
     }
     Ok(Repaired {
-        damaged_parts,
-        undecodable_parts: damaged.undecodable,
-        repairable_parts,
-        index_replaced: false,
+        damaged_parts: damaged_parts + u64::from(*index_replaced),
+        undecodable_parts: *undecodable,
+        repairable_parts: repairable_parts + u64::from(*index_replaced),
+        index_replaced: *index_replaced,
         dry_run: context.dry_run,
         findings,
     })

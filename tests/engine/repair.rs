@@ -271,6 +271,24 @@ fn a_missing_segment_and_a_damaged_index_are_repaired() {
     }
 }
 
+#[test]
+fn an_index_is_called_replaced_also_if_other_parts_stay_damaged() {
+    let (world, _runner, _row, archives) = two_in_segments(Compression::Gzip(6));
+    let second = &archives[1].0;
+    let written = fs::read(file_of(&world, second)).unwrap();
+    let segment = folder(&world).join(&index_of(&world, second).segments()[0]);
+    flip(&segment, fs::metadata(&segment).unwrap().len() / 2);
+    flip(&file_of(&world, second), written.len() as u64 / 2);
+    assert_eq!(verify(&world, second), Health::Damaged);
+    let repaired = repair_all(&world, false);
+    let (_, found) = repaired.iter().find(|(run, _)| *run == second.run).expect("a result");
+    let found = found.as_ref().unwrap();
+    assert!(found.index_replaced && !found.is_whole(), "{found:?}");
+    assert_eq!((found.damaged_parts, found.repairable_parts), (2, 1));
+    assert!(fs::read(file_of(&world, second)).unwrap() == written);
+    assert_eq!(health(&world, second), Health::Damaged);
+}
+
 /// Puts an index back as if it had not been replaced yet.
 pub fn put_index_back(world: &World, archive: &Archive, old: &[u8]) {
     let path = file_of(world, archive);
