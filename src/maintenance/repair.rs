@@ -11,12 +11,10 @@ use super::repair_whole::{self, Replacement};
 use super::shared_files::separate_files;
 use super::verify::{Findings, verify_archive};
 use crate::archive::buffer::Buffer;
-use crate::archive::codec::Codec;
 use crate::archive::expected_trailer::ExpectedTrailer;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Facts;
 use crate::archive_folder;
-use crate::archive_name::{ArchiveName, INDEX_SUFFIX};
 use crate::chunk::Chunk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::SegmentLock;
@@ -207,19 +205,14 @@ fn examine_trailer(context: &RepairContext<'_>, archive: &Archive) -> Result<Opt
     if expected.is_in(&reader, archive.size) {
         return Ok(None);
     }
-    let mut bytes = None;
-    let codec = codec_of(archive).unwrap_or(reader.codec());
+    let mut repair = TrailerRepair { offset: expected.start(), bytes: None };
     for facts in possible_facts(store, archive)? {
-        bytes = bytes.or(expected.with_facts(codec, &facts)?);
+        repair.bytes = expected.with_facts(reader.codec(), &facts)?;
+        if repair.bytes.is_some() {
+            break;
+        }
     }
-    Ok(Some(TrailerRepair { offset: expected.start(), bytes }))
-}
-
-/// Returns how an archive is encoded by its name: its first bytes may be damaged.
-fn codec_of(archive: &Archive) -> Option<Codec> {
-    let name = archive.file_name.rsplit('/').next()?;
-    let name = ArchiveName::of_file(name.strip_suffix(INDEX_SUFFIX).unwrap_or(name))?;
-    Some(Codec::of_extension(name.extension))
+    Ok(Some(repair))
 }
 
 /// Returns what the trailer of an archive may say: an archive that is a name of another one's file has its trailer.
