@@ -1,6 +1,6 @@
 //! Searches the archives for chunks with the same stored bytes as damaged ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -31,7 +31,7 @@ impl EqualChunks {
         wanted: impl Iterator<Item = &'a Chunk>,
         cancel: &CancelToken,
     ) -> Result<EqualChunks> {
-        let mut missing: HashMap<Content, ()> = wanted.map(|chunk| (content_of(chunk), ())).collect();
+        let mut missing: HashSet<Content> = wanted.map(content_of).collect();
         let mut found = EqualChunks::default();
         let mut after = 0;
         while !missing.is_empty() {
@@ -41,7 +41,7 @@ impl EqualChunks {
             after = last.id;
             for chunk in page {
                 let content = (chunk.stored_length, chunk.stored_digest);
-                if !missing.contains_key(&content) {
+                if !missing.contains(&content) {
                     continue;
                 }
                 let mut places = store.places_of_chunk(chunk.id)?.into_iter();

@@ -135,12 +135,7 @@ impl Store {
     /// Makes an archive visible of which only the ranges were added. Nothing of it counts as verified.
     pub fn finish_adding_ranges(&self, run: i64) -> Result<()> {
         self.write(|transaction| {
-            let file = transaction.query_row(
-                "UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing' \
-                 RETURNING archive_file_id",
-                [run],
-                |row| row.get(0),
-            )?;
+            let file = make_visible(transaction, run)?;
             keep_parts(transaction, run, file)
         })
     }
@@ -160,12 +155,7 @@ impl Store {
     /// Makes an archive visible whose chunks are all added and verified; `trailer` is that of one in segments.
     pub fn finish_adding_archive(&self, run: i64, trailer: Option<&FoundTrailer>, now: Timestamp) -> Result<()> {
         self.write(|transaction| {
-            let file = transaction.query_row(
-                "UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing' \
-                 RETURNING archive_file_id",
-                [run],
-                |row| row.get(0),
-            )?;
+            let file = make_visible(transaction, run)?;
             match trailer {
                 None => insert_rest(transaction, file)?,
                 Some(trailer) => insert_found_trailer(transaction, file, trailer)?,
@@ -271,6 +261,15 @@ impl Store {
             }
         }
     }
+}
+
+/// Makes an archive visible that is being added; returns its archive file.
+fn make_visible(transaction: &rusqlite::Transaction<'_>, run: i64) -> rusqlite::Result<i64> {
+    transaction.query_row(
+        "UPDATE archive SET state = 'complete' WHERE run_id = ?1 AND state = 'writing' RETURNING archive_file_id",
+        [run],
+        |row| row.get(0),
+    )
 }
 
 fn insert_found_trailer(
