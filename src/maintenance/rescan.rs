@@ -18,6 +18,7 @@ use super::rescan_damaged::add_by_index;
 use super::rescan_moves::update_all;
 use super::rescan_segments::Places;
 use super::shared_files::separate_files;
+use super::verify::verify_archive;
 use crate::archive::reader::ArchiveReader;
 use crate::archive::trailer::Trailer;
 use crate::archive::{check, rebuild};
@@ -115,9 +116,11 @@ pub fn rescan(
             Err(error) if error.kind() == ErrorKind::Damage => {
                 store.discard_partly_added_archives()?;
                 report.damaged.push((candidate.path.clone(), error.to_string()));
+                continue;
             }
             Err(error) => return Err(error),
         }
+        verify_completed(home, store, candidate, threads, cancel, now)?;
     }
     add_damaged(home, store, &mut report, threads, cancel, now)?;
     let updated = update_all(home, store, threads, cancel, now)?;
@@ -130,6 +133,23 @@ pub fn rescan(
     let notes = archive_folder::refresh_stable_links(home, store, &store.schedules()?, now)?;
     notes.iter().for_each(|note| observer.note(note));
     Ok(report)
+}
+
+/// Verifies an archive that has its chunks now, unless it is known to be good: what was missing or damaged before is
+/// there again.
+fn verify_completed(
+    home: &Home,
+    store: &Store,
+    candidate: &Candidate,
+    threads: usize,
+    cancel: &CancelToken,
+    now: Timestamp,
+) -> Result<()> {
+    let Some(run) = candidate.known else { return Ok(()) };
+    match store.archive(run)?.filter(|archive| archive.health != Health::Good) {
+        Some(archive) => verify_archive(home, store, &archive, threads, cancel, now).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Adds what is damaged and has an index, so that its segments are kept.

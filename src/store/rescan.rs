@@ -179,6 +179,12 @@ impl Store {
                  WHERE run_id = ?1",
                 [known, added],
             )?;
+            transaction.execute(
+                "UPDATE run SET (state, members, files, content_bytes, archive_bytes, problems, losses) = ( \
+                     SELECT state, members, files, content_bytes, archive_bytes, problems, losses FROM run \
+                     WHERE id = ?2) WHERE id = ?1",
+                [known, added],
+            )?;
             for (run, file) in [(known, file), (added, ranges)] {
                 let changed =
                     transaction.execute("UPDATE archive SET archive_file_id = ?2 WHERE run_id = ?1", [run, file])?;
