@@ -202,7 +202,8 @@ impl<'a, 'c> Restorer<'a, 'c> {
         self.state.with_report(|report| report.refused.add(name, reason.to_owned()));
     }
 
-    /// Records the members that are lost with a damaged chunk: those in the catalog, else the last member before it.
+    /// Records the members that are lost with a damaged chunk: those in the catalog, else the last member before it,
+    /// else the archive.
     fn record_damage(
         &mut self,
         selection: &Selection,
@@ -210,24 +211,26 @@ impl<'a, 'c> Restorer<'a, 'c> {
         after: Option<MemberPath>,
         reason: &str,
     ) -> Result<()> {
-        let mut lost = Vec::new();
+        let mut lost: Vec<(Vec<u8>, String)> = Vec::new();
         // Damage after the last chunk has no chunk in the catalog.
         let page = if sequence == u64::MAX { None } else { self.archive.catalog_page(sequence)? };
         if let Some((members, _)) = page {
             let here = members.into_iter().filter(|m| m.sequence == sequence).map(|m| m.entry.member.path);
             let selected = here.filter(|path| selection.selects(path) && self.lost.insert(path_key(path.as_bytes())));
-            lost.extend(selected.map(|path| (path, reason.to_owned())));
+            lost.extend(selected.map(|path| (path.as_bytes().to_vec(), reason.to_owned())));
         } else if self.is_reading_again {
             // Without the catalog all of the archive was read before.
         } else if let Some(after) = after {
             let reason = format!("{reason}; members after this one may be lost");
-            lost.push((after, reason));
+            lost.push((after.as_bytes().to_vec(), reason));
         } else {
-            self.state.with_report(|report| report.damaged.add(b"", reason.to_owned()));
+            // There is no member before it that could be named.
+            let path = self.archive.path().as_os_str().as_bytes().to_vec();
+            lost.push((path, format!("{reason}; members at its beginning may be lost")));
         }
         for (path, reason) in lost {
-            self.report_problem(path.as_bytes(), &format!("damaged: {reason}"));
-            self.state.with_report(|report| report.damaged.add(path.as_bytes(), reason));
+            self.report_problem(&path, &format!("damaged: {reason}"));
+            self.state.with_report(|report| report.damaged.add(&path, reason));
         }
         Ok(())
     }

@@ -102,6 +102,8 @@ fn a_wrong_first_byte_costs_the_first_chunk_and_nothing_else() {
             ] {
                 let said = by.run(&["restore", archive, "--to", &to]);
                 assert_eq!(said.code, code, "{codec} {archive} {said:?}");
+                let named = said.stderr.contains(&format!("{archive}: ")) && said.stderr.contains("at its beginning");
+                assert_eq!(named, code == 4, "{codec} {archive} {said:?}");
                 let restored = std::path::Path::new(&to).join("docs");
                 assert_eq!(fs::read_to_string(restored.join("first")).unwrap(), "another text", "{said:?}");
                 assert_eq!(fs::read_dir(&restored).unwrap().count(), files_in_source(&home), "{said:?}");
