@@ -1,7 +1,6 @@
 //! From a sealed archive to the end of its run: rename, verify, complete (I1). Recovery renames by itself
 //! (`recover.rs`) and then uses [`Runner::finish_sealed`], too.
 
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
 use super::monitor::RunContext;
@@ -80,24 +79,25 @@ impl Runner {
     }
 
     /// Reads back what the archive does not share with a base that was verified a short time ago, and compares it with
-    /// the catalog and its digest. Returns when its oldest part was verified (I20); `None` if nothing is to be
-    /// recorded.
+    /// the catalog and its digest. Without post-write verification, only an archive that shares something. Returns when
+    /// its oldest part was verified (I20); `None` if nothing is to be recorded.
     fn verify(&self, claim: &Claim, archive: &SealedArchive<'_>) -> Result<Option<Timestamp>> {
-        let (mut unread, oldest): (Vec<Range<u64>>, _) = match &archive.inherited {
-            _ if !claim.verify() => return Ok(None),
+        let (unread, oldest) = match (archive.layout, &archive.inherited) {
+            // What lies in segments of other runs was verified a short time ago; their rows have the times.
+            (Layout::Segmented, _) => (self.store.inherited_ranges(claim.run())?, None),
             // The file keeps the time of that.
-            Inherited::File if archive.layout == Layout::Whole => return Ok(None),
-            Inherited::Ranges { ranges, verified_at, .. } => (ranges.clone(), Some(*verified_at)),
-            Inherited::File | Inherited::Nothing => (Vec::new(), None),
+            (Layout::Whole, Inherited::File) => return Ok(None),
+            (Layout::Whole, Inherited::Ranges { ranges, verified_at, .. }) => (ranges.clone(), Some(*verified_at)),
+            (Layout::Whole, Inherited::Nothing) => (Vec::new(), None),
         };
+        // What was taken unread makes this little; otherwise the next run would verify all before it takes from it.
+        if !claim.verify() && unread.is_empty() {
+            return Ok(None);
+        }
         let path = self.home.backups().join(archive.file_name);
         let mut chunks = self.store.archive_chunks(claim.run());
         // A stop does not interrupt what is sealed, so nothing cancels this token.
         let cancel = CancelToken::new();
-        if archive.layout == Layout::Segmented {
-            // What lies in segments of other runs was verified a short time ago; their rows have the times.
-            unread = self.store.inherited_ranges(claim.run())?;
-        }
         let now = self.clock.now();
         check::check_except(&path, &mut chunks, &unread, &archive.digest, archive.size, self.threads, &cancel)?;
         Ok(Some(oldest.map_or(now, |oldest| oldest.min(now))))

@@ -193,3 +193,18 @@ fn blocks_are_shared_unread_with_no_base_that_was_not_verified_lately_without_ve
     assert_eq!(world.store.archive(first.run).unwrap().unwrap().health, Health::Damaged);
     assert_eq!(verify(&world, &next), Health::Good);
 }
+
+#[test]
+fn without_verification_a_base_is_read_once_and_then_what_runs_write() {
+    let Some(mount) = LoopMount::new("xfs") else { return };
+    let (world, runner, row) = world(&mount, Compression::Zstd(3));
+    let schedule = Schedule { verify: false, ..row.schedule };
+    world.store.edit_schedules(&[(row.id, schedule, row.watermark)], world.clock.now()).unwrap();
+    let row = world.store.schedule(row.id).unwrap();
+    let verified_at = world.clock.now();
+    for day in ["one", "two"] {
+        world.clock.advance(DAY);
+        fs::write(world.path("docs/119"), day).unwrap();
+        assert_eq!(run(&world, &runner, &row).verified_at, Some(verified_at), "{day}");
+    }
+}

@@ -21,7 +21,7 @@ use backup_manager::store::{Archive, Health, Role, RunState, ScheduleRow, Segmen
 
 use crate::reuse::{run, verify};
 use crate::runs::{Recording, recover_all, run_now};
-use crate::world::{HOUR, World};
+use crate::world::{DAY, HOUR, World};
 
 pub const CODECS: [Compression; 3] = [Compression::None, Compression::Gzip(6), Compression::Zstd(3)];
 
@@ -154,6 +154,26 @@ fn a_run_that_finds_nothing_changed_adds_an_index_only() {
     check_by_shell(&world, &second, &expected);
     delete(&world, &second);
     assert!(contents(&world).is_empty());
+}
+
+#[test]
+fn without_verification_a_base_is_read_once_and_then_what_runs_write() {
+    let (world, runner, row) = world(Compression::Zstd(3));
+    edit(&world, &row, Schedule { verify: false, ..world.store.schedule(row.id).unwrap().schedule });
+    let first = run(&world, &runner, &row);
+    assert_eq!(first.verified_at, None);
+    let mut base_verified_at = None;
+    for day in 1..4 {
+        world.clock.advance(DAY);
+        if day != 2 {
+            fs::write(world.path("docs/100"), format!("day {day}")).unwrap();
+        }
+        let archive = run(&world, &runner, &row);
+        let verified_at = *base_verified_at.get_or_insert(world.clock.now());
+        assert_eq!((archive.health, archive.verified_at), (Health::Good, Some(verified_at)), "day {day}");
+        assert_eq!(world.store.segment_names(archive.run).unwrap().len(), usize::from(day != 2));
+    }
+    assert_eq!(world.store.archive(first.run).unwrap().unwrap().verified_at, base_verified_at);
 }
 
 pub fn delete(world: &World, archive: &Archive) {
