@@ -100,7 +100,7 @@ pub fn repair(
         match examine(context, &archive) {
             Ok(Examined::Good) => {}
             Ok(Examined::Repaired(repaired)) => on_repaired(&archive, Ok(repaired))?,
-            Ok(Examined::Damaged(found)) => damaged.push(found),
+            Ok(Examined::Damaged(found)) => damaged.push(*found),
             Err(error) => on_repaired(&archive, Err(error))?,
         }
     }
@@ -120,7 +120,7 @@ enum Examined {
     Good,
     /// It is good with another index, or may be.
     Repaired(Repaired),
-    Damaged(Damaged),
+    Damaged(Box<Damaged>),
 }
 
 /// Replaces the index of an archive if it is damaged, or if a repair that was killed has not, and reads the archive in
@@ -148,7 +148,8 @@ fn examine(context: &RepairContext<'_>, archive: &Archive) -> Result<Examined> {
     }
     let (chunks, undecodable) = damaged_chunks(context, archive, &findings)?;
     let trailer = examine_trailer(context, archive)?;
-    Ok(Examined::Damaged(Damaged { archive: archive.clone(), findings, chunks, undecodable, trailer, index_replaced }))
+    let damaged = Damaged { archive: archive.clone(), findings, chunks, undecodable, trailer, index_replaced };
+    Ok(Examined::Damaged(Box::new(damaged)))
 }
 
 /// Returns whether the index of an archive was replaced or, in a dry run, would be.
