@@ -103,6 +103,11 @@ impl Home {
         with_suffix(&self.db, ".locks")
     }
 
+    /// Returns the folder with the secrets that the program stores.
+    pub fn secrets(&self) -> PathBuf {
+        with_suffix(&self.db, ".secrets")
+    }
+
     /// Returns the path of the text file that `import` reads by default.
     pub fn text_file(&self) -> PathBuf {
         self.root.join("backup_schedules.txt")
@@ -115,11 +120,11 @@ impl Home {
         joined.components().collect()
     }
 
-    /// Returns the paths that no archive may contain: the live database with the files next to it, the archives, the
-    /// logs.
+    /// Returns the paths that no archive may contain: the live database with the files next to it, the secrets, the
+    /// archives, the logs.
     pub fn own_paths(&self) -> Vec<PathBuf> {
         let mut paths = vec![self.db.clone(), self.backups.clone(), self.logs.clone()];
-        for suffix in ["-wal", "-shm", "-journal", ".lock", ".locks", ".workers"] {
+        for suffix in ["-wal", "-shm", "-journal", ".lock", ".locks", ".workers", ".secrets"] {
             paths.push(with_suffix(&self.db, suffix));
         }
         paths

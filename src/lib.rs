@@ -25,6 +25,7 @@ pub mod owner;
 pub mod progress;
 pub mod restore;
 pub mod schedule;
+pub mod secrets;
 pub mod service;
 pub mod source;
 pub mod store;

@@ -43,6 +43,8 @@ mod reuse;
 mod runs;
 #[path = "cli/schedules.rs"]
 mod schedules;
+#[path = "cli/secrets.rs"]
+mod secrets;
 #[path = "cli/segments.rs"]
 mod segments;
 #[path = "cli/service.rs"]

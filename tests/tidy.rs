@@ -43,6 +43,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     // Layer 1: one resource each. `durable` replaces files safely for its peers; no others use each other.
     ("durable", 1, &[]),
     ("liveness", 1, &[]),
+    ("secrets", 1, &["durable"]),
     ("store", 1, &[]),
     ("source", 1, &[]),
     ("archive", 1, &["durable"]),
@@ -77,8 +78,8 @@ const MANY_FUNCTION_LINES: usize = 45;
 const MAX_LONG_FUNCTIONS: usize = 8;
 
 /// Each dependency is code that nobody here reviews, and minutes of building: a higher number is a decision of its own.
-const MAX_DIRECT_DEPENDENCIES: usize = 33;
-const MAX_LOCKED_PACKAGES: usize = 246;
+const MAX_DIRECT_DEPENDENCIES: usize = 34;
+const MAX_LOCKED_PACKAGES: usize = 248;
 
 /// Calls that read the system's clock.
 const CLOCK_CALLS: &[&str] = &[
