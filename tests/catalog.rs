@@ -5,10 +5,14 @@
 mod check;
 #[path = "catalog/claims.rs"]
 mod claims;
+#[path = "catalog/hooks.rs"]
+mod hooks;
 #[path = "catalog/migration.rs"]
 mod migration;
 #[path = "catalog/migration_of_5.rs"]
 mod migration_of_5;
+#[path = "catalog/migration_of_6.rs"]
+mod migration_of_6;
 #[path = "catalog/model.rs"]
 mod model;
 #[path = "catalog/moves.rs"]

@@ -7,6 +7,8 @@
 
 #[path = "query_plans/calls.rs"]
 mod calls;
+#[path = "query_plans/hooks.rs"]
+mod hooks;
 #[path = "query_plans/segments.rs"]
 mod segments;
 #[path = "query_plans/statements.rs"]
@@ -17,7 +19,7 @@ mod support;
 use rusqlite::Connection;
 
 /// The tables that grow.
-const LARGE_TABLES: [&str; 11] = [
+const LARGE_TABLES: [&str; 13] = [
     "run",
     "attempt",
     "run_problem",
@@ -29,11 +31,13 @@ const LARGE_TABLES: [&str; 11] = [
     "span",
     "chunk_members",
     "member",
+    "command_output",
+    "duty",
 ];
 
 /// Partial indexes with few rows, at most one or a few for each schedule. To read all of such an index is cheap.
-const SMALL_INDEXES: [&str; 5] =
-    ["run_one_running", "run_one_queued", "run_claimable", "run_base", "stored_file_unfinished"];
+const SMALL_INDEXES: [&str; 6] =
+    ["run_one_running", "run_one_queued", "run_claimable", "run_base", "stored_file_unfinished", "duty_open"];
 
 /// Statements that may read a whole table, by a part of their text, and why.
 const ALLOWED: &[(&str, &str)] = &[

@@ -56,6 +56,8 @@ impl Runner {
         };
         let completed = Completed {
             incomplete: archive.is_incomplete,
+            reason: None,
+            notes: Vec::new(),
             verified_at,
             suspect: change == Change::Sudden,
             accepts: match change {

@@ -14,7 +14,7 @@ use super::{Context, select, worker};
 use crate::backup::{self, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Archive, Claim, ClaimNow, Intent, Run, ScheduleRow, Store};
+use crate::store::{Archive, Claim, ClaimNow, Intent, Run, RunState, ScheduleRow, Store};
 
 #[derive(Args)]
 pub struct RunArgs {
@@ -212,7 +212,7 @@ fn execute_run(
     let outcome = runner.execute(claim, intent, &RunContext { cancel, observer: &observer, is_foreground: true });
     observer.finish();
     let RunOutcome { run, state, error } = outcome?;
-    if let Some(error) = error {
+    if let Some(error) = error.filter(|_| state != RunState::Skipped) {
         super::report(&error);
         log::error!("{}: run @{run} {}", row.schedule.name, state.as_str());
     }
@@ -267,7 +267,10 @@ fn print_result(context: &Context, store: &Store, run: &Run) -> Result<RunResult
 
 fn summary(context: &Context, store: &Store, run: &Run, archive: Option<&Archive>) -> Result<Vec<String>> {
     let name = &run.schedule_name;
-    let mut lines = vec![format!("{name}: run @{} {}", run.id, run.state.as_str())];
+    // Why a run failed was reported.
+    let why = run.error.as_ref().filter(|_| run.state == RunState::Skipped);
+    let why = why.map(|reason| format!(": {reason}")).unwrap_or_default();
+    let mut lines = vec![format!("{name}: run @{} {}{why}", run.id, run.state.as_str())];
     if let Some(archive) = archive {
         let extent = run.counts.extent;
         lines.push(format!(

@@ -65,7 +65,7 @@ pub(super) fn wait_for_end(
 
 /// Reports why a run of another process made no archive; returns the run with its exit code.
 pub(super) fn report_end(run: Run) -> (Run, u8) {
-    if let Some(reason) = &run.error {
+    if let Some(reason) = run.error.as_ref().filter(|_| run.state != RunState::Skipped) {
         super::report(&Error::failed(reason.clone()));
     }
     let code = exit_code(&run);
@@ -75,7 +75,7 @@ pub(super) fn report_end(run: Run) -> (Run, u8) {
 /// Returns the exit code for a run that ended.
 pub(super) fn exit_code(run: &Run) -> u8 {
     match run.state {
-        RunState::Succeeded => 0,
+        RunState::Succeeded | RunState::Skipped => 0,
         RunState::Incomplete => ErrorKind::Incomplete.exit_code(),
         RunState::Cancelled => ErrorKind::Interrupted.exit_code(),
         _ => ErrorKind::Failed.exit_code(),

@@ -165,6 +165,7 @@ mod tests {
             accepted: false,
             reuse_off: false,
             deleted: false,
+            managed_by: None,
             created_at: ago(DAY * 100),
             edited_at: ago(DAY * 100),
         }

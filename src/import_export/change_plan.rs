@@ -7,7 +7,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::schedule::text_file::Change;
 use crate::schedule::{Cadence, DailyTimes, Schedule, ScheduleName};
-use crate::store::{ScheduleRow, Store, Watermark};
+use crate::store::{ScheduleChanges, ScheduleRow, Store, Watermark};
 
 /// Names that an error lists.
 const MAX_LISTED_NAMES: usize = 8;
@@ -106,7 +106,13 @@ impl ChangePlan {
 
     pub(super) fn apply(&self, store: &Store, now: Timestamp) -> Result<()> {
         if !(self.created.is_empty() && self.edited.is_empty() && self.deleted.is_empty()) {
-            store.apply_schedules(&self.created, &self.edited, &self.deleted, now)?;
+            let changes = ScheduleChanges {
+                created: &self.created,
+                edited: &self.edited,
+                deleted: &self.deleted,
+                ..ScheduleChanges::default()
+            };
+            store.apply_schedules(&changes, now)?;
         }
         self.notes.iter().for_each(|note| log::info!("{note}"));
         Ok(())

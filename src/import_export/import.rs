@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::schedule::text_file::{self, BadLine, Entry};
 use crate::schedule::{Cadence, DailyTimes, Schedule, ScheduleName};
 use crate::source;
-use crate::store::{ScheduleRow, Store, Watermark};
+use crate::store::{ScheduleChanges, ScheduleRow, Store, Watermark};
 use crate::words;
 
 /// The result of an import.
@@ -142,7 +142,9 @@ fn import(
         }
     }
     if !(created.is_empty() && edited.is_empty() && deleted.is_empty()) {
-        store.apply_schedules(&created, &edited, &deleted, now)?;
+        let changes =
+            ScheduleChanges { created: &created, edited: &edited, deleted: &deleted, ..ScheduleChanges::default() };
+        store.apply_schedules(&changes, now)?;
     }
     Ok(imported)
 }

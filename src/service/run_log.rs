@@ -60,7 +60,7 @@ impl<'a> RunLog<'a> {
         let file = archive.map(|archive| archive.file_and_size());
         let line = outcome_line(&self.schedule, self.run, state, run.as_ref(), file.as_deref(), error);
         match state {
-            RunState::Succeeded => log::info!("{line}"),
+            RunState::Succeeded | RunState::Skipped => log::info!("{line}"),
             // A run that is tried again has not failed yet.
             RunState::Incomplete | RunState::Queued => log::warn!("{line}"),
             _ => log::error!("{line}"),

@@ -130,10 +130,16 @@ impl Store {
         })
     }
 
-    /// Removes up to a batch of the runs that ended before `limit` from the history, and the restore tests that started
-    /// before; keeps runs with archives and the newest of each schedule. Returns how many runs were removed.
+    /// Removes up to a batch of the runs that ended before `limit` from the history, with the output of their commands,
+    /// the restore tests that started before, and the settled duties that were planned before; keeps runs with archives
+    /// and the newest of each schedule. Returns how many runs were removed.
     pub fn prune_history(&self, limit: Timestamp) -> Result<usize> {
         self.write(|transaction| {
+            transaction.execute(
+                "DELETE FROM duty WHERE id IN \
+                 (SELECT id FROM duty WHERE state = 'settled' AND planned_at_ms < ?1 LIMIT ?2)",
+                params![limit.millis(), MAX_HISTORY_BATCH],
+            )?;
             transaction.execute(
                 "DELETE FROM drill WHERE started_at_ms < ?1 \
                  AND id <> (SELECT max(id) FROM drill AS newest WHERE newest.schedule_id = drill.schedule_id)",

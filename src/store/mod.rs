@@ -32,8 +32,10 @@ mod catalog;
 mod claims;
 mod connection;
 mod damage;
+mod duties;
 mod enqueue;
 mod file_system;
+mod hooks;
 mod insert_chunks;
 mod insert_rows;
 mod maintenance;
@@ -71,6 +73,7 @@ use pool::{Pool, PooledConnection, new_pool};
 
 pub use bootstrap::{Access, Bootstrap};
 pub use catalog::ArchiveChunks;
+pub use hooks::MAX_OUTPUT_BYTES;
 pub use maintenance::{Drill, Task, TaskState, check_copy, copy_with_journal};
 pub use settings::Imported;
 pub use types::*;

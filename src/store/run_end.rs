@@ -33,7 +33,8 @@ impl Store {
             transaction
                 .prepare_cached("UPDATE schedule SET accepted_at_ms = NULL WHERE id = ?1")?
                 .execute([claim.schedule])?;
-            end_run(transaction, &claim, state, damage, now).map(|()| state)
+            add_notes(transaction, claim.run, &completed.notes)?;
+            end_run(transaction, &claim, state, damage.or(completed.reason.as_deref()), now).map(|()| state)
         });
         match done {
             Ok(state) => Ok(state),
@@ -41,7 +42,8 @@ impl Store {
         }
     }
 
-    /// Ends a run without an archive, as `failed` or `cancelled`. The catalog rows it wrote must be discarded before.
+    /// Ends a run without an archive, as `failed`, `cancelled` or `skipped`. The catalog rows that it wrote must be
+    /// discarded before.
     pub fn end_without_archive(&self, claim: Claim, state: RunState, reason: &str, now: Timestamp) -> EndResult<()> {
         let done = self.write_fenced(&claim, |transaction| {
             delete_intent(transaction, claim.run)?;
@@ -60,6 +62,17 @@ impl Store {
         });
         done.map_err(|error| Box::new(EndError { claim, error }))
     }
+}
+
+/// Adds remarks to those that were recorded with the counts of a run.
+fn add_notes(transaction: &Transaction<'_>, run: i64, notes: &[String]) -> rusqlite::Result<()> {
+    if notes.is_empty() {
+        return Ok(());
+    }
+    let changed = transaction
+        .prepare_cached("UPDATE run SET notes = coalesce(notes || char(10), '') || ?2 WHERE id = ?1")?
+        .execute(params![run, notes.join("\n")])?;
+    exactly_one(changed)
 }
 
 fn end_run(

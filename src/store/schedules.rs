@@ -6,17 +6,18 @@ use rusqlite::{OptionalExtension, Row, Transaction, named_params, params};
 use super::Store;
 use super::base::NOT_HELD;
 use super::enqueue::compare_and_set_watermark;
+use super::hooks::{remove_hooks, write_hooks};
 use super::retention::HELD_FOR_FIRST_PRUNE;
 use super::rows::exactly_one;
 use super::run_end::cancel_queued;
-use super::types::{Revived, ScheduleRow, Watermark};
+use super::types::{Revived, ScheduleChanges, ScheduleRow, Watermark};
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Layout, Schedule, ScheduleName};
 
 const COLUMNS: &str = "id, name, source, cadence, zone, compression, layout, excludes, retention, reuse, catch_up, \
      verify, enabled, handled_until_ms, next_due_at_ms, accepted_at_ms, reuse_off_at_ms, deleted_at_ms, \
-     created_at_ms, edited_at_ms";
+     created_at_ms, edited_at_ms, managed_by";
 
 impl Store {
     /// Returns the schedules that are not deleted, in the order of `list`.
@@ -72,11 +73,7 @@ impl Store {
     ///
     /// Errors: `Usage` naming the first name already in use.
     pub fn create_schedules(&self, new: &[(Schedule, Watermark)], now: Timestamp) -> Result<Vec<(i64, Revived)>> {
-        self.write_or(|transaction| {
-            new.iter()
-                .map(|(schedule, watermark)| self.create_schedule(transaction, schedule, *watermark, now))
-                .collect()
-        })
+        self.apply_schedules(&ScheduleChanges { created: new, ..ScheduleChanges::default() }, now)
     }
 
     fn create_schedule(
@@ -109,33 +106,27 @@ impl Store {
     /// Replaces schedules by their edited form and watermark: with one that starts at the edit, earlier occurrences are
     /// not run.
     pub fn edit_schedules(&self, edited: &[(i64, Schedule, Watermark)], now: Timestamp) -> Result<()> {
-        self.write(|transaction| {
-            for (id, schedule, watermark) in edited {
-                update_schedule(transaction, *id, schedule, *watermark, now)?;
-            }
-            Ok(())
-        })
+        self.apply_schedules(&ScheduleChanges { edited, ..ScheduleChanges::default() }, now).map(drop)
     }
 
-    /// Creates, edits and deletes schedules in one transaction, as an import does.
-    pub fn apply_schedules(
-        &self,
-        created: &[(Schedule, Watermark)],
-        edited: &[(i64, Schedule, Watermark)],
-        deleted: &[i64],
-        now: Timestamp,
-    ) -> Result<()> {
+    /// Makes changes of schedules in one transaction: deletes, edits, creates, in this order. Returns the rows of those
+    /// that were created.
+    ///
+    /// Errors: `Usage` naming the first created name already in use.
+    pub fn apply_schedules(&self, changes: &ScheduleChanges<'_>, now: Timestamp) -> Result<Vec<(i64, Revived)>> {
         self.write_or(|transaction| {
-            for id in deleted {
+            for id in changes.deleted {
                 delete_schedule(transaction, *id, now).map_err(|e| self.database_error(e))?;
             }
-            for (id, schedule, watermark) in edited {
+            for (id, schedule, watermark) in changes.edited {
                 update_schedule(transaction, *id, schedule, *watermark, now).map_err(|e| self.database_error(e))?;
             }
-            for (schedule, watermark) in created {
-                self.create_schedule(transaction, schedule, *watermark, now)?;
-            }
-            Ok(())
+            let create = |(schedule, watermark): &(Schedule, Watermark)| {
+                self.create_schedule(transaction, schedule, *watermark, now)
+            };
+            let created = changes.created.iter().map(create).collect::<Result<_>>()?;
+            write_surroundings(transaction, changes).map_err(|e| self.database_error(e))?;
+            Ok(created)
         })
     }
 
@@ -209,6 +200,7 @@ fn write_schedule(
                      prune_held_run = ?4 WHERE id = ?1",
                 params![id, position, now.millis(), HELD_FOR_FIRST_PRUNE],
             )?;
+            remove_hooks(transaction, id)?;
             id
         }
         None => {
@@ -262,10 +254,29 @@ fn update_schedule(
     exactly_one(changed)
 }
 
+/// Writes what surrounds the runs of schedules, and who manages them.
+fn write_surroundings(transaction: &Transaction<'_>, changes: &ScheduleChanges<'_>) -> rusqlite::Result<()> {
+    for (name, hooks) in changes.hooks {
+        let id = transaction
+            .prepare_cached("SELECT id FROM schedule WHERE name = ?1 AND deleted_at_ms IS NULL")?
+            .query_row([name.as_str()], |row| row.get(0))?;
+        write_hooks(transaction, id, hooks)?;
+    }
+    for (name, managed_by) in changes.managed {
+        let changed = transaction.execute(
+            "UPDATE schedule SET managed_by = ?2 WHERE name = ?1 AND deleted_at_ms IS NULL",
+            params![name.as_str(), managed_by],
+        )?;
+        exactly_one(changed)?;
+    }
+    Ok(())
+}
+
 fn delete_schedule(transaction: &Transaction<'_>, id: i64, now: Timestamp) -> rusqlite::Result<()> {
     cancel_queued(transaction, id, "the schedule was deleted", now)?;
     let changed = transaction.execute(
-        "UPDATE schedule SET deleted_at_ms = ?2, next_due_at_ms = NULL WHERE id = ?1 AND deleted_at_ms IS NULL",
+        "UPDATE schedule SET deleted_at_ms = ?2, next_due_at_ms = NULL, managed_by = NULL \
+         WHERE id = ?1 AND deleted_at_ms IS NULL",
         params![id, now.millis()],
     )?;
     exactly_one(changed)
@@ -287,6 +298,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
     let accepted = row.get::<_, Option<i64>>("accepted_at_ms")?.is_some();
     let reuse_off = row.get::<_, Option<i64>>("reuse_off_at_ms")?.is_some();
     let deleted = row.get::<_, Option<i64>>("deleted_at_ms")?.is_some();
+    let managed_by = row.get("managed_by")?;
     let created_at = Timestamp::from_millis(row.get("created_at_ms")?);
     let edited_at = Timestamp::from_millis(row.get("edited_at_ms")?);
     let parse = || -> Result<ScheduleRow> {
@@ -305,7 +317,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
             verify,
             enabled,
         };
-        Ok(ScheduleRow { id, schedule, watermark, accepted, reuse_off, deleted, created_at, edited_at })
+        Ok(ScheduleRow { id, schedule, watermark, accepted, reuse_off, deleted, managed_by, created_at, edited_at })
     };
     Ok(parse().map_err(|cause| {
         Error::new(ErrorKind::Failed, format!("the schedule \"{name}\" in the database cannot be read"))

@@ -20,6 +20,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub const REQUEST: RunRequest = RunRequest { verify: true, reread: false };
 pub const COMPLETED: Completed = Completed {
     incomplete: false,
+    reason: None,
+    notes: Vec::new(),
     verified_at: Some(NOW),
     suspect: false,
     accepts: None,
@@ -36,6 +38,7 @@ pub fn call_everything(store: &Store, dir: &TempDir) {
     runs(store, &one, &two);
     archives(store, &one);
     crate::segments::call(store, &one);
+    crate::hooks::call(store, &one, &two);
     members(store);
     history(store);
     maintenance(store, dir);
@@ -86,7 +89,7 @@ fn schedules(store: &Store) {
     paused.enabled = false;
     store.edit_schedules(&[(id, paused, watermark)], NOW).unwrap();
     store.delete_schedule(id, NOW).unwrap();
-    store.apply_schedules(&[schedule("gone")], &[], &[], NOW).unwrap();
+    store.create_schedules(&[schedule("gone")], NOW).unwrap();
     store.schedules().unwrap();
     store.due_schedules(NOW, 10).unwrap();
     store.schedules_handled_after(NOW).unwrap();
@@ -181,7 +184,7 @@ fn archive(store: &Store, schedule: i64, worker: &WorkerRow) -> i64 {
     let ClaimNow::Claimed(claim) = claimed.0 else { panic!("{claimed:?}") };
     write(store, &claim);
     let run = claim.run();
-    store.complete(claim, &COMPLETED, NOW).unwrap();
+    store.complete(claim, &Completed { notes: vec!["a remark".to_owned()], ..COMPLETED }, NOW).unwrap();
     run
 }
 

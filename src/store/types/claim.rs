@@ -112,8 +112,12 @@ pub enum QueueNow {
 /// Outcome of a run whose archive is sealed.
 #[derive(Clone, Debug, Default)]
 pub struct Completed {
-    /// Some source data is missing or doubtful.
+    /// Some source data is missing or doubtful, or what surrounds the run was not done as it should.
     pub incomplete: bool,
+    /// Why it is incomplete although all source data was read.
+    pub reason: Option<String>,
+    /// Remarks besides those recorded with the counts.
+    pub notes: Vec<String>,
     /// When the archive was verified; `None` if it was not to be.
     pub verified_at: Option<Timestamp>,
     /// The source shrank by more than half since the archive before.

@@ -4,6 +4,7 @@
 mod archive;
 mod base;
 mod claim;
+mod hooks;
 mod moves;
 mod run;
 mod schedule;
@@ -15,9 +16,10 @@ pub use archive::{
 };
 pub use base::{Base, BaseQuery, Origin};
 pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNow, Requeue, Requeued, RunRequest};
+pub use hooks::{CommandEnding, CommandOutput, Duty, DutyKind, DutyState, NewDuty, ScheduleHooks};
 pub use moves::{CopiedRange, KeptSegment, Moved, StoredTrailer};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
-pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleRow, Watermark};
+pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleChanges, ScheduleRow, Watermark};
 pub use stored_file::{
     ChunkDigest, FoundRange, SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredPlace,
     StoredRange,

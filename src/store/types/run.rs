@@ -35,6 +35,8 @@ pub enum RunState {
     Cancelled,
     /// Never begun: no service ran when it was due, and it was not to be caught up.
     Missed,
+    /// Ended before it read anything, as its command before asked for: no failure and no success.
+    Skipped,
 }
 
 text_enum!(Trigger, Schedule = "schedule", Manual = "manual", Rescan = "rescan");
@@ -46,12 +48,13 @@ text_enum!(
     Incomplete = "incomplete",
     Failed = "failed",
     Cancelled = "cancelled",
-    Missed = "missed"
+    Missed = "missed",
+    Skipped = "skipped"
 );
 
 impl RunState {
     /// All states, as `history --status` takes them.
-    pub const ALL: [RunState; 7] = [
+    pub const ALL: [RunState; 8] = [
         RunState::Queued,
         RunState::Running,
         RunState::Succeeded,
@@ -59,6 +62,7 @@ impl RunState {
         RunState::Failed,
         RunState::Cancelled,
         RunState::Missed,
+        RunState::Skipped,
     ];
 
     /// Returns whether the run has ended.

@@ -2,8 +2,9 @@
 
 use chrono_tz::Tz;
 
+use super::hooks::ScheduleHooks;
 use crate::clock::Timestamp;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, ScheduleName};
 
 /// A schedule with the state that the engine keeps for it.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct ScheduleRow {
     pub reuse_off: bool,
     /// Deleted schedules keep their row, for history and archives.
     pub deleted: bool,
+    /// Who manages the entry, such as a settings file; `None`: commands do.
+    pub managed_by: Option<String>,
     /// When it was created, or created again.
     pub created_at: Timestamp,
     /// When it was last edited, paused or resumed.
@@ -50,6 +53,21 @@ pub enum Revived {
     New,
     /// The name had been deleted; its history and archives belong to it again.
     FromHistory,
+}
+
+/// Changes of schedules that are made together or not at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScheduleChanges<'a> {
+    /// New schedules. A deleted name is created again with its history.
+    pub created: &'a [(Schedule, Watermark)],
+    /// Rows, with what is in them from now on.
+    pub edited: &'a [(i64, Schedule, Watermark)],
+    /// Rows that are deleted.
+    pub deleted: &'a [i64],
+    /// Names, with what surrounds their runs from now on. Others keep what they have.
+    pub hooks: &'a [(ScheduleName, ScheduleHooks)],
+    /// Names, with who manages their entries from now on: a text for messages; `None` for commands.
+    pub managed: &'a [(ScheduleName, Option<String>)],
 }
 
 /// Occurrences of one schedule that are due.
