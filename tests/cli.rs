@@ -29,6 +29,8 @@ mod limits;
 mod logs;
 #[path = "support/loop_mount.rs"]
 mod loop_mount;
+#[path = "cli/metrics.rs"]
+mod metrics;
 #[path = "cli/repair.rs"]
 mod repair;
 #[path = "cli/rescan.rs"]

@@ -10,9 +10,9 @@ use super::wait::{Idle, report_end, wait_for_end};
 use crate::archive_folder;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
+use crate::health::live_services;
 use crate::liveness;
 use crate::owner;
-use crate::service::live_services;
 use crate::store::{QueueNow, Run, RunRequest, ScheduleRow, Store, WorkerRow};
 
 /// Options of manual runs.

@@ -13,9 +13,9 @@ use super::terminal::TerminalObserver;
 use super::{Context, config};
 use crate::archive_folder::{self, OrphanedSegment};
 use crate::error::{Error, ErrorKind, Result};
+use crate::health::live_services;
 use crate::maintenance::rescan::{self, RescanReport};
 use crate::maintenance::{self, RestoredDatabase};
-use crate::service::live_services;
 use crate::store::Access;
 use crate::words::shell_word;
 

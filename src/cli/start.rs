@@ -12,8 +12,8 @@ use super::render::{self, Format};
 use super::serve::ServiceOptions;
 use super::{Context, descriptors};
 use crate::error::{Error, Result};
+use crate::health::live_services;
 use crate::liveness::{self, Heartbeat};
-use crate::service::live_services;
 use crate::store::{Access, StopRequest, WorkerRow};
 
 /// How often `stop` checks whether the service has ended.

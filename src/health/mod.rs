@@ -1,15 +1,20 @@
 //! Health: overdue schedules, stalled runs, services that do not respond, damaged archives.
 //!
-//! Everything here is a pure function of rows, heartbeats and the time: no I/O, no clock. Facts about the
-//! whole home, such as whether the database can be written, are not among them: `status` reads and judges those.
+//! What is wrong with schedules and services is decided by pure functions of rows, heartbeats and the time: no I/O,
+//! no clock. [`HomeState`] and [`ScheduleState`] read these facts, for `status`, metrics and notifications alike, and
+//! those about the whole home, such as whether the database can be written.
 
+mod metrics;
 mod schedule;
 mod service;
+mod state;
 
+pub use metrics::metrics_text;
 pub use schedule::{OVERDUE_GRACE, STALLED_AFTER, ScheduleFacts, ScheduleProblem, schedule_problems};
 pub use service::{
     COPY_LIMIT, FIRST_COPY_LIMIT, LiveService, ServiceProblem, TICK_LIMIT, copy_problem, service_problems,
 };
+pub use state::{HomeProblem, HomeState, ScheduleState, live_services};
 
 /// Times in the tests of schedules and services.
 #[cfg(test)]

@@ -22,11 +22,11 @@ use crate::archive_folder;
 use crate::backup::Runner;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::home::Home;
+use crate::health::live_services;
 use crate::import_export::TextFileState;
-use crate::liveness::{self, Heartbeat, Registration};
+use crate::liveness::{Heartbeat, Registration};
 use crate::maintenance::Intervals;
-use crate::store::{Role, ScheduleRow, StopRequest, Store, Watch, Watermark, WorkerRow};
+use crate::store::{Role, ScheduleRow, StopRequest, Watch, Watermark};
 use maintenance::{MaintenancePace, MaintenanceThread};
 use runs::ActiveRuns;
 pub use tick::Tick;
@@ -159,14 +159,6 @@ impl Service {
     fn zone(&self, row: &ScheduleRow) -> Tz {
         row.schedule.zone.unwrap_or(self.options.zone)
     }
-}
-
-/// Returns the live services of the database, oldest first.
-pub fn live_services(home: &Home, store: &Store) -> Result<Vec<WorkerRow>> {
-    let workers = home.workers();
-    let mut rows = store.workers()?;
-    rows.retain(|row| row.role == Role::Service && liveness::is_alive(&workers, &row.uuid));
-    Ok(rows)
 }
 
 /// Locks a mutex. What these mutexes protect is valid after each statement, so a panic elsewhere does not matter.
