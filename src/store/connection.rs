@@ -58,6 +58,12 @@ pub(super) fn database_error_of(
             format!("the database {name} cannot be written"),
             "run as the user that owns it, or make its folder writable",
         ),
+        // A full disk on which its `-shm` file cannot grow is such an error, too.
+        Some(ErrorCode::SystemIoFailure) => (
+            ErrorKind::Failed,
+            format!("the database {name} cannot be read or written"),
+            "free space on its file system, or search the kernel's log for errors of the disk",
+        ),
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
             return Error::new(ErrorKind::DatabaseDamage, format!("the database {name} is damaged")).because(error);
         }
