@@ -21,6 +21,7 @@ use backup_manager::backup::Runner;
 use backup_manager::chunk::{CatalogChunk, Chunk, ChunkRecord, MemberRecord};
 use backup_manager::clock::{Clock, SystemClock, Timestamp};
 use backup_manager::home::{Home, HomeOptions};
+use backup_manager::hooks::Starter;
 use backup_manager::liveness::Worker;
 use backup_manager::member::{CatalogMember, FileTime, Member, MemberKind, MemberPath, Xattrs};
 use backup_manager::schedule::{Cadence, Compression, Schedule, ScheduleName};
@@ -82,7 +83,15 @@ fn runner(folder: &Path, role: Role) -> Runner {
     if role == Role::Command {
         store.add_worker(row.uuid, row.role, row.pid, &row.host, now).expect("a worker's row");
     }
-    Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 }
+    Runner {
+        home,
+        store,
+        clock,
+        worker: Arc::new(worker),
+        row: Arc::new(row),
+        threads: 1,
+        children: Starter::new().expect("threads"),
+    }
 }
 
 /// Creates schedules of which none is due for hours.

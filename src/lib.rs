@@ -17,6 +17,7 @@ pub mod durable;
 pub mod error;
 pub mod health;
 pub mod home;
+pub mod hooks;
 pub mod import_export;
 pub mod liveness;
 pub mod maintenance;

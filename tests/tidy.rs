@@ -52,6 +52,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),
     ("browse", 2, &[]),
+    ("hooks", 2, &[]),
     // Layer 3: acts.
     ("restore", 3, &[]),
     ("maintenance", 3, &["restore"]),

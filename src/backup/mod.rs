@@ -24,6 +24,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::durable::SealedFile;
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::hooks::Starter;
 use crate::liveness::Worker;
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunState, ScheduleRow, Store, WorkerRow};
@@ -49,6 +50,8 @@ pub struct Runner {
     pub row: Arc<WorkerRow>,
     /// Encoder threads of one run.
     pub threads: usize,
+    /// Starts the commands of runs.
+    pub children: Starter,
 }
 
 /// How a run ended.

@@ -10,7 +10,6 @@ mod cat;
 mod config;
 mod create;
 mod delete;
-mod descriptors;
 mod diff;
 mod documents;
 mod drill;

@@ -14,10 +14,11 @@ use super::render::{self, Format};
 use super::{Context, config, environment, logging, signals, worker};
 use crate::archive_folder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::hooks::Starter;
 use crate::maintenance;
 use crate::service::systemd::ServiceManager;
 use crate::service::{Event, Options, Service};
-use crate::store::{Access, Role};
+use crate::store::{Access, Role, Store};
 
 /// The line that a detached service prints to stdout once it serves.
 pub const READY: &str = "ready";
@@ -129,8 +130,10 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     let log = logging::Log::Service { stderr: !args.detached && !context.quiet };
     logging::start(log, &context.home, context.zone, Arc::clone(&context.clock), context.verbose)?;
     log::info!("--> Instruction serve");
+    // Before the priority of this process is lowered: commands of runs have the normal one.
+    let children = Starter::new()?;
     loop {
-        match serve(context, args, &events, &sender) {
+        match serve(context, args, &children, &events, &sender) {
             // If it ended now, its supervisor would restart it again and again, with the same result.
             Err(error) if error.kind() == ErrorKind::DatabaseDamage && !args.detached => {
                 let error = context.with_recovery_step(error);
@@ -150,7 +153,13 @@ pub fn cmd_serve(context: &Context, args: &ServeArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: &Sender<Event>) -> Result<()> {
+fn serve(
+    context: &Context,
+    args: &ServeArgs,
+    children: &Starter,
+    events: &Receiver<Event>,
+    sender: &Sender<Event>,
+) -> Result<()> {
     // A service that `start` has detached is not managed by systemd.
     let notify = std::env::var_os("NOTIFY_SOCKET").filter(|_| !args.detached);
     let service_manager = ServiceManager::connect(notify.as_deref())?;
@@ -161,19 +170,8 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
     }
     lower_priority(config::nice(&store, args.options.nice)?);
     let threads = config::threads(&store, args.options.threads)?;
-    let options = Options {
-        workers: config::workers(&store, args.options.workers)?,
-        grace: config::grace(&store, args.options.grace)?,
-        zone: context.zone,
-        import: args.options.import.clone(),
-        scratch: args.options.scratch.clone(),
-        maintenance: maintenance::Intervals {
-            reverify_days: config::days(&store, "reverify_days", args.options.reverify_days)?,
-            drill_days: config::days(&store, "drill_days", args.options.drill_days)?,
-            history_days: config::days(&store, "history_days", args.options.history_days)?,
-        },
-    };
-    let runner = worker::new_runner(context, &store, threads, Role::Service)?;
+    let options = service_options(context, &store, args)?;
+    let runner = worker::new_runner(context, &store, threads, Role::Service, children.clone())?;
     if let Err(error) = archive_folder::ensure_ours(&context.home, &store) {
         // Its disk may be mounted later; until then each run fails, and `status` is unhealthy.
         log::error!("{error}; {}", error.next_step().unwrap_or_default());
@@ -193,6 +191,22 @@ fn serve(context: &Context, args: &ServeArgs, events: &Receiver<Event>, sender: 
     service.serve(events, sender, &service_manager)?;
     log::info!("stopped");
     Ok(())
+}
+
+/// Returns the settings of the service: of the command line, else of the database.
+fn service_options(context: &Context, store: &Store, args: &ServeArgs) -> Result<Options> {
+    Ok(Options {
+        workers: config::workers(store, args.options.workers)?,
+        grace: config::grace(store, args.options.grace)?,
+        zone: context.zone,
+        import: args.options.import.clone(),
+        scratch: args.options.scratch.clone(),
+        maintenance: maintenance::Intervals {
+            reverify_days: config::days(store, "reverify_days", args.options.reverify_days)?,
+            drill_days: config::days(store, "drill_days", args.options.drill_days)?,
+            history_days: config::days(store, "history_days", args.options.history_days)?,
+        },
+    })
 }
 
 /// Lowers the CPU and I/O priority of this process. The service runs at normal priority where the system refuses.

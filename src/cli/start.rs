@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::Context;
 use super::documents::ServiceStateDocument;
 use super::render::{self, Format};
 use super::serve::ServiceOptions;
-use super::{Context, descriptors};
 use crate::error::{Error, Result};
 use crate::health::live_services;
+use crate::hooks;
 use crate::liveness::{self, Heartbeat};
 use crate::store::{Access, StopRequest, WorkerRow};
 
@@ -78,7 +79,7 @@ fn spawn(context: &Context, args: &StartArgs) -> Result<u32> {
     if context.verbose {
         command.arg("--verbose");
     }
-    descriptors::keep_from_children()
+    hooks::keep_from_children()
         .map_err(|e| Error::failed("cannot list the open files of this process").because(e).hint("mount /proc"))?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| Error::failed("cannot start the service").because(e))?;

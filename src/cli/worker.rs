@@ -8,11 +8,12 @@ use crate::archive_folder;
 use crate::backup::{self, RunContext, Runner};
 use crate::cancel::CancelToken;
 use crate::error::Result;
+use crate::hooks::Starter;
 use crate::liveness::{self, Worker};
 use crate::store::{Role, Run, Store, WorkerRow};
 
 /// Creates the liveness lock of this process and a runner. The database does not know the worker yet.
-pub fn new_runner(context: &Context, store: &Store, threads: usize, role: Role) -> Result<Runner> {
+pub fn new_runner(context: &Context, store: &Store, threads: usize, role: Role, children: Starter) -> Result<Runner> {
     let home = Arc::new(context.home.clone());
     let now = context.now();
     let worker = Worker::register(&home.workers(), home.folder_mode(), now)?;
@@ -31,12 +32,13 @@ pub fn new_runner(context: &Context, store: &Store, threads: usize, role: Role) 
         worker: Arc::new(worker),
         row: Arc::new(row),
         threads,
+        children,
     })
 }
 
 /// Registers this command as a worker in the database, and recovers the runs of dead workers.
 pub fn register_command(context: &Context, store: &Store) -> Result<Runner> {
-    let runner = new_runner(context, store, config::threads(store, None)?, Role::Command)?;
+    let runner = new_runner(context, store, config::threads(store, None)?, Role::Command, Starter::new()?)?;
     let row = &runner.row;
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
     // Before the first claim gets a number. What cannot be read here is reported by the run itself.

@@ -10,6 +10,7 @@ use backup_manager::backup::{RecoveryReport, RunContext, Runner, recover};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::home::{Home, HomeOptions};
+use backup_manager::hooks::Starter;
 use backup_manager::liveness::Worker;
 use backup_manager::progress::{Observer, Problem, Progress};
 use backup_manager::store::{Access, Bootstrap, Role, Store, WorkerRow};
@@ -267,7 +268,15 @@ fn recover_again(folder: &Path) -> Result<(), String> {
     let worker = Worker::register(&home.workers(), 0o700, now).map_err(|e| e.to_string())?;
     let (uuid, host) = (worker.uuid(), "here".to_owned());
     let row = WorkerRow { uuid, role: Role::Command, pid: 1, host, started_at: now, stop_requested: None };
-    let runner = Runner { home, store, clock, worker: Arc::new(worker), row: Arc::new(row), threads: 1 };
+    let runner = Runner {
+        home,
+        store,
+        clock,
+        worker: Arc::new(worker),
+        row: Arc::new(row),
+        threads: 1,
+        children: Starter::new().expect("threads"),
+    };
     let before = snapshot(folder);
     let context = RunContext { cancel: &CancelToken::default(), observer: &Silent, is_foreground: false };
     let found = recover(&runner, &context).map_err(|e| e.to_string())?;

@@ -15,6 +15,7 @@ use backup_manager::backup::{RunContext, Runner};
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::{Clock, ManualClock, Timestamp};
 use backup_manager::home::{Home, HomeOptions};
+use backup_manager::hooks::Starter;
 use backup_manager::liveness::Worker;
 use backup_manager::maintenance::compaction::{CompactionContext, compact_segments};
 use backup_manager::maintenance::verify::verify_archive;
@@ -70,6 +71,7 @@ impl Segmented {
             worker: Arc::new(worker),
             row: Arc::new(worker_row),
             threads: 2,
+            children: Starter::new().unwrap(),
         };
         Segmented { _dir: dir, clock, runner, row, archives: Vec::new() }
     }

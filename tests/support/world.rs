@@ -8,6 +8,7 @@ use std::time::Duration;
 use backup_manager::backup::Runner;
 use backup_manager::clock::{Clock, ManualClock, Timestamp};
 use backup_manager::home::{Home, HomeOptions};
+use backup_manager::hooks::Starter;
 use backup_manager::liveness::Worker;
 use backup_manager::store::{Access, Bootstrap, HistoryFilter, Role, Run, Store, WorkerRow};
 
@@ -59,6 +60,7 @@ impl World {
             worker: Arc::new(worker),
             row: Arc::new(row),
             threads: 2,
+            children: Starter::new().unwrap(),
         }
     }
 
