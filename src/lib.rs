@@ -3,6 +3,7 @@
 //! The modules form layers, and a module imports only from lower ones; `docs/design.md` shows them and
 //! `tests/tidy.rs` checks them.
 
+pub mod approval;
 pub mod archive;
 pub mod archive_folder;
 pub mod archive_name;

@@ -49,6 +49,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("archive", 1, &["durable"]),
     ("confined", 1, &["durable"]),
     // Layer 2: where two resources meet.
+    ("approval", 2, &[]),
     ("archive_folder", 2, &[]),
     ("import_export", 2, &[]),
     ("browse", 2, &[]),

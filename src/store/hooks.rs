@@ -26,19 +26,6 @@ impl Store {
         self.read(|connection| hooks_of(connection, schedule))
     }
 
-    /// Returns the names of the schedules that are not deleted and have commands, in the order of `list`.
-    pub fn schedules_with_commands(&self) -> Result<Vec<(i64, String)>> {
-        self.read(|connection| {
-            connection
-                .prepare_cached(
-                    "SELECT id, name FROM schedule WHERE deleted_at_ms IS NULL \
-                     AND EXISTS (SELECT 1 FROM schedule_command WHERE schedule_id = schedule.id) ORDER BY position",
-                )?
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                .collect()
-        })
-    }
-
     /// Records the approvals of commands of a schedule, each only if the command is still the one that was approved.
     pub fn approve_commands(&self, schedule: i64, approved: &ScheduleHooks) -> Result<()> {
         self.write(|transaction| {
