@@ -14,6 +14,7 @@ pub mod chunk;
 pub mod cli;
 pub mod clock;
 pub mod confined;
+pub mod containers;
 pub mod durable;
 pub mod error;
 pub mod health;

@@ -46,6 +46,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("secrets", 1, &["durable"]),
     ("store", 1, &[]),
     ("source", 1, &[]),
+    ("containers", 1, &[]),
     ("archive", 1, &["durable"]),
     ("confined", 1, &["durable"]),
     // Layer 2: where two resources meet.
@@ -80,8 +81,8 @@ const MANY_FUNCTION_LINES: usize = 45;
 const MAX_LONG_FUNCTIONS: usize = 8;
 
 /// Each dependency is code that nobody here reviews, and minutes of building: a higher number is a decision of its own.
-const MAX_DIRECT_DEPENDENCIES: usize = 34;
-const MAX_LOCKED_PACKAGES: usize = 248;
+const MAX_DIRECT_DEPENDENCIES: usize = 36;
+const MAX_LOCKED_PACKAGES: usize = 250;
 
 /// Calls that read the system's clock.
 const CLOCK_CALLS: &[&str] = &[

@@ -1,0 +1,11 @@
+//! The client of container engines, against an engine on a socket that does what a test tells it.
+
+#[path = "containers/fake_engine.rs"]
+mod fake_engine;
+
+#[path = "containers/choice.rs"]
+mod choice;
+#[path = "containers/client.rs"]
+mod client;
+#[path = "containers/restart.rs"]
+mod restart;
