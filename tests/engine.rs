@@ -12,6 +12,8 @@ mod compaction;
 mod drill;
 #[path = "engine/follow.rs"]
 mod follow;
+#[path = "engine/hooks.rs"]
+mod hooks;
 #[path = "support/loop_mount.rs"]
 mod loop_mount;
 #[path = "engine/maintenance.rs"]

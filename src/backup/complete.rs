@@ -55,8 +55,8 @@ impl Runner {
             Some(_) => Change::Usual,
         };
         let completed = Completed {
-            incomplete: archive.is_incomplete,
-            reason: None,
+            incomplete: archive.is_incomplete || archive.problem.is_some(),
+            reason: archive.problem.clone(),
             notes: Vec::new(),
             verified_at,
             suspect: change == Change::Sudden,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::monitor::RunContext;
-use super::{Failure, RunOutcome, Runner};
+use super::{AfterFailure, Failure, RunOutcome, Runner};
 use crate::archive_folder;
 use crate::durable;
 use crate::error::{ErrorKind, Result};
@@ -40,11 +40,13 @@ impl Runner {
                 return Err(Box::new(EndError { claim, error }));
             }
             let now = self.clock.now();
-            if was_drained && !context.is_foreground {
+            if failure.is_skip() {
+                self.store.end_without_archive(claim, RunState::Skipped, &reason, now)
+            } else if was_drained && !context.is_foreground {
                 self.store.requeue(claim, Requeue::Refund, "the service was stopped", now).map(drop)
             } else if was_interrupted {
                 self.store.end_without_archive(claim, RunState::Cancelled, "cancelled on request", now)
-            } else if failure.is_retryable && !context.is_foreground {
+            } else if failure.next == AfterFailure::Retry && !context.is_foreground {
                 self.store.requeue(claim, Requeue::Retry, &reason, now).map(drop)
             } else {
                 self.store.end_without_archive(claim, RunState::Failed, &reason, now)

@@ -5,8 +5,11 @@
 //! the row is `sealed` before the rename; the rename and the sync of the folder precede verification; verification
 //! precedes `complete`. Wherever a process stops in between, recovery knows from the row what is on disk.
 
+mod around;
 mod base;
+mod commands;
 mod complete;
+mod duties;
 mod end;
 mod estimate;
 mod monitor;
@@ -28,6 +31,8 @@ use crate::hooks::Starter;
 use crate::liveness::Worker;
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunState, ScheduleRow, Store, WorkerRow};
+use around::{ReadRun, Surrounded};
+pub use duties::{has_due_duties, settle_duties};
 pub use estimate::{Estimate, estimate, list_source, visit_source};
 use monitor::Monitor;
 pub use monitor::RunContext;
@@ -68,18 +73,35 @@ pub struct RunOutcome {
 /// Why a run made no archive.
 struct Failure {
     error: Error,
-    /// Another attempt may succeed: true for interruptions and for I/O errors of this program, false for errors of
-    /// the source.
-    is_retryable: bool,
+    next: AfterFailure,
+}
+
+/// What becomes of a run that made no archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AfterFailure {
+    /// Another attempt may succeed: for interruptions and for I/O errors of this program.
+    Retry,
+    /// It has failed: for errors of the source and of commands.
+    Fail,
+    /// Its first command says that there is nothing to do.
+    Skip,
 }
 
 impl Failure {
     fn retryable(error: Error) -> Self {
-        Failure { error, is_retryable: true }
+        Failure { error, next: AfterFailure::Retry }
     }
 
     fn permanent(error: Error) -> Self {
-        Failure { error, is_retryable: false }
+        Failure { error, next: AfterFailure::Fail }
+    }
+
+    fn skip(error: Error) -> Self {
+        Failure { error, next: AfterFailure::Skip }
+    }
+
+    fn is_skip(&self) -> bool {
+        self.next == AfterFailure::Skip
     }
 }
 
@@ -89,6 +111,7 @@ struct StagedArchive {
     file: SealedFile,
     written: WrittenArchive,
     inherited: Inherited,
+    problem: Option<String>,
 }
 
 /// What of an archive lies in the file of its base, which was verified a short time ago, and need not be read back.
@@ -122,6 +145,8 @@ struct SealedArchive<'a> {
     size: u64,
     digest: [u8; 32],
     is_incomplete: bool,
+    /// Why the run is incomplete even if nothing is missing from the archive.
+    problem: Option<String>,
     layout: Layout,
     inherited: Inherited,
 }
@@ -138,6 +163,9 @@ impl Runner {
             Ok(staged) => self.publish(claim, intent, staged, context, &monitor),
             Err(failure) => self.end_without_archive(claim, intent, failure, context),
         };
+        if outcome.is_ok() {
+            self.run_end_command(run, context);
+        }
         let _ = self.worker.forget_run(run);
         outcome
     }
@@ -150,13 +178,18 @@ impl Runner {
         context: &RunContext<'_>,
         monitor: &Monitor<'_>,
     ) -> std::result::Result<StagedArchive, Failure> {
-        let prepared = self.prepare(claim, intent)?;
-        let WrittenRun { pending, written, inherited } =
-            self.write_archive(claim, intent, &prepared, context, monitor)?;
+        let row = self.prepare_folder(claim, intent)?;
+        let surrounded = Surrounded { claim, row: &row, context, monitor };
+        let read = self.read_surrounded(&surrounded, |_| {
+            let prepared = self.prepare(claim, intent, row.clone())?;
+            let written = self.write_archive(claim, intent, &prepared, context, monitor)?;
+            Ok((prepared, written))
+        })?;
+        let ReadRun { prepared, written: WrittenRun { pending, written, inherited }, problem } = read;
         self.record_counts(claim, &prepared, &written).map_err(Failure::retryable)?;
         self.check_not_emptied(&prepared, &written).map_err(Failure::permanent)?;
         let file = self.seal(claim, pending, &prepared, &written).map_err(Failure::retryable)?;
-        Ok(StagedArchive { schedule: prepared.schedule, file, written, inherited })
+        Ok(StagedArchive { schedule: prepared.schedule, file, written, inherited, problem })
     }
 
     /// Renames, verifies and completes.
@@ -175,6 +208,7 @@ impl Runner {
             size: staged.written.size,
             digest: staged.written.digest,
             is_incomplete: staged.written.losses > 0,
+            problem: staged.problem,
             layout: intent.layout,
             inherited: staged.inherited,
         };

@@ -28,9 +28,8 @@ pub(super) struct PreparedRun {
 }
 
 impl Runner {
-    /// Checks the archive folder, resolves the source, creates the folder of the schedule and removes the temporary
-    /// files of earlier attempts.
-    pub(super) fn prepare(&self, claim: &Claim, intent: &Intent) -> std::result::Result<PreparedRun, Failure> {
+    /// Checks the archive folder. Returns the schedule, with the compression and the layout of the run.
+    pub(super) fn prepare_folder(&self, claim: &Claim, intent: &Intent) -> std::result::Result<ScheduleRow, Failure> {
         let mut row = self.store.schedule(claim.schedule()).map_err(Failure::permanent)?;
         row.schedule.compression = intent.compression;
         row.schedule.layout = intent.layout;
@@ -42,6 +41,16 @@ impl Runner {
             Ok(unknown) => unknown.error(&self.home).iter().for_each(|error| log::warn!("{error}")),
             Err(error) => log::warn!("the archive folder was not compared with the database: {error}"),
         }
+        Ok(row)
+    }
+
+    /// Resolves the source, creates the folder of the schedule and removes the temporary files of earlier attempts.
+    pub(super) fn prepare(
+        &self,
+        claim: &Claim,
+        intent: &Intent,
+        row: ScheduleRow,
+    ) -> std::result::Result<PreparedRun, Failure> {
         let source = SourceRoot::find(&self.home, &row.schedule).map_err(Failure::permanent)?;
         let scan_started = self.clock.now();
         let comment = self.header_comment(claim, &row, scan_started).map_err(Failure::permanent)?;

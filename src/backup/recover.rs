@@ -14,6 +14,7 @@ use crate::liveness;
 use crate::schedule::Layout;
 use crate::store::{ArchiveState, Claim, PendingArchive, Requeue, Run, RunState};
 
+use super::duties::settle_duties;
 use super::{Inherited, RunContext, Runner, SealedArchive};
 
 /// What recovery did.
@@ -55,6 +56,7 @@ pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryRepo
             Err(error) => log::error!("{schedule}: run @{run} cannot be recovered yet: {error}"),
         }
     }
+    settle_duties(runner, context)?;
     remove_dead_workers(runner)?;
     Ok(report)
 }
@@ -109,15 +111,24 @@ pub fn remove_dead_workers(runner: &Runner) -> Result<()> {
     Ok(())
 }
 
-/// Finishes a run that was taken over, or queues it again, by what its row says is on disk.
+/// Undoes what a run that was taken over has begun, then finishes it, or queues it again, by what its row says is on
+/// disk.
 pub fn recover_run(runner: &Runner, orphan: OrphanedRun, context: &RunContext<'_>) -> Result<RunState> {
+    let run = orphan.run();
+    let state = try_recover_run(runner, orphan, context)?;
+    runner.run_end_command(run, context);
+    Ok(state)
+}
+
+fn try_recover_run(runner: &Runner, orphan: OrphanedRun, context: &RunContext<'_>) -> Result<RunState> {
     let OrphanedRun { claim, run } = orphan;
+    let problem = runner.settle_run(&run, context)?;
     const REASON: &str = "its process ended";
     let Some(archive) = runner.store.pending_archive(run.id)? else { return requeue(runner, claim, REASON) };
     // If the disk is not mounted, the files are not visible, and nothing may be concluded from that.
     archive_folder::ensure_ours(&runner.home, &runner.store)?;
     match archive.state {
-        ArchiveState::Sealed => finish_sealed(runner, claim, &archive, context),
+        ArchiveState::Sealed => finish_sealed(runner, claim, &archive, problem, context),
         _ => {
             remove_temporary(runner, &archive)?;
             requeue(runner, claim, REASON)
@@ -133,6 +144,7 @@ fn finish_sealed(
     runner: &Runner,
     claim: Claim,
     archive: &PendingArchive,
+    problem: Option<String>,
     context: &RunContext<'_>,
 ) -> Result<RunState> {
     if archive.layout == Layout::Segmented {
@@ -152,7 +164,7 @@ fn finish_sealed(
                 return requeue(runner, claim, "a file of another program has the name of its index");
             }
             let renamed = rename_around(runner, &claim, archive, context)?;
-            return finish_sealed(runner, claim, &renamed, context);
+            return finish_sealed(runner, claim, &renamed, problem, context);
         }
         (true, Some(temporary)) if has_temporary => durable::remove(&temporary)?,
         (true, _) => durable::sync_folder(target.parent().unwrap_or(&target))?,
@@ -166,7 +178,8 @@ fn finish_sealed(
     };
     let (file_name, is_incomplete) = (archive.file_name.as_str(), archive.incomplete);
     let layout = archive.layout;
-    let archive = SealedArchive { file_name, size, digest, is_incomplete, layout, inherited: Inherited::Nothing };
+    let archive =
+        SealedArchive { file_name, size, digest, is_incomplete, problem, layout, inherited: Inherited::Nothing };
     runner.finish_sealed(claim, &archive, &row, context).map(|outcome| outcome.state)
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use crate::hooks;
 
 /// Parts of names that begin with `BACKUP_` but are no settings: orchestrators inject them for services.
 const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
@@ -72,14 +73,16 @@ fn read_files(given: &BTreeMap<OsString, OsString>) -> Result<Vec<(&'static str,
     Ok(values)
 }
 
-/// Fails if a name looks like a setting and is none: a misspelt setting must not be ignored.
+/// Fails if a name looks like a setting and is none: a misspelt setting must not be ignored. What commands of runs get
+/// is known: they may call this program.
 pub fn refuse_unknown_settings(names: impl Iterator<Item = OsString>) -> Result<()> {
     for name in names {
         let name = name.to_string_lossy();
         let ours = name.starts_with("BACKUP_") && !INJECTED.iter().any(|part| name.contains(part));
         // `NAME_FILE` is valid for every setting; with an empty value it counts as not set.
         let setting = name.strip_suffix(FILE_SUFFIX).unwrap_or(&name);
-        if ours && !SETTINGS.contains(&setting) && !COMPOSE_VARIABLES.contains(&&*name) {
+        let is_given = COMPOSE_VARIABLES.contains(&&*name) || hooks::VARIABLES.contains(&&*name);
+        if ours && !SETTINGS.contains(&setting) && !is_given {
             return Err(Error::usage(format!("{name} is set, but there is no such setting")).hint(format!(
                 "unset it or correct its name; settings are {}, each also as NAME{FILE_SUFFIX}",
                 SETTINGS.join(", ")
@@ -100,6 +103,7 @@ mod tests {
             assert!(check(wrong).is_err(), "{wrong}");
         }
         let fine = ["BACKUP_COMPRESS", "BACKUP_SYSTEM_SERVICE_HOST", "BACKUP_SYSTEM_PORT_80_TCP", "BACKUP_UID", "PATH"];
+        assert!(hooks::VARIABLES.iter().all(|name| check(name).is_ok()), "a command may call this program");
         for fine in fine {
             assert!(check(fine).is_ok(), "{fine}");
         }

@@ -9,7 +9,6 @@ use std::time::Duration;
 use super::orphans::{HookFile, end_orphans};
 use super::starter::Starter;
 use super::supervise::{Ended, Sink, Supervised, Supervisor};
-use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::home::Home;
@@ -80,12 +79,20 @@ impl Children<'_> {
     /// Runs a command to its end, after ending what is left of earlier commands of the run (I16). The caller holds the
     /// claim of the run, or the run has ended.
     ///
+    /// `is_cancelled` is asked all the time, and ends the command once it is true.
+    ///
     /// Errors: the command could not be started, or could not be ended; `sink` failed.
-    pub fn run(&self, command: &ChildCommand<'_>, sink: Sink<'_>, cancel: &CancelToken) -> Result<Outcome> {
-        self.run_by(SHELL, command, sink, cancel)
+    pub fn run(&self, command: &ChildCommand<'_>, sink: Sink<'_>, is_cancelled: &dyn Fn() -> bool) -> Result<Outcome> {
+        self.run_by(SHELL, command, sink, is_cancelled)
     }
 
-    fn run_by(&self, shell: &str, command: &ChildCommand<'_>, sink: Sink<'_>, cancel: &CancelToken) -> Result<Outcome> {
+    fn run_by(
+        &self,
+        shell: &str,
+        command: &ChildCommand<'_>,
+        sink: Sink<'_>,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
         end_orphans(self.home, command.run, self.clock)?;
         let file = HookFile::create(self.home, command.run, command.attempt)?;
         let failed = |error| Error::failed(format!("{} cannot be started by {shell}", command.what)).because(error);
@@ -109,7 +116,7 @@ impl Children<'_> {
             log::warn!("run @{}: the process group of {} is not recorded: {error}", command.run, command.what);
         }
         let supervised =
-            Supervisor::new(child, command.time_limit, self.clock, cancel, sink).and_then(Supervisor::wait);
+            Supervisor::new(child, command.time_limit, self.clock, is_cancelled, sink).and_then(Supervisor::wait);
         // What still runs must be found by the next command of the run.
         if !supervised.as_ref().is_err_and(|error| error.kind() == ErrorKind::Busy) {
             file.remove();

@@ -12,7 +12,6 @@ use rustix::process::{Signal, WaitOptions, waitpgid};
 
 use super::output::Output;
 use super::process_table::ProcessGroup;
-use crate::cancel::CancelToken;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
@@ -84,7 +83,7 @@ pub(super) struct Supervisor<'a, 'b> {
     group: Option<ProcessGroup>,
     time_limit: Duration,
     clock: &'a dyn Clock,
-    cancel: &'a CancelToken,
+    is_cancelled: &'a dyn Fn() -> bool,
     sink: Sink<'b>,
     out: Stream,
     error: Stream,
@@ -111,7 +110,7 @@ impl<'a, 'b> Supervisor<'a, 'b> {
         mut child: Child,
         time_limit: Duration,
         clock: &'a dyn Clock,
-        cancel: &'a CancelToken,
+        is_cancelled: &'a dyn Fn() -> bool,
         sink: Sink<'b>,
     ) -> Result<Self> {
         Ok(Supervisor {
@@ -121,7 +120,7 @@ impl<'a, 'b> Supervisor<'a, 'b> {
             child,
             time_limit,
             clock,
-            cancel,
+            is_cancelled,
             sink,
             output: Output::new(),
             began: clock.monotonic(),
@@ -171,7 +170,7 @@ impl<'a, 'b> Supervisor<'a, 'b> {
             let is_silent = self.out.0.is_none() && self.error.0.is_none();
             return is_silent || now.saturating_sub(at) >= OUTPUT_AFTER;
         }
-        if self.cancel.is_cancelled() {
+        if (self.is_cancelled)() {
             self.stop(Stopping::Cancelled);
         } else if now.saturating_sub(self.began) >= self.time_limit {
             self.stop(Stopping::TimeLimit);
@@ -197,8 +196,6 @@ impl<'a, 'b> Supervisor<'a, 'b> {
     /// Reads each stream once, so that neither a time limit nor the other stream waits for one that never pauses.
     fn drain(&mut self, buffer: &mut [u8]) -> Result<()> {
         let failed = |error: io::Error| Error::failed("cannot read the output of a command").because(error);
-        let read = self.error.read(buffer).map_err(failed)?;
-        self.output.push_error(&buffer[..read]);
         let read = self.out.read(buffer).map_err(failed)?;
         match &mut self.sink {
             Sink::Keep => self.output.push(&buffer[..read]),
@@ -206,6 +203,8 @@ impl<'a, 'b> Supervisor<'a, 'b> {
             Sink::To(write) if read > 0 && self.stopping.is_none() => write(&buffer[..read])?,
             Sink::To(_) => {}
         }
+        let read = self.error.read(buffer).map_err(failed)?;
+        self.output.push_error(&buffer[..read]);
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::thread::{CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities};
 
 use super::*;
+use crate::cancel::CancelToken;
 use crate::clock::SystemClock;
 use crate::home::HomeOptions;
 use crate::hooks::{HookState, OUTPUT_LIMIT, RunFacts};
@@ -50,7 +51,7 @@ impl Place {
     }
 
     fn run(&self, text: &str, time_limit: Duration) -> Outcome {
-        self.children().run(&self.command(text, time_limit), Sink::Keep, &CancelToken::new()).unwrap()
+        self.children().run(&self.command(text, time_limit), Sink::Keep, &|| false).unwrap()
     }
 
     fn files(&self) -> Vec<String> {
@@ -116,7 +117,7 @@ fn a_cancelled_run_ends_its_command() {
         let command = place.command("echo $$ >pid; sleep 1000", LONG);
         let children = place.children();
         let cancel = &cancel;
-        let run = scope.spawn(move || children.run(&command, Sink::Keep, cancel).unwrap());
+        let run = scope.spawn(move || children.run(&command, Sink::Keep, &|| cancel.is_cancelled()).unwrap());
         place.number_in("pid");
         cancel.cancel_and_requeue();
         run.join().unwrap()
@@ -162,7 +163,7 @@ fn peak_memory() -> u64 {
 fn a_missing_shell_is_named_and_leaves_nothing() {
     let place = Place::new();
     let command = place.command("true", LONG);
-    let error = place.children().run_by("/no/such/sh", &command, Sink::Keep, &CancelToken::new()).unwrap_err();
+    let error = place.children().run_by("/no/such/sh", &command, Sink::Keep, &|| false).unwrap_err();
     assert!(error.to_string().starts_with("--before cannot be started by /no/such/sh: No such file"), "{error}");
     assert_eq!(place.files(), [""; 0]);
 }
@@ -226,7 +227,7 @@ fn ambient_capabilities_are_kept_from_commands_unless_that_is_asked_for() {
     let text = "grep ^CapAmb /proc/self/status";
     for (keeps_capabilities, expected) in [(false, 0), (true, CapabilitySet::DAC_READ_SEARCH.bits())] {
         let command = ChildCommand { keeps_capabilities, ..place.command(text, LONG) };
-        let outcome = place.children().run(&command, Sink::Keep, &CancelToken::new()).unwrap();
+        let outcome = place.children().run(&command, Sink::Keep, &|| false).unwrap();
         assert_eq!(String::from_utf8(outcome.output).unwrap(), format!("CapAmb:\t{expected:016x}\n"));
     }
 }
@@ -240,7 +241,7 @@ fn an_error_of_the_sink_ends_the_command() {
         if pieces > 3 { Err(Error::new(ErrorKind::DiskFull, "the disk is full")) } else { Ok(()) }
     };
     let command = place.command("exec yes", LONG);
-    let error = place.children().run(&command, Sink::To(&mut sink), &CancelToken::new()).unwrap_err();
+    let error = place.children().run(&command, Sink::To(&mut sink), &|| false).unwrap_err();
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::DiskFull, "--before: the disk is full"));
 }
 

@@ -110,6 +110,11 @@ impl Service {
         if let Some(maintenance) = &maintenance {
             maintenance.cancel.cancel();
         }
+        // What it is executing may still end; else it is executed again at the next start.
+        let settling = self.settling.take();
+        if let Some(settling) = &settling {
+            settling.cancel.cancel_and_requeue();
+        }
         let started = self.runner.clock.monotonic();
         let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };
         let mut is_cancelled = false;
@@ -129,6 +134,9 @@ impl Service {
         // It notices the cancel token at its next chunk.
         if maintenance.is_some_and(|maintenance| maintenance.thread.join().is_err()) {
             log::error!("the maintenance thread panicked");
+        }
+        if settling.is_some_and(|settling| settling.thread.join().is_err()) {
+            log::error!("the thread that undoes what runs began panicked");
         }
         self.unregister()
     }

@@ -15,8 +15,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 /// After how long it checks again when maintenance failed for the first time in a row.
 const FIRST_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The thread that runs maintenance tasks, and the token that stops it.
-pub(super) struct MaintenanceThread {
+/// A thread that works beside the runs, and the token that stops it.
+pub(super) struct BackgroundThread {
     pub(super) cancel: Arc<CancelToken>,
     pub(super) thread: std::thread::JoinHandle<()>,
 }
@@ -90,7 +90,7 @@ impl Service {
             }
         });
         match thread {
-            Ok(thread) => self.maintenance = Some(MaintenanceThread { cancel, thread }),
+            Ok(thread) => self.maintenance = Some(BackgroundThread { cancel, thread }),
             Err(error) => log::error!("the maintenance thread could not be started: {error}"),
         }
     }

@@ -3,6 +3,7 @@
 //! [`Service::tick`] is one scheduler tick. It takes the time from the clock, so that tests and the simulation drive
 //! it step by step. [`Service::serve`] only repeats it and waits in between.
 
+mod duties;
 mod event_loop;
 mod maintenance;
 mod run_log;
@@ -27,7 +28,7 @@ use crate::import_export::TextFileState;
 use crate::liveness::{Heartbeat, Registration};
 use crate::maintenance::Intervals;
 use crate::store::{Role, ScheduleRow, StopRequest, Watch, Watermark};
-use maintenance::{MaintenancePace, MaintenanceThread};
+use maintenance::{BackgroundThread, MaintenancePace};
 use runs::ActiveRuns;
 pub use tick::Tick;
 
@@ -80,8 +81,10 @@ pub struct Service {
     /// When the first tick was, by the monotonic clock.
     first_tick_at: Option<Duration>,
     stop: Option<StopRequest>,
-    maintenance: Option<MaintenanceThread>,
+    maintenance: Option<BackgroundThread>,
     maintenance_pace: MaintenancePace,
+    /// Undoes what runs have begun.
+    settling: Option<BackgroundThread>,
 }
 
 impl Service {
@@ -112,6 +115,7 @@ impl Service {
             stop: None,
             maintenance: None,
             maintenance_pace: MaintenancePace::default(),
+            settling: None,
         };
         let grace_ms = u64::try_from(service.options.grace.as_millis()).ok();
         service.update_heartbeat(|heartbeat| heartbeat.grace_ms = grace_ms);

@@ -1,4 +1,4 @@
-//! One scheduler tick: recover orphaned runs, follow the text file, enqueue due runs.
+//! One scheduler tick: recover orphaned runs, undo what runs have begun, follow the text file, enqueue due runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,11 +37,12 @@ pub struct Tick {
 }
 
 impl Service {
-    /// Performs one scheduler tick: recovery, requests to stop, the text file, due runs.
+    /// Performs one scheduler tick: recovery, duties, requests to stop, the text file, due runs.
     pub fn tick(&mut self) -> Result<Tick> {
         let now = self.runner.clock.now();
         self.update_heartbeat(|heartbeat| heartbeat.ticked_at_ms = now.millis());
         self.recover()?;
+        self.settle_duties()?;
         if self.stop.is_none() {
             self.stop = self.runner.store.stop_request(self.runner.row.uuid)?;
         }

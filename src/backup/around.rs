@@ -1,0 +1,120 @@
+//! The order of a run: what happens before and after its source is read.
+//!
+//! `--before`, read, `--after`; then the archive is sealed and verified, and at the end of the run there is
+//! `--on-success` or `--on-failure`. What is undone afterwards is a duty, planned before the first of these acts.
+
+use super::duties::HeldDuty;
+use super::monitor::Monitor;
+use super::prepare::PreparedRun;
+use super::write::WrittenRun;
+use super::{Failure, RunContext, Runner};
+use crate::approval;
+use crate::error::{Error, ErrorKind};
+use crate::hooks::{Ended, HookState, RunFacts, Sink};
+use crate::schedule::{CommandKind, Hooks};
+use crate::store::{Claim, ScheduleRow};
+
+/// The exit code with which `--before` decides that there is nothing to do (`EX_TEMPFAIL` of sysexits.h).
+const SKIP: i32 = 75;
+
+/// What was read, and why the run is incomplete although all was.
+pub(super) struct ReadRun {
+    pub(super) prepared: PreparedRun,
+    pub(super) written: WrittenRun,
+    /// Why `--after` did not succeed.
+    pub(super) problem: Option<String>,
+}
+
+/// A claimed run, for what surrounds its reading.
+pub(super) struct Surrounded<'a> {
+    pub(super) claim: &'a Claim,
+    pub(super) row: &'a ScheduleRow,
+    pub(super) context: &'a RunContext<'a>,
+    pub(super) monitor: &'a Monitor<'a>,
+}
+
+impl Runner {
+    /// Executes what comes before the reading, reads, and undoes what was begun, whatever became of it.
+    ///
+    /// Fails before anything is executed if commands are held.
+    pub(super) fn read_surrounded(
+        &self,
+        surrounded: &Surrounded<'_>,
+        read: impl FnOnce(&Hooks) -> Result<(PreparedRun, WrittenRun), Failure>,
+    ) -> Result<ReadRun, Failure> {
+        let Surrounded { claim, row, context, monitor } = *surrounded;
+        let hooks = approval::hooks_to_execute(&self.home, &self.store, row).map_err(Failure::permanent)?;
+        self.settle_before_run(row.schedule.name.as_str(), context).map_err(Failure::retryable)?;
+        let after = self.plan_after(claim, &hooks).map_err(Failure::retryable)?;
+        // Containers: the commands before in containers.
+        let begun = self.run_before(surrounded, &hooks);
+        // Containers: stop them.
+        let outcome = begun.and_then(|()| read(&hooks));
+        // Containers: start them.
+        let problem = after.and_then(|after| {
+            monitor.phase("after");
+            self.run_after(surrounded, &after, &outcome)
+        });
+        // Containers: the commands after in containers.
+        let (prepared, written) = outcome?;
+        Ok(ReadRun { prepared, written, problem })
+    }
+
+    fn run_before(&self, surrounded: &Surrounded<'_>, hooks: &Hooks) -> Result<(), Failure> {
+        let Surrounded { claim, row, monitor, .. } = *surrounded;
+        let what = CommandKind::Before.option();
+        // A worker that slept until its run was taken over starts nothing (I4).
+        self.store.check_claim(claim).map_err(Failure::retryable)?;
+        monitor.check_not_cancelled().map_err(Failure::retryable)?;
+        monitor.phase("before");
+        let source = self.home.source_path(&row.schedule.source);
+        let facts = starting_facts(surrounded, &source);
+        let is_cancelled = || monitor.is_cancelled();
+        let outcome = self.run_command(CommandKind::Before, hooks, &facts, Sink::Keep, &is_cancelled);
+        let Some(outcome) = outcome.map_err(Failure::permanent)? else { return Ok(()) };
+        let Some(problem) = outcome.problem(what) else { return Ok(()) };
+        Err(match outcome.ended {
+            Ended::Code(SKIP) => Failure::skip(Error::failed(problem)),
+            Ended::Cancelled => Failure::retryable(Error::new(ErrorKind::Interrupted, problem)),
+            _ => Failure::permanent(Error::failed(problem)),
+        })
+    }
+
+    /// Executes `--after`; returns why it did not succeed.
+    fn run_after(
+        &self,
+        surrounded: &Surrounded<'_>,
+        after: &HeldDuty,
+        outcome: &Result<(PreparedRun, WrittenRun), Failure>,
+    ) -> Option<String> {
+        let Surrounded { row, context, .. } = *surrounded;
+        let source = self.home.source_path(&row.schedule.source);
+        let error = outcome.as_ref().err().map(|failure| failure.error.to_string()).unwrap_or_default();
+        let (state, problems) = match outcome {
+            Ok((_, written)) => (HookState::Read, written.written.problems_total),
+            Err(failure) if failure.is_skip() => (HookState::Skipped, 0),
+            Err(_) => (HookState::Failed, 0),
+        };
+        let facts = RunFacts { state, problems, error: &error, ..starting_facts(surrounded, &source) };
+        // As they are now: they may have been edited during the run.
+        let settled = approval::hooks_to_execute(&self.home, &self.store, row)
+            .and_then(|hooks| self.settle_after(after, &hooks, &facts, context));
+        let problem = settled.unwrap_or_else(|error| Some(error.to_string()));
+        problem.iter().for_each(|problem| context.observer.note(problem));
+        problem
+    }
+}
+
+fn starting_facts<'a>(surrounded: &Surrounded<'a>, source: &'a std::path::Path) -> RunFacts<'a> {
+    RunFacts {
+        schedule: surrounded.row.schedule.name.as_str(),
+        run: surrounded.claim.run(),
+        attempt: surrounded.claim.attempt(),
+        is_again: false,
+        source,
+        archive: None,
+        state: HookState::Starting,
+        problems: 0,
+        error: "",
+    }
+}
