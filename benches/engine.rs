@@ -251,6 +251,7 @@ fn tick() {
             grace: Duration::ZERO,
             zone: Tz::UTC,
             import: None,
+            config: None,
             maintenance: Default::default(),
             scratch: None,
         };

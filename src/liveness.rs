@@ -35,6 +35,9 @@ pub struct Heartbeat {
     /// How long running work may go on after a request to stop, in milliseconds; `None` for a command.
     #[serde(default)]
     pub grace_ms: Option<u64>,
+    /// Whether it follows a text file of schedules.
+    #[serde(default)]
+    pub follows_text_file: bool,
     /// Its last scheduler tick, in milliseconds since 1970; for a command, when it registered.
     pub ticked_at_ms: i64,
     /// Why it does no work although it is alive; `None` if it works.

@@ -51,6 +51,8 @@ mod secrets;
 mod segments;
 #[path = "cli/service.rs"]
 mod service;
+#[path = "cli/settings.rs"]
+mod settings;
 #[path = "cli/snapshots.rs"]
 mod snapshots;
 #[path = "support/mod.rs"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests the container as users run it: from a fresh clone, as uid 1000, as another uid, as root with few capabilities.
 #
-#   tests/container.sh [FORM...]       forms: owner other root damage lost; all of them by default
+#   tests/container.sh [FORM...]       forms: owner other root damage lost settings; all of them by default
 #
 #   BUILD=0 tests/container.sh         with the existing image
 #
@@ -349,9 +349,30 @@ form_damage() {
   lose_volume
 }
 
+# A container that gets only a settings file, in a folder that is mounted, and no text file and no commands.
+form_settings() {
+  fresh_clone 1000
+  mkdir config
+  printf '[schedule.docs]\nsource = "data/documents"\nat = "02:30"\n' >config/backup.toml
+  printf 'services:\n  backup-system:\n    command: ["serve"]\n    environment:\n      BACKUP_CONFIG: /app/config/backup.toml\n    volumes:\n      - ./config:/app/config:ro\n' >docker-compose.override.yml
+  fill_source 1000
+  up_and_healthy
+  eventually "the file is applied" 20 listed docs
+  expect "the schedule is managed by the file" 2 'docs is managed by /app/config/backup.toml:1' bm edit docs --at 03:00
+  expect "apply of the file of the environment changes nothing" 0 'nothing to change' bm apply
+  expect "run" 0 'succeeded' bm run docs
+  # As an editor does: a new file under the name.
+  sed 's/02:30/04:45/' config/backup.toml >config/new && mv config/new config/backup.toml
+  eventually "a new file is followed" 30 listed 04:45
+  printf '[schedule.docs]\nsourse = "data"\n' >config/backup.toml
+  eventually "a bad file is reported" 30 sh -c "docker exec backup-system backup-manager status | grep -q 'did you mean source'"
+  expect "and changes nothing" 0 '04:45' bm list
+  lose_volume
+}
+
 test_build
 forms=("$@")
-((${#forms[@]})) || forms=(owner other root damage lost)
+((${#forms[@]})) || forms=(owner other root damage lost settings)
 for form in "${forms[@]}"; do
   say "starts"
   "form_$form"

@@ -12,6 +12,8 @@ mod compaction;
 mod drill;
 #[path = "engine/follow.rs"]
 mod follow;
+#[path = "engine/follow_settings.rs"]
+mod follow_settings;
 #[path = "engine/hooks.rs"]
 mod hooks;
 #[path = "support/loop_mount.rs"]
@@ -36,6 +38,8 @@ mod runs;
 mod segment_ranges;
 #[path = "engine/segments.rs"]
 mod segments;
+#[path = "engine/settings_file.rs"]
+mod settings_file;
 #[path = "engine/shared_files.rs"]
 mod shared_files;
 #[path = "engine/time.rs"]

@@ -44,6 +44,7 @@ pub fn cmd_delete(context: &Context, args: &DeleteArgs) -> Result<u8> {
     let store = context.open()?;
     // All are found before any is deleted: each deletion changes the indexes.
     let rows = select::schedules(&store, &args.schedule)?;
+    rows.iter().try_for_each(ScheduleRow::ensure_changeable)?;
     if args.with_archives && !args.yes {
         ensure_accepted(context, &store, &rows)?;
     }

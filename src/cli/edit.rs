@@ -62,6 +62,7 @@ fn edited_documents(
 pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
     let store = context.open()?;
     let row = select::schedule(&store, &args.schedule)?;
+    row.ensure_changeable()?;
     let mut schedule = row.schedule.clone();
     args.options.apply(&mut schedule)?;
     args.options.warn_of_patterns(context);
@@ -92,6 +93,19 @@ pub fn cmd_pause(context: &Context, args: &PauseArgs, enabled: bool) -> Result<u
     let rows = if args.all { store.schedules()? } else { select::schedules(&store, &args.schedule)? };
     let mut edited = Vec::new();
     for row in rows.iter().filter(|row| row.schedule.enabled != enabled) {
+        if let Some(managed) = row.managed_by.as_ref().filter(|managed| managed.is_paused) {
+            // A pause by command can be taken back by command; that of the file only by the file.
+            let name = &row.schedule.name;
+            let message = format!("{name} is paused by {managed}");
+            match args.all {
+                true => context.warn(&format!("{message}, and stays so")),
+                false => {
+                    let apply = format!("`backup-manager apply {}`", shell_word(&managed.file));
+                    return Err(Error::usage(message).hint(format!("take out `enabled = false` there, then {apply}")));
+                }
+            }
+            continue;
+        }
         if enabled && row.schedule.cadence.is_none() {
             return Err(Error::usage(format!("{} has no times", row.schedule.name)).hint(format!(
                 "set them first: backup-manager edit {} --at HH:MM",

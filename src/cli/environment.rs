@@ -14,7 +14,7 @@ use crate::hooks;
 /// Parts of names that begin with `BACKUP_` but are no settings: orchestrators inject them for services.
 const INJECTED: [&str; 2] = ["_SERVICE_", "_PORT"];
 /// All settings.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     "BACKUP_HOME",
     "BACKUP_DB",
     "BACKUP_DIR",
@@ -26,6 +26,7 @@ const SETTINGS: [&str; 15] = [
     "BACKUP_GRACE",
     "BACKUP_NICE",
     "BACKUP_IMPORT",
+    "BACKUP_CONFIG",
     "BACKUP_REVERIFY_DAYS",
     "BACKUP_DRILL_DAYS",
     "BACKUP_HISTORY_DAYS",

@@ -8,7 +8,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Schedules", &["create", "list", "show", "edit", "pause", "resume", "delete", "next"]),
     ("Runs and archives", &["history", "backups", "ls", "cat", "find", "diff", "cancel", "accept"]),
     ("Verification and retention", &["verify", "repair", "drill", "prune", "pin", "forget", "rescan"]),
-    ("Service and settings", &["start", "stop", "serve", "import", "export", "config"]),
+    ("Service and settings", &["start", "stop", "serve", "apply", "import", "export", "config"]),
 ];
 
 /// Returns `command` with a help page that lists its subcommands in groups.

@@ -183,6 +183,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
         ("verification", if schedule.verify { "after each run" } else { "off" }.to_owned()),
         ("kept", schedule.retention.to_string()),
     ];
+    lines.extend(row.managed_by.as_ref().map(|managed| ("managed by", managed.to_string())));
     lines.extend(exclude_lines(row));
     lines.extend(reuse_line(row));
     lines.push((

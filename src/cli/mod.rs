@@ -3,6 +3,7 @@
 
 mod accept;
 mod active_runs;
+mod apply;
 mod archives;
 mod become_user;
 mod cancel;

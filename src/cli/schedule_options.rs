@@ -182,9 +182,7 @@ impl ScheduleOptions {
         replace(&mut excludes.globs, &self.exclude);
         replace(&mut excludes.files, &self.exclude_file);
         replace(&mut excludes.if_present, &self.exclude_if_present);
-        if let Some(name) = excludes.if_present.iter().find(|name| name.contains('/')) {
-            return Err(Error::usage(format!("--exclude-if-present takes a name, and \"{name}\" is a path")));
-        }
+        source::check_marker_names(&excludes.if_present)?;
         source::check_patterns(&excludes.globs)?;
         excludes.caches = self.exclude_caches.unwrap_or(excludes.caches);
         excludes.one_file_system = self.one_file_system.unwrap_or(excludes.one_file_system);

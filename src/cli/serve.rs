@@ -56,6 +56,9 @@ pub struct ServiceOptions {
     /// Read this text file at start and whenever it changes
     #[arg(long, value_name = "FILE", env = "BACKUP_IMPORT")]
     import: Option<PathBuf>,
+    /// Apply this settings file at start and whenever it changes (see `apply`)
+    #[arg(long, value_name = "FILE", env = "BACKUP_CONFIG")]
+    config: Option<PathBuf>,
 }
 
 impl ServiceOptions {
@@ -74,9 +77,11 @@ impl ServiceOptions {
         Ok(())
     }
 
-    /// Returns the text file to follow, if there is no such file.
-    pub fn missing_import(&self) -> Option<&Path> {
-        self.import.as_deref().filter(|file| !file.is_file())
+    /// Returns the files to follow that do not exist, each with what it is.
+    pub fn missing_files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files = [("text file", &self.import), ("settings file", &self.config)];
+        let given = files.into_iter().filter_map(|(what, file)| Some((what, file.as_deref()?)));
+        given.filter(|(_, file)| !file.is_file())
     }
 
     /// Returns these options as command-line arguments, with absolute paths.
@@ -94,7 +99,7 @@ impl ServiceOptions {
         for (flag, value) in numbers {
             args.extend(value.into_iter().flat_map(|value| [OsString::from(flag), OsString::from(value)]));
         }
-        for (flag, path) in [("--import", &self.import), ("--scratch", &self.scratch)] {
+        for (flag, path) in [("--import", &self.import), ("--config", &self.config), ("--scratch", &self.scratch)] {
             if let Some(path) = path {
                 args.extend([OsString::from(flag), std::path::absolute(path).unwrap_or(path.clone()).into()]);
             }
@@ -200,6 +205,7 @@ fn service_options(context: &Context, store: &Store, args: &ServeArgs) -> Result
         grace: config::grace(store, args.options.grace)?,
         zone: context.zone,
         import: args.options.import.clone(),
+        config: args.options.config.clone(),
         scratch: args.options.scratch.clone(),
         maintenance: maintenance::Intervals {
             reverify_days: config::days(store, "reverify_days", args.options.reverify_days)?,

@@ -52,8 +52,8 @@ pub fn cmd_start(context: &Context, args: &StartArgs) -> Result<u8> {
     if store.schedules()?.is_empty() {
         context.warn("nothing is scheduled yet; add schedules with `backup-manager create`");
     }
-    if let Some(file) = args.options.missing_import() {
-        context.warn(&format!("the text file {} does not exist: the service reads it once it does", file.display()));
+    for (what, file) in args.options.missing_files() {
+        context.warn(&format!("the {what} {} does not exist: the service reads it once it does", file.display()));
     }
     drop(store);
     let pid = spawn(context, args)?;

@@ -1,4 +1,4 @@
-//! `import`, and `export` of schedules: in the text file or in JSON.
+//! `import`, and `export` of schedules: in the text file, in JSON, or as a settings file.
 
 use std::fs;
 use std::io::{self, Read};
@@ -24,6 +24,8 @@ pub(super) enum FileFormat {
     Text,
     /// Everything, with all options
     Json,
+    /// The same as a settings file, which `apply` reads
+    Toml,
 }
 
 #[derive(Args)]
@@ -90,6 +92,10 @@ pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
     let entries = match args.format {
         FileFormat::Text => Some(import_export::parse_text(&bytes, &name)?),
         FileFormat::Json => None,
+        FileFormat::Toml => {
+            return Err(Error::usage("a settings file is not imported: its schedules are managed by it")
+                .hint(format!("backup-manager apply {}", shell_word(&path.display().to_string()))));
+        }
     };
     if args.replace && path == Path::new("-") && bytes.trim_ascii().is_empty() {
         // As from a command in a pipe that failed.
@@ -171,9 +177,9 @@ pub(super) fn export_schedules(
 ) -> Result<u8> {
     let is_json = context.format == Format::Json;
     let format = match (format, file) {
-        (Some(FileFormat::Text), None) if is_json => {
-            return Err(Error::usage("--json prints one JSON document, and the text file is none")
-                .hint("name a file, or leave out --format text"));
+        (Some(FileFormat::Text | FileFormat::Toml), None) if is_json => {
+            return Err(Error::usage("--json prints one JSON document, and a file of that form is none")
+                .hint("name a file, or leave out --format"));
         }
         (Some(format), _) => format,
         (None, None) if is_json => FileFormat::Json,
@@ -184,6 +190,7 @@ pub(super) fn export_schedules(
     let exported = match format {
         FileFormat::Text => import_export::export_text(&rows),
         FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
+        FileFormat::Toml => ExportedText { text: import_export::export_toml(&rows)?, ..ExportedText::default() },
     };
     match file {
         None => {

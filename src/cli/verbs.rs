@@ -3,8 +3,8 @@
 use clap::Subcommand;
 
 use super::{
-    Context, accept, archives, cancel, cat, config, create, delete, diff, drill, edit, export, find, history, list, ls,
-    next, prune, repair, rescan, restore, run, serve, start, status, text_file, verify,
+    Context, accept, apply, archives, cancel, cat, config, create, delete, diff, drill, edit, export, find, history,
+    list, ls, next, prune, repair, rescan, restore, run, serve, start, status, text_file, verify,
 };
 use crate::error::Result;
 
@@ -78,6 +78,8 @@ pub(super) enum Verb {
     /// Run the service in the foreground, for containers and systemd
     Serve(serve::ServeArgs),
 
+    /// Make the schedules of a settings file (TOML) those of the database
+    Apply(apply::ApplyArgs),
     /// Read schedules from a text file (path;hh:mm;name a line) or from JSON
     Import(text_file::ImportArgs),
     /// Write schedules to a file, or an archive as one tar file
@@ -120,6 +122,7 @@ pub(super) fn run_verb(context: &Context, verb: Verb) -> Result<u8> {
         Verb::Start(args) => start::cmd_start(context, &args),
         Verb::Stop(args) => start::cmd_stop(context, &args),
         Verb::Serve(args) => serve::cmd_serve(context, &args),
+        Verb::Apply(args) => apply::cmd_apply(context, &args),
         Verb::Import(args) => text_file::cmd_import(context, &args),
         Verb::Export(args) => export::cmd_export(context, &args),
         Verb::Rescan(args) => rescan::cmd_rescan(context, &args),

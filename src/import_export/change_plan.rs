@@ -35,6 +35,7 @@ impl ChangePlan {
         for change in changes {
             let name = &change.name;
             let present = rows.iter().find(|row| row.schedule.name == *name);
+            present.map_or(Ok(()), ScheduleRow::ensure_changeable)?;
             let daily: &[_] = match present.and_then(|row| row.schedule.cadence.as_ref()) {
                 Some(Cadence::Daily(times)) => times.as_slice(),
                 _ => &[],

@@ -119,6 +119,7 @@ fn import(
     let (mut created, mut edited, mut deleted) = (Vec::new(), Vec::new(), Vec::new());
     if replace {
         for row in rows.iter().filter(|row| wanted.iter().all(|schedule| schedule.name != row.schedule.name)) {
+            row.ensure_changeable()?;
             imported.deleted.push(row.schedule.name.to_string());
             deleted.push(row.id);
         }
@@ -128,6 +129,7 @@ fn import(
         match rows.iter().find(|row| row.schedule.name == schedule.name) {
             Some(row) if row.schedule == schedule => imported.unchanged += 1,
             Some(row) => {
+                row.ensure_changeable()?;
                 imported.changed.push(schedule.name.to_string());
                 edited.push((row.id, schedule, watermark));
             }

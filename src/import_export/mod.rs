@@ -1,17 +1,24 @@
-//! Import and export of schedules: the old text file, JSON, and the text file that a service follows.
+//! Import and export of schedules: the old text file, JSON, the settings file, and the files that a service follows.
 
 mod change_plan;
 mod export;
 mod follow;
+mod followed_file;
 mod import;
+mod settings;
 
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Schedule;
 
 pub use export::{ExportedText, export_json, export_text};
-pub use follow::{TextFileState, follow_text_file};
+pub use follow::follow_file;
+pub use followed_file::{FollowedFile, FollowedKind};
 pub use import::{Imported, import_json, import_text, parse_text};
+pub use settings::{
+    Difference, Entry, EntryChange, Present, Removed, SettingsPlan, export_toml, names_in_text_file, parse_settings,
+    schedule_keys, settings_path,
+};
 
 /// All schedules as a JSON document.
 #[derive(Serialize, Deserialize)]

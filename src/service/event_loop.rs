@@ -8,7 +8,7 @@ use super::systemd::ServiceManager;
 use super::{COMMIT_POLL_INTERVAL, Event, MAX_WAIT, Service};
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::import_export::TextFileState;
+use crate::import_export::FollowedFile;
 use crate::store::StopRequest;
 use crate::words::count;
 
@@ -94,7 +94,7 @@ impl Service {
     fn has_external_change(&mut self) -> bool {
         if !self.runner.store.is_in_place()
             || self.last_tick.is_some_and(|last| self.runner.clock.now() < last)
-            || self.text_file.as_ref().is_some_and(TextFileState::has_changed)
+            || self.followed_files.iter().any(FollowedFile::has_changed)
         {
             return true;
         }

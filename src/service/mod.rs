@@ -24,7 +24,7 @@ use crate::backup::Runner;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::health::live_services;
-use crate::import_export::TextFileState;
+use crate::import_export::{FollowedFile, FollowedKind};
 use crate::liveness::{Heartbeat, Registration};
 use crate::maintenance::Intervals;
 use crate::store::{Role, ScheduleRow, StopRequest, Watch, Watermark};
@@ -57,6 +57,8 @@ pub struct Options {
     pub zone: Tz,
     /// A text file of schedules that is read at start and whenever it changes.
     pub import: Option<PathBuf>,
+    /// A settings file that is read at start and whenever it changes.
+    pub config: Option<PathBuf>,
     /// How often each maintenance task runs.
     pub maintenance: Intervals,
     /// Folder that restore drills write to; `None` for one below the archive folder.
@@ -74,10 +76,10 @@ pub struct Service {
     background: Option<Sender<Event>>,
     watch: Watch,
     last_tick: Option<Timestamp>,
-    text_file: Option<TextFileState>,
-    /// Whether the text file was not read yet since the start, so that it is unknown which schedules it still has: none
-    /// is run until then.
-    awaits_text_file: bool,
+    followed_files: Vec<FollowedFile>,
+    /// Whether a followed file was not read yet since the start, so that it is unknown which schedules it still has:
+    /// none is run until then.
+    awaits_files: bool,
     /// When the first tick was, by the monotonic clock.
     first_tick_at: Option<Duration>,
     stop: Option<StopRequest>,
@@ -101,9 +103,10 @@ impl Service {
         let row = &runner.row;
         runner.store.add_worker(row.uuid, Role::Service, row.pid, &row.host, runner.clock.now())?;
         let watch = runner.store.watch()?;
+        let followed_files = followed_files(&options);
         let mut service = Service {
-            text_file: options.import.clone().map(TextFileState::new),
-            awaits_text_file: options.import.is_some(),
+            awaits_files: !followed_files.is_empty(),
+            followed_files,
             first_tick_at: None,
             runner,
             options,
@@ -118,17 +121,27 @@ impl Service {
             settling: None,
         };
         let grace_ms = u64::try_from(service.options.grace.as_millis()).ok();
-        service.update_heartbeat(|heartbeat| heartbeat.grace_ms = grace_ms);
+        let follows_text_file = service.options.import.is_some();
+        service.update_heartbeat(|heartbeat| {
+            heartbeat.grace_ms = grace_ms;
+            heartbeat.follows_text_file = follows_text_file;
+        });
         service.recompute_for_zone()?;
-        if service.text_file.is_none() {
-            // Of a text file that is followed no more.
-            service.runner.store.set_import_error(None)?;
-        }
+        service.forget_errors_of_other_files()?;
         match archive_folder::reserve_run_numbers(&service.runner.home, &service.runner.store) {
             Ok(unknown) => unknown.error(&service.runner.home).iter().for_each(|error| log::error!("{error}")),
             Err(error) => log::warn!("the archive folder was not compared with the database: {error}"),
         }
         Ok(service)
+    }
+
+    /// Removes the recorded errors of files that are followed no more.
+    fn forget_errors_of_other_files(&self) -> Result<()> {
+        let (store, options) = (&self.runner.store, &self.options);
+        if options.import.is_none() {
+            store.set_import_error(None)?;
+        }
+        if options.config.is_none() { store.set_config_error(None) } else { Ok(()) }
     }
 
     /// Recomputes the next occurrences of schedules without a zone. A command that changed one while no service ran
@@ -163,6 +176,14 @@ impl Service {
     fn zone(&self, row: &ScheduleRow) -> Tz {
         row.schedule.zone.unwrap_or(self.options.zone)
     }
+}
+
+fn followed_files(options: &Options) -> Vec<FollowedFile> {
+    let beside_text_file = options.import.is_some();
+    let text = options.import.clone().map(|path| FollowedFile::new(path, FollowedKind::Text));
+    let settings =
+        options.config.clone().map(|path| FollowedFile::new(path, FollowedKind::Settings { beside_text_file }));
+    text.into_iter().chain(settings).collect()
 }
 
 /// Locks a mutex. What these mutexes protect is valid after each statement, so a panic elsewhere does not matter.

@@ -52,7 +52,7 @@ impl Service {
     /// Claims the run that has waited longest; `None` if there is none, the service stops or has not read its text file
     /// yet, or all its workers are busy.
     pub fn claim(&self) -> Result<Option<(Claim, Intent)>> {
-        if self.stop.is_some() || self.awaits_text_file || self.active.len() >= self.options.workers {
+        if self.stop.is_some() || self.awaits_files || self.active.len() >= self.options.workers {
             return Ok(None);
         }
         let claimed = self.runner.store.claim_next(&self.runner.row, self.runner.clock.now())?;

@@ -1,4 +1,4 @@
-//! One scheduler tick: recover orphaned runs, undo what runs have begun, follow the text file, enqueue due runs.
+//! One scheduler tick: recover orphaned runs, undo what runs have begun, follow files, enqueue due runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ const MAX_CLOCK_SETBACK: Duration = Duration::from_secs(3 * 3600);
 const DUE_BATCH: u32 = 500;
 /// Due occurrences that are counted one by one.
 const MAX_COUNTED_OCCURRENCES: u64 = 100_000;
-/// How long the first runs of a service wait at most for a text file that keeps changing.
-const MAX_TEXT_FILE_DELAY: Duration = MAX_WAIT;
+/// How long the first runs of a service wait at most for a followed file that keeps changing.
+const MAX_FILE_DELAY: Duration = MAX_WAIT;
 /// How long a run whose recovery failed is left alone.
 const RECOVERY_RETRY_INTERVAL: Duration = MAX_WAIT;
 
@@ -37,7 +37,7 @@ pub struct Tick {
 }
 
 impl Service {
-    /// Performs one scheduler tick: recovery, duties, requests to stop, the text file, due runs.
+    /// Performs one scheduler tick: recovery, duties, requests to stop, followed files, due runs.
     pub fn tick(&mut self) -> Result<Tick> {
         let now = self.runner.clock.now();
         self.update_heartbeat(|heartbeat| heartbeat.ticked_at_ms = now.millis());
@@ -49,8 +49,8 @@ impl Service {
         if self.stop.is_some() {
             return Ok(Tick::default());
         }
-        let settles_in = self.follow_text_file(now)?;
-        if self.awaits_text_file {
+        let settles_in = self.follow_files(now)?;
+        if self.awaits_files {
             return Ok(Tick { enqueued: 0, next: settles_in.map(|rest| now.plus(rest)) });
         }
         if self.last_tick.is_none() {
@@ -69,15 +69,19 @@ impl Service {
         Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
     }
 
-    /// Applies the text file if it is to be. Returns how long it must stay unchanged until then; `None` if no change is
-    /// pending. A file that changes again and again delays the first runs for a while only.
-    fn follow_text_file(&mut self, now: Timestamp) -> Result<Option<Duration>> {
-        let Some(state) = &mut self.text_file else { return Ok(None) };
+    /// Applies the followed files that are to be. Returns how long one must stay unchanged until then; `None` if no
+    /// change is pending. A file that changes again and again delays the first runs for a while only.
+    fn follow_files(&mut self, now: Timestamp) -> Result<Option<Duration>> {
+        let (store, zone) = (&self.runner.store, self.options.zone);
         let monotonic = self.runner.clock.monotonic();
         let first_tick_at = *self.first_tick_at.get_or_insert(monotonic);
-        let settles_in = import_export::follow_text_file(state, &self.runner.store, self.options.zone, now, monotonic)?;
-        let is_late = monotonic.saturating_sub(first_tick_at) >= MAX_TEXT_FILE_DELAY;
-        self.awaits_text_file &= settles_in.is_some() && !is_late;
+        let mut settles_in = None;
+        for file in &mut self.followed_files {
+            let rest = import_export::follow_file(file, store, zone, now, monotonic)?;
+            settles_in = [settles_in, rest].into_iter().flatten().min();
+        }
+        let is_late = monotonic.saturating_sub(first_tick_at) >= MAX_FILE_DELAY;
+        self.awaits_files &= settles_in.is_some() && !is_late;
         Ok(settles_in)
     }
 

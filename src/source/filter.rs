@@ -18,6 +18,16 @@ pub fn check_patterns(globs: &[String]) -> Result<()> {
     compile(globs.iter().map(|glob| from_command_line(glob)), &SourceNames::default()).map(drop)
 }
 
+/// Checks names of files whose presence excludes a folder. The error names the invalid one.
+pub fn check_marker_names(names: &[String]) -> Result<()> {
+    match names.iter().find(|name| name.contains('/') || matches!(name.as_str(), "" | "." | "..")) {
+        None => Ok(()),
+        Some(name) => {
+            Err(Error::usage(format!("\"{name}\" is not the name of a file")).hint("write a name without a folder"))
+        }
+    }
+}
+
 /// Returns why a pattern can match nothing, whatever the source holds; `None` if it can.
 pub fn pattern_problem(glob: &str) -> Option<String> {
     let pattern = glob.strip_prefix('!').unwrap_or(glob);
@@ -55,12 +65,7 @@ impl Filter {
         let names = SourceNames::new(root, root_name);
         let globs = excludes.globs.iter().map(|glob| from_command_line(glob));
         let lines = lines.iter().map(|line| Ok(Cow::Borrowed(line.trim_start_matches('\u{feff}'))));
-        for name in &excludes.if_present {
-            if name.contains('/') || matches!(name.as_str(), "" | "." | "..") {
-                return Err(Error::usage(format!("\"{name}\" is not the name of a file"))
-                    .hint("--exclude-if-present takes a name without a folder"));
-            }
-        }
+        check_marker_names(&excludes.if_present)?;
         let (globs, unmatched) = compile(globs.chain(lines), &names)?;
         Ok(Filter {
             globs,

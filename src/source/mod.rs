@@ -21,7 +21,7 @@ mod walk;
 
 pub use entry::SourceEntry;
 pub use file_system::{FileSystem, Times, boot_id, reader_rights};
-pub use filter::{check_patterns, pattern_problem};
+pub use filter::{check_marker_names, check_patterns, pattern_problem};
 pub use open_file::{OpenFile, Stability};
 pub use owner_names::OwnerNames;
 pub use root::SourceRoot;

@@ -224,7 +224,6 @@ fn update_schedule(
     watermark: Watermark,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let json = |error| rusqlite::Error::ToSqlConversionFailure(Box::new(error));
     let changed = transaction.execute(
         "UPDATE schedule SET source = :source, cadence = :cadence, zone = :zone, compression = :compression, \
              layout = :layout, excludes = :excludes, retention = :retention, reuse = :reuse, catch_up = :catch_up, \
@@ -237,9 +236,9 @@ fn update_schedule(
             ":zone": schedule.zone.map(Tz::name),
             ":compression": schedule.compression.to_string(),
             ":layout": schedule.layout.as_str(),
-            ":excludes": serde_json::to_string(&schedule.excludes).map_err(json)?,
-            ":retention": serde_json::to_string(&schedule.retention).map_err(json)?,
-            ":reuse": serde_json::to_string(&schedule.reuse).map_err(json)?,
+            ":excludes": serde_json::to_string(&schedule.excludes).map_err(json_error)?,
+            ":retention": serde_json::to_string(&schedule.retention).map_err(json_error)?,
+            ":reuse": serde_json::to_string(&schedule.reuse).map_err(json_error)?,
             ":catch_up": schedule.catch_up.as_str(),
             ":verify": schedule.verify,
             ":enabled": schedule.enabled,
@@ -262,14 +261,19 @@ fn write_surroundings(transaction: &Transaction<'_>, changes: &ScheduleChanges<'
             .query_row([name.as_str()], |row| row.get(0))?;
         write_hooks(transaction, id, hooks)?;
     }
-    for (name, managed_by) in changes.managed {
+    for (name, managed) in changes.managed {
+        let managed = managed.as_ref().map(serde_json::to_string).transpose().map_err(json_error)?;
         let changed = transaction.execute(
             "UPDATE schedule SET managed_by = ?2 WHERE name = ?1 AND deleted_at_ms IS NULL",
-            params![name.as_str(), managed_by],
+            params![name.as_str(), managed],
         )?;
         exactly_one(changed)?;
     }
     Ok(())
+}
+
+fn json_error(error: serde_json::Error) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
 fn delete_schedule(transaction: &Transaction<'_>, id: i64, now: Timestamp) -> rusqlite::Result<()> {
@@ -298,7 +302,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
     let accepted = row.get::<_, Option<i64>>("accepted_at_ms")?.is_some();
     let reuse_off = row.get::<_, Option<i64>>("reuse_off_at_ms")?.is_some();
     let deleted = row.get::<_, Option<i64>>("deleted_at_ms")?.is_some();
-    let managed_by = row.get("managed_by")?;
+    let managed_by: Option<String> = row.get("managed_by")?;
     let created_at = Timestamp::from_millis(row.get("created_at_ms")?);
     let edited_at = Timestamp::from_millis(row.get("edited_at_ms")?);
     let parse = || -> Result<ScheduleRow> {
@@ -317,6 +321,7 @@ fn schedule_row(row: &Row<'_>) -> rusqlite::Result<Result<ScheduleRow>> {
             verify,
             enabled,
         };
+        let managed_by = managed_by.as_deref().map(serde_json::from_str).transpose().map_err(json)?;
         Ok(ScheduleRow { id, schedule, watermark, accepted, reuse_off, deleted, managed_by, created_at, edited_at })
     };
     Ok(parse().map_err(|cause| {

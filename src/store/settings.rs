@@ -1,4 +1,4 @@
-//! Settings of the service, and the state of `serve --import`.
+//! Settings of the service, and the state of `serve --import` and `serve --config`.
 
 use rusqlite::params;
 
@@ -70,6 +70,16 @@ impl Store {
     /// Records why the text file is not applied, or with `None` that it is.
     pub fn set_import_error(&self, error: Option<&str>) -> Result<()> {
         self.write(|transaction| transaction.execute("UPDATE instance SET import_error = ?1", [error]).map(drop))
+    }
+
+    /// Returns why the settings file that a service follows is not applied; `None` if it is.
+    pub fn config_error(&self) -> Result<Option<String>> {
+        self.read(|connection| connection.query_row("SELECT config_error FROM instance", [], |row| row.get(0)))
+    }
+
+    /// Records why the settings file is not applied, or with `None` that it is.
+    pub fn set_config_error(&self, error: Option<&str>) -> Result<()> {
+        self.write(|transaction| transaction.execute("UPDATE instance SET config_error = ?1", [error]).map(drop))
     }
 
     /// Returns the time zone that the last service used for schedules without their own.

@@ -7,7 +7,7 @@ use backup_manager::clock::Timestamp;
 use backup_manager::error::ErrorKind;
 use backup_manager::schedule::{Cadence, CommandKind, HookOptions, Hooks, Schedule, ScheduleName};
 use backup_manager::store::{
-    Claim, ClaimNow, CommandEnding, CommandOutput, Duty, DutyKind, DutyState, MAX_OUTPUT_BYTES, NewDuty, Role,
+    Claim, ClaimNow, CommandEnding, CommandOutput, Duty, DutyKind, DutyState, MAX_OUTPUT_BYTES, Managed, NewDuty, Role,
     RunRequest, RunState, ScheduleChanges, ScheduleHooks, Store, Watermark, WorkerRow,
 };
 use chrono_tz::Tz;
@@ -47,10 +47,14 @@ fn hooks(command: &str) -> ScheduleHooks {
     }
 }
 
+fn file() -> Managed {
+    Managed { file: "/backup.toml".to_owned(), line: 3, is_paused: true }
+}
+
 /// Returns a schedule with commands.
 fn created(store: &Store, command: &str) -> i64 {
     let (created, hooks) = ([docs()], [(name(), hooks(command))]);
-    let managed = [(name(), Some("backup.toml".to_owned()))];
+    let managed = [(name(), Some(file()))];
     let changes = ScheduleChanges { created: &created, hooks: &hooks, managed: &managed, ..ScheduleChanges::default() };
     store.apply_schedules(&changes, NOW).unwrap()[0].0
 }
@@ -61,11 +65,11 @@ fn a_deleted_schedule_keeps_its_commands_and_its_name_does_not_get_them_back() {
     let store = open(&dir);
     let id = created(&store, "a");
     assert_eq!(store.hooks(id).unwrap(), hooks("a"));
-    assert_eq!(store.schedule(id).unwrap().managed_by.as_deref(), Some("backup.toml"));
+    assert_eq!(store.schedule(id).unwrap().managed_by, Some(file()));
     let (schedule, watermark) = docs();
     store.edit_schedules(&[(id, Schedule { verify: false, ..schedule }, watermark)], NOW).unwrap();
     assert_eq!(store.hooks(id).unwrap(), hooks("a"), "another option was edited");
-    assert_eq!(store.schedule(id).unwrap().managed_by.as_deref(), Some("backup.toml"));
+    assert_eq!(store.schedule(id).unwrap().managed_by, Some(file()));
     store.delete_schedule(id, NOW).unwrap();
     assert_eq!(store.hooks(id).unwrap(), hooks("a"), "its command after may be owed");
     assert_eq!(store.create_schedules(&[docs()], NOW).unwrap()[0].0, id);

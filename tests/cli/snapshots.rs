@@ -173,6 +173,8 @@ fn documents_of_schedules() {
     );
     fs::write(home.path("in.txt"), "docs;10:00;docs\nphotos;11:00;extra\n").unwrap();
     pin_all(&home, &[("import", "--json import in.txt"), ("import_replace", "--json import in.txt --replace")]);
+    fs::write(home.path("in.toml"), "[schedule.docs]\nsource = \"docs\"\nat = \"11:00\"\n").unwrap();
+    pin_all(&home, &[("apply", "--json apply in.toml")]);
 }
 
 #[test]
@@ -311,9 +313,9 @@ fn help_pages() {
     };
     help(&[]);
     for verb in [
-        "accept", "backups", "cancel", "cat", "config", "create", "delete", "diff", "drill", "edit", "export", "find",
-        "forget", "history", "import", "list", "ls", "next", "pause", "pin", "prune", "repair", "rescan", "restore",
-        "resume", "run", "serve", "show", "start", "status", "stop", "verify", "versions",
+        "accept", "apply", "backups", "cancel", "cat", "config", "create", "delete", "diff", "drill", "edit", "export",
+        "find", "forget", "history", "import", "list", "ls", "next", "pause", "pin", "prune", "repair", "rescan",
+        "restore", "resume", "run", "serve", "show", "start", "status", "stop", "verify", "versions",
     ] {
         help(&[verb]);
     }

@@ -42,6 +42,7 @@ fn a_second_service_is_refused_and_the_error_names_the_first() {
         grace: MINUTE,
         zone: chrono_tz::Tz::UTC,
         import: None,
+        config: None,
         maintenance: Default::default(),
         scratch: None,
     };

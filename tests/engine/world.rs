@@ -48,12 +48,25 @@ impl World {
         Service::register(self.process(Role::Service), options, false).unwrap()
     }
 
+    pub fn service_with_settings(&self, config: PathBuf, import: Option<PathBuf>) -> Service {
+        let options = Options { import, config: Some(config), ..self.options(Tz::UTC) };
+        Service::register(self.process(Role::Service), options, false).unwrap()
+    }
+
     pub fn service_in(&self, zone: Tz, join: bool) -> Service {
         Service::register(self.process(Role::Service), self.options(zone), join).unwrap()
     }
 
     fn options(&self, zone: Tz) -> Options {
-        Options { workers: 1, grace: MINUTE, zone, import: None, maintenance: Default::default(), scratch: None }
+        Options {
+            workers: 1,
+            grace: MINUTE,
+            zone,
+            import: None,
+            config: None,
+            maintenance: Default::default(),
+            scratch: None,
+        }
     }
 
     pub fn claim(&self, runner: &Runner) -> (Claim, Intent) {

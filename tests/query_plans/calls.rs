@@ -72,6 +72,8 @@ fn settings(store: &Store) {
     store.set_imported(b"text", NOW).unwrap();
     store.set_import_error(Some("error")).unwrap();
     store.imported().unwrap();
+    store.set_config_error(Some("error")).unwrap();
+    store.config_error().unwrap();
     store.set_service_zone("UTC").unwrap();
     store.service_zone().unwrap();
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use backup_manager::schedule::{CommandKind, HookOptions, Hooks, ScheduleName};
 use backup_manager::store::{
-    ClaimNow, CommandEnding, CommandOutput, DutyKind, NewDuty, RunState, ScheduleChanges, ScheduleHooks, Store,
-    WorkerRow,
+    ClaimNow, CommandEnding, CommandOutput, DutyKind, Managed, NewDuty, RunState, ScheduleChanges, ScheduleHooks,
+    Store, WorkerRow,
 };
 
 use crate::calls::{REQUEST, new_schedule};
@@ -21,7 +21,8 @@ pub fn call(store: &Store, one: &WorkerRow, two: &WorkerRow) {
         },
         approvals: BTreeMap::from([(CommandKind::Before, vec![1; 32])]),
     };
-    let (with_hooks, managed) = ([(name.clone(), hooks.clone())], [(name, Some("/etc/backup.toml".to_owned()))]);
+    let file = Managed { file: "/etc/backup.toml".to_owned(), line: 1, is_paused: false };
+    let (with_hooks, managed) = ([(name.clone(), hooks.clone())], [(name, Some(file))]);
     let changes = ScheduleChanges { hooks: &with_hooks, managed: &managed, ..ScheduleChanges::default() };
     store.apply_schedules(&changes, NOW).unwrap();
     store.approve_commands(id, &hooks).unwrap();

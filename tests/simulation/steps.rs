@@ -145,6 +145,7 @@ impl Simulation {
             grace: MINUTE,
             zone: self.zone,
             import: None,
+            config: None,
             maintenance: Default::default(),
             scratch: None,
         };

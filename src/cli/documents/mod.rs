@@ -84,6 +84,8 @@ pub struct ScheduleDocument {
     layout: &'static str,
     /// Null while it is paused.
     next_due: Option<String>,
+    /// The settings file that manages it, and the line there: `FILE:LINE`; null if commands do.
+    managed_by: Option<String>,
 }
 
 impl ScheduleDocument {
@@ -109,6 +111,7 @@ impl ScheduleDocument {
             compress: schedule.compression.to_string(),
             layout: schedule.layout.as_str(),
             next_due: time_or_null(row.watermark.next_due.filter(|_| schedule.enabled), &own_zone),
+            managed_by: row.managed_by.as_ref().map(ToString::to_string),
         }
     }
 }

@@ -41,6 +41,18 @@ struct ShownHome {
     problems: Vec<String>,
 }
 
+/// Why the files that the service follows are not applied.
+struct FileErrors {
+    import: Option<String>,
+    config: Option<String>,
+}
+
+impl FileErrors {
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        [&self.import, &self.config].into_iter().filter_map(|error| error.as_deref())
+    }
+}
+
 /// The state of one schedule, with what is wrong with it in words.
 struct ShownSchedule<'a> {
     state: ScheduleState,
@@ -61,9 +73,10 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
         .into_iter()
         .map(|row| ShownSchedule::read(context, &store, row, &runs, zone))
         .collect::<Result<Vec<_>>>()?;
-    let import_error = store.imported()?.error;
-    let healthy =
-        home.problems.is_empty() && import_error.is_none() && schedules.iter().all(|shown| shown.problems.is_empty());
+    let file_errors = FileErrors { import: store.imported()?.error, config: store.config_error()? };
+    let healthy = home.problems.is_empty()
+        && file_errors.iter().next().is_none()
+        && schedules.iter().all(|shown| shown.problems.is_empty());
     if args.prometheus {
         let states: Vec<_> = schedules.iter().map(|shown| &shown.state).collect();
         let metrics = health::metrics_text(&home, &states, healthy, context.now());
@@ -71,9 +84,9 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     }
     let home = ShownHome::of(home);
     if context.format == Format::Json {
-        render::print_json(&document(context, &home, &runs, &schedules, import_error.as_deref(), healthy, zone))?;
+        render::print_json(&document(context, &home, &runs, &schedules, &file_errors, healthy, zone))?;
     } else {
-        render::print_text(&status_text(context, &home, &runs, &schedules, import_error.as_deref(), zone))?;
+        render::print_text(&status_text(context, &home, &runs, &schedules, &file_errors, zone))?;
     }
     Ok(u8::from(!healthy))
 }
@@ -134,7 +147,7 @@ fn status_text(
     home: &ShownHome,
     runs: &ActiveRuns,
     schedules: &[ShownSchedule<'_>],
-    import_error: Option<&str>,
+    file_errors: &FileErrors,
     zone: Tz,
 ) -> String {
     let mut text = String::new();
@@ -142,7 +155,7 @@ fn status_text(
         let since = render::short_time(row.started_at, &zone);
         text += &format!("service: process {} since {since}, time zone {}\n", row.pid, zone.name());
     }
-    for problem in home.problems.iter().map(String::as_str).chain(import_error) {
+    for problem in home.problems.iter().map(String::as_str).chain(file_errors.iter()) {
         text += &format!("! {problem}\n");
     }
     text += &runs.text(context, &zone);
@@ -200,6 +213,8 @@ struct StatusDocument<'a> {
     trouble: &'a [String],
     /// Why the text file that the service follows could not be imported.
     import_error: Option<&'a str>,
+    /// Why the settings file that the service follows could not be applied.
+    config_error: Option<&'a str>,
     /// Every running run, also of a schedule that was deleted meanwhile.
     running: Vec<NamedRunDocument<'a>>,
     /// Runs that wait: for a free worker, or for another try.
@@ -235,7 +250,7 @@ fn document<'a>(
     home: &'a ShownHome,
     runs: &'a ActiveRuns,
     schedules: &'a [ShownSchedule<'a>],
-    import_error: Option<&'a str>,
+    file_errors: &'a FileErrors,
     healthy: bool,
     zone: Tz,
 ) -> StatusDocument<'a> {
@@ -250,7 +265,8 @@ fn document<'a>(
         timezone: zone.name(),
         services: services.collect(),
         trouble: &home.problems,
-        import_error,
+        import_error: file_errors.import.as_deref(),
+        config_error: file_errors.config.as_deref(),
         running: runs.running_documents(),
         queued: runs.queued_documents(&zone),
         schedules: states.collect(),

@@ -19,7 +19,7 @@ pub use claim::{Claim, ClaimNow, Completed, EndError, EndResult, Intent, QueueNo
 pub use hooks::{CommandEnding, CommandOutput, Duty, DutyKind, DutyState, NewDuty, ScheduleHooks};
 pub use moves::{CopiedRange, KeptSegment, Moved, StoredTrailer};
 pub use run::{Attempt, HistoryFilter, Run, RunCounts, RunState, Trigger};
-pub use schedule::{Due, EnqueueOutcome, Revived, ScheduleChanges, ScheduleRow, Watermark};
+pub use schedule::{Due, EnqueueOutcome, Managed, Revived, ScheduleChanges, ScheduleRow, Watermark};
 pub use stored_file::{
     ChunkDigest, FoundRange, SegmentIntent, SegmentRange, StoredBytes, StoredChunk, StoredFile, StoredPlace,
     StoredRange,

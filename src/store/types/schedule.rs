@@ -1,10 +1,16 @@
 //! Schedules with the state that the engine keeps for them.
 
+use std::fmt;
+use std::path::Path;
+
 use chrono_tz::Tz;
+use serde::{Deserialize, Serialize};
 
 use super::hooks::ScheduleHooks;
 use crate::clock::Timestamp;
+use crate::error::{Error, Result};
 use crate::schedule::{Schedule, ScheduleName};
+use crate::words::shell_word;
 
 /// A schedule with the state that the engine keeps for it.
 #[derive(Clone, Debug)]
@@ -21,12 +27,51 @@ pub struct ScheduleRow {
     pub reuse_off: bool,
     /// Deleted schedules keep their row, for history and archives.
     pub deleted: bool,
-    /// Who manages the entry, such as a settings file; `None`: commands do.
-    pub managed_by: Option<String>,
+    /// The settings file that manages it; `None`: commands do.
+    pub managed_by: Option<Managed>,
     /// When it was created, or created again.
     pub created_at: Timestamp,
     /// When it was last edited, paused or resumed.
     pub edited_at: Timestamp,
+}
+
+impl ScheduleRow {
+    /// Fails if a settings file manages the schedule: the next time that it is applied it would undo the change.
+    pub fn ensure_changeable(&self) -> Result<()> {
+        match &self.managed_by {
+            None => Ok(()),
+            Some(managed) => {
+                let apply = format!("backup-manager apply {}", shell_word(&managed.file));
+                Err(Error::usage(format!("{} is managed by {managed}", self.schedule.name))
+                    .hint(format!("change it there, then `{apply}`; to manage it by commands: `{apply} --release`")))
+            }
+        }
+    }
+}
+
+/// Where the entry of a schedule is that a settings file manages. Its JSON form is in the database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Managed {
+    /// Absolute path of the file.
+    pub file: String,
+    /// Line of the entry, from 1.
+    pub line: u32,
+    /// The file says that the schedule is not enabled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_paused: bool,
+}
+
+impl Managed {
+    /// Returns whether another file than `file` manages it, and still exists.
+    pub fn is_of_other(&self, file: &str) -> bool {
+        self.file != file && Path::new(&self.file).exists()
+    }
+}
+
+impl fmt::Display for Managed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
 }
 
 /// How far the occurrences of a schedule have been handled.
@@ -66,8 +111,8 @@ pub struct ScheduleChanges<'a> {
     pub deleted: &'a [i64],
     /// Names, with what surrounds their runs from now on. Others keep what they have.
     pub hooks: &'a [(ScheduleName, ScheduleHooks)],
-    /// Names, with who manages their entries from now on: a text for messages; `None` for commands.
-    pub managed: &'a [(ScheduleName, Option<String>)],
+    /// Names, with the settings file that manages them from now on; `None` for commands.
+    pub managed: &'a [(ScheduleName, Option<Managed>)],
 }
 
 /// Occurrences of one schedule that are due.

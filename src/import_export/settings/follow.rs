@@ -1,0 +1,61 @@
+//! The settings file that a service follows.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use chrono_tz::Tz;
+
+use super::{Present, Removed, SettingsPlan, parse_settings};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::import_export::followed_file::{Settled, read_settled};
+use crate::import_export::import::parse_text;
+use crate::schedule::ScheduleName;
+use crate::store::Store;
+
+/// Returns the absolute path by which a settings file marks what it manages. Links in it stay: some systems replace a
+/// file by changing where a link leads.
+///
+/// Errors: `Usage` for a path that is not UTF-8.
+pub fn settings_path(file: &Path) -> Result<String> {
+    let absolute = std::path::absolute(file).map_err(Error::io("find", file))?;
+    absolute.into_os_string().into_string().map_err(|path| {
+        Error::usage(format!("the path of the settings file is not UTF-8: {}", path.to_string_lossy()))
+            .hint("give it another name")
+    })
+}
+
+/// Returns the names in the text that `serve --import` applied last.
+pub fn names_in_text_file(store: &Store) -> Result<BTreeSet<ScheduleName>> {
+    let text = store.imported()?.text.unwrap_or_default();
+    // Text that was applied once is valid.
+    let entries = parse_text(&text, "the text file").unwrap_or_default();
+    Ok(entries.into_iter().map(|entry| entry.name).collect())
+}
+
+/// Makes the schedules that the file manages equal to it. Nothing is applied if the file is bad, lacks over a third of
+/// what it managed, or may be cut off inside its last line.
+pub(in crate::import_export) fn apply_followed_settings(
+    settled: &Settled<'_>,
+    beside_text_file: bool,
+    store: &Store,
+    zone: Tz,
+    now: Timestamp,
+) -> Result<()> {
+    let bytes = read_settled(settled)?;
+    let file = settings_path(settled.path())?;
+    let entries = parse_settings(&bytes, &file)?;
+    let in_text_file = if beside_text_file { names_in_text_file(store)? } else { BTreeSet::new() };
+    let present = Present { store: Some(store), in_text_file: &in_text_file, zone, now };
+    let plan = SettingsPlan::new(&file, entries, Removed::Pause, &present)?;
+    if !plan.is_empty() && bytes.last().is_some_and(|last| *last != b'\n') && !settled.is_finished() {
+        return Err(Error::usage(format!(
+            "the settings file {file} may be cut off: its last line has no newline at its end. It is applied once it \
+             has not changed for a minute"
+        )));
+    }
+    plan.check_removals(&file)?;
+    plan.apply(store, now)?;
+    plan.notes().iter().for_each(|note| log::info!("{note}"));
+    if store.config_error()?.is_some() { store.set_config_error(None) } else { Ok(()) }
+}
