@@ -4,15 +4,14 @@
 //! `--on-success` or `--on-failure`. What is undone afterwards is a duty, planned before the first of these acts.
 
 use super::duties::HeldDuty;
-use super::monitor::Monitor;
 use super::prepare::PreparedRun;
+use super::surrounded::Surrounded;
 use super::write::WrittenRun;
-use super::{Failure, RunContext, Runner};
+use super::{Failure, Runner};
 use crate::approval;
 use crate::error::{Error, ErrorKind};
 use crate::hooks::{Ended, HookState, RunFacts, Sink};
 use crate::schedule::{CommandKind, Hooks};
-use crate::store::{Claim, ScheduleRow};
 
 /// The exit code with which `--before` decides that there is nothing to do (`EX_TEMPFAIL` of sysexits.h).
 const SKIP: i32 = 75;
@@ -23,14 +22,6 @@ pub(super) struct ReadRun {
     pub(super) written: WrittenRun,
     /// Why `--after` did not succeed.
     pub(super) problem: Option<String>,
-}
-
-/// A claimed run, for what surrounds its reading.
-pub(super) struct Surrounded<'a> {
-    pub(super) claim: &'a Claim,
-    pub(super) row: &'a ScheduleRow,
-    pub(super) context: &'a RunContext<'a>,
-    pub(super) monitor: &'a Monitor<'a>,
 }
 
 impl Runner {
@@ -68,7 +59,7 @@ impl Runner {
         monitor.check_not_cancelled().map_err(Failure::retryable)?;
         monitor.phase("before");
         let source = self.home.source_path(&row.schedule.source);
-        let facts = starting_facts(surrounded, &source);
+        let facts = surrounded.starting_facts(&source);
         let is_cancelled = || monitor.is_cancelled();
         let outcome = self.run_command(CommandKind::Before, hooks, &facts, Sink::Keep, &is_cancelled);
         let Some(outcome) = outcome.map_err(Failure::permanent)? else { return Ok(()) };
@@ -95,26 +86,12 @@ impl Runner {
             Err(failure) if failure.is_skip() => (HookState::Skipped, 0),
             Err(_) => (HookState::Failed, 0),
         };
-        let facts = RunFacts { state, problems, error: &error, ..starting_facts(surrounded, &source) };
+        let facts = RunFacts { state, problems, error: &error, ..surrounded.starting_facts(&source) };
         // As they are now: they may have been edited during the run.
         let settled = approval::hooks_to_execute(&self.home, &self.store, row)
             .and_then(|hooks| self.settle_after(after, &hooks, &facts, context));
         let problem = settled.unwrap_or_else(|error| Some(error.to_string()));
         problem.iter().for_each(|problem| context.observer.note(problem));
         problem
-    }
-}
-
-fn starting_facts<'a>(surrounded: &Surrounded<'a>, source: &'a std::path::Path) -> RunFacts<'a> {
-    RunFacts {
-        schedule: surrounded.row.schedule.name.as_str(),
-        run: surrounded.claim.run(),
-        attempt: surrounded.claim.attempt(),
-        is_again: false,
-        source,
-        archive: None,
-        state: HookState::Starting,
-        problems: 0,
-        error: "",
     }
 }

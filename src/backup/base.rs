@@ -1,7 +1,6 @@
 //! The base of a run: finding it, holding it, and checking its file before anything is taken from it.
 
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -109,7 +108,7 @@ impl Runner {
             schedule: claim.schedule(),
             compression: prepared.schedule.schedule.compression,
             layout: prepared.schedule.schedule.layout,
-            source_root: prepared.source.path.as_os_str().as_bytes().to_vec(),
+            source_root: prepared.source_root.clone(),
             origin,
         };
         // What is known of one file says nothing about a copy of it under another name.

@@ -18,6 +18,8 @@ mod post_backup;
 mod prepare;
 mod recover;
 mod segments;
+mod spool;
+mod surrounded;
 mod write;
 
 use std::ops::Range;
@@ -31,13 +33,14 @@ use crate::hooks::Starter;
 use crate::liveness::Worker;
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunState, ScheduleRow, Store, WorkerRow};
-use around::{ReadRun, Surrounded};
+use around::ReadRun;
 pub use duties::{has_due_duties, settle_duties};
 pub use estimate::{Estimate, estimate, list_source, visit_source};
 use monitor::Monitor;
 pub use monitor::RunContext;
 use pipeline::WrittenArchive;
 pub use recover::{OrphanedRun, RecoveryReport, recover, recover_run, remove_dead_workers, take_over_orphaned_runs};
+use surrounded::Surrounded;
 use write::WrittenRun;
 
 /// Executes the runs of one process, the worker. Clones share everything.
@@ -180,8 +183,8 @@ impl Runner {
     ) -> std::result::Result<StagedArchive, Failure> {
         let row = self.prepare_folder(claim, intent)?;
         let surrounded = Surrounded { claim, row: &row, context, monitor };
-        let read = self.read_surrounded(&surrounded, |_| {
-            let prepared = self.prepare(claim, intent, row.clone())?;
+        let read = self.read_surrounded(&surrounded, |hooks| {
+            let prepared = self.prepare(&surrounded, intent, hooks)?;
             let written = self.write_archive(claim, intent, &prepared, context, monitor)?;
             Ok((prepared, written))
         })?;

@@ -1,5 +1,10 @@
 //! Before a run writes: the schedule, the source and the folder of the archive.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use super::spool::Spool;
+use super::surrounded::Surrounded;
 use super::{Failure, Runner};
 use crate::archive::padding::Padding;
 use crate::archive::writer::writer_version;
@@ -7,7 +12,7 @@ use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::schedule::Layout;
+use crate::schedule::{Hooks, Layout};
 use crate::source::{self, SourceRoot};
 use crate::store::{Claim, Intent, Origin, ScheduleRow};
 
@@ -16,6 +21,12 @@ pub(super) struct PreparedRun {
     /// The schedule, with the compression of the run.
     pub(super) schedule: ScheduleRow,
     pub(super) source: SourceRoot,
+    /// What is recorded as the source, by which a base is found: its path, or the name of what a command prints.
+    pub(super) source_root: Vec<u8>,
+    /// What the command of the source has printed, if the source is one.
+    pub(super) spool: Option<Spool>,
+    /// The files of this program, which no archive contains.
+    pub(super) own_paths: Vec<PathBuf>,
     pub(super) scan_started: Timestamp,
     /// The boot of the machine.
     pub(super) boot_id: Option<String>,
@@ -44,28 +55,60 @@ impl Runner {
         Ok(row)
     }
 
-    /// Resolves the source, creates the folder of the schedule and removes the temporary files of earlier attempts.
+    /// Resolves the source, or writes what its command prints; creates the folder of the schedule and removes the
+    /// temporary files of earlier attempts.
     pub(super) fn prepare(
         &self,
-        claim: &Claim,
+        surrounded: &Surrounded<'_>,
         intent: &Intent,
-        row: ScheduleRow,
+        hooks: &Hooks,
     ) -> std::result::Result<PreparedRun, Failure> {
-        let source = SourceRoot::find(&self.home, &row.schedule).map_err(Failure::permanent)?;
+        let row = surrounded.row.clone();
+        let found = match hooks.source_command() {
+            Some(_) => None,
+            None => Some(SourceRoot::find(&self.home, &row.schedule).map_err(Failure::permanent)?),
+        };
+        let folder = self.prepare_schedule_folder(row.schedule.name.as_str()).map_err(Failure::retryable)?;
+        let (source, spool) = match found {
+            Some(source) => (source, None),
+            None => {
+                let spool = self.spool_source(surrounded, intent, hooks)?;
+                (spool.as_source(&row.schedule.source).map_err(Failure::permanent)?, Some(spool))
+            }
+        };
+        let named_source = spool.as_ref().map(|_| row.schedule.source.clone());
+        let source_root = named_source.unwrap_or_else(|| source.path.as_os_str().as_bytes().to_vec());
+        // What a command printed lies in the folder of the archives.
+        let own_paths = if spool.is_some() { Vec::new() } else { self.home.own_paths() };
         let scan_started = self.clock.now();
-        let comment = self.header_comment(claim, &row, scan_started).map_err(Failure::permanent)?;
-        let name = row.schedule.name.as_str();
-        let folder = self.home.backups().join(name);
-        durable::make_folder(&folder, self.home.folder_mode()).map_err(Failure::retryable)?;
-        if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, name) {
-            log::warn!("{name}: temporary files of earlier attempts were not removed: {error}");
-        }
+        let comment = self.header_comment(surrounded.claim, &row, scan_started).map_err(Failure::permanent)?;
         // Segments are shared as they are.
         let shares_blocks =
             intent.layout == Layout::Whole && durable::shares_blocks(&folder).map_err(Failure::retryable)?;
         let padding = if shares_blocks { Padding::Blocks } else { Padding::None };
         let (boot_id, origin) = (source::boot_id(), self.origin(&source, padding));
-        Ok(PreparedRun { schedule: row, source, scan_started, boot_id, padding, origin, comment })
+        Ok(PreparedRun {
+            schedule: row,
+            source,
+            source_root,
+            spool,
+            own_paths,
+            scan_started,
+            boot_id,
+            padding,
+            origin,
+            comment,
+        })
+    }
+
+    /// Creates the folder of a schedule, and removes the temporary files of earlier attempts in it.
+    fn prepare_schedule_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.home.backups().join(name);
+        durable::make_folder(&folder, self.home.folder_mode())?;
+        if let Err(error) = archive_folder::remove_orphaned_files(&self.home, &self.store, name) {
+            log::warn!("{name}: temporary files of earlier attempts were not removed: {error}");
+        }
+        Ok(folder)
     }
 
     /// Returns how an archive of this source is made by this process.

@@ -131,6 +131,10 @@ fn try_recover_run(runner: &Runner, orphan: OrphanedRun, context: &RunContext<'_
         ArchiveState::Sealed => finish_sealed(runner, claim, &archive, problem, context),
         _ => {
             remove_temporary(runner, &archive)?;
+            // What the command of a source has printed.
+            if let Err(error) = archive_folder::remove_orphaned_files(&runner.home, &runner.store, &run.schedule_name) {
+                log::warn!("{}: other temporary files were not removed: {error}", run.schedule_name);
+            }
             requeue(runner, claim, REASON)
         }
     }

@@ -1,7 +1,6 @@
 //! Writing the archive under its temporary name, and sealing it: synced, then recorded as `sealed` (I1).
 
 use std::collections::BTreeMap;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
 use super::base::OpenBase;
@@ -14,6 +13,7 @@ use crate::chunk::CatalogChunk;
 use crate::clock::Timestamp;
 use crate::durable::{PendingFile, SealedFile};
 use crate::error::{Error, ErrorKind, Result};
+use crate::member::Extent;
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunCounts, Sealed, SealedSegments};
 use crate::words::{count, shell_word};
@@ -23,13 +23,6 @@ pub(super) struct WrittenRun {
     pub(super) pending: PendingFile,
     pub(super) written: WrittenArchive,
     pub(super) inherited: Inherited,
-}
-
-/// Returns another temporary name of the same attempt, by which it is known as one, too, if the process is killed.
-fn another_temporary_name(name: &str) -> String {
-    let random = uuid::Uuid::new_v4().as_fields().0;
-    let attempt = name.rsplit_once('-').map_or(name, |(attempt, _)| attempt);
-    format!("{attempt}-{random:08x}.part")
 }
 
 /// Returns why members were read although there was a base.
@@ -66,10 +59,11 @@ impl Runner {
         loop {
             monitor.phase("scanning");
             let base = self.open_base(claim, prepared, context)?;
-            let expected = match &base {
+            let expected = match (&base, &prepared.spool) {
+                (_, Some(spool)) => Ok(Some(Extent { members: 1, files: 1, content_bytes: spool.size() })),
                 // It would fit once more; and if not, a full disk ends the run cleanly. Nothing is walked before.
-                Some(base) => Ok(Some(base.row.extent)),
-                None => self.expected_extent(&prepared.schedule, &prepared.source, monitor),
+                (Some(base), None) => Ok(Some(base.row.extent)),
+                (None, None) => self.expected_extent(&prepared.schedule, &prepared.source, monitor),
             };
             let expected = expected.map_err(Failure::retryable)?;
             monitor.phase("writing");
@@ -110,18 +104,17 @@ impl Runner {
         let PreparedRun { schedule: row, source, comment, .. } = prepared;
         let temporary = self.home.backups().join(&intent.temporary_name);
         let mut pending = PendingFile::create_own(&temporary, self.home.archive_mode())?;
-        let own_paths = self.home.own_paths();
         let base_run = base.as_ref().map_or(0, |base| base.row.run);
         let pages = |from, limit| self.store.base_chunks(base_run, from, limit);
         let mark_reread = |ids: &[i64]| self.store.mark_reread(claim, ids, prepared.scan_started);
-        let link_name = self.home.backups().join(another_temporary_name(&intent.temporary_name));
+        let link_name = self.home.backups().join(intent.another_temporary_name());
         let from_base = base.as_ref().map(|base| base.for_pipeline(&pages, &mark_reread, &link_name));
         let options = PipelineOptions {
             source: &source.path,
             root_name: &source.name,
             excludes: &row.schedule.excludes,
             patterns: &source.patterns,
-            own_paths: &own_paths,
+            own_paths: &prepared.own_paths,
             compression: row.schedule.compression,
             padding: prepared.padding,
             layout: intent.layout,
@@ -213,7 +206,7 @@ impl Runner {
                 trailer_segment: in_segments.trailer_segment,
                 trailer_offset: in_segments.trailer_offset,
             }),
-            source_root: prepared.source.path.as_os_str().as_bytes().to_owned(),
+            source_root: prepared.source_root.clone(),
             scan_started: prepared.scan_started,
             extent: written.extent,
             incomplete: written.losses > 0,

@@ -70,7 +70,7 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
         context.print_info("nothing is scheduled");
     }
     if args.dry_run {
-        return dry_run(context, &rows);
+        return dry_run(context, &store, &rows);
     }
     if rows.is_empty() {
         return Results::<RunResultDocument>::new(0).finish(context);
@@ -80,10 +80,15 @@ pub fn cmd_run(context: &Context, args: &RunArgs) -> Result<u8> {
     run_schedules(context, &store, &rows, &options)
 }
 
-fn dry_run(context: &Context, rows: &[ScheduleRow]) -> Result<u8> {
+fn dry_run(context: &Context, store: &Store, rows: &[ScheduleRow]) -> Result<u8> {
     let mut has_losses = false;
     let mut documents = Vec::new();
     for row in rows {
+        if store.hooks(row.id)?.hooks.source_command().is_some() {
+            let (name, file) = (&row.schedule.name, render::printable(&row.schedule.source));
+            context.print_info(&format!("{name}: what its command prints would be archived as {file}"));
+            continue;
+        }
         let listing = backup::list_source(&context.home, row, &mut |path, size| {
             if context.format == Format::Json {
                 documents.push(EntryDocument { path: PathFields::new("path", path), size });

@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backup_manager::approval;
 use backup_manager::backup::RunContext;
 use backup_manager::cancel::CancelToken;
 use backup_manager::clock::Clock;
-use backup_manager::schedule::{CommandKind, Hooks};
+use backup_manager::schedule::{Cadence, CommandKind, HookOptions, Hooks, Schedule, ScheduleName};
 use backup_manager::store::{
-    CommandEnding, DutyKind, DutyState, NewDuty, Role, RunState, ScheduleChanges, ScheduleRow,
+    ClaimNow, CommandEnding, DutyKind, DutyState, NewDuty, Role, RunRequest, RunState, ScheduleChanges, ScheduleRow,
 };
 
 use crate::runs::{Recording, recover_all, run_now, tar_lists};
@@ -26,11 +29,28 @@ impl World {
     fn set_commands(&self, row: &ScheduleRow, commands: &[(CommandKind, &str)]) {
         let logged = |kind: CommandKind, text: &str| format!("KIND={kind}; {LOG}; {text}");
         let commands: BTreeMap<_, _> = commands.iter().map(|(kind, text)| (*kind, logged(*kind, text))).collect();
-        let hooks = Hooks { commands, ..Hooks::default() };
+        self.set_hooks(row, Hooks { commands, ..Hooks::default() });
+    }
+
+    fn set_hooks(&self, row: &ScheduleRow, hooks: Hooks) {
         let approved = approval::approve(&self.home, &row.schedule.name, hooks, |_| true).unwrap();
         let hooks = [(row.schedule.name.clone(), approved)];
         let changes = ScheduleChanges { hooks: &hooks, ..ScheduleChanges::default() };
         self.store.apply_schedules(&changes, self.clock.now()).unwrap();
+    }
+
+    /// Adds a schedule whose source is a command.
+    fn schedule_of_command(&self, command: &str, allow_empty: bool) -> ScheduleRow {
+        let name = ScheduleName::parse("db").unwrap();
+        let row = self.add(Schedule::new(name, b"app.dump".to_vec(), Cadence::parse_daily("01:00").unwrap()));
+        self.set_source_command(&row, command, allow_empty);
+        row
+    }
+
+    fn set_source_command(&self, row: &ScheduleRow, command: &str, allow_empty: bool) {
+        let commands = BTreeMap::from([(CommandKind::Source, command.to_owned())]);
+        let options = HookOptions { allow_empty, ..HookOptions::default() };
+        self.set_hooks(row, Hooks { commands, options });
     }
 
     /// Returns the lines that the commands have written, and begins anew.
@@ -43,9 +63,9 @@ impl World {
     /// Plans the duty of `--after` in a claimed run whose process then dies.
     fn die_after_planning(&self, row: &ScheduleRow, is_started: bool) -> i64 {
         let dead = self.process(Role::Command);
-        let request = backup_manager::store::RunRequest { verify: true, reread: false };
+        let request = RunRequest { verify: true, reread: false };
         let (claimed, _) = self.store.claim_now(row.id, request, &dead.row, self.clock.now()).unwrap();
-        let backup_manager::store::ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+        let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
         let new = NewDuty { kind: DutyKind::After, subject: "{}", shared_key: None };
         let duty = self.store.plan_duty(&claim, &new, self.clock.now()).unwrap();
         if is_started {
@@ -189,9 +209,9 @@ fn a_cancelled_before_is_ended_and_after_is_executed_to_its_end() {
     world.set_commands(&row, &[(Before, "sleep 1000"), (After, "sleep 0.2; echo done >>log")]);
     let runner = world.process(Role::Command);
     let cancel = CancelToken::new();
-    let request = backup_manager::store::RunRequest { verify: true, reread: false };
+    let request = RunRequest { verify: true, reread: false };
     let (claimed, intent) = world.store.claim_now(row.id, request, &runner.row, world.clock.now()).unwrap();
-    let backup_manager::store::ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
     let observer = Recording::default();
     let context = RunContext { cancel: &cancel, observer: &observer, is_foreground: true };
     let ended = std::thread::scope(|scope| {
@@ -259,9 +279,9 @@ fn the_duty_of_a_live_process_is_left_to_it_and_a_loser_settles_nothing() {
     let row = world.schedule("docs", "01:00");
     world.set_commands(&row, &[(After, "")]);
     let slow = world.process(Role::Command);
-    let request = backup_manager::store::RunRequest { verify: true, reread: false };
+    let request = RunRequest { verify: true, reread: false };
     let (claimed, _) = world.store.claim_now(row.id, request, &slow.row, world.clock.now()).unwrap();
-    let backup_manager::store::ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
+    let ClaimNow::Claimed(claim) = claimed else { panic!("{claimed:?}") };
     let new = NewDuty { kind: DutyKind::After, subject: "{}", shared_key: None };
     let duty = world.store.plan_duty(&claim, &new, world.clock.now()).unwrap();
     recover_all(&world.process(Role::Command));
@@ -288,4 +308,94 @@ fn a_run_first_undoes_what_an_earlier_one_left_and_its_own_after_settles_what_st
     world.set_commands(&row, &[(Before, "touch thawed"), (After, "test -e thawed")]);
     let ended = run_now(&world, &runner, &row);
     assert_eq!((ended.state, world.open_duties()), (RunState::Succeeded, 0));
+}
+
+/// Returns the content of a member of an archive, as GNU tar extracts it.
+fn member(archive: &Path, name: &str) -> Vec<u8> {
+    let extracted = Command::new("tar").arg("-xOf").arg(archive).arg(name).output().unwrap();
+    assert!(extracted.status.success(), "{}", String::from_utf8_lossy(&extracted.stderr));
+    extracted.stdout
+}
+
+#[test]
+fn what_a_command_prints_is_the_one_file_of_the_archive() {
+    let world = World::new();
+    let row = world.schedule_of_command("echo note >&2; seq 1 500000", false);
+    let runner = world.process(Role::Command);
+    let expected: String = (1..=500_000).map(|number| format!("{number}\n")).collect();
+    for _ in 0..2 {
+        let ended = run_now(&world, &runner, &row);
+        assert_eq!(ended.state, RunState::Succeeded, "{:?}", ended.error);
+        let archive = world.store.archive(ended.run).unwrap().unwrap();
+        let path = world.home.backups().join(&archive.file_name);
+        assert_eq!(tar_lists(&path), ["app.dump"]);
+        assert!(member(&path, "app.dump") == expected.as_bytes(), "the content differs");
+        assert_eq!(world.store.command_outputs(ended.run).unwrap()[0].output, b"note\n");
+        let found: Vec<String> = world.archive_files();
+        assert!(found.iter().all(|name| !name.contains(".part")), "{found:?}");
+        world.clock.advance(MINUTE);
+    }
+}
+
+#[test]
+fn a_source_command_that_fails_or_prints_nothing_leaves_nothing() {
+    let cases = [
+        ("echo half; echo no such table >&2; exit 1", "--source-command ended with exit code 1: no such table"),
+        ("true", "--source-command has printed nothing"),
+        ("echo half; kill -9 $$", "--source-command was ended by SIGKILL"),
+    ];
+    for (command, message) in cases {
+        let world = World::new();
+        let row = world.schedule_of_command(command, false);
+        let ended = run_now(&world, &world.process(Role::Command), &row);
+        assert_eq!(ended.state, RunState::Failed, "{command}");
+        let error = ended.error.unwrap().to_string();
+        assert!(error.starts_with(message), "{command}: {error}");
+        assert_eq!(world.archive_files(), [""; 0], "{command}");
+    }
+    let world = World::new();
+    let row = world.schedule_of_command("true", true);
+    assert_eq!(run_now(&world, &world.process(Role::Command), &row).state, RunState::Succeeded, "allowed");
+}
+
+#[test]
+fn output_that_a_process_left_behind_may_still_write_is_not_kept() {
+    let world = World::new();
+    let row = world.schedule_of_command("echo begun; sleep 30 & echo $! >job", false);
+    let runner = world.process(Role::Command);
+    let is_over = AtomicBool::new(false);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Once the shell has ended, the clock moves on.
+            while !is_over.load(Ordering::SeqCst) {
+                world.clock.advance(Duration::from_millis(100));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let ended = run_now(&world, &runner, &row);
+        is_over.store(true, Ordering::SeqCst);
+        ended
+    });
+    Command::new("kill").arg(fs::read_to_string(world.path("job")).unwrap().trim()).status().unwrap();
+    let error = ended.error.unwrap().to_string();
+    assert!(error.starts_with("--source-command has ended, and a process that it left may still print"), "{error}");
+    assert_eq!(world.archive_files(), [""; 0]);
+}
+
+#[test]
+fn what_a_killed_program_has_spooled_is_removed_by_recovery() {
+    let world = World::new();
+    let row = world.schedule_of_command("echo whole", false);
+    let dead = world.process(Role::Command);
+    let request = RunRequest { verify: true, reread: false };
+    let (_claimed, intent) = world.store.claim_now(row.id, request, &dead.row, world.clock.now()).unwrap();
+    let name = intent.unwrap().temporary_name;
+    let (attempt, _) = name.rsplit_once('-').unwrap();
+    fs::create_dir_all(world.home.backups().join("db")).unwrap();
+    fs::write(world.home.backups().join(format!("{attempt}-0123abcd.part")), "half").unwrap();
+    drop(dead);
+    let runner = world.process(Role::Command);
+    recover_all(&runner);
+    assert_eq!(world.archive_files().iter().filter(|name| name.ends_with(".part")).count(), 0);
+    assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
 }

@@ -75,6 +75,13 @@ impl Intent {
     pub fn schedule_name(&self) -> &str {
         self.file_name.split_once('/').map_or(&*self.file_name, |(folder, _)| folder)
     }
+
+    /// Returns another temporary name of the same attempt, by which it is known as one, too, if the process is killed.
+    pub fn another_temporary_name(&self) -> String {
+        let random = Uuid::new_v4().as_fields().0;
+        let attempt = self.temporary_name.rsplit_once('-').map_or(&*self.temporary_name, |(attempt, _)| attempt);
+        format!("{attempt}-{random:08x}.part")
+    }
 }
 
 /// Options of a run started by hand.
