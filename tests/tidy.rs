@@ -52,7 +52,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     // Layer 2: where two resources meet.
     ("approval", 2, &[]),
     ("archive_folder", 2, &[]),
-    ("import_export", 2, &[]),
+    ("import_export", 2, &["approval"]),
     ("browse", 2, &[]),
     ("hooks", 2, &[]),
     // Layer 3: acts.

@@ -66,6 +66,8 @@ struct ChangeDocument<'a> {
     name: &'a str,
     /// Whether commands or another file managed it before.
     taken_over: bool,
+    /// Whether commands that were held may be executed from now on.
+    commands_approved: bool,
     differences: Vec<DifferenceDocument<'a>>,
 }
 
@@ -86,6 +88,7 @@ pub fn cmd_apply(context: &Context, args: &ApplyArgs) -> Result<u8> {
     // Read first, so that a bad file does not create a database.
     let bytes = read(&args.file)?;
     let entries = import_export::parse_settings(&bytes, &file)?;
+    import_export::check_owner(&context.home, &file, &entries)?;
     let store = match args.dry_run && !context.home.db().exists() {
         true => None,
         false if args.dry_run => Some(context.open()?),
@@ -97,7 +100,7 @@ pub fn cmd_apply(context: &Context, args: &ApplyArgs) -> Result<u8> {
         if !plan.is_empty() && bytes.last().is_some_and(|last| *last != b'\n') {
             context.warn(&format!("{file} may be cut off: its last line has no newline at its end"));
         }
-        plan.apply(store, context.now())?;
+        plan.apply(&context.home, store, context.now())?;
     }
     report(context, args, &file, &plan, &[])?;
     Ok(0)
@@ -133,7 +136,7 @@ fn plan(
         Some(store) => (names_in_followed_text(context, store)?, context.default_zone(store)?),
         None => (BTreeSet::new(), context.own_zone()?),
     };
-    let present = Present { store, in_text_file: &in_text_file, zone, now: context.now() };
+    let present = Present { home: &context.home, store, in_text_file: &in_text_file, zone, now: context.now() };
     let removed = if prune { Removed::Delete } else { Removed::Pause };
     SettingsPlan::new(file, entries, removed, &present)
 }
@@ -187,7 +190,11 @@ fn report(context: &Context, args: &ApplyArgs, file: &str, plan: &SettingsPlan, 
         lines.push("nothing was changed (--dry-run)".to_owned());
         return render::print_text(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
     }
-    lines.iter().for_each(|line| context.print_info(line));
+    plan.notes().iter().for_each(|note| log::info!("{note}"));
+    if !context.quiet {
+        // Not for the log: they hold commands.
+        lines.iter().for_each(|line| render::print_stderr(line));
+    }
     Ok(())
 }
 
@@ -197,7 +204,12 @@ fn change_document(change: &EntryChange) -> ChangeDocument<'_> {
         before: difference.before.as_deref(),
         after: difference.after.as_deref(),
     });
-    ChangeDocument { name: &change.name, taken_over: change.is_taken_over, differences: differences.collect() }
+    ChangeDocument {
+        name: &change.name,
+        taken_over: change.is_taken_over,
+        commands_approved: change.is_approved,
+        differences: differences.collect(),
+    }
 }
 
 fn lines(plan: &SettingsPlan, released: &[String]) -> Vec<String> {
@@ -211,6 +223,9 @@ fn lines(plan: &SettingsPlan, released: &[String]) -> Vec<String> {
         lines.push(format!("changed: {}", change.name));
         if change.is_taken_over {
             lines.push("  managed by the file from now on".to_owned());
+        }
+        if change.is_approved {
+            lines.push("  its commands were held, and are approved".to_owned());
         }
         lines.extend(change.differences.iter().map(|difference| format!("  {difference}")));
     }

@@ -190,7 +190,9 @@ pub(super) fn export_schedules(
     let exported = match format {
         FileFormat::Text => import_export::export_text(&rows),
         FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
-        FileFormat::Toml => ExportedText { text: import_export::export_toml(&rows)?, ..ExportedText::default() },
+        FileFormat::Toml => {
+            ExportedText { text: import_export::export_toml(&store, &rows)?, ..ExportedText::default() }
+        }
     };
     match file {
         None => {

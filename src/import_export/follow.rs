@@ -10,6 +10,7 @@ use super::import::parse_text;
 use super::settings::apply_followed_settings;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::home::Home;
 use crate::schedule::text_file;
 use crate::store::Store;
 
@@ -20,6 +21,7 @@ use crate::store::Store;
 /// those of the database.
 pub fn follow_file(
     file: &mut FollowedFile,
+    home: &Home,
     store: &Store,
     zone: Tz,
     now: Timestamp,
@@ -28,7 +30,7 @@ pub fn follow_file(
     file.follow(store, monotonic, |settled| match settled.kind() {
         FollowedKind::Text => apply_text_file(settled, store, zone, now),
         FollowedKind::Settings { beside_text_file } => {
-            apply_followed_settings(settled, beside_text_file, store, zone, now)
+            apply_followed_settings(settled, beside_text_file, home, store, zone, now)
         }
     })
 }

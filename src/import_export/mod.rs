@@ -16,8 +16,8 @@ pub use follow::follow_file;
 pub use followed_file::{FollowedFile, FollowedKind};
 pub use import::{Imported, import_json, import_text, parse_text};
 pub use settings::{
-    Difference, Entry, EntryChange, Present, Removed, SettingsPlan, export_toml, names_in_text_file, parse_settings,
-    schedule_keys, settings_path,
+    Difference, Entry, EntryChange, Present, Removed, SettingsPlan, check_owner, export_toml, names_in_text_file,
+    parse_settings, schedule_keys, settings_path,
 };
 
 /// All schedules as a JSON document.

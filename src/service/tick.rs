@@ -72,12 +72,12 @@ impl Service {
     /// Applies the followed files that are to be. Returns how long one must stay unchanged until then; `None` if no
     /// change is pending. A file that changes again and again delays the first runs for a while only.
     fn follow_files(&mut self, now: Timestamp) -> Result<Option<Duration>> {
-        let (store, zone) = (&self.runner.store, self.options.zone);
+        let (home, store, zone) = (&self.runner.home, &self.runner.store, self.options.zone);
         let monotonic = self.runner.clock.monotonic();
         let first_tick_at = *self.first_tick_at.get_or_insert(monotonic);
         let mut settles_in = None;
         for file in &mut self.followed_files {
-            let rest = import_export::follow_file(file, store, zone, now, monotonic)?;
+            let rest = import_export::follow_file(file, home, store, zone, now, monotonic)?;
             settles_in = [settles_in, rest].into_iter().flatten().min();
         }
         let is_late = monotonic.saturating_sub(first_tick_at) >= MAX_FILE_DELAY;

@@ -1,6 +1,7 @@
 //! `apply`, `serve --config`, and what commands may do with what a settings file manages.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use crate::environment::{Running, TestHome};
@@ -196,4 +197,21 @@ fn a_service_applies_the_file_that_its_environment_names() {
     fs::write(home.path("backup.toml"), TWO.replace("09:00", "10:00")).unwrap();
     home.wait_until("the change", 40, || home.run(&["list"]).stdout.contains("a;10:00;one"));
     home.wait_until("no error", 40, || home.run(&["status", "--json"]).json()["config_error"].is_null());
+}
+
+#[test]
+fn a_command_of_the_file_is_executed_and_is_in_no_log() {
+    let home = home_with(&TWO.replace("at =", "before = \"echo canary-7c1 >before.txt\"\nat ="));
+    let said = home.run(&["apply", "backup.toml"]).ok();
+    assert!(said.stderr.contains("2 new"), "{said:?}");
+    let _ = home.run(&["run", "one"]).ok();
+    let written = home.path("before.txt").exists() || home.path("a/before.txt").exists();
+    assert!(written, "the command was executed");
+    fs::write(home.path("backup.toml"), TWO.replace("at =", "before = \"echo canary-7c2\"\nat =")).unwrap();
+    let said = home.run(&["apply", "backup.toml"]).ok();
+    assert!(said.stderr.contains("before \"echo canary-7c1 >before.txt\" -> \"echo canary-7c2\""), "{said:?}");
+    let log = home.log("backup_manager.log");
+    assert!(log.contains("one: changed before") && !log.contains("canary"), "{log}");
+    fs::set_permissions(home.path("backup.toml"), fs::Permissions::from_mode(0o666)).unwrap();
+    let _ = home.run(&["apply", "backup.toml"]).fails(2, &["everybody may write it", "chmod o-w"]);
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use backup_manager::approval;
 use backup_manager::clock::Clock;
 use backup_manager::error::ErrorKind;
 use backup_manager::import_export::{
-    Entry, Present, Removed, SettingsPlan, export_toml, parse_settings, schedule_keys,
+    Entry, Present, Removed, SettingsPlan, check_owner, export_toml, parse_settings, schedule_keys,
 };
 use backup_manager::schedule::{
-    Cadence, CatchUp, Compression, Excludes, Layout, Retention, Reuse, Schedule, ScheduleName, parse_age,
+    Cadence, CatchUp, CommandKind, Compression, Excludes, HookOptions, Hooks, Layout, Retention, Reuse, Schedule,
+    ScheduleName, parse_age,
 };
 use chrono_tz::Tz;
 use proptest::prelude::*;
@@ -47,6 +51,12 @@ keep_monthly = 5
 keep_yearly = 6
 keep_within = "36h"
 keep_manual = "2w"
+before = "echo \"it's\" >>before"
+after = "echo after"
+on_success = "true"
+on_failure = "false"
+hook_time_limit = "90m"
+hook_caps = true
 
 [schedule."Büro 2"]
 source_b64 = "L2NhZuk="
@@ -111,7 +121,22 @@ fn every_key_has_the_value_that_the_option_has() {
             Cadence::parse_cron("0 */6 * * *").unwrap(),
         )
     };
-    assert_eq!(entries, [Entry { line: 6, schedule: photos() }, Entry { line: 32, schedule: office }]);
+    let commands = [
+        (CommandKind::Before, "echo \"it's\" >>before"),
+        (CommandKind::After, "echo after"),
+        (CommandKind::OnSuccess, "true"),
+        (CommandKind::OnFailure, "false"),
+    ];
+    let hooks = Hooks {
+        commands: commands.map(|(kind, command)| (kind, command.to_owned())).into(),
+        options: HookOptions {
+            time_limit: Duration::from_secs(5_400),
+            keep_capabilities: true,
+            ..HookOptions::default()
+        },
+    };
+    let entry = |line, schedule, hooks| Entry { line, schedule, hooks };
+    assert_eq!(entries, [entry(6, photos(), hooks), entry(38, office, Hooks::default())]);
     let missing: Vec<_> = schedule_keys().filter(|key| !EVERY_KEY.contains(&format!("\n{key} = "))).collect();
     assert_eq!(missing, [""; 0], "keys that this test leaves out");
 }
@@ -280,7 +305,7 @@ proptest! {
             schedules.into_iter().filter(|schedule| names.insert(schedule.name.clone())).collect();
         let world = World::new();
         schedules.iter().for_each(|schedule| drop(world.add(schedule.clone())));
-        let text = export_toml(&world.store.schedules().unwrap()).unwrap();
+        let text = export_toml(&world.store, &world.store.schedules().unwrap()).unwrap();
         let read = parse_settings(&text, "backup.toml");
         let read = read.unwrap_or_else(|error| panic!("{error}\n{}", String::from_utf8_lossy(&text)));
         let read: Vec<_> = read.into_iter().map(|entry| entry.schedule).collect();
@@ -290,33 +315,89 @@ proptest! {
 
 fn plan(world: &World, file: &str, text: &str, removed: Removed) -> SettingsPlan {
     let in_text_file = BTreeSet::new();
-    let present =
-        Present { store: Some(&world.store), in_text_file: &in_text_file, zone: Tz::UTC, now: world.clock.now() };
+    let present = Present {
+        home: &world.home,
+        store: Some(&world.store),
+        in_text_file: &in_text_file,
+        zone: Tz::UTC,
+        now: world.clock.now(),
+    };
     SettingsPlan::new(file, parse(text), removed, &present).unwrap()
 }
 
 #[test]
 fn an_exported_file_applied_in_a_new_home_gives_the_same_export_and_changes_nothing_again() {
     let world = World::new();
-    parse(EVERY_KEY).into_iter().for_each(|entry| drop(world.add(entry.schedule)));
-    let exported = String::from_utf8(export_toml(&world.store.schedules().unwrap()).unwrap()).unwrap();
+    plan(&world, "/first.toml", EVERY_KEY, Removed::Pause).apply(&world.home, &world.store, world.clock.now()).unwrap();
+    let exported = String::from_utf8(export_toml(&world.store, &world.store.schedules().unwrap()).unwrap()).unwrap();
     let other = World::new();
-    plan(&other, "/backup.toml", &exported, Removed::Pause).apply(&other.store, other.clock.now()).unwrap();
+    plan(&other, "/backup.toml", &exported, Removed::Pause)
+        .apply(&other.home, &other.store, other.clock.now())
+        .unwrap();
     let again = plan(&other, "/backup.toml", &exported, Removed::Pause);
     assert!(again.is_empty() && again.unchanged == 2, "{again:?}");
-    assert_eq!(export_toml(&other.store.schedules().unwrap()).unwrap(), exported.as_bytes());
+    assert_eq!(export_toml(&other.store, &other.store.schedules().unwrap()).unwrap(), exported.as_bytes());
+    let entries = parse(&exported).into_iter().map(|entry| (entry.schedule, entry.hooks));
+    let first = parse(EVERY_KEY).into_iter().map(|entry| (entry.schedule, entry.hooks));
+    assert_eq!(entries.collect::<Vec<_>>(), first.collect::<Vec<_>>());
+}
+
+#[test]
+fn commands_of_the_file_are_approved_and_again_after_they_were_held() {
+    let text = "[defaults]\nbefore = \"true\"\n[schedule.a]\nsource = \"a\"\nat = \"1:00\"\n\
+                [schedule.b]\nsource = \"b\"\nat = \"1:00\"\nbefore = \"\"\n";
+    let world = World::new();
+    plan(&world, "/backup.toml", text, Removed::Pause).apply(&world.home, &world.store, world.clock.now()).unwrap();
+    let row = |name: &str| world.store.schedule_named(name).unwrap().unwrap();
+    let hooks = |name: &str| approval::hooks_to_execute(&world.home, &world.store, &row(name));
+    assert_eq!(hooks("a").unwrap().commands, [(CommandKind::Before, "true".to_owned())].into());
+    assert!(hooks("b").unwrap().is_default(), "an empty command removes that of the defaults");
+    // As after the database was put back on another machine.
+    fs::remove_dir_all(world.home.secrets()).unwrap();
+    assert!(hooks("a").is_err());
+    let again = plan(&world, "/backup.toml", text, Removed::Pause);
+    assert!(again.changed.len() == 1 && again.changed[0].is_approved && again.unchanged == 1, "{again:?}");
+    again.apply(&world.home, &world.store, world.clock.now()).unwrap();
+    assert!(hooks("a").is_ok());
+    let removed = plan(&world, "/backup.toml", &text.replace("before = \"true\"\n", ""), Removed::Pause);
+    assert_eq!(removed.changed[0].differences[0].to_string(), "before \"true\" -> not set");
+    removed.apply(&world.home, &world.store, world.clock.now()).unwrap();
+    assert!(hooks("a").unwrap().is_default());
+}
+
+#[test]
+fn commands_in_a_file_that_others_may_write_are_refused() {
+    let world = World::new();
+    let file = world.path("backup.toml");
+    fs::write(&file, "").unwrap();
+    let plain = parse("[schedule.a]\nsource = \"a\"\nat = \"1:00\"\n");
+    let commands = parse("[schedule.a]\nsource = \"a\"\nat = \"1:00\"\nafter = \"true\"\n");
+    let check = |entries: &[Entry]| check_owner(&world.home, file.to_str().unwrap(), entries);
+    check(&commands).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o646)).unwrap();
+    check(&plain).unwrap();
+    let error = check(&commands).unwrap_err();
+    assert!(error.to_string().contains("everybody may write it"), "{error}");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
+        check(&plain).unwrap();
+        let error = check(&commands).unwrap_err();
+        assert!(error.to_string().contains("belongs to uid 65534"), "{error}");
+        assert!(error.next_step().unwrap().starts_with("chown 0 "), "{error:?}");
+    }
 }
 
 #[test]
 fn another_line_of_an_entry_is_recorded_without_counting_as_an_edit() {
     let world = World::new();
     let text = "[schedule.a]\nsource = \"a\"\nat = \"1:00\"\n";
-    plan(&world, "/backup.toml", text, Removed::Pause).apply(&world.store, world.clock.now()).unwrap();
+    plan(&world, "/backup.toml", text, Removed::Pause).apply(&world.home, &world.store, world.clock.now()).unwrap();
     let before = world.store.schedules().unwrap().remove(0);
     world.clock.advance(crate::world::HOUR);
     let moved = plan(&world, "/backup.toml", &format!("# a comment\n{text}"), Removed::Pause);
     assert!(moved.is_empty());
-    moved.apply(&world.store, world.clock.now()).unwrap();
+    moved.apply(&world.home, &world.store, world.clock.now()).unwrap();
     let after = world.store.schedules().unwrap().remove(0);
     assert_eq!((after.edited_at, after.watermark), (before.edited_at, before.watermark));
     let [before, after] = [before, after].map(|row| row.managed_by.unwrap().to_string());

@@ -1,17 +1,21 @@
 //! The settings file that a service follows.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use chrono_tz::Tz;
 
-use super::{Present, Removed, SettingsPlan, parse_settings};
+use super::{Entry, Present, Removed, SettingsPlan, parse_settings};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use crate::home::Home;
 use crate::import_export::followed_file::{Settled, read_settled};
 use crate::import_export::import::parse_text;
 use crate::schedule::ScheduleName;
 use crate::store::Store;
+use crate::words::shell_word;
 
 /// Returns the absolute path by which a settings file marks what it manages. Links in it stay: some systems replace a
 /// file by changing where a link leads.
@@ -33,11 +37,34 @@ pub fn names_in_text_file(store: &Store) -> Result<BTreeSet<ScheduleName>> {
     Ok(entries.into_iter().map(|entry| entry.name).collect())
 }
 
+/// Fails if the file has commands and others than root and the owner of the database may have written them: they are
+/// executed with the rights of that owner.
+pub fn check_owner(home: &Home, file: &str, entries: &[Entry]) -> Result<()> {
+    if entries.iter().all(|entry| entry.hooks.commands.is_empty()) {
+        return Ok(());
+    }
+    let found = fs::metadata(file).map_err(Error::io("inspect", file))?;
+    let uid = fs::metadata(home.db()).map_or_else(|_| rustix::process::geteuid().as_raw(), |database| database.uid());
+    let refuse = |why: String, command: String| {
+        let message = format!("the settings file {file} has commands, and nothing of it was applied: {why}");
+        Err(Error::usage(message).hint(format!("{command} {}", shell_word(file))))
+    };
+    if ![0, uid].contains(&found.uid()) {
+        let why = format!("it belongs to uid {}, and the database to uid {uid}", found.uid());
+        return refuse(why, format!("chown {uid}"));
+    }
+    if found.mode() & 0o002 != 0 {
+        return refuse("everybody may write it".to_owned(), "chmod o-w".to_owned());
+    }
+    Ok(())
+}
+
 /// Makes the schedules that the file manages equal to it. Nothing is applied if the file is bad, lacks over a third of
 /// what it managed, or may be cut off inside its last line.
 pub(in crate::import_export) fn apply_followed_settings(
     settled: &Settled<'_>,
     beside_text_file: bool,
+    home: &Home,
     store: &Store,
     zone: Tz,
     now: Timestamp,
@@ -45,8 +72,9 @@ pub(in crate::import_export) fn apply_followed_settings(
     let bytes = read_settled(settled)?;
     let file = settings_path(settled.path())?;
     let entries = parse_settings(&bytes, &file)?;
+    check_owner(home, &file, &entries)?;
     let in_text_file = if beside_text_file { names_in_text_file(store)? } else { BTreeSet::new() };
-    let present = Present { store: Some(store), in_text_file: &in_text_file, zone, now };
+    let present = Present { home, store: Some(store), in_text_file: &in_text_file, zone, now };
     let plan = SettingsPlan::new(&file, entries, Removed::Pause, &present)?;
     if !plan.is_empty() && bytes.last().is_some_and(|last| *last != b'\n') && !settled.is_finished() {
         return Err(Error::usage(format!(
@@ -55,7 +83,7 @@ pub(in crate::import_export) fn apply_followed_settings(
         )));
     }
     plan.check_removals(&file)?;
-    plan.apply(store, now)?;
+    plan.apply(home, store, now)?;
     plan.notes().iter().for_each(|note| log::info!("{note}"));
     if store.config_error()?.is_some() { store.set_config_error(None) } else { Ok(()) }
 }

@@ -10,8 +10,8 @@ use toml::de::DeValue;
 
 use crate::error::{Error, Result};
 use crate::schedule::{
-    Cadence, CatchUp, Compression, Excludes, Layout, Retention, Reuse, Schedule, ScheduleName, format_age, parse_age,
-    parse_zone, source_problem,
+    Cadence, CatchUp, CommandKind, Compression, Excludes, Hooks, Layout, Retention, Reuse, Schedule, ScheduleName,
+    format_age, parse_age, parse_duration, parse_zone, source_problem,
 };
 use crate::source;
 
@@ -29,6 +29,7 @@ pub(super) struct Draft {
     reuse: Reuse,
     verify: Option<bool>,
     enabled: Option<bool>,
+    hooks: Hooks,
 }
 
 impl Draft {
@@ -38,15 +39,17 @@ impl Draft {
         self.keep = None;
     }
 
-    /// Returns the schedule; it is enabled unless the file pauses it.
+    /// Returns the schedule, which is enabled unless the file pauses it, and what surrounds its runs.
     ///
-    /// Errors: `Usage` for a key that is missing, and for those of [`Draft::with_source`].
-    pub(super) fn into_schedule(mut self, name: ScheduleName) -> Result<Schedule> {
+    /// Errors: `Usage` for a key that is missing, and for values that exclude each other.
+    pub(super) fn into_schedule(mut self, name: ScheduleName) -> Result<(Schedule, Hooks)> {
         let source = self.source.take().ok_or_else(|| Error::usage("it has no source"))?;
         if self.cadence.is_none() && self.enabled != Some(false) {
             return Err(Error::usage("it has no time: neither at nor cron"));
         }
-        self.with_source(name, source)
+        let hooks = std::mem::take(&mut self.hooks);
+        hooks.check(&source)?;
+        Ok((self.with_source(name, source)?, hooks))
     }
 
     /// Returns the schedule of a name and a source. It may have no times.
@@ -81,35 +84,35 @@ pub(super) struct Key {
     /// Sets its value.
     pub(super) set: fn(&mut Draft, &DeValue<'_>) -> Result<()>,
     /// Its value in a schedule; `None` if there is none.
-    pub(super) get: fn(&Schedule) -> Option<Value>,
+    pub(super) get: fn(&Schedule, &Hooks) -> Option<Value>,
 }
 
 const fn key(
     name: &'static str,
     set: fn(&mut Draft, &DeValue<'_>) -> Result<()>,
-    get: fn(&Schedule) -> Option<Value>,
+    get: fn(&Schedule, &Hooks) -> Option<Value>,
 ) -> Key {
     Key { name, set, get }
 }
 
 /// All keys of a schedule, in the order in which they are written.
-pub(super) const KEYS: [Key; 27] = [
+pub(super) const KEYS: [Key; 33] = [
     key(
         "source",
         |draft, value| set_source(draft, text(value)?.as_bytes().to_owned()),
-        |schedule| std::str::from_utf8(&schedule.source).ok().map(Value::from),
+        |schedule, _| std::str::from_utf8(&schedule.source).ok().map(Value::from),
     ),
     key(
         "source_b64",
         |draft, value| set_source(draft, decoded(text(value)?)?),
-        |schedule| {
+        |schedule, _| {
             std::str::from_utf8(&schedule.source).is_err().then(|| Value::from(STANDARD.encode(&schedule.source)))
         },
     ),
     key(
         "at",
         |draft, value| set(&mut draft.cadence, Some(Cadence::parse_daily(text(value)?)?)),
-        |schedule| match &schedule.cadence {
+        |schedule, _| match &schedule.cadence {
             Some(Cadence::Daily(times)) => Some(Value::from(times.to_string())),
             _ => None,
         },
@@ -117,7 +120,7 @@ pub(super) const KEYS: [Key; 27] = [
     key(
         "cron",
         |draft, value| set(&mut draft.cadence, Some(Cadence::parse_cron(text(value)?)?)),
-        |schedule| match &schedule.cadence {
+        |schedule, _| match &schedule.cadence {
             Some(Cadence::Cron(cron)) => Some(Value::from(cron.as_str())),
             _ => None,
         },
@@ -125,113 +128,143 @@ pub(super) const KEYS: [Key; 27] = [
     key(
         "timezone",
         |draft, value| set(&mut draft.zone, zone(text(value)?)?),
-        |schedule| schedule.zone.map(|zone| Value::from(zone.name())),
+        |schedule, _| schedule.zone.map(|zone| Value::from(zone.name())),
     ),
     key(
         "catch_up",
         |draft, value| set(&mut draft.catch_up, text(value)?.parse()?),
-        |schedule| Some(Value::from(schedule.catch_up.as_str())),
+        |schedule, _| Some(Value::from(schedule.catch_up.as_str())),
     ),
     key(
         "enabled",
         |draft, value| set(&mut draft.enabled, Some(flag(value)?)),
-        |schedule| Some(Value::from(schedule.enabled)),
+        |schedule, _| Some(Value::from(schedule.enabled)),
     ),
     key(
         "compress",
         |draft, value| set(&mut draft.compression, text(value)?.parse()?),
-        |schedule| Some(Value::from(schedule.compression.to_string())),
+        |schedule, _| Some(Value::from(schedule.compression.to_string())),
     ),
     key(
         "layout",
         |draft, value| set(&mut draft.layout, text(value)?.parse()?),
-        |schedule| Some(Value::from(schedule.layout.as_str())),
+        |schedule, _| Some(Value::from(schedule.layout.as_str())),
     ),
-    key("exclude", |draft, value| set_globs(draft, words(value)?), |schedule| list(&schedule.excludes.globs)),
+    key("exclude", |draft, value| set_globs(draft, words(value)?), |schedule, _| list(&schedule.excludes.globs)),
     key(
         "exclude_file",
         |draft, value| set(&mut draft.excludes.files, words(value)?),
-        |schedule| list(&schedule.excludes.files),
+        |schedule, _| list(&schedule.excludes.files),
     ),
     key(
         "exclude_caches",
         |draft, value| set(&mut draft.excludes.caches, flag(value)?),
-        |schedule| Some(Value::from(schedule.excludes.caches)),
+        |schedule, _| Some(Value::from(schedule.excludes.caches)),
     ),
     key(
         "exclude_if_present",
         |draft, value| set_marker_names(draft, words(value)?),
-        |schedule| list(&schedule.excludes.if_present),
+        |schedule, _| list(&schedule.excludes.if_present),
     ),
     key(
         "one_file_system",
         |draft, value| set(&mut draft.excludes.one_file_system, flag(value)?),
-        |schedule| Some(Value::from(schedule.excludes.one_file_system)),
+        |schedule, _| Some(Value::from(schedule.excludes.one_file_system)),
     ),
     key(
         "verify",
         |draft, value| set(&mut draft.verify, Some(flag(value)?)),
-        |schedule| Some(Value::from(schedule.verify)),
+        |schedule, _| Some(Value::from(schedule.verify)),
     ),
     key(
         "ignore_inode",
         |draft, value| set(&mut draft.reuse.ignore_inode, flag(value)?),
-        |schedule| Some(Value::from(schedule.reuse.ignore_inode)),
+        |schedule, _| Some(Value::from(schedule.reuse.ignore_inode)),
     ),
     key(
         "ignore_ctime",
         |draft, value| set(&mut draft.reuse.ignore_ctime, flag(value)?),
-        |schedule| Some(Value::from(schedule.reuse.ignore_ctime)),
+        |schedule, _| Some(Value::from(schedule.reuse.ignore_ctime)),
     ),
     key(
         "trust_times",
         |draft, value| set(&mut draft.reuse.trust_times, flag(value)?),
-        |schedule| Some(Value::from(schedule.reuse.trust_times)),
+        |schedule, _| Some(Value::from(schedule.reuse.trust_times)),
     ),
     key(
         "keep_last",
         |draft, value| set(&mut draft.keep().last, Some(count(value)?)),
-        |schedule| schedule.retention.last.map(Value::from),
+        |schedule, _| schedule.retention.last.map(Value::from),
     ),
     key(
         "keep_hourly",
         |draft, value| set(&mut draft.keep().hourly, Some(count(value)?)),
-        |schedule| schedule.retention.hourly.map(Value::from),
+        |schedule, _| schedule.retention.hourly.map(Value::from),
     ),
     key(
         "keep_daily",
         |draft, value| set(&mut draft.keep().daily, Some(count(value)?)),
-        |schedule| schedule.retention.daily.map(Value::from),
+        |schedule, _| schedule.retention.daily.map(Value::from),
     ),
     key(
         "keep_weekly",
         |draft, value| set(&mut draft.keep().weekly, Some(count(value)?)),
-        |schedule| schedule.retention.weekly.map(Value::from),
+        |schedule, _| schedule.retention.weekly.map(Value::from),
     ),
     key(
         "keep_monthly",
         |draft, value| set(&mut draft.keep().monthly, Some(count(value)?)),
-        |schedule| schedule.retention.monthly.map(Value::from),
+        |schedule, _| schedule.retention.monthly.map(Value::from),
     ),
     key(
         "keep_yearly",
         |draft, value| set(&mut draft.keep().yearly, Some(count(value)?)),
-        |schedule| schedule.retention.yearly.map(Value::from),
+        |schedule, _| schedule.retention.yearly.map(Value::from),
     ),
     key(
         "keep_within",
         |draft, value| set(&mut draft.keep().within, Some(age(value)?)),
-        |schedule| schedule.retention.within.map(|age| Value::from(format_age(age))),
+        |schedule, _| schedule.retention.within.map(|age| Value::from(format_age(age))),
     ),
     key(
         "keep_all",
         |draft, value| set(&mut draft.keep().all, flag(value)?),
-        |schedule| Some(Value::from(schedule.retention.all)),
+        |schedule, _| Some(Value::from(schedule.retention.all)),
     ),
     key(
         "keep_manual",
         |draft, value| set(&mut draft.keep().manual, Some(age(value)?)),
-        |schedule| schedule.retention.manual.map(|age| Value::from(format_age(age))),
+        |schedule, _| schedule.retention.manual.map(|age| Value::from(format_age(age))),
+    ),
+    key(
+        "before",
+        |draft, value| set_command(draft, CommandKind::Before, value),
+        |_, hooks| command(hooks, CommandKind::Before),
+    ),
+    key(
+        "after",
+        |draft, value| set_command(draft, CommandKind::After, value),
+        |_, hooks| command(hooks, CommandKind::After),
+    ),
+    key(
+        "on_success",
+        |draft, value| set_command(draft, CommandKind::OnSuccess, value),
+        |_, hooks| command(hooks, CommandKind::OnSuccess),
+    ),
+    key(
+        "on_failure",
+        |draft, value| set_command(draft, CommandKind::OnFailure, value),
+        |_, hooks| command(hooks, CommandKind::OnFailure),
+    ),
+    key(
+        "hook_time_limit",
+        |draft, value| set(&mut draft.hooks.options.time_limit, parse_duration(text(value)?)?),
+        |_, hooks| Some(Value::from(format_age(hooks.options.time_limit))),
+    ),
+    key(
+        "hook_caps",
+        |draft, value| set(&mut draft.hooks.options.keep_capabilities, flag(value)?),
+        |_, hooks| Some(Value::from(hooks.options.keep_capabilities)),
     ),
 ];
 
@@ -265,6 +298,20 @@ fn set_globs(draft: &mut Draft, globs: Vec<String>) -> Result<()> {
 fn set_marker_names(draft: &mut Draft, names: Vec<String>) -> Result<()> {
     source::check_marker_names(&names)?;
     set(&mut draft.excludes.if_present, names)
+}
+
+/// Sets a command; an empty one removes that of `[defaults]`.
+fn set_command(draft: &mut Draft, kind: CommandKind, value: &DeValue<'_>) -> Result<()> {
+    let commands = &mut draft.hooks.commands;
+    match text(value)? {
+        "" => drop(commands.remove(&kind)),
+        command => drop(commands.insert(kind, command.to_owned())),
+    }
+    Ok(())
+}
+
+fn command(hooks: &Hooks, kind: CommandKind) -> Option<Value> {
+    hooks.commands.get(&kind).map(|command| Value::from(command.as_str()))
 }
 
 /// Returns the zone of a name; `service`, as in `edit`, is that of the service.

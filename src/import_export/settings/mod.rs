@@ -12,7 +12,7 @@ mod plan;
 
 pub use export::export_toml;
 pub(super) use follow::apply_followed_settings;
-pub use follow::{names_in_text_file, settings_path};
+pub use follow::{check_owner, names_in_text_file, settings_path};
 pub use keys::schedule_keys;
 pub use parse::{Entry, parse_settings};
 pub use plan::{Difference, EntryChange, Present, Removed, SettingsPlan};

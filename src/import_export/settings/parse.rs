@@ -7,7 +7,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::keys::{Draft, KEYS, is_keep};
 use crate::error::{Error, Result};
-use crate::schedule::{Schedule, ScheduleName};
+use crate::schedule::{Hooks, Schedule, ScheduleName};
 use crate::words;
 
 /// Tables of the file.
@@ -26,6 +26,8 @@ pub struct Entry {
     pub line: u32,
     /// The schedule; it is enabled unless the file pauses it.
     pub schedule: Schedule,
+    /// What surrounds its runs.
+    pub hooks: Hooks,
 }
 
 /// A key with its value, in the order of the file.
@@ -124,7 +126,7 @@ impl Reader<'_> {
         match schedule {
             // A key that is wrong may be the one that is missing.
             _ if self.problems.found.len() > before => None,
-            Ok(schedule) => Some(Entry { line, schedule }),
+            Ok((schedule, hooks)) => Some(Entry { line, schedule, hooks }),
             Err(error) => {
                 self.problems.add(line, format!("{table}: {}", with_advice(&error)));
                 None

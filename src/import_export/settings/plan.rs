@@ -7,10 +7,12 @@ use chrono_tz::Tz;
 
 use super::keys::{KEYS, Key};
 use super::parse::{Entry, Problems};
+use crate::approval;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::schedule::{Schedule, ScheduleName};
-use crate::store::{Managed, ScheduleChanges, ScheduleRow, Store, Watermark};
+use crate::home::Home;
+use crate::schedule::{Hooks, Schedule, ScheduleName};
+use crate::store::{Managed, ScheduleChanges, ScheduleHooks, ScheduleRow, Store, Watermark};
 use crate::words;
 
 /// Names that an error lists.
@@ -45,17 +47,24 @@ pub struct EntryChange {
     pub differences: Vec<Difference>,
     /// Commands managed it so far, or another file.
     pub is_taken_over: bool,
+    /// Commands that were held may be executed, since the file has them.
+    pub is_approved: bool,
 }
 
 impl EntryChange {
+    /// Returns what changes, without values: a command may hold what is not for the log.
     fn note(&self) -> String {
-        let taken_over = if self.is_taken_over {
-            ["managed by the settings file from now on".to_owned()].to_vec()
-        } else {
-            Vec::new()
-        };
-        let differences = self.differences.iter().map(ToString::to_string);
-        format!("{}: {}", self.name, taken_over.into_iter().chain(differences).collect::<Vec<_>>().join("; "))
+        let facts = [
+            (self.is_taken_over, "managed by the settings file from now on".to_owned()),
+            (self.is_approved, "its commands are approved".to_owned()),
+            (!self.differences.is_empty(), format!("changed {}", self.keys().join(", "))),
+        ];
+        let facts: Vec<_> = facts.into_iter().filter_map(|(is_so, fact)| is_so.then_some(fact)).collect();
+        format!("{}: {}", self.name, facts.join("; "))
+    }
+
+    fn keys(&self) -> Vec<&'static str> {
+        self.differences.iter().map(|difference| difference.key).collect()
     }
 }
 
@@ -87,10 +96,14 @@ pub struct SettingsPlan {
     edits: Vec<(i64, Schedule, Watermark)>,
     deletions: Vec<i64>,
     marks: Vec<(ScheduleName, Option<Managed>)>,
+    /// What surrounds the runs of schedules, where it changes or is approved.
+    hooks: Vec<(ScheduleName, Hooks)>,
 }
 
 /// What a file is compared with.
 pub struct Present<'a> {
+    /// The home of the database.
+    pub home: &'a Home,
     /// The database; `None` if there is none yet.
     pub store: Option<&'a Store>,
     /// The names in the text file that a service follows, too.
@@ -124,9 +137,9 @@ impl SettingsPlan {
             } else if let Some(other) = other {
                 problems.add(entry.line, format!("{name} is managed by {other}"));
             } else if let Some(row) = row {
-                plan.change(row, entry.schedule, mark, present);
+                plan.change(row, entry, mark, present)?;
             } else {
-                plan.create(entry.schedule, mark, present)?;
+                plan.create(entry, mark, present)?;
             }
         }
         if problems.found.is_empty() { Ok(plan) } else { Err(problems.into_error(file)) }
@@ -156,14 +169,19 @@ impl SettingsPlan {
         )))
     }
 
-    /// Makes all of the changes in one transaction.
-    pub fn apply(&self, store: &Store, now: Timestamp) -> Result<()> {
+    /// Makes all of the changes in one transaction. Whoever can write the file may have commands executed, so its
+    /// commands are approved.
+    pub fn apply(&self, home: &Home, store: &Store, now: Timestamp) -> Result<()> {
+        let approved = |(name, hooks): &(ScheduleName, Hooks)| {
+            approval::approve(home, name, hooks.clone(), |_| true).map(|hooks| (name.clone(), hooks))
+        };
+        let hooks = self.hooks.iter().map(approved).collect::<Result<Vec<_>>>()?;
         let changes = ScheduleChanges {
             created: &self.new_schedules,
             edited: &self.edits,
             deleted: &self.deletions,
             managed: &self.marks,
-            ..ScheduleChanges::default()
+            hooks: &hooks,
         };
         if self.is_empty() && self.marks.is_empty() { Ok(()) } else { store.apply_schedules(&changes, now).map(drop) }
     }
@@ -180,37 +198,47 @@ impl SettingsPlan {
         notes
     }
 
-    fn create(&mut self, schedule: Schedule, mark: Managed, present: &Present<'_>) -> Result<()> {
+    fn create(&mut self, entry: Entry, mark: Managed, present: &Present<'_>) -> Result<()> {
+        let Entry { schedule, hooks, .. } = entry;
         let name = schedule.name.to_string();
         let before = present.store.map_or(Ok(None), |store| store.deleted_schedule(&name))?;
         self.revived.extend(before.map(|_| name.clone()));
         self.created.push(name);
         self.marks.push((schedule.name.clone(), Some(mark)));
+        self.hooks.push((schedule.name.clone(), hooks));
         let watermark = Watermark::starting(&schedule, present.zone, present.now);
         self.new_schedules.push((schedule, watermark));
         Ok(())
     }
 
-    fn change(&mut self, row: &ScheduleRow, mut wanted: Schedule, mark: Managed, present: &Present<'_>) {
+    fn change(&mut self, row: &ScheduleRow, entry: Entry, mark: Managed, present: &Present<'_>) -> Result<()> {
+        let Entry { schedule: mut wanted, hooks, .. } = entry;
         // Whoever paused it by command resumes it, too: a restart of the service must not. What the file paused is
         // resumed by the file.
         let is_paused_by_command =
             !row.schedule.enabled && row.managed_by.as_ref().is_some_and(|managed| !managed.is_paused);
         wanted.enabled &= !is_paused_by_command;
+        let before = present.store.map_or(Ok(ScheduleHooks::default()), |store| store.hooks(row.id))?;
+        let is_approved =
+            !hooks.commands.is_empty() && !approval::held_commands(present.home, &wanted.name, &before)?.is_empty();
         let is_taken_over = row.managed_by.as_ref().is_none_or(|managed| managed.file != mark.file);
-        let differences = differences(&row.schedule, &wanted);
-        if differences.is_empty() && !is_taken_over {
+        let differences = differences((&row.schedule, &before.hooks), (&wanted, &hooks));
+        if differences.is_empty() && !is_taken_over && !is_approved {
             self.unchanged += 1;
         } else {
-            self.changed.push(EntryChange { name: wanted.name.to_string(), differences, is_taken_over });
+            self.changed.push(EntryChange { name: wanted.name.to_string(), differences, is_taken_over, is_approved });
         }
         if row.managed_by.as_ref() != Some(&mark) {
             self.marks.push((wanted.name.clone(), Some(mark)));
+        }
+        if hooks != before.hooks || is_approved {
+            self.hooks.push((wanted.name.clone(), hooks));
         }
         if wanted != row.schedule {
             let watermark = Watermark::starting(&wanted, present.zone, present.now);
             self.edits.push((row.id, wanted, watermark));
         }
+        Ok(())
     }
 
     fn remove(&mut self, row: &ScheduleRow, removed: Removed, present: &Present<'_>) {
@@ -230,9 +258,10 @@ impl SettingsPlan {
     }
 }
 
-fn differences(before: &Schedule, after: &Schedule) -> Vec<Difference> {
+fn differences(before: (&Schedule, &Hooks), after: (&Schedule, &Hooks)) -> Vec<Difference> {
     let of_key = |key: &Key| {
-        let [before, after] = [before, after].map(|schedule| (key.get)(schedule).map(|value| value.to_string()));
+        let value = |(schedule, hooks): (&Schedule, &Hooks)| (key.get)(schedule, hooks).map(|value| value.to_string());
+        let (before, after) = (value(before), value(after));
         (before != after).then_some(Difference { key: key.name, before, after })
     };
     KEYS.iter().filter_map(of_key).collect()
