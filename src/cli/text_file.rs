@@ -168,6 +168,19 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
     Ok(())
 }
 
+/// Returns the form of the file of schedules: the one that is named, else the one that fits.
+fn chosen_format(format: Option<FileFormat>, file: Option<&Path>, is_json: bool) -> Result<FileFormat> {
+    match (format, file) {
+        (Some(FileFormat::Text | FileFormat::Toml), None) if is_json => {
+            Err(Error::usage("--json prints one JSON document, and a file of that form is none")
+                .hint("name a file, or leave out --format"))
+        }
+        (Some(format), _) => Ok(format),
+        (None, None) if is_json => Ok(FileFormat::Json),
+        (None, _) => Ok(FileFormat::Text),
+    }
+}
+
 /// Writes all schedules to a file, or to standard output; an existing file is replaced only with `force`.
 pub(super) fn export_schedules(
     context: &Context,
@@ -176,15 +189,7 @@ pub(super) fn export_schedules(
     force: bool,
 ) -> Result<u8> {
     let is_json = context.format == Format::Json;
-    let format = match (format, file) {
-        (Some(FileFormat::Text | FileFormat::Toml), None) if is_json => {
-            return Err(Error::usage("--json prints one JSON document, and a file of that form is none")
-                .hint("name a file, or leave out --format"));
-        }
-        (Some(format), _) => format,
-        (None, None) if is_json => FileFormat::Json,
-        (None, _) => FileFormat::Text,
-    };
+    let format = chosen_format(format, file, is_json)?;
     let store = context.open()?;
     let rows = store.schedules()?;
     let exported = match format {

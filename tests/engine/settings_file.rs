@@ -62,6 +62,12 @@ hook_caps = true
 source_b64 = "L2NhZuk="
 cron = "0 */6 * * *"
 keep_all = true
+
+[schedule.app]
+source_command = "echo dump"
+source_name = "app.dump"
+allow_empty = true
+at = "1:00"
 "#;
 
 fn parse(text: &str) -> Vec<Entry> {
@@ -136,7 +142,10 @@ fn every_key_has_the_value_that_the_option_has() {
         },
     };
     let entry = |line, schedule, hooks| Entry { line, schedule, hooks };
-    assert_eq!(entries, [entry(6, photos(), hooks), entry(38, office, Hooks::default())]);
+    assert_eq!(entries[..2], [entry(6, photos(), hooks), entry(38, office, Hooks::default())]);
+    let app = &entries[2];
+    assert_eq!((&app.schedule.source[..], app.hooks.source_command()), (&b"app.dump"[..], Some("echo dump")));
+    assert!(app.hooks.options.allow_empty);
     let missing: Vec<_> = schedule_keys().filter(|key| !EVERY_KEY.contains(&format!("\n{key} = "))).collect();
     assert_eq!(missing, [""; 0], "keys that this test leaves out");
 }
@@ -207,6 +216,20 @@ const REFUSED: &[(&str, &str)] = &[
     ("@exclude = [\"a{b\"]\n", "line 4: schedule.a.exclude: "),
     ("@exclude_if_present = [\"a/b\"]\n", "line 4: schedule.a.exclude_if_present: \"a/b\""),
     ("@timezone = \"Europe/Pari\"\n", "did you mean Europe/Paris"),
+    ("@source_command = \"x\"\n", "line 1: schedule.a: source and source_command exclude each other"),
+    ("@source_name = \"x\"\n", "line 1: schedule.a: source_name is that of source_command, which it lacks"),
+    (
+        "[schedule.a]\nsource_command = \"x\"\nat = \"1:00\"\n",
+        "line 1: schedule.a: what source_command prints needs a name",
+    ),
+    (
+        "[schedule.a]\nsource_command = \"x\"\nsource_name = \"a/b\"\nat = \"1:00\"\n",
+        "\"a/b\" is not a name for the file",
+    ),
+    ("@allow_empty = true\n", "line 1: schedule.a: --allow-empty is about"),
+    ("@before = 1\n", "line 4: schedule.a.before: it takes a text"),
+    ("@hook_time_limit = \"0s\"\n", "line 1: schedule.a: --hook-time-limit"),
+    ("[defaults]\nsource_command = \"x\"\n", "line 2: defaults.source_command: each schedule has its own"),
     ("@layout = \"split\"\n", "line 4: schedule.a.layout: "),
     ("@catch_up = \"all\"\n", "line 4: schedule.a.catch_up: "),
 ];
@@ -335,7 +358,7 @@ fn an_exported_file_applied_in_a_new_home_gives_the_same_export_and_changes_noth
         .apply(&other.home, &other.store, other.clock.now())
         .unwrap();
     let again = plan(&other, "/backup.toml", &exported, Removed::Pause);
-    assert!(again.is_empty() && again.unchanged == 2, "{again:?}");
+    assert!(again.is_empty() && again.unchanged == 3, "{again:?}");
     assert_eq!(export_toml(&other.store, &other.store.schedules().unwrap()).unwrap(), exported.as_bytes());
     let entries = parse(&exported).into_iter().map(|entry| (entry.schedule, entry.hooks));
     let first = parse(EVERY_KEY).into_iter().map(|entry| (entry.schedule, entry.hooks));

@@ -30,6 +30,8 @@ pub(super) struct Draft {
     verify: Option<bool>,
     enabled: Option<bool>,
     hooks: Hooks,
+    /// The name of what the command of the source prints.
+    source_name: Option<Vec<u8>>,
 }
 
 impl Draft {
@@ -43,9 +45,17 @@ impl Draft {
     ///
     /// Errors: `Usage` for a key that is missing, and for values that exclude each other.
     pub(super) fn into_schedule(mut self, name: ScheduleName) -> Result<(Schedule, Hooks)> {
-        let source = self.source.take().ok_or_else(|| Error::usage("it has no source"))?;
+        let refuse = |why: &str| Err(Error::usage(why));
+        let source = match (self.source.take(), self.source_name.take(), self.hooks.source_command()) {
+            (Some(source), None, None) => source,
+            (None, Some(name), Some(_)) => name,
+            (None, None, None) => return refuse("it has no source"),
+            (None, None, Some(_)) => return refuse("what source_command prints needs a name: source_name"),
+            (Some(_), _, Some(_)) => return refuse("source and source_command exclude each other"),
+            (_, Some(_), None) => return refuse("source_name is that of source_command, which it lacks"),
+        };
         if self.cadence.is_none() && self.enabled != Some(false) {
-            return Err(Error::usage("it has no time: neither at nor cron"));
+            return refuse("it has no time: neither at nor cron");
         }
         let hooks = std::mem::take(&mut self.hooks);
         hooks.check(&source)?;
@@ -96,18 +106,40 @@ const fn key(
 }
 
 /// All keys of a schedule, in the order in which they are written.
-pub(super) const KEYS: [Key; 33] = [
+pub(super) const KEYS: [Key; 36] = [
     key(
         "source",
         |draft, value| set_source(draft, text(value)?.as_bytes().to_owned()),
-        |schedule, _| std::str::from_utf8(&schedule.source).ok().map(Value::from),
+        |schedule, hooks| {
+            let source = std::str::from_utf8(&schedule.source).ok().filter(|_| hooks.source_command().is_none());
+            source.map(Value::from)
+        },
     ),
     key(
         "source_b64",
         |draft, value| set_source(draft, decoded(text(value)?)?),
-        |schedule, _| {
-            std::str::from_utf8(&schedule.source).is_err().then(|| Value::from(STANDARD.encode(&schedule.source)))
+        |schedule, hooks| {
+            let is_other = hooks.source_command().is_none() && std::str::from_utf8(&schedule.source).is_err();
+            is_other.then(|| Value::from(STANDARD.encode(&schedule.source)))
         },
+    ),
+    key(
+        "source_command",
+        |draft, value| set_command(draft, CommandKind::Source, value),
+        |_, hooks| command(hooks, CommandKind::Source),
+    ),
+    key(
+        "source_name",
+        |draft, value| set(&mut draft.source_name, Some(text(value)?.as_bytes().to_owned())),
+        |schedule, hooks| {
+            hooks.source_command()?;
+            std::str::from_utf8(&schedule.source).ok().map(Value::from)
+        },
+    ),
+    key(
+        "allow_empty",
+        |draft, value| set(&mut draft.hooks.options.allow_empty, flag(value)?),
+        |_, hooks| Some(Value::from(hooks.options.allow_empty)),
     ),
     key(
         "at",
