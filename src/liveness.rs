@@ -5,6 +5,7 @@
 //! that no process ever finds it unlocked while its owner is alive. The file holds the heartbeat of the process, which
 //! `status` and waiting commands read.
 
+mod container_lock;
 mod segment_locks;
 
 use std::fs::{self, File, OpenOptions};
@@ -17,6 +18,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use self::container_lock::ContainerLock;
 pub use self::segment_locks::SegmentLock;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};

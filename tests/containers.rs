@@ -9,3 +9,7 @@ mod choice;
 mod client;
 #[path = "containers/restart.rs"]
 mod restart;
+#[path = "containers/runs.rs"]
+mod runs;
+#[path = "containers/sweep.rs"]
+mod sweep;

@@ -1,8 +1,10 @@
 //! The order of a run: what happens before and after its source is read.
 //!
-//! `--before`, read, `--after`; then the archive is sealed and verified, and at the end of the run there is
-//! `--on-success` or `--on-failure`. What is undone afterwards is a duty, planned before the first of these acts.
+//! Commands in containers, `--before`, stop containers, read, start them, `--after`, commands in containers; then the
+//! archive is sealed and verified, and at the end of the run there is `--on-success` or `--on-failure`. What is undone
+//! afterwards is a duty, planned before the act that it undoes.
 
+use super::containers::RunContainers;
 use super::duties::HeldDuty;
 use super::prepare::PreparedRun;
 use super::surrounded::Surrounded;
@@ -33,22 +35,53 @@ impl Runner {
         surrounded: &Surrounded<'_>,
         read: impl FnOnce(&Hooks) -> Result<(PreparedRun, WrittenRun), Failure>,
     ) -> Result<ReadRun, Failure> {
-        let Surrounded { claim, row, context, monitor } = *surrounded;
+        let Surrounded { row, context, monitor, .. } = *surrounded;
         let hooks = approval::hooks_to_execute(&self.home, &self.store, row).map_err(Failure::permanent)?;
         self.settle_before_run(row.schedule.name.as_str(), context).map_err(Failure::retryable)?;
-        let after = self.plan_after(claim, &hooks).map_err(Failure::retryable)?;
-        // Containers: the commands before in containers.
-        let begun = self.run_before(surrounded, &hooks);
-        // Containers: stop them.
-        let outcome = begun.and_then(|()| read(&hooks));
-        // Containers: start them.
+        let containers = self.choose_containers(row, &hooks, context.observer)?;
+        let containers = containers.as_ref();
+        let (after, begun) = self.begin(surrounded, &hooks, containers);
+        let reading = || begun.and_then(|()| read(&hooks));
+        let (outcome, late) = match containers {
+            Some(containers) => containers.watch_downtime(self, context.observer, reading),
+            None => (reading(), None),
+        };
+        if let Some(containers) = containers {
+            monitor.phase("after");
+            containers.start_again(self);
+        }
         let problem = after.and_then(|after| {
             monitor.phase("after");
             self.run_after(surrounded, &after, &outcome)
         });
-        // Containers: the commands after in containers.
+        let in_containers = containers.and_then(|containers| containers.exec_after(self, context));
         let (prepared, written) = outcome?;
+        let problems: Vec<String> = [late, problem, in_containers].into_iter().flatten().collect();
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
         Ok(ReadRun { prepared, written, problem })
+    }
+
+    /// Executes the commands before in containers, then `--before`, then stops containers. What was begun has its duty;
+    /// that of `--after` is returned.
+    fn begin(
+        &self,
+        surrounded: &Surrounded<'_>,
+        hooks: &Hooks,
+        containers: Option<&RunContainers>,
+    ) -> (Option<HeldDuty>, Result<(), Failure>) {
+        let Surrounded { claim, row, context, .. } = *surrounded;
+        if let Some(containers) = containers {
+            let source = self.home.source_path(&row.schedule.source);
+            if let Err(failure) = containers.exec_before(self, claim, &surrounded.starting_facts(&source), context) {
+                return (None, Err(failure));
+            }
+        }
+        let after = match self.plan_after(claim, hooks) {
+            Ok(after) => after,
+            Err(error) => return (None, Err(Failure::retryable(error))),
+        };
+        let begun = self.run_before(surrounded, hooks);
+        (after, begun.and_then(|()| containers.map_or(Ok(()), |containers| containers.stop(self, claim, context))))
     }
 
     fn run_before(&self, surrounded: &Surrounded<'_>, hooks: &Hooks) -> Result<(), Failure> {

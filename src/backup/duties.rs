@@ -5,6 +5,7 @@
 //! then, so that one that fails can be corrected. A successful `--after` settles all earlier ones of its schedule.
 
 use std::cell::Cell;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::path::Path;
@@ -17,12 +18,18 @@ use uuid::Uuid;
 use super::commands::facts_of;
 use super::{RunContext, Runner};
 use crate::approval;
+use crate::clock::Timestamp;
 use crate::error::{ErrorKind, Result};
 use crate::hooks::{self, HookState, RunFacts, Sink};
 use crate::liveness;
 use crate::owner;
 use crate::schedule::{CommandKind, Hooks};
 use crate::store::{Claim, Duty, DutyKind, NewDuty, Run, RunState};
+
+/// What starts containers again. It never waits for commands.
+pub const START_DUTIES: &[DutyKind] = &[DutyKind::Start];
+/// What executes commands.
+pub const COMMAND_DUTIES: &[DutyKind] = &[DutyKind::After, DutyKind::ExecAfter];
 
 /// Pauses after a try that failed, in minutes; the last one repeats.
 const RETRY_MINUTES: [u64; 6] = [1, 2, 5, 10, 30, 60];
@@ -40,6 +47,14 @@ fn held() -> MutexGuard<'static, BTreeSet<(Uuid, i64)>> {
 pub(super) struct HeldDuty {
     duty: Duty,
     worker: Uuid,
+}
+
+impl HeldDuty {
+    /// Records that its act was done, with what is known of it since.
+    pub(super) fn mark_done(&mut self, runner: &Runner, subject: &str) -> Result<()> {
+        self.duty = runner.store.mark_duty_done(&self.duty, subject)?;
+        Ok(())
+    }
 }
 
 impl Deref for HeldDuty {
@@ -143,8 +158,9 @@ impl Runner {
 
     /// Settles the duties of earlier runs of a schedule, whose `--after` has now been executed.
     fn settle_earlier_ones(&self, done: &HeldDuty) -> Result<()> {
-        for duty in self.open_after_duties(&done.schedule_name)? {
-            if duty.id < done.id
+        for duty in self.open_duties_of(&done.schedule_name)? {
+            if duty.kind == DutyKind::After
+                && duty.id < done.id
                 && let Some(taken) = self.take_duty(&duty)?
             {
                 self.store.settle_duty(&taken)?;
@@ -153,10 +169,11 @@ impl Runner {
         Ok(())
     }
 
-    fn open_after_duties(&self, schedule: &str) -> Result<Vec<Duty>> {
+    /// Returns the open duties of a schedule, in the order in which they are settled.
+    fn open_duties_of(&self, schedule: &str) -> Result<Vec<Duty>> {
         let mut open = self.store.open_duties()?;
-        open.retain(|duty| duty.kind == DutyKind::After && duty.schedule_name == schedule);
-        Ok(open)
+        open.retain(|duty| duty.schedule_name == schedule);
+        Ok(in_settling_order(open))
     }
 
     /// Returns whether `--after` is to be ended: some time after its process was asked to stop. What cancels the run
@@ -171,6 +188,14 @@ impl Runner {
                     since.set(Some(now));
                     now
                 })) >= STOP_GRACE
+        }
+    }
+
+    /// Settles a duty that an earlier attempt, run or process left.
+    fn settle_left(&self, duty: &HeldDuty, context: &RunContext<'_>) -> Result<Option<String>> {
+        match duty.kind {
+            DutyKind::After => self.settle_left_after(duty, context),
+            DutyKind::Start | DutyKind::ExecAfter => self.settle_container_duty(duty, context.cancel),
         }
     }
 
@@ -211,9 +236,9 @@ impl Runner {
         hooks::end_orphans(&self.home, run.id, &*self.clock)?;
         let mut problem = None;
         if is_owner() {
-            for duty in self.open_after_duties(&run.schedule_name)?.iter().filter(|duty| duty.run == run.id) {
+            for duty in self.open_duties_of(&run.schedule_name)?.iter().filter(|duty| duty.run == run.id) {
                 if let Some(taken) = self.take_duty(duty)? {
-                    problem = self.settle_left_after(&taken, context)?.or(problem);
+                    problem = self.settle_left(&taken, context)?.or(problem);
                 }
             }
         }
@@ -226,7 +251,7 @@ impl Runner {
         let mut tried = BTreeSet::new();
         loop {
             let mut is_worked_on = false;
-            for duty in self.open_after_duties(schedule)? {
+            for duty in self.open_duties_of(schedule)? {
                 if tried.contains(&duty.id) {
                     continue;
                 }
@@ -234,7 +259,7 @@ impl Runner {
                     None => is_worked_on = true,
                     Some(taken) => {
                         tried.insert(duty.id);
-                        if let Some(problem) = self.settle_left_after(&taken, context)? {
+                        if let Some(problem) = self.settle_left(&taken, context)? {
                             context.observer.note(&format!("of run @{}: {problem}", duty.run));
                         }
                     }
@@ -249,15 +274,15 @@ impl Runner {
     }
 }
 
-/// Settles the duties that ended or dead runs have left, whose next try is due. Those of a schedule that has a running
-/// run are left to that run, or to its recovery. What fails stays open and is tried again.
-pub fn settle_duties(runner: &Runner, context: &RunContext<'_>) -> Result<()> {
+/// Settles the duties of these kinds that ended or dead runs have left, whose next try is due. Commands of a schedule
+/// that has a running run are left to that run, or to its recovery. What fails stays open and is tried again.
+pub fn settle_duties(runner: &Runner, kinds: &[DutyKind], context: &RunContext<'_>) -> Result<()> {
     if !is_owner() {
         return Ok(());
     }
-    for duty in due_duties(runner)? {
+    for duty in due_duties(runner, kinds)? {
         let settled = match runner.take_duty(&duty)? {
-            Some(taken) => runner.settle_left_after(&taken, context),
+            Some(taken) => runner.settle_left(&taken, context),
             None => continue,
         };
         if let Err(error) = settled {
@@ -267,12 +292,19 @@ pub fn settle_duties(runner: &Runner, context: &RunContext<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Returns whether there is something to settle now.
-pub fn has_due_duties(runner: &Runner) -> Result<bool> {
-    Ok(is_owner() && !due_duties(runner)?.is_empty())
+/// Returns whether there is something of these kinds to settle now.
+pub fn has_due_duties(runner: &Runner, kinds: &[DutyKind]) -> Result<bool> {
+    Ok(is_owner() && !due_duties(runner, kinds)?.is_empty())
 }
 
-fn due_duties(runner: &Runner) -> Result<Vec<Duty>> {
+/// Returns when the next try of an open duty is due that nobody works on.
+pub fn next_duty(runner: &Runner) -> Result<Option<Timestamp>> {
+    let now = runner.clock.now();
+    let open = runner.store.open_duties()?;
+    Ok(open.iter().filter(|duty| duty.worker.is_none()).map(|duty| duty.not_before).filter(|at| *at > now).min())
+}
+
+fn due_duties(runner: &Runner, kinds: &[DutyKind]) -> Result<Vec<Duty>> {
     let mut open = runner.store.open_duties()?;
     if open.is_empty() {
         return Ok(open);
@@ -280,9 +312,20 @@ fn due_duties(runner: &Runner) -> Result<Vec<Duty>> {
     let (now, running) = (runner.clock.now(), runner.store.running()?);
     open.retain(|duty| {
         let is_running = running.iter().any(|run| run.schedule_name == duty.schedule_name);
-        duty.kind == DutyKind::After && duty.is_due(now) && !is_running
+        kinds.contains(&duty.kind) && duty.is_due(now) && (duty.kind == DutyKind::Start || !is_running)
     });
-    Ok(open)
+    Ok(in_settling_order(open))
+}
+
+/// Orders duties as they are settled: containers are started, the one that was stopped last first; then `--after`, then
+/// the commands in containers.
+fn in_settling_order(mut duties: Vec<Duty>) -> Vec<Duty> {
+    duties.sort_by_key(|duty| match duty.kind {
+        DutyKind::Start => (0, Reverse(duty.id), 0),
+        DutyKind::After => (1, Reverse(0), duty.id),
+        DutyKind::ExecAfter => (2, Reverse(0), duty.id),
+    });
+    duties
 }
 
 /// Returns whether the database belongs to the user of this process. Another one leaves what is to be undone to a

@@ -9,6 +9,7 @@ mod around;
 mod base;
 mod commands;
 mod complete;
+mod containers;
 mod duties;
 mod end;
 mod estimate;
@@ -34,7 +35,7 @@ use crate::liveness::Worker;
 use crate::schedule::Layout;
 use crate::store::{Claim, Intent, RunState, ScheduleRow, Store, WorkerRow};
 use around::ReadRun;
-pub use duties::{has_due_duties, settle_duties};
+pub use duties::{COMMAND_DUTIES, START_DUTIES, has_due_duties, next_duty, settle_duties};
 pub use estimate::{Estimate, estimate, list_source, visit_source};
 use monitor::Monitor;
 pub use monitor::RunContext;
@@ -166,6 +167,9 @@ impl Runner {
             Ok(staged) => self.publish(claim, intent, staged, context, &monitor),
             Err(failure) => self.end_without_archive(claim, intent, failure, context),
         };
+        if context.is_foreground {
+            self.wait_for_starts(run, context);
+        }
         if outcome.is_ok() {
             self.run_end_command(run, context);
         }

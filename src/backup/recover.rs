@@ -14,7 +14,7 @@ use crate::liveness;
 use crate::schedule::Layout;
 use crate::store::{ArchiveState, Claim, PendingArchive, Requeue, Run, RunState};
 
-use super::duties::settle_duties;
+use super::duties::{COMMAND_DUTIES, START_DUTIES, settle_duties};
 use super::{Inherited, RunContext, Runner, SealedArchive};
 
 /// What recovery did.
@@ -56,7 +56,8 @@ pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryRepo
             Err(error) => log::error!("{schedule}: run @{run} cannot be recovered yet: {error}"),
         }
     }
-    settle_duties(runner, context)?;
+    settle_duties(runner, START_DUTIES, context)?;
+    settle_duties(runner, COMMAND_DUTIES, context)?;
     remove_dead_workers(runner)?;
     Ok(report)
 }

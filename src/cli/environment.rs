@@ -34,6 +34,21 @@ const SETTINGS: [&str; 16] = [
 ];
 /// Variables that docker-compose.yml reads and the program does not.
 const COMPOSE_VARIABLES: [&str; 2] = ["BACKUP_UID", "BACKUP_GID"];
+/// Variables of docker-volume-backup: beginnings of names, or whole ones.
+const OF_DOCKER_VOLUME_BACKUP: [&str; 12] = [
+    "BACKUP_COMPRESSION",
+    "BACKUP_CRON_",
+    "BACKUP_EXCLUDE_REGEXP",
+    "BACKUP_FROM_SNAPSHOT",
+    "BACKUP_SKIP_BACKENDS_FROM_PRUNE",
+    "BACKUP_FILENAME",
+    "BACKUP_SOURCES",
+    "BACKUP_ARCHIVE",
+    "BACKUP_RETENTION_DAYS",
+    "BACKUP_PRUNING_",
+    "BACKUP_STOP_",
+    "BACKUP_LATEST_SYMLINK",
+];
 /// Suffix of a variable that names a file with the value, such as a mounted secret.
 const FILE_SUFFIX: &str = "_FILE";
 
@@ -83,6 +98,10 @@ pub fn refuse_unknown_settings(names: impl Iterator<Item = OsString>) -> Result<
         // `NAME_FILE` is valid for every setting; with an empty value it counts as not set.
         let setting = name.strip_suffix(FILE_SUFFIX).unwrap_or(&name);
         let is_given = COMPOSE_VARIABLES.contains(&&*name) || hooks::VARIABLES.contains(&&*name);
+        if ours && !is_given && OF_DOCKER_VOLUME_BACKUP.iter().any(|begin| name.starts_with(begin)) {
+            return Err(Error::usage(format!("{name} is set, which is a setting of docker-volume-backup"))
+                .hint("docs/from-docker-volume-backup.md has what corresponds to it; unset it here"));
+        }
         if ours && !SETTINGS.contains(&setting) && !is_given {
             return Err(Error::usage(format!("{name} is set, but there is no such setting")).hint(format!(
                 "unset it or correct its name; settings are {}, each also as NAME{FILE_SUFFIX}",
@@ -109,6 +128,11 @@ mod tests {
             assert!(check(fine).is_ok(), "{fine}");
         }
         assert!(check("BACKUP_DB_FILE").is_ok());
+        for theirs in ["BACKUP_CRON_EXPRESSION", "BACKUP_RETENTION_DAYS", "BACKUP_STOP_DURING_BACKUP_LABEL"] {
+            let error = check(theirs).unwrap_err();
+            let next = error.next_step().unwrap_or_default();
+            assert!(error.to_string().contains(theirs) && next.contains("docs/from-docker-volume-backup.md"), "{next}");
+        }
     }
 
     #[test]

@@ -91,6 +91,12 @@ pub fn choose(engine: &Engine, own: &Own, purpose: &Purpose<'_>, held: &BTreeSet
     Ok(choice)
 }
 
+/// Returns words and user of the command that the labels of a container name for after reading.
+pub fn command_after(container: &Container, stop_label: &str) -> Option<(Vec<String>, Option<String>)> {
+    let instructions = Instructions::parse(&container.config.labels, stop_label).ok().flatten()?;
+    Some((instructions.exec_after?, instructions.exec_user))
+}
+
 /// Returns the names of labelled containers that belong to none of these schedules.
 ///
 /// Errors: the engine does not answer.

@@ -14,10 +14,10 @@ mod labels;
 mod own;
 mod restart;
 
-pub use choice::{Choice, ChosenContainer, Purpose, choose, unmatched};
+pub use choice::{Choice, ChosenContainer, Purpose, choose, command_after, unmatched};
 pub use container::{ComposeIdentity, Container, Labels, State};
 pub use endpoint::{Endpoint, TimeLimits};
 pub use engine::{ApiVersion, Change, Engine, ExecCommand, StopError};
 pub use labels::{DEFAULT_STOP_LABEL, Stopping};
 pub use own::Own;
-pub use restart::{Restart, StoppedContainer};
+pub use restart::{ContainerIdentity, Restart, StoppedContainer};

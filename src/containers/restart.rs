@@ -18,15 +18,49 @@ const MARGIN: Duration = Duration::from_secs(20);
 /// Beginning of the time at which a container was started that never was.
 const NEVER: &str = "0001-";
 
-/// A container that a run stops, as it was before.
+/// What a container is known by, also after it was created anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoppedContainer {
+pub struct ContainerIdentity {
     /// Its id.
     pub id: String,
     /// Its name.
     pub name: String,
     /// What compose knows it by.
     pub compose: Option<ComposeIdentity>,
+}
+
+impl ContainerIdentity {
+    /// Returns the identity of a container.
+    pub fn of(container: &Container) -> ContainerIdentity {
+        ContainerIdentity { id: container.id.clone(), name: container.name().to_owned(), compose: container.compose() }
+    }
+
+    /// Finds the container, else what was created in its place; `None` if it was removed.
+    pub fn find(&self, engine: &Engine) -> Result<Option<Container>> {
+        match engine.inspect(&self.id)? {
+            Some(container) => Ok(Some(container)),
+            None => self.successor(engine),
+        }
+    }
+
+    /// Finds the container with the same place in its compose project, else the one with the same name.
+    fn successor(&self, engine: &Engine) -> Result<Option<Container>> {
+        let listed = engine.list()?;
+        let compose = self.compose.as_ref();
+        let by_compose = compose.and_then(|own| listed.iter().find(|other| other.compose().as_ref() == Some(own)));
+        match by_compose.or_else(|| listed.iter().find(|other| other.name() == self.name)) {
+            Some(found) => engine.inspect(&found.id),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A container that a run stops, as it was before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedContainer {
+    /// Which one.
+    #[serde(flatten)]
+    pub identity: ContainerIdentity,
     /// When it was started last before the stop, as the engine writes it.
     pub started_at: String,
     /// When it ended by the stop, as the engine writes it; `None` while that is unknown.
@@ -56,9 +90,7 @@ impl StoppedContainer {
         let seconds = container.config.stop_timeout.map(|seconds| u64::try_from(seconds).unwrap_or(u64::MAX));
         let timeout = seconds.map_or(STOP_TIMEOUT, |seconds| Duration::from_secs(seconds).min(MAX_STOP_TIMEOUT));
         StoppedContainer {
-            id: container.id.clone(),
-            name: container.name().to_owned(),
-            compose: container.compose(),
+            identity: ContainerIdentity::of(container),
             started_at: container.state.started_at.clone(),
             finished_at: None,
             ends_by_ms: now.plus(timeout).plus(MARGIN).millis(),
@@ -71,7 +103,7 @@ impl StoppedContainer {
     pub fn after_stop(mut self, engine: &Engine) -> StoppedContainer {
         self.is_over = true;
         // Without it, a stop by somebody else is recognised by its time only.
-        let found = engine.inspect(&self.id).ok().flatten().filter(|found| !found.state.running);
+        let found = engine.inspect(&self.identity.id).ok().flatten().filter(|found| !found.state.running);
         self.finished_at = found.map(|found| found.state.finished_at);
         self
     }
@@ -81,7 +113,7 @@ impl StoppedContainer {
     ///
     /// Errors: the engine does not answer, or cannot start it.
     pub fn start_again(&self, engine: &Engine, now: Timestamp) -> Result<Restart> {
-        let Some(container) = engine.inspect(&self.id)? else { return self.start_successor(engine) };
+        let Some(container) = engine.inspect(&self.identity.id)? else { return self.start_successor(engine) };
         let state = &container.state;
         if state.running || state.restarting {
             let ends_by = Timestamp::from_millis(self.ends_by_ms);
@@ -113,7 +145,7 @@ impl StoppedContainer {
     /// Starts what was created in place of a container that was removed, unless it was started before.
     fn start_successor(&self, engine: &Engine) -> Result<Restart> {
         const REMOVED: Restart = Restart::LeftAlone("somebody else removed it meanwhile");
-        let Some(successor) = self.successor(engine)? else { return Ok(REMOVED) };
+        let Some(successor) = self.identity.successor(engine)? else { return Ok(REMOVED) };
         if successor.state.running || successor.state.restarting {
             return Ok(Restart::Running);
         }
@@ -123,17 +155,6 @@ impl StoppedContainer {
         match engine.start(&successor)? {
             Change::Made | Change::WasSo => Ok(Restart::Started),
             Change::NotFound => Ok(REMOVED),
-        }
-    }
-
-    /// Finds the container with the same place in its compose project, else the one with the same name.
-    fn successor(&self, engine: &Engine) -> Result<Option<Container>> {
-        let listed = engine.list()?;
-        let compose = self.compose.as_ref();
-        let by_compose = compose.and_then(|own| listed.iter().find(|other| other.compose().as_ref() == Some(own)));
-        match by_compose.or_else(|| listed.iter().find(|other| other.name() == self.name)) {
-            Some(found) => engine.inspect(&found.id),
-            None => Ok(None),
         }
     }
 }

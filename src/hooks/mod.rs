@@ -18,6 +18,6 @@ pub use child::{ChildCommand, Children, Outcome};
 pub use descriptors::keep_from_children;
 pub use environment::{HookState, RunFacts, VARIABLES};
 pub use orphans::end_orphans;
-pub use output::OUTPUT_LIMIT;
+pub use output::{OUTPUT_LIMIT, Output};
 pub use starter::Starter;
 pub use supervise::{Ended, Sink};

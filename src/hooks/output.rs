@@ -31,29 +31,36 @@ impl Tail {
 }
 
 /// The end of what a command printed to its standard output and its standard error, in the order of arrival.
-pub(super) struct Output {
+pub struct Output {
     both: Tail,
     error: Tail,
 }
 
+impl Default for Output {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Output {
-    pub(super) fn new() -> Output {
+    /// Begins with nothing.
+    pub fn new() -> Output {
         Output { both: Tail::new(OUTPUT_LIMIT), error: Tail::new(ERROR_LIMIT) }
     }
 
     /// Adds bytes of the standard output.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         self.both.push(bytes);
     }
 
     /// Adds bytes of the standard error.
-    pub(super) fn push_error(&mut self, bytes: &[u8]) {
+    pub fn push_error(&mut self, bytes: &[u8]) {
         self.both.push(bytes);
         self.error.push(bytes);
     }
 
     /// Returns the output, and the last line of the standard error, else of all output, that is not blank.
-    pub(super) fn finish(self) -> (Vec<u8>, Option<String>) {
+    pub fn finish(self) -> (Vec<u8>, Option<String>) {
         let (both, error) = (self.both.into_vec(), self.error.into_vec());
         let line = last_line(&error).or_else(|| last_line(&both[both.len().saturating_sub(ERROR_LIMIT)..]));
         (both, line)

@@ -70,7 +70,8 @@ fn try_exclusive(home: &Home, schedule: &str, kind: &str) -> Result<Option<Segme
 }
 
 /// Opens the file of a lock, and creates it if it does not exist. A user who may only read it can lock it, too.
-fn open(home: &Home, schedule: &str, kind: &str) -> io::Result<File> {
+/// Opens the file of a lock, `SCHEDULE.KIND`.
+pub(super) fn open(home: &Home, schedule: &str, kind: &str) -> io::Result<File> {
     let folder = home.segment_locks();
     let path = folder.join(format!("{schedule}.{kind}"));
     match open_or_create(&path) {

@@ -111,16 +111,16 @@ impl Service {
             maintenance.cancel.cancel();
         }
         // What it is executing may still end; else it is executed again at the next start.
-        let settling = self.settling.take();
-        if let Some(settling) = &settling {
-            settling.cancel.cancel_and_requeue();
-        }
+        let settling: Vec<_> = self.settling.take().collect();
+        settling.iter().for_each(|settling| settling.cancel.cancel_and_requeue());
         let started = self.runner.clock.monotonic();
         let grace = if self.stop == Some(StopRequest::Now) { Duration::ZERO } else { self.options.grace };
         let mut is_cancelled = false;
         log::info!("stopping: {} under way", count(self.active.len() as u64, "run"));
         while !self.active.is_empty() {
             let request = self.runner.store.stop_request(self.runner.row.uuid).unwrap_or(None);
+            // Their containers are started before anything else.
+            self.cancel_runs_with_stopped_containers();
             let is_over = self.runner.clock.monotonic().saturating_sub(started) >= grace;
             if !is_cancelled && (is_over || request == Some(StopRequest::Now)) {
                 is_cancelled = true;
@@ -135,8 +135,10 @@ impl Service {
         if maintenance.is_some_and(|maintenance| maintenance.thread.join().is_err()) {
             log::error!("the maintenance thread panicked");
         }
-        if settling.is_some_and(|settling| settling.thread.join().is_err()) {
-            log::error!("the thread that undoes what runs began panicked");
+        for settling in settling {
+            if settling.thread.join().is_err() {
+                log::error!("the thread that undoes what runs began panicked");
+            }
         }
         self.unregister()
     }

@@ -28,6 +28,7 @@ use crate::import_export::{FollowedFile, FollowedKind};
 use crate::liveness::{Heartbeat, Registration};
 use crate::maintenance::Intervals;
 use crate::store::{Role, ScheduleRow, StopRequest, Watch, Watermark};
+use duties::SettlingThreads;
 use maintenance::{BackgroundThread, MaintenancePace};
 use runs::ActiveRuns;
 pub use tick::Tick;
@@ -86,7 +87,7 @@ pub struct Service {
     maintenance: Option<BackgroundThread>,
     maintenance_pace: MaintenancePace,
     /// Undoes what runs have begun.
-    settling: Option<BackgroundThread>,
+    settling: SettlingThreads,
 }
 
 impl Service {
@@ -118,7 +119,7 @@ impl Service {
             stop: None,
             maintenance: None,
             maintenance_pace: MaintenancePace::default(),
-            settling: None,
+            settling: SettlingThreads::default(),
         };
         let grace_ms = u64::try_from(service.options.grace.as_millis()).ok();
         let follows_text_file = service.options.import.is_some();

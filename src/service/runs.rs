@@ -11,7 +11,7 @@ use super::{Event, Service, lock};
 use crate::backup::{self, OrphanedRun, RunContext, RunOutcome, Runner};
 use crate::cancel::CancelToken;
 use crate::error::Result;
-use crate::store::{Claim, Intent, Store};
+use crate::store::{Claim, DutyKind, Intent, Store};
 
 /// The runs that this process executes or recovers, each with the token that cancels it.
 #[derive(Clone, Default)]
@@ -42,6 +42,13 @@ impl ActiveRuns {
         self.lock().get(&run).cloned().unwrap_or_default()
     }
 
+    /// Asks a run to stop and to return to the queue.
+    fn cancel_and_requeue_one(&self, run: i64) {
+        if let Some(cancel) = self.lock().get(&run) {
+            cancel.cancel_and_requeue();
+        }
+    }
+
     /// Asks all runs to stop and to return to the queue (I10).
     pub(super) fn cancel_and_requeue(&self) {
         self.lock().values().for_each(|cancel| cancel.cancel_and_requeue());
@@ -66,6 +73,14 @@ impl Service {
     pub fn execute(&self, claim: Claim, intent: &Intent) -> Result<RunOutcome> {
         let cancel = self.active.cancel_token(claim.run());
         execute_run(&self.runner, &self.active, claim, intent, &cancel)
+    }
+
+    /// Asks the runs to stop that keep containers stopped, so that these are started within the grace period.
+    pub(super) fn cancel_runs_with_stopped_containers(&self) {
+        let open = self.runner.store.open_duties().unwrap_or_default();
+        let own = Some(self.runner.row.uuid);
+        let starts = open.iter().filter(|duty| duty.kind == DutyKind::Start && duty.worker == own);
+        starts.for_each(|duty| self.active.cancel_and_requeue_one(duty.run));
     }
 
     /// Claims runs and starts a thread for each, until no run waits or all workers are busy.

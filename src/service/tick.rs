@@ -65,6 +65,7 @@ impl Service {
             self.runner.store.next_due()?,
             self.runner.store.next_not_before()?.filter(|at| *at > now),
             settles_in.map(|rest| now.plus(rest)),
+            backup::next_duty(&self.runner)?,
         ];
         Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
     }

@@ -72,6 +72,8 @@ pub struct EngineState {
     pub paths: Vec<String>,
     /// Faults of the next requests that contain the text, each once.
     pub faults: Vec<(String, Fault)>,
+    /// A fault of the request of this number.
+    pub fault_at: Option<(usize, Fault)>,
     /// Called with the number of each request from 1, and whether it was carried out already.
     pub watcher: Option<Box<dyn FnMut(usize, bool) + Send>>,
     /// Counts the instants at which containers started and ended.
@@ -236,6 +238,9 @@ impl EngineState {
     }
 
     fn take_fault(&mut self, line: &str) -> Option<Fault> {
+        if let Some((_, fault)) = self.fault_at.take_if(|(number, _)| *number == self.requests.len()) {
+            return Some(fault);
+        }
         let at = self.faults.iter().position(|(text, _)| line.contains(text.as_str()))?;
         Some(self.faults.remove(at).1)
     }

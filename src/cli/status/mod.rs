@@ -3,6 +3,7 @@
 //! What counts as a problem of a schedule or a service is decided by `health`; here it becomes text, JSON and the exit
 //! code, together with problems of the whole home.
 
+mod containers;
 mod problems;
 
 use std::path::{Path, PathBuf};
@@ -68,6 +69,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     }
     let zone = context.shown_zone(&store)?;
     let rows = store.schedules()?;
+    let container_problems = containers::problems(context, &store, &rows)?;
     let runs = ActiveRuns::read(context, &store, &rows)?;
     let schedules = rows
         .into_iter()
@@ -76,13 +78,15 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
     let file_errors = FileErrors { import: store.imported()?.error, config: store.config_error()? };
     let healthy = home.problems.is_empty()
         && file_errors.iter().next().is_none()
+        && container_problems.is_empty()
         && schedules.iter().all(|shown| shown.problems.is_empty());
     if args.prometheus {
         let states: Vec<_> = schedules.iter().map(|shown| &shown.state).collect();
         let metrics = health::metrics_text(&home, &states, healthy, context.now());
         return write_metrics(&metrics, args.out.as_deref()).map(|()| 0);
     }
-    let home = ShownHome::of(home);
+    let mut home = ShownHome::of(home);
+    home.problems.extend(container_problems);
     if context.format == Format::Json {
         render::print_json(&document(context, &home, &runs, &schedules, &file_errors, healthy, zone))?;
     } else {
