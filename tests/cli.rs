@@ -19,6 +19,8 @@ mod file_systems;
 mod full_disk;
 #[path = "cli/handover.rs"]
 mod handover;
+#[path = "cli/hooks.rs"]
+mod hooks;
 #[path = "cli/interruption.rs"]
 mod interruption;
 #[path = "cli/json.rs"]

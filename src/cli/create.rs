@@ -11,20 +11,20 @@ use super::documents::ScheduleDocument;
 use super::handover::RunOptions;
 use super::render::{self, Format};
 use super::schedule_options::{ScheduleOptions, source_path};
-use super::{Context, list, run};
+use super::{Context, hooks, list, run};
 use crate::archive_folder;
-use crate::backup;
+use crate::backup::{self, Estimate};
 use crate::error::{Error, Result};
-use crate::schedule::{Cadence, DayRule, Layout, Schedule, ScheduleName, Spec};
-use crate::store::{Revived, ScheduleRow, Store, Watermark};
+use crate::schedule::{Cadence, DayRule, Hooks, Layout, Schedule, ScheduleName, Spec};
+use crate::store::{Revived, ScheduleChanges, ScheduleHooks, ScheduleRow, Store, Watermark};
 
 /// How long the estimate of the size of a source may take.
 const MAX_ESTIMATE_TIME: Duration = Duration::from_secs(3);
 
 #[derive(Args)]
 pub struct CreateArgs {
-    /// "PATH;HH:MM;NAME" (repeatable), or a path with --name
-    #[arg(required = true, value_name = "SPEC|PATH")]
+    /// "PATH;HH:MM;NAME" (repeatable), or a path with --name; none with --source-command
+    #[arg(required_unless_present = "source_command", value_name = "SPEC|PATH")]
     spec: Vec<std::ffi::OsString>,
     /// Name of the schedule, if a path is given
     #[arg(long)]
@@ -38,7 +38,7 @@ pub struct CreateArgs {
 
 pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     // Errors of the command line are reported before anything is created.
-    let schedules = parse(args)?;
+    let (schedules, hooks) = parse(args)?;
     args.options.warn_of_patterns(context);
     if args.options.exclude.iter().all(String::is_empty) && !args.options.exclude.is_empty() {
         context.warn("the exclude pattern is empty, and nothing is excluded by it");
@@ -49,18 +49,18 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     let new: Vec<(Schedule, Watermark)> = schedules
         .into_iter()
         .map(|mut schedule| {
-            set_defaults(&mut schedule, args, &store)?;
+            set_defaults(context, &mut schedule, args, &store)?;
             let watermark = Watermark::starting(&schedule, zone, now);
             Ok((schedule, watermark))
         })
         .collect::<Result<_>>()?;
-    let created = store.create_schedules(&new, now)?;
+    let created = create_with_hooks(context, args, &store, &new, &hooks)?;
     let all = store.schedules()?;
     let mut documents = Vec::new();
     let mut rows = Vec::new();
     for (id, revived) in created {
         let Some((index, row)) = all.iter().enumerate().find(|(_, row)| row.id == id) else { continue };
-        documents.push(print_created(context, index, row, revived, zone)?);
+        documents.push(print_created(context, index, row, &hooks, revived, zone)?);
         rows.push(row.clone());
     }
     if context.format == Format::Json && !args.now {
@@ -72,13 +72,41 @@ pub fn cmd_create(context: &Context, args: &CreateArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
+/// Creates schedules with what surrounds their runs, all or none.
+fn create_with_hooks(
+    context: &Context,
+    args: &CreateArgs,
+    store: &Store,
+    new: &[(Schedule, Watermark)],
+    hooks: &Hooks,
+) -> Result<Vec<(i64, Revived)>> {
+    let hooks = new
+        .iter()
+        .map(|(schedule, _)| {
+            let none = ScheduleHooks::default();
+            let approved = args.options.hooks.approve(context, schedule, &none, hooks.clone())?;
+            Ok((schedule.name.clone(), approved))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    store.apply_schedules(&ScheduleChanges { created: new, hooks: &hooks, ..ScheduleChanges::default() }, context.now())
+}
+
+/// Returns the schedules of the command line, and what surrounds the runs of each.
+fn parse(args: &CreateArgs) -> Result<(Vec<Schedule>, Hooks)> {
+    let has_command = args.options.hooks.has_source_command();
     let mut schedules = match (&args.name, &args.spec[..]) {
-        (Some(name), [path]) => {
+        (Some(name), [] | [_]) if has_command || !args.spec.is_empty() => {
             let cadence = args.options.cadence()?.ok_or_else(|| {
                 Error::usage(format!("no time is given for \"{name}\"")).hint("add --at HH:MM or --cron EXPR")
             })?;
-            vec![Schedule::new(ScheduleName::parse(name)?, source_path(path)?, cadence)]
+            let source = match args.spec.first() {
+                Some(path) => source_path(path)?,
+                None => args.options.hooks.source()?,
+            };
+            vec![Schedule::new(ScheduleName::parse(name)?, source, cadence)]
+        }
+        (None, []) => {
+            return Err(Error::usage("no name is given for the schedule").hint("add --name NAME"));
         }
         (Some(_), _) => {
             return Err(Error::usage("--name requires exactly one path").hint("give one path, or specs without --name"));
@@ -95,23 +123,36 @@ fn parse(args: &CreateArgs) -> Result<Vec<Schedule>> {
             })
             .collect::<Result<_>>()?,
     };
+    let mut hooks = Hooks::default();
     for schedule in &mut schedules {
         args.options.apply(schedule)?;
+        hooks = Hooks::default();
+        args.options.hooks.apply(&mut hooks, schedule, !args.spec.is_empty())?;
     }
     for (position, schedule) in schedules.iter().enumerate() {
         if schedules[..position].iter().any(|earlier| earlier.name == schedule.name) {
             return Err(Error::usage(format!("the name \"{}\" is given twice", schedule.name)));
         }
     }
-    Ok(schedules)
+    Ok((schedules, hooks))
 }
 
 /// Sets the options that the command line does not give: those that a deleted schedule of the name had, else the
 /// compression of the environment or the settings.
-fn set_defaults(schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
-    if let Some(before) = store.deleted_schedule(schedule.name.as_str())? {
-        *schedule =
-            Schedule { source: schedule.source.clone(), cadence: schedule.cadence.clone(), enabled: true, ..before };
+fn set_defaults(context: &Context, schedule: &mut Schedule, args: &CreateArgs, store: &Store) -> Result<()> {
+    if let Some(deleted) = store.schedule_named(schedule.name.as_str())?.filter(|row| row.deleted) {
+        let hooks = store.hooks(deleted.id)?.hooks;
+        if !hooks.is_default() {
+            let name = &schedule.name;
+            context
+                .warn(&format!("{name}: the commands and container options that it had are removed: give them again"));
+        }
+        *schedule = Schedule {
+            source: schedule.source.clone(),
+            cadence: schedule.cadence.clone(),
+            enabled: true,
+            ..deleted.schedule
+        };
         return args.options.apply(schedule);
     }
     if args.options.compress.is_none() {
@@ -140,17 +181,12 @@ fn print_created(
     context: &Context,
     index: usize,
     row: &ScheduleRow,
+    hooks: &Hooks,
     revived: Revived,
     zone: Tz,
 ) -> Result<CreatedDocument> {
     let schedule = &row.schedule;
-    let estimate = match backup::estimate(&context.home, row, &*context.clock, MAX_ESTIMATE_TIME) {
-        Ok(estimate) => Some(estimate),
-        Err(error) => {
-            context.warn(&error.to_string());
-            None
-        }
-    };
+    let estimate = estimate(context, row, hooks);
     let own_zone = schedule.zone.unwrap_or(zone);
     let period = schedule.cadence.as_ref().map_or(Duration::MAX, |cadence| cadence.period(own_zone, context.now()));
     let document = CreatedDocument {
@@ -166,9 +202,18 @@ fn print_created(
         return Ok(document);
     }
     if !context.quiet {
-        render::print_text(&created_text(context, index, row, own_zone, &document, is_exact))?;
+        render::print_text(&created_text(context, index, row, hooks, own_zone, &document, is_exact))?;
     }
     Ok(document)
+}
+
+/// Estimates the size of the source; `None` if it cannot be read, which is reported, or is what a command prints.
+fn estimate(context: &Context, row: &ScheduleRow, hooks: &Hooks) -> Option<Estimate> {
+    if hooks.source_command().is_some() {
+        return None;
+    }
+    let estimated = backup::estimate(&context.home, row, &*context.clock, MAX_ESTIMATE_TIME);
+    estimated.map_err(|error| context.warn(&error.to_string())).ok()
 }
 
 /// Warns if the copies that the retention policy keeps need more room than the archive folder has. Of those in segments
@@ -199,6 +244,7 @@ fn created_text(
     context: &Context,
     index: usize,
     row: &ScheduleRow,
+    hooks: &Hooks,
     zone: Tz,
     document: &CreatedDocument,
     is_exact: bool,
@@ -208,9 +254,9 @@ fn created_text(
         text += "  a schedule of that name was deleted: its history and archives belong to this one\n";
         text += "  it keeps the options that it had, except those given now; its first prune waits\n";
     }
-    let path = context.home.source_path(&row.schedule.source);
+    let source = hooks::source_words(context, &row.schedule, hooks);
     let next = row.watermark.next_due.map_or("never".to_owned(), |at| at.rfc3339(&zone));
-    text += &format!("  source: {}\n  next run: {next} ({})\n", path.display(), zone.name());
+    text += &format!("  source: {source}\n  next run: {next} ({})\n", zone.name());
     if let Some(Cadence::Cron(cron)) = &row.schedule.cadence
         && let Some(rule) = cron.day_rule()
     {

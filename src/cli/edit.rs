@@ -9,7 +9,7 @@ use super::schedule_options::{ScheduleOptions, source_path};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::schedule::Schedule;
-use crate::store::{ScheduleRow, Store, Watermark};
+use crate::store::{ScheduleChanges, ScheduleRow, Store, Watermark};
 use crate::words::shell_word;
 
 #[derive(Args)]
@@ -69,10 +69,16 @@ pub fn cmd_edit(context: &Context, args: &EditArgs) -> Result<u8> {
     if let Some(path) = &args.path {
         schedule.source = source_path(path)?;
     }
-    let is_changed = schedule != row.schedule;
+    let before = store.hooks(row.id)?;
+    let mut hooks = before.hooks.clone();
+    args.options.hooks.apply(&mut hooks, &mut schedule, args.path.is_some())?;
+    let hooks = args.options.hooks.approve(context, &schedule, &before, hooks)?;
+    let is_changed = schedule != row.schedule || hooks != before;
     if is_changed {
         let watermark = watermark_from_now(context, &store, &schedule)?;
-        store.edit_schedules(&[(row.id, schedule.clone(), watermark)], context.now())?;
+        let (edited, hooks) = ([(row.id, schedule.clone(), watermark)], [(schedule.name.clone(), hooks)]);
+        let changes = ScheduleChanges { edited: &edited, hooks: &hooks, ..ScheduleChanges::default() };
+        store.apply_schedules(&changes, context.now())?;
         let zone = schedule.zone.unwrap_or(context.default_zone(&store)?);
         let next = match watermark.next_due {
             Some(at) if schedule.enabled => format!("next run {}", at.rfc3339(&zone)),

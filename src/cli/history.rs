@@ -7,12 +7,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::documents::{self, ArchiveDocument, PathFields, RunDocument};
+use super::hooks::{CommandDocument, DutyDocument, command_lines, duty_text};
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::{Error, Result};
 use crate::progress::Problem;
 use crate::schedule::parse_since;
-use crate::store::{Archive, Attempt, HistoryFilter, Run, RunState, Store};
+use crate::store::{Archive, Attempt, DutyState, HistoryFilter, Run, RunState, Store};
 
 /// How many problems of a run are shown; the printed total counts all.
 const MAX_PROBLEMS_SHOWN: u32 = 10_000;
@@ -112,6 +113,10 @@ struct RunInFullDocument {
     #[serde(flatten)]
     run: RunDocument,
     attempts: Vec<AttemptDocument>,
+    /// The commands that it executed, in that order.
+    commands: Vec<CommandDocument>,
+    /// What it began and is still to be undone.
+    duties: Vec<DutyDocument>,
     /// At most [`MAX_PROBLEMS_SHOWN`]; `problems` is the whole number.
     problem_list: Vec<ProblemDocument>,
     archive: Option<ArchiveDocument>,
@@ -150,10 +155,15 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
     let attempts = store.attempts(number)?;
     let problems = store.problems(number, MAX_PROBLEMS_SHOWN)?;
     let archive = store.archive(number)?;
+    let commands = store.command_outputs(number)?;
+    let mut duties = store.duties_of_run(number)?;
+    duties.retain(|duty| duty.state != DutyState::Settled);
     if context.format == Format::Json {
         render::print_json(&RunInFullDocument {
             run: RunDocument::new(&run, &context.zone),
             attempts: attempts.iter().map(|attempt| attempt_document(attempt, &context.zone)).collect(),
+            commands: commands.iter().map(|executed| CommandDocument::new(executed, &context.zone)).collect(),
+            duties: duties.iter().map(|duty| DutyDocument::new(duty, &context.zone)).collect(),
             problem_list: problems.iter().map(problem_document).collect(),
             archive: archive.map(|archive| ArchiveDocument::new(context, &archive)),
             base: run.base_run,
@@ -162,6 +172,8 @@ fn show_run(context: &Context, store: &Store, number: i64) -> Result<u8> {
     } else {
         let mut text = run_lines(context, &run, archive.as_ref());
         attempts.iter().for_each(|attempt| text += &attempt_line(attempt, &context.zone));
+        commands.iter().for_each(|executed| text += &command_lines(executed));
+        duties.iter().for_each(|duty| text += &format!("  to undo    {}\n", duty_text(duty)));
         text += &problem_lines(&problems, run.counts.problems);
         render::print_text(&text)?;
     }

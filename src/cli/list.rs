@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::archives::space_words;
 use super::documents::{ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
 use super::history::reuse_words;
+use super::hooks::{HooksDocument, ShownHooks, source_words};
 use super::render::{self, Format};
 use super::{Context, select};
 use crate::error::Result;
@@ -103,6 +104,7 @@ struct ScheduleDetails {
     newest_good: Option<Archive>,
     archives: Vec<Archive>,
     last_drill: Option<Drill>,
+    hooks: ShownHooks,
 }
 
 /// What `show --json` prints.
@@ -112,6 +114,8 @@ struct ShowDocument<'a> {
     schedule: ScheduleDocument,
     /// All options, in the form of `export --format json`.
     options: &'a Schedule,
+    /// What surrounds its runs.
+    hooks: HooksDocument<'a>,
     /// The next due times.
     coming: &'a [String],
     last_run: Option<RunDocument>,
@@ -148,12 +152,14 @@ pub fn cmd_show(context: &Context, args: &ShowArgs) -> Result<u8> {
         newest_good: store.newest_good(row.id)?,
         archives: store.archives(Some(row.id))?,
         last_drill: store.last_drill(row.id)?,
+        hooks: ShownHooks::read(context, &store, &row)?,
         row,
     };
     if context.format == Format::Json {
         render::print_json(&ShowDocument {
             schedule: ScheduleDocument::new(context, details.index, &details.row, zone),
             options: &details.row.schedule,
+            hooks: details.hooks.document(),
             coming: &details.coming,
             last_run: details.last_run.as_ref().map(|run| RunDocument::new(run, &zone)),
             newest_good: details.newest_good.as_ref().map(|archive| ArchiveDocument::new(context, archive)),
@@ -173,7 +179,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
     let origin = if schedule.zone.is_some() { "its own" } else { "the service's" };
     let mut lines = vec![
         ("name", format!("{} (index {index})", schedule.name)),
-        ("source", context.home.source_path(&schedule.source).display().to_string()),
+        ("source", source_words(context, schedule, &details.hooks.hooks)),
         ("at", format!("{}{}", when(row), if schedule.enabled { "" } else { " (paused)" })),
         ("time zone", format!("{} ({origin})", own_zone.name())),
         ("next", if coming.is_empty() { "never".to_owned() } else { coming.join("\n              ") }),
@@ -186,6 +192,7 @@ fn details_text(context: &Context, details: &ScheduleDetails, zone: Tz) -> Strin
     lines.extend(row.managed_by.as_ref().map(|managed| ("managed by", managed.to_string())));
     lines.extend(exclude_lines(row));
     lines.extend(reuse_line(row));
+    lines.extend(details.hooks.lines(schedule));
     lines.push((
         "last run",
         details

@@ -3,23 +3,14 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use clap::{Arg, Args};
+use clap::Args;
 
 use super::Context;
+use super::hook_options::HookArgs;
+use super::optional_bool::{BOOL, with_optional_bool};
 use crate::error::{Error, Result};
 use crate::schedule::{Cadence, CatchUp, Compression, Layout, Retention, Reuse, Schedule, parse_zone, source_problem};
 use crate::source;
-
-/// Name of the value of an option that is on without one: `--no-verify`, `--no-verify=false`.
-const BOOL: &str = "BOOL";
-
-/// Lets the options whose value is [`BOOL`] be given without it.
-fn with_optional_bool(option: Arg) -> Arg {
-    match option.get_value_names() {
-        Some([name]) if name == BOOL => option.num_args(0..=1).require_equals(true).default_missing_value("true"),
-        _ => option,
-    }
-}
 
 /// Options of a schedule.
 #[derive(Args, Debug, Default)]
@@ -72,6 +63,8 @@ pub struct ScheduleOptions {
     pub trust_times: Option<bool>,
     #[command(flatten)]
     pub keep: KeepOptions,
+    #[command(flatten)]
+    pub hooks: HookArgs,
 }
 
 /// The retention policy. Any of these options replaces the whole default.

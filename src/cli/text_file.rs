@@ -83,6 +83,8 @@ struct ImportDocument<'a> {
     paused: &'a [String],
     /// How many schedules were already as the file has them.
     unchanged: usize,
+    /// Names of schedules that got commands, which are held until `accept NAME --commands`.
+    with_commands: &'a [String],
 }
 
 pub fn cmd_import(context: &Context, args: &ImportArgs) -> Result<u8> {
@@ -142,6 +144,7 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
             revived: &imported.revived,
             paused: &imported.paused,
             unchanged: imported.unchanged,
+            with_commands: &imported.with_commands,
         });
     }
     for (word, names) in [("new", &imported.created), ("changed", &imported.changed), ("deleted", &imported.deleted)] {
@@ -155,6 +158,10 @@ fn report(context: &Context, name: &str, kept: &str, imported: &Imported) -> Res
     for schedule in &imported.paused {
         let resume = format!("`backup-manager resume {}`", shell_word(schedule));
         context.print_info(&format!("{schedule} is paused, as it was: to run it, {resume}"));
+    }
+    for schedule in &imported.with_commands {
+        let accept = format!("`backup-manager accept {} --commands`", shell_word(schedule));
+        context.print_info(&format!("{schedule} has commands, which are held: inspect them, then {accept}"));
     }
     let total = imported.created.len() + imported.changed.len() + imported.unchanged;
     context.print_info(&format!(
@@ -192,12 +199,11 @@ pub(super) fn export_schedules(
     let format = chosen_format(format, file, is_json)?;
     let store = context.open()?;
     let rows = store.schedules()?;
+    let whole = |text| ExportedText { text, ..ExportedText::default() };
     let exported = match format {
-        FileFormat::Text => import_export::export_text(&rows),
-        FileFormat::Json => ExportedText { text: import_export::export_json(&rows)?, ..ExportedText::default() },
-        FileFormat::Toml => {
-            ExportedText { text: import_export::export_toml(&store, &rows)?, ..ExportedText::default() }
-        }
+        FileFormat::Text => import_export::export_text(&store, &rows)?,
+        FileFormat::Json => whole(import_export::export_json(&store, &rows)?),
+        FileFormat::Toml => whole(import_export::export_toml(&store, &rows)?),
     };
     match file {
         None => {

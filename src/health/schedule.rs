@@ -36,6 +36,8 @@ pub struct ScheduleFacts<'a> {
     pub is_running: bool,
     /// The heartbeat of that run, if its worker wrote one.
     pub run_heartbeat: Option<&'a RunHeartbeat>,
+    /// Its commands that nobody approved, in words.
+    pub held_commands: Option<&'a str>,
 }
 
 /// Something wrong with a schedule.
@@ -80,6 +82,11 @@ pub enum ScheduleProblem {
         /// Time since the schedule was created or last edited.
         waiting_for: Duration,
     },
+    /// Commands are held, and no run is begun until they are approved.
+    CommandsHeld {
+        /// Kinds and commands.
+        commands: String,
+    },
     /// The numbers of the running run have not changed for longer than [`STALLED_AFTER`].
     Stalled {
         /// Number of the run.
@@ -108,6 +115,9 @@ pub fn schedule_problems(facts: &ScheduleFacts<'_>, now: Timestamp) -> Vec<Sched
     }
     if let Some(error) = facts.last_drill.and_then(|drill| drill.error.clone()) {
         problems.push(ScheduleProblem::DrillFailed { error });
+    }
+    if let Some(commands) = facts.held_commands {
+        problems.push(ScheduleProblem::CommandsHeld { commands: commands.to_owned() });
     }
     let newest_good = facts.newest_good.map(|archive| archive.created_at);
     problems.extend(overdue(facts.row, facts.zone, newest_good, facts.is_running, now));
@@ -231,6 +241,7 @@ mod tests {
             last_drill: None,
             is_running: true,
             run_heartbeat: None,
+            held_commands: None,
         }
     }
 

@@ -6,12 +6,13 @@ use chrono_tz::Tz;
 
 use super::service_problems;
 use super::{LiveService, ScheduleFacts, ScheduleProblem, ServiceProblem, copy_problem, schedule_problems};
+use crate::approval;
 use crate::archive_folder;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::liveness::{self, RunHeartbeat};
-use crate::store::{Archive, Drill, Role, Run, ScheduleRow, Store, Task, WorkerRow};
+use crate::store::{Archive, Drill, Duty, Role, Run, ScheduleRow, Store, Task, WorkerRow};
 
 /// Something wrong with the home as a whole.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct HomeState {
     pub services: Vec<LiveService>,
     /// Always in the same order.
     pub problems: Vec<HomeProblem>,
+    /// What runs began and is still to be undone, and nobody works on; in the order in which it was planned.
+    pub open_duties: Vec<Duty>,
 }
 
 impl HomeState {
@@ -55,7 +58,9 @@ impl HomeState {
         problems.extend(unreadable.map(|index| HomeProblem::ArchiveFolder(index.into_error(home))));
         let copy = store.task_state(Task::Copy)?;
         problems.extend(copy_problem(&services, copy, now).map(HomeProblem::Service));
-        Ok(HomeState { services, problems })
+        let mut open_duties = store.open_duties()?;
+        open_duties.retain(|duty| !duty.worker.is_some_and(|worker| liveness::is_alive(&folder, &worker)));
+        Ok(HomeState { services, problems, open_duties })
     }
 }
 
@@ -94,6 +99,7 @@ impl ScheduleState {
     /// Reads the state of a schedule. `default_zone` is that of schedules without one; `heartbeat` is that of its
     /// running run, if its worker wrote one.
     pub fn read(
+        home: &Home,
         store: &Store,
         row: ScheduleRow,
         default_zone: Tz,
@@ -111,6 +117,8 @@ impl ScheduleState {
         };
         let drill = store.last_drill(row.id)?;
         let unhealthy_archives = store.unhealthy_archives(row.id)?;
+        let held = approval::held_commands(home, &row.schedule.name, &store.hooks(row.id)?)?;
+        let held = (!held.is_empty()).then(|| approval::describe(&held));
         let facts = ScheduleFacts {
             row: &row,
             zone,
@@ -122,6 +130,7 @@ impl ScheduleState {
             last_drill: drill.as_ref(),
             is_running,
             run_heartbeat: heartbeat,
+            held_commands: held.as_deref(),
         };
         let problems = schedule_problems(&facts, now);
         Ok(ScheduleState { row, zone, last, newest, drill, new_problems, unhealthy_archives, is_running, problems })

@@ -2,7 +2,7 @@
 
 use chrono_tz::Tz;
 
-use super::import::with_line;
+use super::import::{check_source, with_line};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::schedule::text_file::Change;
@@ -44,6 +44,7 @@ impl ChangePlan {
                 (Some(row), Some(times)) => {
                     let source = change.source.clone().unwrap_or_else(|| row.schedule.source.clone());
                     let schedule = with_line(Some(row.schedule.clone()), name, source, times);
+                    check_source(store, rows, &schedule)?;
                     if schedule != row.schedule {
                         plan.notes.push(format!("{name}: changed by the text file"));
                         let watermark = Watermark::starting(&schedule, zone, now);

@@ -1,14 +1,16 @@
 //! Imports: the schedules of a file become those of the database, in one transaction.
 
+use std::collections::BTreeMap;
+
 use chrono_tz::Tz;
 
 use super::{DOCUMENT_VERSION, Document};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::schedule::text_file::{self, BadLine, Entry};
-use crate::schedule::{Cadence, DailyTimes, Schedule, ScheduleName};
+use crate::schedule::{Cadence, CommandKind, DailyTimes, Hooks, Schedule, ScheduleName};
 use crate::source;
-use crate::store::{ScheduleChanges, ScheduleRow, Store, Watermark};
+use crate::store::{ScheduleChanges, ScheduleHooks, ScheduleRow, Store, Watermark};
 use crate::words;
 
 /// The result of an import.
@@ -26,6 +28,8 @@ pub struct Imported {
     pub paused: Vec<String>,
     /// Number of schedules that were already as imported.
     pub unchanged: usize,
+    /// Names of schedules that got commands, which are held.
+    pub with_commands: Vec<String>,
 }
 
 /// Parses a text file. Reports all bad lines in one usage error; `name` is the name of the file in it.
@@ -51,7 +55,20 @@ pub fn import_text(store: &Store, entries: &[Entry], replace: bool, zone: Tz, no
         };
         Ok(with_line(present, &entry.name, entry.source.clone(), entry.times.clone()))
     });
-    import(store, &rows, wanted.collect::<Result<_>>()?, replace, zone, now)
+    let wanted = wanted.collect::<Result<Vec<_>>>()?;
+    wanted.iter().try_for_each(|schedule| check_source(store, &rows, schedule))?;
+    import(store, &rows, wanted, &[], replace, zone, now)
+}
+
+/// Fails if an import that knows no commands gives another path to a schedule whose source is what a command prints.
+pub(super) fn check_source(store: &Store, rows: &[ScheduleRow], wanted: &Schedule) -> Result<()> {
+    let Some(row) = rows.iter().find(|row| row.schedule.name == wanted.name) else { return Ok(()) };
+    if row.schedule.source == wanted.source || store.hooks(row.id)?.hooks.source_command().is_none() {
+        return Ok(());
+    }
+    let name = &wanted.name;
+    Err(Error::usage(format!("{name} archives what a command prints, and the import would give it a path"))
+        .hint(format!("backup-manager edit {} --source-command '' --path PATH", words::shell_word(name.as_str()))))
 }
 
 /// Returns a schedule with the path and times of lines: `present`, if there is one, keeps its other options.
@@ -103,31 +120,89 @@ pub fn import_json(
             Error::usage(format!("the excludes of \"{}\" in {name} are invalid", schedule.name)).because(cause)
         })
     })?;
-    import(store, &store.schedules()?, document.schedules, replace, zone, now)
+    let rows = store.schedules()?;
+    match &document.hooks {
+        Some(hooks) => check_hooks(&document.schedules, hooks, name)?,
+        None => document.schedules.iter().try_for_each(|schedule| check_source(store, &rows, schedule))?,
+    }
+    let hooks = changed_hooks(store, &rows, &document.schedules, document.hooks.as_ref())?;
+    import(store, &rows, document.schedules, &hooks, replace, zone, now)
 }
 
-/// Creates and changes schedules so that those with the names of `wanted` are equal to them.
+/// Checks what surrounds the runs of the schedules of a document.
+fn check_hooks(schedules: &[Schedule], hooks: &BTreeMap<String, Hooks>, name: &str) -> Result<()> {
+    for (of, hooks) in hooks {
+        let schedule = schedules.iter().find(|schedule| schedule.name.as_str() == of).ok_or_else(|| {
+            Error::usage(format!("{name} has hooks of \"{}\", which is no schedule of it", of.escape_debug()))
+        })?;
+        hooks
+            .check(&schedule.source)
+            .map_err(|cause| Error::usage(format!("the hooks of \"{of}\" in {name} are invalid")).because(cause))?;
+    }
+    Ok(())
+}
+
+/// Returns what surrounds the runs of a schedule from an import on; `None` if that is what does now. A command is
+/// approved only if it already was, with the same options.
+fn new_hooks(store: &Store, present: Option<&ScheduleRow>, wanted: Option<&Hooks>) -> Result<Option<ScheduleHooks>> {
+    let before = present.map(|row| store.hooks(row.id)).transpose()?.unwrap_or_default();
+    let hooks = wanted.cloned().unwrap_or_default();
+    if before.hooks == hooks {
+        return Ok(None);
+    }
+    let has_same_options = before.hooks.options == hooks.options;
+    let is_known = |kind: &CommandKind| has_same_options && before.hooks.commands.get(kind) == hooks.commands.get(kind);
+    let approvals = before.approvals.into_iter().filter(|(kind, _)| is_known(kind)).collect();
+    Ok(Some(ScheduleHooks { hooks, approvals }))
+}
+
+/// Returns what surrounds the runs of schedules from an import on, for those where that is another than now.
+fn changed_hooks(
+    store: &Store,
+    rows: &[ScheduleRow],
+    wanted: &[Schedule],
+    hooks: Option<&BTreeMap<String, Hooks>>,
+) -> Result<Vec<(ScheduleName, ScheduleHooks)>> {
+    let mut changed = Vec::new();
+    let Some(hooks) = hooks else { return Ok(changed) };
+    for schedule in wanted {
+        let present = rows.iter().find(|row| row.schedule.name == schedule.name);
+        let new = new_hooks(store, present, hooks.get(schedule.name.as_str()))?;
+        changed.extend(new.map(|new| (schedule.name.clone(), new)));
+    }
+    Ok(changed)
+}
+
+fn names_with_held(hooks: &[(ScheduleName, ScheduleHooks)]) -> Vec<String> {
+    let has_held = |new: &ScheduleHooks| new.hooks.commands.keys().any(|kind| !new.approvals.contains_key(kind));
+    hooks.iter().filter(|(_, new)| has_held(new)).map(|(name, _)| name.to_string()).collect()
+}
+
+/// Creates and changes schedules so that those with the names of `wanted` are equal to them; `hooks` is
+/// what surrounds the runs of some from now on.
 fn import(
     store: &Store,
     rows: &[ScheduleRow],
     wanted: Vec<Schedule>,
+    hooks: &[(ScheduleName, ScheduleHooks)],
     replace: bool,
     zone: Tz,
     now: Timestamp,
 ) -> Result<Imported> {
     let mut imported = Imported::default();
     let (mut created, mut edited, mut deleted) = (Vec::new(), Vec::new(), Vec::new());
-    if replace {
-        for row in rows.iter().filter(|row| wanted.iter().all(|schedule| schedule.name != row.schedule.name)) {
-            row.ensure_changeable()?;
-            imported.deleted.push(row.schedule.name.to_string());
-            deleted.push(row.id);
-        }
+    let is_wanted = |row: &ScheduleRow| wanted.iter().any(|schedule| schedule.name == row.schedule.name);
+    for row in rows.iter().filter(|row| replace && !is_wanted(row)) {
+        row.ensure_changeable()?;
+        imported.deleted.push(row.schedule.name.to_string());
+        deleted.push(row.id);
     }
+    imported.with_commands = names_with_held(hooks);
     for schedule in wanted {
         let watermark = Watermark::starting(&schedule, zone, now);
+        let has_same_hooks = hooks.iter().all(|(name, _)| *name != schedule.name);
         match rows.iter().find(|row| row.schedule.name == schedule.name) {
-            Some(row) if row.schedule == schedule => imported.unchanged += 1,
+            Some(row) if row.schedule == schedule && has_same_hooks => imported.unchanged += 1,
             Some(row) => {
                 row.ensure_changeable()?;
                 imported.changed.push(schedule.name.to_string());
@@ -144,9 +219,8 @@ fn import(
         }
     }
     if !(created.is_empty() && edited.is_empty() && deleted.is_empty()) {
-        let changes =
-            ScheduleChanges { created: &created, edited: &edited, deleted: &deleted, ..ScheduleChanges::default() };
-        store.apply_schedules(&changes, now)?;
+        let all = ScheduleChanges { created: &created, edited: &edited, deleted: &deleted, hooks, managed: &[] };
+        store.apply_schedules(&all, now)?;
     }
     Ok(imported)
 }

@@ -7,9 +7,11 @@ mod followed_file;
 mod import;
 mod settings;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::Schedule;
+use crate::schedule::{Hooks, Schedule};
 
 pub use export::{ExportedText, export_json, export_text};
 pub use follow::follow_file;
@@ -27,6 +29,10 @@ struct Document {
     /// Version of the format.
     version: u32,
     schedules: Vec<Schedule>,
+    /// What surrounds the runs of these schedules, by name. Absent if nothing does, so that earlier versions read the
+    /// rest; an import then leaves what there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hooks: Option<BTreeMap<String, Hooks>>,
 }
 
 const DOCUMENT_VERSION: u32 = 1;

@@ -15,12 +15,13 @@ use serde::Serialize;
 use super::Context;
 use super::active_runs::{ActiveRuns, NamedRunDocument, QueuedDocument, RunningDocument, RunningRun};
 use super::documents::{self, ArchiveDocument, DrillDocument, RunDocument, ScheduleDocument};
+use super::hooks::{DutyDocument, duty_text};
 use super::list;
 use super::render::{self, Format};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::health::{self, HomeState, LiveService, ScheduleState};
-use crate::store::{ScheduleRow, Store};
+use crate::store::{Duty, ScheduleRow, Store};
 use problems::{home_problem_text, schedule_problem_text};
 
 #[derive(Args)]
@@ -40,6 +41,8 @@ pub struct StatusArgs {
 struct ShownHome {
     services: Vec<LiveService>,
     problems: Vec<String>,
+    /// What runs began and is still to be undone.
+    open_duties: Vec<Duty>,
 }
 
 /// Why the files that the service follows are not applied.
@@ -77,6 +80,7 @@ pub fn cmd_status(context: &Context, args: &StatusArgs) -> Result<u8> {
         .collect::<Result<Vec<_>>>()?;
     let file_errors = FileErrors { import: store.imported()?.error, config: store.config_error()? };
     let healthy = home.problems.is_empty()
+        && home.open_duties.is_empty()
         && file_errors.iter().next().is_none()
         && container_problems.is_empty()
         && schedules.iter().all(|shown| shown.problems.is_empty());
@@ -131,7 +135,8 @@ fn print_service_health(context: &Context, home: &ShownHome) -> Result<u8> {
 
 impl ShownHome {
     fn of(state: HomeState) -> ShownHome {
-        ShownHome { problems: state.problems.iter().map(home_problem_text).collect(), services: state.services }
+        let HomeState { services, problems, open_duties } = state;
+        ShownHome { problems: problems.iter().map(home_problem_text).collect(), services, open_duties }
     }
 }
 
@@ -139,7 +144,7 @@ impl<'a> ShownSchedule<'a> {
     fn read(context: &Context, store: &Store, row: ScheduleRow, runs: &'a ActiveRuns, zone: Tz) -> Result<Self> {
         let running = runs.of_schedule(row.id);
         let heartbeat = running.and_then(|running| running.heartbeat.as_ref());
-        let state = ScheduleState::read(store, row, zone, running.is_some(), heartbeat, context.now())?;
+        let state = ScheduleState::read(&context.home, store, row, zone, running.is_some(), heartbeat, context.now())?;
         let name = state.row.schedule.name.as_str();
         let problems = state.problems.iter().map(|problem| schedule_problem_text(problem, name)).collect();
         Ok(ShownSchedule { state, running, problems })
@@ -161,6 +166,9 @@ fn status_text(
     }
     for problem in home.problems.iter().map(String::as_str).chain(file_errors.iter()) {
         text += &format!("! {problem}\n");
+    }
+    for duty in &home.open_duties {
+        text += &format!("! {}\n", duty_text(duty));
     }
     text += &runs.text(context, &zone);
     let upcoming = schedules.iter().map(|shown| &shown.state).filter(|state| state.row.schedule.enabled);
@@ -215,6 +223,8 @@ struct StatusDocument<'a> {
     services: Vec<ServiceDocument<'a>>,
     /// What is wrong with the service, the database or the archive folder.
     trouble: &'a [String],
+    /// What runs began and is still to be undone, and nobody works on.
+    duties: Vec<DutyDocument>,
     /// Why the text file that the service follows could not be imported.
     import_error: Option<&'a str>,
     /// Why the settings file that the service follows could not be applied.
@@ -269,6 +279,7 @@ fn document<'a>(
         timezone: zone.name(),
         services: services.collect(),
         trouble: &home.problems,
+        duties: home.open_duties.iter().map(|duty| DutyDocument::new(duty, &zone)).collect(),
         import_error: file_errors.import.as_deref(),
         config_error: file_errors.config.as_deref(),
         running: runs.running_documents(),

@@ -64,6 +64,9 @@ pub(super) fn schedule_problem_text(problem: &ScheduleProblem, name: &str) -> St
         ScheduleProblem::OverdueWithoutArchive { waiting_for } => {
             format!("overdue: no good archive since it was created or edited {} ago", render::age(*waiting_for))
         }
+        ScheduleProblem::CommandsHeld { commands } => format!(
+            "its commands are held, and its runs fail, until `backup-manager accept {name} --commands`: {commands}"
+        ),
         ScheduleProblem::Stalled { run, stalled_for } => {
             format!("run @{run} has made no progress for {}", render::age(*stalled_for))
         }
