@@ -57,6 +57,9 @@ on_success = "true"
 on_failure = "false"
 hook_time_limit = "90m"
 hook_caps = true
+containers = true
+max_downtime = "20m"
+stop_label = "photos"
 
 [schedule."Büro 2"]
 source_b64 = "L2NhZuk="
@@ -66,6 +69,7 @@ keep_all = true
 [schedule.app]
 source_command = "echo dump"
 source_name = "app.dump"
+source_container = "postgres"
 allow_empty = true
 at = "1:00"
 "#;
@@ -138,14 +142,18 @@ fn every_key_has_the_value_that_the_option_has() {
         options: HookOptions {
             time_limit: Duration::from_secs(5_400),
             keep_capabilities: true,
+            containers: true,
+            max_downtime: Some(Duration::from_secs(1_200)),
+            stop_label: Some("photos".to_owned()),
             ..HookOptions::default()
         },
     };
     let entry = |line, schedule, hooks| Entry { line, schedule, hooks };
-    assert_eq!(entries[..2], [entry(6, photos(), hooks), entry(38, office, Hooks::default())]);
+    assert_eq!(entries[..2], [entry(6, photos(), hooks), entry(41, office, Hooks::default())]);
     let app = &entries[2];
     assert_eq!((&app.schedule.source[..], app.hooks.source_command()), (&b"app.dump"[..], Some("echo dump")));
-    assert!(app.hooks.options.allow_empty);
+    let options = &app.hooks.options;
+    assert_eq!((options.allow_empty, options.source_container.as_deref()), (true, Some("postgres")));
     let missing: Vec<_> = schedule_keys().filter(|key| !EVERY_KEY.contains(&format!("\n{key} = "))).collect();
     assert_eq!(missing, [""; 0], "keys that this test leaves out");
 }
@@ -227,6 +235,9 @@ const REFUSED: &[(&str, &str)] = &[
         "\"a/b\" is not a name for the file",
     ),
     ("@allow_empty = true\n", "line 1: schedule.a: --allow-empty is about"),
+    ("@source_container = \"x\"\n", "line 1: schedule.a: --source-container is where"),
+    ("@stop_label = \"\"\n", "line 1: schedule.a: --stop-label: the value is empty"),
+    ("@max_downtime = 20\n", "line 4: schedule.a.max_downtime: it takes a text"),
     ("@before = 1\n", "line 4: schedule.a.before: it takes a text"),
     ("@hook_time_limit = \"0s\"\n", "line 1: schedule.a: --hook-time-limit"),
     ("[defaults]\nsource_command = \"x\"\n", "line 2: defaults.source_command: each schedule has its own"),

@@ -106,7 +106,7 @@ const fn key(
 }
 
 /// All keys of a schedule, in the order in which they are written.
-pub(super) const KEYS: [Key; 36] = [
+pub(super) const KEYS: [Key; 40] = [
     key(
         "source",
         |draft, value| set_source(draft, text(value)?.as_bytes().to_owned()),
@@ -135,6 +135,11 @@ pub(super) const KEYS: [Key; 36] = [
             hooks.source_command()?;
             std::str::from_utf8(&schedule.source).ok().map(Value::from)
         },
+    ),
+    key(
+        "source_container",
+        |draft, value| set(&mut draft.hooks.options.source_container, Some(text(value)?.to_owned())),
+        |_, hooks| hooks.options.source_container.clone().map(Value::from),
     ),
     key(
         "allow_empty",
@@ -297,6 +302,21 @@ pub(super) const KEYS: [Key; 36] = [
         "hook_caps",
         |draft, value| set(&mut draft.hooks.options.keep_capabilities, flag(value)?),
         |_, hooks| Some(Value::from(hooks.options.keep_capabilities)),
+    ),
+    key(
+        "containers",
+        |draft, value| set(&mut draft.hooks.options.containers, flag(value)?),
+        |_, hooks| Some(Value::from(hooks.options.containers)),
+    ),
+    key(
+        "max_downtime",
+        |draft, value| set(&mut draft.hooks.options.max_downtime, Some(parse_duration(text(value)?)?)),
+        |_, hooks| hooks.options.max_downtime.map(|limit| Value::from(format_age(limit))),
+    ),
+    key(
+        "stop_label",
+        |draft, value| set(&mut draft.hooks.options.stop_label, Some(text(value)?.to_owned())),
+        |_, hooks| hooks.options.stop_label.clone().map(Value::from),
     ),
 ];
 

@@ -13,7 +13,8 @@ use crate::words;
 /// Tables of the file.
 const TABLES: [&str; 2] = ["defaults", "schedule"];
 /// Keys that only a schedule has.
-const NOT_IN_DEFAULTS: [&str; 5] = ["source", "source_b64", "source_command", "source_name", "allow_empty"];
+const NOT_IN_DEFAULTS: [&str; 6] =
+    ["source", "source_b64", "source_command", "source_name", "source_container", "allow_empty"];
 /// Keys of which a table has at most one.
 const EXCLUSIVE: [[&str; 2]; 2] = [["at", "cron"], ["source", "source_b64"]];
 /// How alike a known name must be to be proposed for an unknown one.
