@@ -14,6 +14,8 @@ mod drill;
 mod follow;
 #[path = "engine/follow_settings.rs"]
 mod follow_settings;
+#[path = "engine/hook_recipes.rs"]
+mod hook_recipes;
 #[path = "engine/hooks.rs"]
 mod hooks;
 #[path = "support/loop_mount.rs"]

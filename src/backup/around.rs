@@ -37,7 +37,7 @@ impl Runner {
     ) -> Result<ReadRun, Failure> {
         let Surrounded { row, context, monitor, .. } = *surrounded;
         let hooks = approval::hooks_to_execute(&self.home, &self.store, row).map_err(Failure::permanent)?;
-        self.settle_before_run(row.schedule.name.as_str(), context).map_err(Failure::retryable)?;
+        self.settle_before_run(row, context).map_err(Failure::retryable)?;
         let containers = self.choose_containers(row, &hooks, context.observer)?;
         let containers = containers.as_ref();
         let (after, begun) = self.begin(surrounded, &hooks, containers);

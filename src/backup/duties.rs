@@ -24,7 +24,7 @@ use crate::hooks::{self, HookState, RunFacts, Sink};
 use crate::liveness;
 use crate::owner;
 use crate::schedule::{CommandKind, Hooks};
-use crate::store::{Claim, Duty, DutyKind, NewDuty, Run, RunState};
+use crate::store::{Claim, Duty, DutyKind, NewDuty, Run, RunState, ScheduleRow};
 
 /// What starts containers again. It never waits for commands.
 pub const START_DUTIES: &[DutyKind] = &[DutyKind::Start];
@@ -245,10 +245,23 @@ impl Runner {
         Ok(problem)
     }
 
+    /// Ends the commands of earlier runs of a schedule that killed programs have left.
+    fn end_orphans_of(&self, row: &ScheduleRow) -> Result<()> {
+        for run in hooks::runs_with_commands(&self.home)? {
+            let Ok(run) = self.store.run(run) else { continue };
+            let is_dead = |worker: &Uuid| *worker != self.row.uuid && !liveness::is_alive(&self.home.workers(), worker);
+            if run.schedule_id == row.id && run.worker.as_ref().is_none_or(is_dead) {
+                hooks::end_orphans(&self.home, run.id, &*self.clock)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Settles what earlier attempts and runs of a schedule left, before a claimed run of it executes anything; waits
     /// for another thread or process that does so just now. What fails is reported, and no reason not to begin.
-    pub(super) fn settle_before_run(&self, schedule: &str, context: &RunContext<'_>) -> Result<()> {
-        let mut tried = BTreeSet::new();
+    pub(super) fn settle_before_run(&self, row: &ScheduleRow, context: &RunContext<'_>) -> Result<()> {
+        self.end_orphans_of(row)?;
+        let (schedule, mut tried) = (row.schedule.name.as_str(), BTreeSet::new());
         loop {
             let mut is_worked_on = false;
             for duty in self.open_duties_of(schedule)? {

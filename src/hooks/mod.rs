@@ -17,7 +17,7 @@ mod supervise;
 pub use child::{ChildCommand, Children, Outcome};
 pub use descriptors::keep_from_children;
 pub use environment::{HookState, RunFacts, VARIABLES};
-pub use orphans::end_orphans;
+pub use orphans::{end_orphans, runs_with_commands};
 pub use output::{OUTPUT_LIMIT, Output};
 pub use starter::Starter;
 pub use supervise::{Ended, Sink};

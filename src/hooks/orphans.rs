@@ -5,6 +5,7 @@
 //! the shell started in the background reads `/dev/null`; it is found by the process group, which lies in a file beside
 //! it. Therefore both are tested before another command of the run starts.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -101,25 +102,31 @@ pub fn end_orphans(home: &Home, run: i64, clock: &dyn Clock) -> Result<()> {
     Ok(())
 }
 
+/// Returns the runs of which a command is alive, or was when its program was killed.
+pub fn runs_with_commands(home: &Home) -> Result<BTreeSet<i64>> {
+    Ok(files(home)?.into_iter().map(|(run, _)| run).collect())
+}
+
 /// Returns the files of the commands of a run, without their records.
 fn files_of(home: &Home, run: i64) -> Result<Vec<PathBuf>> {
-    let (folder, prefix) = (home.workers(), format!("{PREFIX}{run}-"));
+    let of_run = files(home)?.into_iter().filter(|(of, _)| *of == run);
+    Ok(of_run.map(|(run, attempt)| home.workers().join(format!("{PREFIX}{run}-{attempt}"))).collect())
+}
+
+/// Returns the runs and attempts that have files of commands.
+fn files(home: &Home) -> Result<BTreeSet<(i64, i64)>> {
+    let folder = home.workers();
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         Err(error) => return Err(Error::io("list", &folder)(error)),
     };
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for name in entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()) {
-        let Some(attempt) = name.strip_prefix(&prefix) else { continue };
+    let parse = |name: &str| {
+        let (run, attempt) = name.strip_prefix(PREFIX)?.split_once('-')?;
         let attempt = attempt.strip_suffix(RECORD_SUFFIX).unwrap_or(attempt);
-        if attempt.parse::<i64>().is_ok() {
-            paths.push(folder.join(format!("{prefix}{attempt}")));
-        }
-    }
-    paths.sort();
-    paths.dedup();
-    Ok(paths)
+        Some((run.parse().ok()?, attempt.parse().ok()?))
+    };
+    Ok(entries.flatten().filter_map(|entry| parse(entry.file_name().to_str()?)).collect())
 }
 
 fn end_orphan(path: &Path, run: i64, clock: &dyn Clock) -> Result<()> {

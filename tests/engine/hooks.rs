@@ -32,7 +32,7 @@ impl World {
         self.set_hooks(row, Hooks { commands, ..Hooks::default() });
     }
 
-    fn set_hooks(&self, row: &ScheduleRow, hooks: Hooks) {
+    pub fn set_hooks(&self, row: &ScheduleRow, hooks: Hooks) {
         let approved = approval::approve(&self.home, &row.schedule.name, hooks, |_| true).unwrap();
         let hooks = [(row.schedule.name.clone(), approved)];
         let changes = ScheduleChanges { hooks: &hooks, ..ScheduleChanges::default() };
@@ -47,7 +47,7 @@ impl World {
         row
     }
 
-    fn set_source_command(&self, row: &ScheduleRow, command: &str, allow_empty: bool) {
+    pub fn set_source_command(&self, row: &ScheduleRow, command: &str, allow_empty: bool) {
         let commands = BTreeMap::from([(CommandKind::Source, command.to_owned())]);
         let options = HookOptions { allow_empty, ..HookOptions::default() };
         self.set_hooks(row, Hooks { commands, options });
@@ -311,7 +311,7 @@ fn a_run_first_undoes_what_an_earlier_one_left_and_its_own_after_settles_what_st
 }
 
 /// Returns the content of a member of an archive, as GNU tar extracts it.
-fn member(archive: &Path, name: &str) -> Vec<u8> {
+pub fn member(archive: &Path, name: &str) -> Vec<u8> {
     let extracted = Command::new("tar").arg("-xOf").arg(archive).arg(name).output().unwrap();
     assert!(extracted.status.success(), "{}", String::from_utf8_lossy(&extracted.stderr));
     extracted.stdout

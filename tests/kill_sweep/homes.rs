@@ -5,8 +5,11 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use backup_manager::approval;
 use backup_manager::clock::{Clock, SystemClock};
 use backup_manager::maintenance;
+use backup_manager::schedule::{CommandKind, Hooks, ScheduleName};
+use backup_manager::store::ScheduleChanges;
 use refinery::Target;
 use rusqlite::Connection;
 
@@ -39,6 +42,7 @@ impl Homes {
     pub fn make() -> Homes {
         let mut homes = Homes { folder: fast_folder(), scenarios: Vec::new() };
         homes.backups();
+        homes.commands();
         homes.reuses();
         homes.segments();
         homes.repairs();
@@ -79,6 +83,26 @@ impl Homes {
                 self.scenarios.push(Scenario::new(kind, format, home, "run docs", state::nothing));
             }
         }
+    }
+
+    /// Runs with commands around them.
+    fn commands(&mut self) {
+        let home = self.copy_of("first-gzip", "commands");
+        let (places, store) = home_and_store(&home).expect("a home");
+        let name = ScheduleName::parse("docs").unwrap();
+        // A command that overlaps with another one of the schedule reports that. What runs in it has the lock, too.
+        let text = |kind: CommandKind| {
+            let alone = "set -e; exec 9>>alone; flock -n 9 || { echo two are alive >>commands; exit 1; }";
+            format!("{alone}; echo {kind} $BACKUP_RUN >>commands; sleep 0.01")
+        };
+        let kinds = [CommandKind::Before, CommandKind::After, CommandKind::OnSuccess];
+        let commands = kinds.into_iter().map(|kind| (kind, text(kind))).collect();
+        let hooks = Hooks { commands, ..Hooks::default() };
+        let approved = approval::approve(&places, &name, hooks, |_| true).unwrap();
+        let changes = ScheduleChanges { hooks: &[(name, approved)], ..ScheduleChanges::default() };
+        store.apply_schedules(&changes, SystemClock::new().now()).unwrap();
+        drop(store);
+        self.scenarios.push(Scenario::new("hooks", "before and after", home, "run docs", state::undone));
     }
 
     /// Runs with a base that is not the newest archive, so that pruning wants to remove it; it shares chunks with an

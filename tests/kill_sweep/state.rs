@@ -99,6 +99,43 @@ pub fn compacted(home: &Path) -> Result<String, String> {
     Ok(format!("{rows}\n{segments} segments"))
 }
 
+/// Checks that `--after` was executed whenever `--before` was started, that no two commands were alive at once, and
+/// that neither a duty nor a command is left.
+pub fn undone(home: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(home.join("commands")).map_err(|e| format!("commands: {e}"))?;
+    if text.contains("two") {
+        return Err(format!("two commands were alive at once: {text}"));
+    }
+    // Behind each `--before` there is an `--after` in front of the next one.
+    let around = text.lines().filter(|line| line.starts_with("before ") || line.starts_with("after "));
+    let mut begun: Option<&str> = None;
+    for line in around {
+        if let Some(run) = line.strip_prefix("before ")
+            && let Some(earlier) = begun.replace(run)
+        {
+            return Err(format!("--before of run {run} was started before --after of run {earlier}: {text}"));
+        }
+        if line.starts_with("after ") {
+            begun = None;
+        }
+    }
+    if let Some(run) = begun {
+        return Err(format!("--after of run {run} was not executed: {text}"));
+    }
+    let open = lines_of_open_duties(home)?;
+    let files = fs::read_dir(home.join("backup.db.workers")).into_iter().flatten().flatten();
+    let left: Vec<_> =
+        files.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().contains("hook")).collect();
+    if !open.is_empty() || !left.is_empty() {
+        return Err(format!("left: duties {open}, files {left:?}"));
+    }
+    Ok(String::new())
+}
+
+fn lines_of_open_duties(home: &Path) -> Result<String, String> {
+    lines(home, &["SELECT run_id || ' ' || coalesce(error, '') FROM duty WHERE state <> 'settled'"])
+}
+
 /// Returns the file names of the complete archives.
 pub fn complete(home: &Path) -> Vec<String> {
     let Ok(connection) = open(&home.join("backup.db")) else { return Vec::new() };
