@@ -45,7 +45,14 @@ impl EqualChunks {
                     continue;
                 }
                 let mut places = store.places_of_chunk(chunk.id)?.into_iter();
-                if let Some(place) = places.find(|place| read(home, place, content).is_ok()) {
+                let is_right = |place: &StoredPlace| match read(home, place, content) {
+                    Err(error) if error.kind() != ErrorKind::Damage => {
+                        log::warn!("bytes of another archive are not used: {error}");
+                        false
+                    }
+                    bytes => bytes.is_ok(),
+                };
+                if let Some(place) = places.find(|place| is_right(place)) {
                     missing.remove(&content);
                     found.places.insert(content, place);
                 }
