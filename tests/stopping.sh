@@ -74,6 +74,12 @@ check "nothing was stopped" test "$(started app)" = "$before"
 check "the container with --rm runs" is rm running
 docker rm -f "$prefix-rm" >/dev/null
 
+bm create --source-command 'cat /etc/debian_version | head -1' --source-name version --source-container "$prefix-db" \
+  --name version --at 03:00 -q
+bm run version >/dev/null 2>&1
+check "what a command in a container prints is archived" \
+  test "$(bm cat version version)" = "$(docker exec "$prefix-db" head -1 /etc/debian_version)"
+
 # Killed at several moments: whoever comes next starts what was stopped.
 kills=0
 for delay in 0.05 0.1 0.2 0.3 0.4 0.6 0.8 1.0; do

@@ -50,15 +50,7 @@ impl Runner {
         intent: &Intent,
         hooks: &Hooks,
     ) -> std::result::Result<Spool, Failure> {
-        let what = CommandKind::Source.option();
         let monitor = surrounded.monitor;
-        if let Some(container) = &hooks.options.source_container {
-            let error =
-                Error::failed(format!("{what} cannot be executed in the container {container} by this version"));
-            return Err(Failure::permanent(
-                error.hint("have the command enter the container itself, by `docker exec`"),
-            ));
-        }
         monitor.phase("source");
         let path = self.home.backups().join(intent.another_temporary_name());
         let mut file = PendingFile::create_own(&path, 0o600).map_err(Failure::retryable)?;
@@ -74,15 +66,22 @@ impl Runner {
             size += piece.len() as u64;
             file.file().write_all(piece).map_err(Error::io("write", &path))
         };
-        let outcome =
-            self.run_command(CommandKind::Source, hooks, &facts, Sink::To(&mut write), &|| monitor.is_cancelled());
-        let outcome = outcome.map_err(|error| match error.kind() {
-            ErrorKind::DiskFull => Failure::retryable(error),
+        let printed = match &hooks.options.source_container {
+            Some(container) => {
+                self.print_in_container(container, hooks, &facts, surrounded.context.cancel, &mut write).map(|()| None)
+            }
+            None => {
+                self.run_command(CommandKind::Source, hooks, &facts, Sink::To(&mut write), &|| monitor.is_cancelled())
+            }
+        };
+        let outcome = printed.map_err(|error| match error.kind() {
+            ErrorKind::DiskFull | ErrorKind::Interrupted => Failure::retryable(error),
             _ => Failure::permanent(error),
         })?;
         if let Some(outcome) = outcome {
-            check_outcome(&outcome, size, hooks.options.allow_empty)?;
+            check_outcome(&outcome)?;
         }
+        check_size(size, hooks.options.allow_empty)?;
         Ok(Spool { file, size })
     }
 }
@@ -97,7 +96,7 @@ fn check_space(path: &Path) -> Result<()> {
         .hint("make room; twice the size of the output is needed, uncompressed"))
 }
 
-fn check_outcome(outcome: &Outcome, size: u64, allow_empty: bool) -> std::result::Result<(), Failure> {
+fn check_outcome(outcome: &Outcome) -> std::result::Result<(), Failure> {
     let what = CommandKind::Source.option();
     if let Some(problem) = outcome.problem(what) {
         return Err(match outcome.ended {
@@ -109,8 +108,12 @@ fn check_outcome(outcome: &Outcome, size: u64, allow_empty: bool) -> std::result
         let message = format!("{what} has ended, and a process that it left may still print: nothing is kept");
         return Err(Failure::permanent(Error::failed(message).hint("have it wait for its jobs in the background")));
     }
+    Ok(())
+}
+
+fn check_size(size: u64, allow_empty: bool) -> std::result::Result<(), Failure> {
     if size == 0 && !allow_empty {
-        let error = Error::failed(format!("{what} has printed nothing"));
+        let error = Error::failed(format!("{} has printed nothing", CommandKind::Source.option()));
         return Err(Failure::permanent(error.hint("correct it, or allow that with --allow-empty")));
     }
     Ok(())

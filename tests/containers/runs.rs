@@ -182,6 +182,34 @@ fn commands_of_labels_surround_everything_and_their_output_is_kept() {
 }
 
 #[test]
+fn what_a_command_in_a_container_prints_is_archived_unless_it_fails_or_is_empty() {
+    let site = Site::new(|_| vec![FakeContainer::new("db")]);
+    let create = ["create", "--source-command", "pg_dump app | cat", "--source-name", "app.dump"];
+    site.ok(&[&create[..], &["--source-container", "db", "--name", "app", "--at", "03:00"]].concat());
+    site.engine.state().exec_results.insert("/bin/sh".to_owned(), ("the dump", "a notice\n", 0));
+    site.ok(&["run", "app"]);
+    let execs = site.engine.state().execs.clone();
+    assert_eq!(execs[0].words, ["/bin/sh", "-c", "pg_dump app | cat"]);
+    assert_eq!(site.ok(&["cat", "app", "app.dump"]), "the dump");
+    let outputs = site.store().command_outputs(1).unwrap();
+    assert_eq!((outputs[0].output.as_slice(), outputs[0].container.as_deref()), (&b"a notice\n"[..], Some("db")));
+    for (result, reason) in [
+        (("half", "no such database\n", 1), "ended with exit code 1: no such database"),
+        (("", "", 0), "has printed nothing"),
+    ] {
+        site.engine.state().exec_results.insert("/bin/sh".to_owned(), result);
+        let output = site.run(&["run", "app"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains(reason), "{}", text(&output));
+    }
+    let folder = fs::read_dir(site.path("backups/app")).unwrap();
+    assert_eq!(folder.count(), 1, "the archive of the first run");
+    site.ok(&["edit", "app", "--source-container", "gone"]);
+    let output = site.run(&["run", "app"]);
+    assert!(text(&output).contains("there is no container gone"), "{}", text(&output));
+}
+
+#[test]
 fn a_command_before_that_fails_stops_nothing_and_the_one_after_is_executed() {
     let site = Site::new(|source| {
         let db = FakeContainer::new("db").bind(source).label(STOP, "true");

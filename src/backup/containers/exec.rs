@@ -11,7 +11,7 @@ use crate::cancel::CancelToken;
 use crate::containers::{Container, ContainerIdentity, Engine, ExecCommand};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hooks::{HookState, Output, RunFacts, VARIABLES};
-use crate::schedule::CommandKind;
+use crate::schedule::{CommandKind, Hooks};
 use crate::store::{Claim, CommandEnding, CommandOutput, Duty, DutyKind, NewDuty};
 
 /// The exit code by which a command before reading ends the run as skipped.
@@ -37,6 +37,43 @@ pub(super) struct RunCommand<'a> {
     pub(super) attempt: i64,
     pub(super) limit: Duration,
     pub(super) cancel: &'a CancelToken,
+}
+
+/// Where what a command prints goes, besides the record of the run.
+type Print<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
+impl Runner {
+    /// Executes the command of the source by the shell of a container, and passes on what it prints to its standard
+    /// output, which is not kept in the record of the run.
+    ///
+    /// Errors: `NotFound` if there is no such container; the command could not be executed, or failed.
+    pub(in crate::backup) fn print_in_container(
+        &self,
+        name: &str,
+        hooks: &Hooks,
+        facts: &RunFacts<'_>,
+        cancel: &CancelToken,
+        print: Print<'_>,
+    ) -> Result<()> {
+        let engine = super::connect(self)?;
+        let container = engine.inspect(name)?.ok_or_else(|| {
+            Error::not_found(format!("there is no container {name}")).hint("start it, or correct --source-container")
+        })?;
+        let text = hooks.source_command().unwrap_or_default();
+        let words = ["/bin/sh", "-c", text].map(str::to_owned).to_vec();
+        let command = RunCommand {
+            kind: CommandKind::Source,
+            command: ExecCommand { words, user: None, env: variables(self, facts) },
+            run: facts.run,
+            attempt: facts.attempt,
+            limit: hooks.options.time_limit,
+            cancel,
+        };
+        match execute(self, &engine, &container, &command, Some(print))? {
+            (0, _) => Ok(()),
+            (_, reason) => Err(Error::failed(reason)),
+        }
+    }
 }
 
 impl RunContainers {
@@ -70,7 +107,7 @@ impl RunContainers {
                 limit: self.time_limit,
                 cancel: context.cancel,
             };
-            let ended = execute(runner, &self.engine, &chosen.container, &command).map_err(|error| {
+            let ended = execute(runner, &self.engine, &chosen.container, &command, None).map_err(|error| {
                 if error.kind() == ErrorKind::Interrupted {
                     Failure::retryable(error)
                 } else {
@@ -99,20 +136,22 @@ impl RunContainers {
     }
 }
 
-/// Executes a command and records it; returns its exit code, and how it ended in words with its last line.
+/// Executes a command and records it with what it prints, or with its standard error only if `print` gets the rest;
+/// returns its exit code, and how it ended in words with its last line.
 pub(super) fn execute(
     runner: &Runner,
     engine: &Engine,
     container: &Container,
     command: &RunCommand<'_>,
+    mut print: Option<Print<'_>>,
 ) -> Result<(i64, String)> {
     let mut output = Output::new();
     let started_at = runner.clock.now();
     let mut sink = |is_error: bool, bytes: &[u8]| {
-        if is_error {
-            output.push_error(bytes)
-        } else {
-            output.push(bytes)
+        match &mut print {
+            _ if is_error => output.push_error(bytes),
+            Some(print) => return print(bytes),
+            None => output.push(bytes),
         }
         Ok(())
     };

@@ -125,7 +125,7 @@ impl Runner {
         command: &RunCommand<'_>,
     ) -> Result<Option<String>> {
         let duty = &self.store.mark_duty_done(duty, &duty.subject)?;
-        let problem = match execute(self, engine, container, command) {
+        let problem = match execute(self, engine, container, command, None) {
             Ok((0, _)) => None,
             Ok((_, reason)) => Some(reason),
             Err(error) if error.kind() == ErrorKind::Busy => {
