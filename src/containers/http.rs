@@ -86,7 +86,11 @@ pub(super) fn read_response<R: Read>(mut source: R) -> io::Result<Response<R>> {
         let mut piece = [0; 1024];
         let length = source.read(&mut piece)?;
         read.extend_from_slice(&piece[..length]);
-        if let Some(Head { status, api_version, framing, length }) = parse_head(&read)? {
+        let head = parse_head(&read)?;
+        if head.as_ref().map_or(read.len(), |head| head.length) > MAX_HEAD {
+            return Err(nonsense("the headers of the answer are too long"));
+        }
+        if let Some(Head { status, api_version, framing, length }) = head {
             let body = Body { source: Buffered { read, at: length, source }, framing };
             return Ok(Response { status, api_version, body });
         }
@@ -96,9 +100,6 @@ pub(super) fn read_response<R: Read>(mut source: R) -> io::Result<Response<R>> {
             } else {
                 io::Error::new(io::ErrorKind::UnexpectedEof, "the answer ends in its headers")
             });
-        }
-        if read.len() > MAX_HEAD {
-            return Err(nonsense("the headers of the answer are too long"));
         }
     }
 }
