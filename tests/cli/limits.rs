@@ -43,8 +43,8 @@ fn a_service_without_threads_waits_for_them_and_does_not_spin() {
     let Some(home) = home_of_user() else { return };
     let _ = home.run(&["create", "a", "--name", "docs", "--cron", "* * * * * *"]).ok();
     give(&home, USERS[1]);
-    // The main thread, the one of the connections and the one for signals.
-    let mut service = Running(limited(&home, USERS[1], 3, &["serve", "-q"]).spawn().unwrap());
+    // The main thread, the two that start commands, the one of the connections and the one for signals.
+    let mut service = Running(limited(&home, USERS[1], 5, &["serve", "-q"]).spawn().unwrap());
     let log = || home.log("backup_service.log");
     home.wait_until("coalesced occurrences", 20, || log().matches("occurrence more").count() > 1);
     assert!(service.0.try_wait().unwrap().is_none());
