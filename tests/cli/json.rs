@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::environment::{Running, Said, TestHome, said};
 
 /// For each verb, words that make it succeed and words that make it fail, in an order in which each can.
-const VERBS: [(&str, &str, &str); 33] = [
+const VERBS: [(&str, &str, &str); 34] = [
     ("create", "create a;09:00;docs b;10:00;more", "create a;24:00;docs"),
     ("list", "list", "list --db missing.db"),
     ("show", "show docs", "show nosuch"),
@@ -39,6 +39,7 @@ const VERBS: [(&str, &str, &str); 33] = [
     ("config", "config workers 2", "config workers 0"),
     ("export", "export out.txt", "export out.txt"),
     ("import", "import out.txt", "import bad.txt"),
+    ("apply", "apply settings.toml", "apply bad.txt"),
     ("start", "start", "start --workers 0"),
     ("stop", "stop", "stop --db missing.db"),
     ("serve", "serve", "serve --workers 0"),
@@ -66,6 +67,7 @@ fn error_of(said: &Said) -> Value {
 fn every_verb_prints_one_document_on_success_and_on_failure() {
     let home = TestHome::with_sources(&["a", "b"]);
     fs::write(home.path("bad.txt"), "/a;25:00;hour\n").unwrap();
+    fs::write(home.path("settings.toml"), "[schedule.extra]\nsource = \"a\"\nat = \"12:00\"\n").unwrap();
     for (verb, good, wrong) in VERBS {
         match verb {
             "serve" => assert_eq!(serve_and_stop(&home)["service"], "stopped"),
