@@ -71,13 +71,19 @@ pub fn approve(
     Ok(ScheduleHooks { hooks, approvals })
 }
 
-/// Describes commands for messages: `before: 'sh x'; after: 'sh y'`, without control characters.
+/// Describes commands for whoever approves them: `before: 'sh x'; after: 'sh y'`, without control characters.
 pub fn describe(commands: &BTreeMap<CommandKind, String>) -> String {
     let word = |(kind, command): (&CommandKind, &String)| {
         let escaped: String = command.chars().flat_map(escape_control).collect();
         format!("{kind}: {}", shell_word(&escaped))
     };
     commands.iter().map(word).collect::<Vec<_>>().join("; ")
+}
+
+/// Names the kinds of commands: `before, source`. Errors say no more, since they are kept in the history and in logs,
+/// and a command may contain a password.
+pub fn kinds(commands: &BTreeMap<CommandKind, String>) -> String {
+    commands.keys().map(|kind| kind.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn escape_control(c: char) -> Box<dyn Iterator<Item = char>> {
@@ -88,7 +94,7 @@ fn held_error(name: &ScheduleName, held: &BTreeMap<CommandKind, String>) -> Erro
     Error::failed(format!(
         "commands of {name} are held, since nobody approved them beside this database (it was put back, or they were \
          imported): {}",
-        describe(held)
+        kinds(held)
     ))
     .hint(format!("backup-manager accept {} --commands", shell_word(name.as_str())))
 }
@@ -116,9 +122,11 @@ fn digest(token: &[u8; 32], name: &ScheduleName, hooks: &Hooks, kind: CommandKin
     let options = &hooks.options;
     let rights = if options.keep_capabilities { "keep-capabilities" } else { "" };
     let container = options.source_container.as_deref().filter(|_| kind == CommandKind::Source).unwrap_or_default();
+    // Which containers are stopped, and execute commands of their own.
+    let (stops, label) = (if options.containers { "containers" } else { "" }, options.stop_label.as_deref());
     let command = hooks.commands.get(&kind).map_or("", String::as_str);
     let mut hasher = blake3::Hasher::new_keyed(token);
-    for part in [DOMAIN, name.as_str(), kind.as_str(), command, rights, container] {
+    for part in [DOMAIN, name.as_str(), kind.as_str(), command, rights, container, stops, label.unwrap_or_default()] {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part.as_bytes());
     }
@@ -182,6 +190,8 @@ mod tests {
         };
         assert_eq!(change(|found| drop(found.hooks.commands.insert(CommandKind::Before, "c".to_owned()))), both[..1]);
         assert_eq!(change(|found| found.hooks.options.keep_capabilities = true), both);
+        assert_eq!(change(|found| found.hooks.options.containers = true), both);
+        assert_eq!(change(|found| found.hooks.options.stop_label = Some("all".to_owned())), both);
         assert_eq!(change(|found| found.hooks.options.source_container = Some("db".to_owned())), both[1..]);
         assert_eq!(change(|found| drop(found.approvals.insert(CommandKind::Before, vec![0; 31]))), both[..1]);
         let swapped = change(|found| {

@@ -264,7 +264,11 @@ impl Runner {
         let (schedule, mut tried) = (row.schedule.name.as_str(), BTreeSet::new());
         loop {
             let mut is_worked_on = false;
-            for duty in self.open_duties_of(schedule)? {
+            let open = self.open_duties_of(schedule).unwrap_or_else(|error| {
+                context.observer.note(&format!("what earlier runs began cannot be undone now: {error}"));
+                Vec::new()
+            });
+            for duty in open {
                 if tried.contains(&duty.id) {
                     continue;
                 }
@@ -294,9 +298,10 @@ pub fn settle_duties(runner: &Runner, kinds: &[DutyKind], context: &RunContext<'
         return Ok(());
     }
     for duty in due_duties(runner, kinds)? {
-        let settled = match runner.take_duty(&duty)? {
-            Some(taken) => runner.settle_left(&taken, context),
-            None => continue,
+        let settled = match runner.take_duty(&duty) {
+            Ok(Some(taken)) => runner.settle_left(&taken, context),
+            Ok(None) => continue,
+            Err(error) => Err(error),
         };
         if let Err(error) = settled {
             log::warn!("{}: run @{}: what it began is not undone yet: {error}", duty.schedule_name, duty.run);

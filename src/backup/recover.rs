@@ -56,8 +56,11 @@ pub fn recover(runner: &Runner, context: &RunContext<'_>) -> Result<RecoveryRepo
             Err(error) => log::error!("{schedule}: run @{run} cannot be recovered yet: {error}"),
         }
     }
-    settle_duties(runner, START_DUTIES, context)?;
-    settle_duties(runner, COMMAND_DUTIES, context)?;
+    for kinds in [START_DUTIES, COMMAND_DUTIES] {
+        if let Err(error) = settle_duties(runner, kinds, context) {
+            log::error!("what runs began is not undone yet: {error}");
+        }
+    }
     remove_dead_workers(runner)?;
     Ok(report)
 }

@@ -34,7 +34,7 @@ struct AcceptedDocument {
 pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
     let store = context.open()?;
     if args.commands {
-        return approve_commands(context, &store, &select::schedules(&store, &args.schedule)?);
+        return approve_commands(context, &store, &rows_with_commands(&store, &args.schedule)?);
     }
     let mut documents = Vec::new();
     for row in select::schedules(&store, &args.schedule)? {
@@ -51,6 +51,21 @@ pub fn cmd_accept(context: &Context, args: &AcceptArgs) -> Result<u8> {
         render::print_json(&documents)?;
     }
     Ok(0)
+}
+
+/// Returns the schedules that `words` name: also deleted ones of which something is to be undone by their commands.
+fn rows_with_commands(store: &Store, words: &[String]) -> Result<Vec<ScheduleRow>> {
+    let open = store.open_duties()?;
+    let mut found: Vec<ScheduleRow> = Vec::new();
+    for word in words {
+        let has_duty = |row: &ScheduleRow| open.iter().any(|duty| duty.schedule_name == row.schedule.name.as_str());
+        let deleted = store.schedule_named(word)?.filter(|row| row.deleted && has_duty(row));
+        let row = deleted.map_or_else(|| select::schedule(store, word), Ok)?;
+        if found.iter().all(|other| other.id != row.id) {
+            found.push(row);
+        }
+    }
+    Ok(found)
 }
 
 /// What `accept --commands --json` prints of each schedule.

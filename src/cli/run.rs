@@ -121,11 +121,15 @@ pub fn run_schedules(context: &Context, store: &Store, rows: &[ScheduleRow], opt
     if let Executor::Owner { uid, gid } = executor {
         handover::continue_as_owner(context, uid, gid)?;
     }
+    // First of all: commands that undo what earlier runs began may be executed already.
+    let signals = Signals::cancel_on_first()?;
     let runner = match executor {
         Executor::Service => None,
-        Executor::Command | Executor::Owner { .. } => Some(worker::register_command(context, store)?),
+        Executor::Command | Executor::Owner { .. } => {
+            let registered = worker::register_command(context, store, &signals.cancel);
+            Some(registered.map_err(|error| signals.classify(error))?)
+        }
     };
-    let signals = Signals::cancel_on_first()?;
     let mut results = Results::new(rows.len());
     let worked = run_each(context, store, runner.as_ref(), rows, options, &signals, &mut results);
     if let Some(runner) = &runner {

@@ -36,8 +36,8 @@ pub fn new_runner(context: &Context, store: &Store, threads: usize, role: Role, 
     })
 }
 
-/// Registers this command as a worker in the database, and recovers the runs of dead workers.
-pub fn register_command(context: &Context, store: &Store) -> Result<Runner> {
+/// Registers this command as a worker in the database, and recovers the runs of dead workers until it is cancelled.
+pub fn register_command(context: &Context, store: &Store, cancel: &CancelToken) -> Result<Runner> {
     let runner = new_runner(context, store, config::threads(store, None)?, Role::Command, Starter::new()?)?;
     let row = &runner.row;
     store.add_worker(row.uuid, Role::Command, row.pid, &row.host, row.started_at)?;
@@ -45,15 +45,15 @@ pub fn register_command(context: &Context, store: &Store) -> Result<Runner> {
     if let Err(error) = archive_folder::reserve_run_numbers(&context.home, store) {
         log::warn!("the archive folder was not compared with the database: {error}");
     }
-    let (cancel, observer) = (CancelToken::default(), TerminalObserver::new("recovery", context.quiet));
-    let run_context = RunContext { cancel: &cancel, observer: &observer, is_foreground: true };
+    let observer = TerminalObserver::new("recovery", context.quiet);
+    let run_context = RunContext { cancel, observer: &observer, is_foreground: true };
     backup::recover(&runner, &run_context)?;
     Ok(runner)
 }
 
 /// Recovers the runs of dead workers, for a command that executes no run itself.
 pub fn recover(context: &Context, store: &Store) -> Result<()> {
-    let runner = register_command(context, store)?;
+    let runner = register_command(context, store, &CancelToken::default())?;
     store.remove_worker(runner.row.uuid)
 }
 

@@ -118,7 +118,7 @@ impl ScheduleState {
         let drill = store.last_drill(row.id)?;
         let unhealthy_archives = store.unhealthy_archives(row.id)?;
         let held = approval::held_commands(home, &row.schedule.name, &store.hooks(row.id)?)?;
-        let held = (!held.is_empty()).then(|| approval::describe(&held));
+        let held = (!held.is_empty()).then(|| approval::kinds(&held));
         let facts = ScheduleFacts {
             row: &row,
             zone,

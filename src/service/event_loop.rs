@@ -53,21 +53,18 @@ impl Service {
     /// Performs a tick and returns when the next one is due. A failure is logged, stays in the heartbeat until a tick
     /// succeeds, and does not end the service.
     fn tick_and_report(&mut self, has_failed: &mut bool) -> Option<Timestamp> {
-        match self.tick() {
-            Ok(tick) => {
-                if std::mem::take(has_failed) {
-                    self.update_heartbeat(|heartbeat| heartbeat.trouble = None);
-                }
-                tick.next
-            }
+        let (trouble, next) = match self.tick() {
+            Ok(tick) => (self.duties_trouble.take(), tick.next),
             Err(error) => {
                 log::error!("a scheduler tick failed and will be retried: {error}");
-                *has_failed = true;
-                let trouble = format!("its last scheduler tick failed: {error}");
-                self.update_heartbeat(|heartbeat| heartbeat.trouble = Some(trouble));
-                None
+                (Some(format!("its last scheduler tick failed: {error}")), None)
             }
+        };
+        let had_failed = std::mem::replace(has_failed, trouble.is_some());
+        if had_failed || trouble.is_some() {
+            self.update_heartbeat(|heartbeat| heartbeat.trouble = trouble);
         }
+        next
     }
 
     /// Waits until `next`, an event, a change that a tick must handle, or [`MAX_WAIT`].

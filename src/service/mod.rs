@@ -88,6 +88,8 @@ pub struct Service {
     maintenance_pace: MaintenancePace,
     /// Undoes what runs have begun.
     settling: SettlingThreads,
+    /// Why the last tick could not undo what runs have begun.
+    duties_trouble: Option<String>,
 }
 
 impl Service {
@@ -120,6 +122,7 @@ impl Service {
             maintenance: None,
             maintenance_pace: MaintenancePace::default(),
             settling: SettlingThreads::default(),
+            duties_trouble: None,
         };
         let grace_ms = u64::try_from(service.options.grace.as_millis()).ok();
         let follows_text_file = service.options.import.is_some();

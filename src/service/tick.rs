@@ -42,7 +42,13 @@ impl Service {
         let now = self.runner.clock.now();
         self.update_heartbeat(|heartbeat| heartbeat.ticked_at_ms = now.millis());
         self.recover()?;
-        self.settle_duties()?;
+        // What cannot be read of duties must not keep schedules from being run, or the service from being stopped.
+        let settled = self.settle_duties();
+        let next_duty = settled.and_then(|()| backup::next_duty(&self.runner)).unwrap_or_else(|error| {
+            log::error!("what runs began cannot be undone now: {error}");
+            self.duties_trouble = Some(format!("what runs began cannot be undone now: {error}"));
+            None
+        });
         if self.stop.is_none() {
             self.stop = self.runner.store.stop_request(self.runner.row.uuid)?;
         }
@@ -65,7 +71,7 @@ impl Service {
             self.runner.store.next_due()?,
             self.runner.store.next_not_before()?.filter(|at| *at > now),
             settles_in.map(|rest| now.plus(rest)),
-            backup::next_duty(&self.runner)?,
+            next_duty,
         ];
         Ok(Tick { enqueued, next: waiting.into_iter().flatten().min() })
     }

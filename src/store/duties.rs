@@ -122,13 +122,23 @@ impl Store {
         })
     }
 
-    /// Returns the duties that are not settled, in the order in which they were planned.
+    /// Returns the duties that are not settled, in the order in which they were planned. A row that cannot be read is
+    /// logged and left out, so that it does not prevent the others.
     pub fn open_duties(&self) -> Result<Vec<Duty>> {
         self.read(|connection| {
-            connection
-                .prepare_cached(&format!("SELECT {COLUMNS} FROM duty WHERE state <> 'settled' ORDER BY id"))?
-                .query_map([], duty_row)?
-                .collect()
+            let mut statement = connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM duty WHERE state <> 'settled' ORDER BY id"))?;
+            let (mut rows, mut duties) = (statement.query([])?, Vec::new());
+            while let Some(row) = rows.next()? {
+                match duty_row(row) {
+                    Ok(duty) => duties.push(duty),
+                    Err(error) => {
+                        let id: rusqlite::types::Value = row.get("id")?;
+                        log::error!("what a run left to be undone cannot be read (row {id:?} of duty): {error}");
+                    }
+                }
+            }
+            Ok(duties)
         })
     }
 

@@ -236,3 +236,15 @@ fn a_duty_outlives_its_schedule_and_the_history_of_its_run() {
     assert_eq!(store.prune_history(NOW.plus(Duration::from_secs(1))).unwrap(), 1);
     assert_eq!(store.duties_of_run(run).unwrap(), [open]);
 }
+
+#[test]
+fn a_duty_that_cannot_be_read_does_not_hide_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let claimed = claim(&store, created(&store, "a"), &worker());
+    let [bad, good] = ["app", "db"].map(|key| plan(&store, &claimed, key));
+    store.end_without_archive(claimed, RunState::Failed, "", NOW).unwrap();
+    let connection = rusqlite::Connection::open(store.path()).unwrap();
+    connection.execute("UPDATE duty SET worker = 'nobody' WHERE id = ?1", [bad.id]).unwrap();
+    assert_eq!(store.open_duties().unwrap(), [good]);
+}

@@ -399,3 +399,19 @@ fn what_a_killed_program_has_spooled_is_removed_by_recovery() {
     assert_eq!(world.archive_files().iter().filter(|name| name.ends_with(".part")).count(), 0);
     assert_eq!(run_now(&world, &runner, &row).state, RunState::Succeeded);
 }
+
+#[test]
+fn duties_that_cannot_be_read_stop_neither_schedules_nor_runs_nor_the_service() {
+    let world = World::new();
+    let row = world.schedule("docs", "01:00");
+    let mut service = world.service(false);
+    service.tick().unwrap();
+    let connection = rusqlite::Connection::open(world.store.path()).unwrap();
+    connection.execute_batch("ALTER TABLE duty RENAME TO lost").unwrap();
+    world.clock.advance(24 * HOUR);
+    assert_eq!(service.tick().unwrap().enqueued, 1);
+    let runner = world.process(Role::Command);
+    recover_all(&runner);
+    run_now(&world, &runner, &row);
+    assert_eq!(world.archive_files().len(), 1);
+}
