@@ -36,7 +36,10 @@ impl Runner {
         read: impl FnOnce(&Hooks) -> Result<(PreparedRun, WrittenRun), Failure>,
     ) -> Result<ReadRun, Failure> {
         let Surrounded { row, context, monitor, .. } = *surrounded;
-        let hooks = approval::hooks_to_execute(&self.home, &self.store, row).map_err(Failure::permanent)?;
+        let hooks = approval::hooks_to_execute(&self.home, &self.store, row).map_err(|error| match error.kind() {
+            ErrorKind::Busy | ErrorKind::DiskFull | ErrorKind::Interrupted => Failure::retryable(error),
+            _ => Failure::permanent(error),
+        })?;
         self.settle_before_run(row, context).map_err(Failure::retryable)?;
         let containers = self.choose_containers(row, &hooks, context.observer)?;
         let containers = containers.as_ref();

@@ -31,7 +31,8 @@ impl Runner {
             keeps_capabilities: hooks.options.keep_capabilities,
         };
         let started_at = self.clock.now();
-        let children = Children { home: &self.home, clock: &*self.clock, starter: &self.children };
+        let worker = self.row.uuid;
+        let children = Children { home: &self.home, clock: &*self.clock, starter: &self.children, worker };
         let outcome = children.run(&command, sink, is_cancelled);
         let (ending, output) = match &outcome {
             Ok(outcome) => (ending_of(outcome.ended), outcome.output.clone()),

@@ -130,7 +130,11 @@ impl Runner {
         let subject: AfterSubject = serde_json::from_str(&duty.subject).unwrap_or_default();
         let started = serde_json::json!(AfterSubject { is_started: true }).to_string();
         // Also the fence: whoever lost the duty starts nothing.
-        self.store.mark_duty_done(duty, &started)?;
+        match self.store.mark_duty_done(duty, &started) {
+            // It undoes what fills the disk, perhaps.
+            Err(error) if error.kind() == ErrorKind::DiskFull => log::warn!("run @{}: {error}", duty.run),
+            marked => drop(marked?),
+        }
         let facts = RunFacts { is_again: subject.is_started, attempt: duty.attempt, ..facts.clone() };
         let is_cancelled = self.stop_after_grace(context);
         let outcome = self.run_command(CommandKind::After, hooks, &facts, Sink::Keep, &is_cancelled);
@@ -201,7 +205,9 @@ impl Runner {
 
     /// Settles a duty `after` that an earlier attempt, run or process left.
     fn settle_left_after(&self, duty: &HeldDuty, context: &RunContext<'_>) -> Result<Option<String>> {
-        hooks::end_orphans(&self.home, duty.run, &*self.clock)?;
+        if let Err(error) = hooks::end_orphans(&self.home, duty.run, &*self.clock) {
+            return self.postpone(duty, &error.to_string()).map(|()| Some(error.to_string()));
+        }
         let run = match self.store.run(duty.run) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 log::error!("{}: run @{} is not in the history, and its --after unknown", duty.schedule_name, duty.run);
@@ -246,11 +252,12 @@ impl Runner {
     }
 
     /// Ends the commands of earlier runs of a schedule that killed programs have left.
+    ///
+    /// Errors: `Busy` if one is being executed, or does not end: nothing of the schedule is executed beside it.
     fn end_orphans_of(&self, row: &ScheduleRow) -> Result<()> {
         for run in hooks::runs_with_commands(&self.home)? {
             let Ok(run) = self.store.run(run) else { continue };
-            let is_dead = |worker: &Uuid| *worker != self.row.uuid && !liveness::is_alive(&self.home.workers(), worker);
-            if run.schedule_id == row.id && run.worker.as_ref().is_none_or(is_dead) {
+            if run.schedule_id == row.id {
                 hooks::end_orphans(&self.home, run.id, &*self.clock)?;
             }
         }

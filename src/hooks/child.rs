@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::orphans::{HookFile, end_orphans};
 use super::starter::Starter;
 use super::supervise::{Ended, Sink, Supervised, Supervisor};
@@ -73,6 +75,8 @@ pub struct Children<'a> {
     pub clock: &'a dyn Clock,
     /// Starts processes.
     pub starter: &'a Starter,
+    /// The worker that executes the commands.
+    pub worker: Uuid,
 }
 
 impl Children<'_> {
@@ -94,7 +98,7 @@ impl Children<'_> {
         is_cancelled: &dyn Fn() -> bool,
     ) -> Result<Outcome> {
         end_orphans(self.home, command.run, self.clock)?;
-        let file = HookFile::create(self.home, command.run, command.attempt)?;
+        let file = HookFile::create(self.home, command.run, command.attempt, self.worker)?;
         let failed = |error| Error::failed(format!("{} cannot be started by {shell}", command.what)).because(error);
         let mut process = Command::new(shell);
         process

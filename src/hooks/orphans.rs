@@ -14,12 +14,14 @@ use std::thread;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::process_table::{self, ProcessGroup};
 use super::supervise::{KILL_AFTER, POLL_INTERVAL};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::liveness;
 use crate::owner;
 use crate::source;
 
@@ -28,10 +30,14 @@ const RECORD_SUFFIX: &str = ".group";
 
 /// The process group of a command, as its file records it. A number of a group means the same group only in one boot,
 /// and only if its first process was started at that time.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct GroupRecord {
+    /// The worker that executes the command. As long as it is alive, it ends the command itself.
+    worker: Option<Uuid>,
     boot: Option<String>,
-    group: i32,
+    /// Unknown until the first process was started.
+    group: Option<i32>,
     /// When the first process was started, in clock ticks since the boot.
     started: u64,
 }
@@ -40,17 +46,20 @@ struct GroupRecord {
 pub(super) struct HookFile {
     path: PathBuf,
     file: File,
+    worker: Uuid,
 }
 
 impl HookFile {
     /// Creates and locks the file. The caller has ended what is left of earlier commands of the run.
-    pub(super) fn create(home: &Home, run: i64, attempt: i64) -> Result<HookFile> {
+    pub(super) fn create(home: &Home, run: i64, attempt: i64, worker: Uuid) -> Result<HookFile> {
         let path = home.workers().join(format!("{PREFIX}{run}-{attempt}"));
         let failed = |error: io::Error| Error::io("lock the file of a command", &path)(error);
         // Only readable, so that no command writes into it.
         let file = owner::open_or_create(&path, OFlags::RDONLY, 0o600).map_err(failed)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(failed)?;
-        Ok(HookFile { path, file })
+        let created = HookFile { path, file, worker };
+        created.write_record(&GroupRecord { worker: Some(worker), ..GroupRecord::default() })?;
+        Ok(created)
     }
 
     /// Returns the locked file as the input of a process. The lock is free once that, and this, are closed.
@@ -61,7 +70,11 @@ impl HookFile {
     /// Records the group of the command, whose first process is `pid`.
     pub(super) fn record(&self, pid: i32) -> Result<()> {
         let Some(started) = process_table::started(pid) else { return Ok(()) };
-        let record = GroupRecord { boot: source::boot_id(), group: pid, started };
+        let worker = Some(self.worker);
+        self.write_record(&GroupRecord { worker, boot: source::boot_id(), group: Some(pid), started })
+    }
+
+    fn write_record(&self, record: &GroupRecord) -> Result<()> {
         let text = serde_json::to_vec(&record).map_err(|e| Error::failed("the group of a command").because(e))?;
         let path = record_path(&self.path);
         fs::write(&path, text).map_err(Error::io("write", &path))
@@ -93,9 +106,11 @@ fn remove_files(path: &Path) {
 /// Ends the commands of a run that a killed program has left: SIGTERM to their process groups, SIGKILL after 10 s. When
 /// this returns, none of them is alive. The caller holds the claim of the run, or the run has ended.
 ///
-/// Errors: a command that does not end, for example one of another user.
+/// Errors: `Busy` if a live worker executes a command of the run, and nothing is ended, or if a command does not end,
+/// for example one of another user.
 pub fn end_orphans(home: &Home, run: i64, clock: &dyn Clock) -> Result<()> {
     for path in files_of(home, run)? {
+        check_writer(home, &path, run)?;
         end_orphan(&path, run, clock)?;
         remove_files(&path);
     }
@@ -105,6 +120,19 @@ pub fn end_orphans(home: &Home, run: i64, clock: &dyn Clock) -> Result<()> {
 /// Returns the runs of which a command is alive, or was when its program was killed.
 pub fn runs_with_commands(home: &Home) -> Result<BTreeSet<i64>> {
     Ok(files(home)?.into_iter().map(|(run, _)| run).collect())
+}
+
+/// Fails if something of a command is alive, and the worker that started it, too.
+fn check_writer(home: &Home, path: &Path, run: i64) -> Result<()> {
+    let worker = read_record(path).and_then(|record| record.worker);
+    if worker.is_some_and(|worker| liveness::is_alive(&home.workers(), &worker)) && Left::find(path, run)?.is_some() {
+        return Err(Error::busy(format!("a command of run @{run} is being executed")).hint("wait for its end"));
+    }
+    Ok(())
+}
+
+fn read_record(path: &Path) -> Option<GroupRecord> {
+    fs::read(record_path(path)).ok().and_then(|text| serde_json::from_slice(&text).ok())
 }
 
 /// Returns the files of the commands of a run, without their records.
@@ -163,8 +191,7 @@ impl Left {
     /// Tests the lock and the group; `None` if nothing is alive.
     fn find(path: &Path, run: i64) -> Result<Option<Left>> {
         let locked = locked_by_another(path)?;
-        let recorded = fs::read(record_path(path)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let recorded = recorded.and_then(|record| alive_group(&record, run));
+        let recorded = read_record(path).and_then(|record| alive_group(&record, run));
         let mut groups: Vec<_> = recorded.into_iter().collect();
         if let Some(file) = &locked {
             // The program may have been killed before it had recorded the group.
@@ -176,7 +203,7 @@ impl Left {
 
 /// Returns the group of a record if it is alive and still the same.
 fn alive_group(record: &GroupRecord, run: i64) -> Option<ProcessGroup> {
-    let group = ProcessGroup::new(record.group)?;
+    let group = ProcessGroup::new(record.group?)?;
     let variable = format!("BACKUP_RUN={run}");
     let is_ours = |environ: &[u8]| environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes());
     (record.boot == source::boot_id() && group.is_alive_since(record.started, is_ours)).then_some(group)

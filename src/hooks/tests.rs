@@ -11,6 +11,7 @@ use crate::cancel::CancelToken;
 use crate::clock::SystemClock;
 use crate::home::HomeOptions;
 use crate::hooks::{HookState, OUTPUT_LIMIT, RunFacts};
+use crate::liveness::Worker;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -31,7 +32,7 @@ impl Place {
     }
 
     fn children(&self) -> Children<'_> {
-        Children { home: &self.home, clock: &self.clock, starter: &self.starter }
+        Children { home: &self.home, clock: &self.clock, starter: &self.starter, worker: Uuid::nil() }
     }
 
     fn command<'a>(&'a self, text: &'a str, time_limit: Duration) -> ChildCommand<'a> {
@@ -247,7 +248,7 @@ fn an_error_of_the_sink_ends_the_command() {
 
 /// Starts a command of the run 17 as a program does that is killed at once: nobody waits for it.
 fn leave_behind(place: &Place, text: &str, is_recorded: bool) {
-    let file = HookFile::create(&place.home, 17, 1).unwrap();
+    let file = HookFile::create(&place.home, 17, 1, Uuid::nil()).unwrap();
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(text).env("BACKUP_RUN", "17").current_dir(place.dir.path()).process_group(0);
     command.stdin(file.input().unwrap()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -270,6 +271,21 @@ fn what_a_killed_program_left_is_ended_before_the_next_command_starts() {
         assert_eq!(String::from_utf8(outcome.output).unwrap(), "next\n", "recorded: {is_recorded}");
         assert_eq!(place.files(), [""; 0]);
     }
+}
+
+#[test]
+fn a_command_that_a_live_worker_executes_is_left_alone() {
+    let place = Place::new();
+    leave_behind(&place, "echo $$ >pid; sleep 1000", true);
+    let (left, record) = (place.number_in("pid"), place.home.workers().join("hook-17-1.group"));
+    let alive = Worker::register(&place.home.workers(), 0o700, place.clock.now()).unwrap();
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace(&Uuid::nil().to_string(), &alive.uuid().to_string())).unwrap();
+    let error = end_orphans(&place.home, 17, &place.clock).unwrap_err();
+    assert!(error.kind() == crate::error::ErrorKind::Busy && is_alive(left), "{error}");
+    drop(alive);
+    end_orphans(&place.home, 17, &place.clock).unwrap();
+    assert!(!is_alive(left));
 }
 
 #[test]

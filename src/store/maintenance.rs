@@ -149,6 +149,7 @@ impl Store {
                 "DELETE FROM run WHERE id IN (SELECT id FROM run AS old WHERE finished_at_ms < ?1 \
                  AND NOT EXISTS (SELECT 1 FROM archive WHERE archive.run_id = old.id) \
                  AND id <> (SELECT max(id) FROM run AS newest WHERE newest.schedule_id = old.schedule_id) \
+                 AND NOT EXISTS (SELECT 1 FROM duty WHERE duty.run_id = old.id AND state <> 'settled') \
                  AND NOT EXISTS (SELECT 1 FROM run AS older WHERE older.superseded_by = old.id) LIMIT ?2)",
                 params![limit.millis(), MAX_HISTORY_BATCH],
             )
