@@ -186,7 +186,11 @@ impl Engine {
             204 => Ok(Change::Made),
             304 => Ok(Change::WasSo),
             404 => Ok(Change::NotFound),
-            _ => Err(StopError { error: self.fail(&doing, self.refusal(response)), is_answered: true }),
+            // A proxy that gives up waiting, or an engine in trouble, says nothing of what goes on.
+            status => {
+                let is_answered = status < 500;
+                Err(StopError { error: self.fail(&doing, self.refusal(response)), is_answered })
+            }
         }
     }
 
