@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,9 @@ pub struct ApplyArgs {
     /// Delete the schedules that the file has no more instead of pausing them; their archives are kept
     #[arg(long)]
     prune: bool,
+    /// Delete them also if the file may be cut off: it lacks all, the last one, or many of its schedules
+    #[arg(long, requires = "prune")]
+    yes: bool,
     /// Let commands manage the schedules of the file again, which may be lost; nothing else changes
     #[arg(long, conflicts_with = "prune")]
     release: bool,
@@ -86,9 +89,9 @@ pub fn cmd_apply(context: &Context, args: &ApplyArgs) -> Result<u8> {
         return release(context, args, &file);
     }
     // Read first, so that a bad file does not create a database.
-    let bytes = read(&args.file)?;
+    let (bytes, found) = read(&args.file)?;
     let entries = import_export::parse_settings(&bytes, &file)?;
-    import_export::check_owner(&context.home, &file, &entries)?;
+    import_export::check_owner(&context.home, &file, &found, &entries)?;
     let store = match args.dry_run && !context.home.db().exists() {
         true => None,
         false if args.dry_run => Some(context.open()?),
@@ -97,7 +100,11 @@ pub fn cmd_apply(context: &Context, args: &ApplyArgs) -> Result<u8> {
     warn_of_patterns(context, &entries);
     let plan = plan(context, store.as_ref(), &file, entries, args.prune)?;
     if let Some(store) = store.as_ref().filter(|_| !args.dry_run) {
-        if !plan.is_empty() && bytes.last().is_some_and(|last| *last != b'\n') {
+        let is_unfinished = bytes.last().is_some_and(|last| *last != b'\n');
+        if args.prune {
+            check_prune(args, &file, &plan, is_unfinished)?;
+        }
+        if !plan.is_empty() && is_unfinished {
             context.warn(&format!("{file} may be cut off: its last line has no newline at its end"));
         }
         plan.apply(&context.home, store, context.now())?;
@@ -106,8 +113,28 @@ pub fn cmd_apply(context: &Context, args: &ApplyArgs) -> Result<u8> {
     Ok(0)
 }
 
-fn read(file: &Path) -> Result<Vec<u8>> {
-    fs::read(file).map_err(|error| match error.kind() {
+/// Refuses to delete the schedules that a file lacks which may be cut off.
+fn check_prune(args: &ApplyArgs, file: &str, plan: &SettingsPlan, is_unfinished: bool) -> Result<()> {
+    if is_unfinished && !plan.deleted.is_empty() {
+        let message = format!(
+            "the settings file {file} may be cut off: its last line has no newline at its end, and schedules that it \
+             lacks would be deleted ({}). Nothing of it was applied",
+            plan.deleted.join(", ")
+        );
+        return Err(Error::usage(message).hint("end its last line with a newline"));
+    }
+    if args.yes { Ok(()) } else { plan.check_removals(file, "delete them, run `backup-manager apply --prune --yes") }
+}
+
+/// Reads the file, and what it is.
+fn read(file: &Path) -> Result<(Vec<u8>, fs::Metadata)> {
+    let read = || -> io::Result<_> {
+        let mut opened = fs::File::open(file)?;
+        let mut bytes = Vec::new();
+        opened.read_to_end(&mut bytes)?;
+        Ok((bytes, opened.metadata()?))
+    };
+    read().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::not_found(format!("the settings file {} does not exist", file.display()))
             .hint("write one with `backup-manager export --format toml FILE`, or give the path of yours"),
         io::ErrorKind::IsADirectory => Error::usage(format!("{} is a folder", file.display()))

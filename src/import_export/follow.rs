@@ -42,7 +42,7 @@ fn apply_text_file(settled: &Settled<'_>, store: &Store, zone: Tz, now: Timestam
         log::warn!("{name} is not a file; it has never been imported, and the schedules are not changed");
         return store.set_import_error(None);
     }
-    let bytes = read_settled(settled)?;
+    let (bytes, _) = read_settled(settled)?;
     let entries = parse_text(&bytes, &name)?;
     if !settled.is_finished()
         && let Some(line) = text_file::unfinished_line(&bytes, last.text.as_deref().unwrap_or_default())

@@ -183,8 +183,8 @@ impl Settled<'_> {
     }
 }
 
-/// Reads the file if it still is in the state that has settled. Opening it never waits, as it would on a pipe.
-pub(super) fn read_settled(settled: &Settled<'_>) -> Result<Vec<u8>> {
+/// Reads the file, and what it is, if it still is in the state that has settled. Opening it never waits, as it would on a pipe.
+pub(super) fn read_settled(settled: &Settled<'_>) -> Result<(Vec<u8>, fs::Metadata)> {
     let (path, words) = (settled.path, settled.kind.words());
     let in_words = |action: &str| format!("cannot {action} the {words} {}", path.display());
     let not_blocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -208,7 +208,7 @@ pub(super) fn read_settled(settled: &Settled<'_>) -> Result<Vec<u8>> {
     if FileStamp::new(&metadata(&file)?) != *settled.stamp {
         return Err(Error::failed(format!("the {words} {} changed while it was read", path.display())));
     }
-    Ok(bytes)
+    Ok((bytes, found))
 }
 
 #[cfg(test)]
@@ -223,7 +223,7 @@ mod tests {
         let stamp = FileStamp::of_path(&path);
         let settled =
             Settled { path: &path, kind: FollowedKind::Text, stamp: &stamp, unchanged_for: Duration::from_secs(5) };
-        assert_eq!(read_settled(&settled).unwrap(), b"/a;09:00;one\n");
+        assert_eq!(read_settled(&settled).unwrap().0, b"/a;09:00;one\n");
         fs::write(&path, "").unwrap();
         let error = read_settled(&settled).unwrap_err().to_string();
         assert!(error.contains("changed while it was read"), "{error}");

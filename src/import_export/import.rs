@@ -219,7 +219,13 @@ fn import(
         }
     }
     if !(created.is_empty() && edited.is_empty() && deleted.is_empty()) {
-        let all = ScheduleChanges { created: &created, edited: &edited, deleted: &deleted, hooks, managed: &[] };
+        let all = ScheduleChanges {
+            created: &created,
+            edited: &edited,
+            deleted: &deleted,
+            hooks,
+            ..ScheduleChanges::default()
+        };
         store.apply_schedules(&all, now)?;
     }
     Ok(imported)

@@ -83,6 +83,16 @@ impl Retention {
         Ok(options)
     }
 
+    /// Returns whether a rule that `before` has keeps less in this policy, or is not in it.
+    pub fn keeps_less_than(&self, before: &Retention) -> bool {
+        let counts = self.counts().into_iter().zip(before.counts());
+        let is_less = counts.into_iter().any(|((_, count), (_, before))| count < before)
+            || self.within < before.within
+            || self.manual < before.manual
+            || before.all;
+        !self.all && is_less
+    }
+
     /// Checks the policy. One that keeps no archive of scheduled runs and one with other rules than "all" besides it
     /// are usage errors.
     pub fn check(&self) -> Result<()> {

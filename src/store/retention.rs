@@ -10,8 +10,15 @@ use crate::chunk::PADDED_VERSION;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What `prune_held_run` holds, instead of a run number, from the return of a deleted name to its first prune.
+/// What `prune_held_run` holds, instead of a run number, from the return of a deleted name, or from a change of a
+/// followed file by which less is kept, to the next prune.
 pub(super) const HELD_FOR_FIRST_PRUNE: i64 = 0;
+
+/// Lets the next prune of a schedule wait for a later good run.
+pub(super) fn hold_next_prune(transaction: &rusqlite::Transaction<'_>, schedule: i64) -> rusqlite::Result<()> {
+    let held = [schedule, HELD_FOR_FIRST_PRUNE];
+    transaction.execute("UPDATE schedule SET prune_held_run = ?2 WHERE id = ?1", held).map(drop)
+}
 
 impl Store {
     /// Marks archives for deletion if every one of `anchors`, the good archives that make it safe, is still good.

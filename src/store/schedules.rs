@@ -7,7 +7,7 @@ use super::Store;
 use super::base::NOT_HELD;
 use super::enqueue::compare_and_set_watermark;
 use super::hooks::{remove_hooks, write_hooks};
-use super::retention::HELD_FOR_FIRST_PRUNE;
+use super::retention::{HELD_FOR_FIRST_PRUNE, hold_next_prune};
 use super::rows::exactly_one;
 use super::run_end::cancel_queued;
 use super::types::{Revived, ScheduleChanges, ScheduleRow, Watermark};
@@ -120,6 +120,9 @@ impl Store {
             }
             for (id, schedule, watermark) in changes.edited {
                 update_schedule(transaction, *id, schedule, *watermark, now).map_err(|e| self.database_error(e))?;
+            }
+            for id in changes.held {
+                hold_next_prune(transaction, *id).map_err(|e| self.database_error(e))?;
             }
             let create = |(schedule, watermark): &(Schedule, Watermark)| {
                 self.create_schedule(transaction, schedule, *watermark, now)

@@ -120,7 +120,12 @@ fn what_leaves_the_file_is_paused_and_with_prune_deleted_with_its_archives_kept(
     let _ = home.run(&["apply", "backup.toml"]).ok();
     assert_eq!(home.run(&["show", "two", "--json"]).ok().json()["enabled"], true);
     fs::write(home.path("backup.toml"), one).unwrap();
-    let said = home.run(&["apply", "backup.toml", "--prune"]).ok();
+    let _ = home.run(&["apply", "backup.toml", "--prune"]).fails(2, &["may be cut off", "two", "--prune --yes"]);
+    fs::write(home.path("backup.toml"), one.trim_end()).unwrap();
+    let _ = home.run(&["apply", "backup.toml", "--prune", "--yes"]).fails(2, &["newline", "two"]);
+    assert_eq!(home.run(&["list"]).ok().stdout.lines().count(), 2);
+    fs::write(home.path("backup.toml"), one).unwrap();
+    let said = home.run(&["apply", "backup.toml", "--prune", "--yes"]).ok();
     assert!(said.stderr.contains("deleted: two"), "{said:?}");
     assert_eq!((home.run(&["list"]).ok().stdout.lines().count(), home.archive_files()), (1, archives));
     fs::write(home.path("backup.toml"), TWO).unwrap();
@@ -213,5 +218,5 @@ fn a_command_of_the_file_is_executed_and_is_in_no_log() {
     let log = home.log("backup_manager.log");
     assert!(log.contains("one: changed before") && !log.contains("canary"), "{log}");
     fs::set_permissions(home.path("backup.toml"), fs::Permissions::from_mode(0o666)).unwrap();
-    let _ = home.run(&["apply", "backup.toml"]).fails(2, &["everybody may write it", "chmod o-w"]);
+    let _ = home.run(&["apply", "backup.toml"]).fails(2, &["others than its owner may write it", "chmod go-w"]);
 }

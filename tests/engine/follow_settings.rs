@@ -99,11 +99,45 @@ fn an_entry_that_left_the_file_is_paused_and_comes_back_enabled() {
     let (file, mut service) = following(&world, &entries(&all));
     fs::write(&file, entries(&all[..3])).unwrap();
     settle(&world, &mut service);
-    assert_eq!((enabled(&world), error(&world)), (all[..3].iter().map(ToString::to_string).collect(), String::new()));
-    assert!(row(&world, "four").managed_by.is_none() && !row(&world, "four").deleted);
+    assert!(error(&world).contains("backup-manager apply"), "the last one may be cut off: {}", error(&world));
+    assert_eq!(enabled(&world), all);
+    let rest = ["one", "three", "four"];
+    fs::write(&file, entries(&rest).trim_end()).unwrap();
+    settle(&world, &mut service);
+    world.clock.advance(HOUR);
+    settle(&world, &mut service);
+    assert!(error(&world).contains("newline"), "{}", error(&world));
+    assert_eq!(enabled(&world), all);
+    fs::write(&file, entries(&rest)).unwrap();
+    settle(&world, &mut service);
+    assert_eq!((enabled(&world), error(&world)), (rest.iter().map(ToString::to_string).collect(), String::new()));
+    assert!(row(&world, "two").managed_by.is_none() && !row(&world, "two").deleted);
     fs::write(&file, entries(&all)).unwrap();
     settle(&world, &mut service);
-    assert_eq!(enabled(&world), all);
+    let mut back = enabled(&world);
+    back.sort();
+    assert_eq!(back, ["four", "one", "three", "two"]);
+}
+
+#[test]
+fn the_first_prune_after_a_change_of_the_file_by_which_less_is_kept_waits() {
+    let world = World::new();
+    let text = format!("{}keep_monthly = 12\n", entry("one", "09:00"));
+    let (file, mut service) = following(&world, &format!("{text}keep_yearly = 10\n"));
+    let is_held = || world.store.is_prune_held(row(&world, "one").id).unwrap();
+    fs::write(&file, format!("{text}keep_yearly = 11\n")).unwrap();
+    settle(&world, &mut service);
+    assert!(!is_held(), "more is kept");
+    fs::write(&file, text.trim_end()).unwrap();
+    settle(&world, &mut service);
+    world.clock.advance(HOUR);
+    settle(&world, &mut service);
+    assert!(error(&world).contains("newline"), "{}", error(&world));
+    assert_eq!(row(&world, "one").schedule.retention.to_string(), "monthly 12, yearly 11");
+    fs::write(&file, &text).unwrap();
+    settle(&world, &mut service);
+    assert_eq!(row(&world, "one").schedule.retention.to_string(), "monthly 12");
+    assert!(is_held());
 }
 
 #[test]
@@ -128,14 +162,14 @@ fn a_file_that_lacks_over_a_third_is_an_error_until_it_is_applied_by_command_als
 #[test]
 fn a_last_line_without_an_end_is_applied_after_a_minute_and_is_no_error_if_nothing_changes() {
     let world = World::new();
-    let (file, mut service) = following(&world, &format!("{}keep_last = 20\n", entry("one", "09:00")));
-    fs::write(&file, format!("{}keep_last = 2", entry("one", "09:00"))).unwrap();
+    let (file, mut service) = following(&world, &format!("{}keep_last = 2\n", entry("one", "09:00")));
+    fs::write(&file, format!("{}keep_last = 20", entry("one", "09:00"))).unwrap();
     settle(&world, &mut service);
-    assert_eq!(row(&world, "one").schedule.retention.to_string(), "last 20");
+    assert_eq!(row(&world, "one").schedule.retention.to_string(), "last 2");
     assert!(error(&world).contains("newline"), "{}", error(&world));
     world.clock.advance(Duration::from_secs(61));
     settle(&world, &mut service);
-    assert_eq!((row(&world, "one").schedule.retention.to_string().as_str(), error(&world)), ("last 2", String::new()));
+    assert_eq!((row(&world, "one").schedule.retention.to_string().as_str(), error(&world)), ("last 20", String::new()));
     let service = restart(&world, service, &file);
     assert_eq!(error(&world), "");
     drop(service);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use backup_manager::approval;
@@ -407,13 +408,27 @@ fn commands_in_a_file_that_others_may_write_are_refused() {
     fs::write(&file, "").unwrap();
     let plain = parse("[schedule.a]\nsource = \"a\"\nat = \"1:00\"\n");
     let commands = parse("[schedule.a]\nsource = \"a\"\nat = \"1:00\"\nafter = \"true\"\n");
-    let check = |entries: &[Entry]| check_owner(&world.home, file.to_str().unwrap(), entries);
+    let check =
+        |entries: &[Entry]| check_owner(&world.home, file.to_str().unwrap(), &fs::metadata(&file).unwrap(), entries);
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let folder = file.parent().unwrap();
+    set_mode(folder, 0o755);
+    set_mode(&file, 0o644);
     check(&commands).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o646)).unwrap();
+    for mode in [0o646, 0o664] {
+        set_mode(&file, mode);
+        check(&plain).unwrap();
+        let error = check(&commands).unwrap_err();
+        assert!(error.to_string().contains("others than its owner may write it"), "{error}");
+    }
+    set_mode(&file, 0o600);
+    set_mode(folder, 0o775);
     check(&plain).unwrap();
     let error = check(&commands).unwrap_err();
-    assert!(error.to_string().contains("everybody may write it"), "{error}");
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(error.to_string().contains("may write its folder"), "{error}");
+    set_mode(folder, 0o1777);
+    check(&commands).unwrap();
+    set_mode(folder, 0o755);
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(&file, Some(65_534), None).unwrap();
         check(&plain).unwrap();
@@ -449,4 +464,15 @@ fn the_documentation_lists_exactly_the_keys_that_are_read() {
     let example = fs::read(format!("{root}/contrib/backup.toml")).unwrap();
     let example = parse_settings(&example, "contrib/backup.toml").unwrap_or_else(|error| panic!("{error}"));
     assert!(!example.is_empty());
+}
+
+#[test]
+fn a_settings_file_is_gone_only_if_its_folder_is_there() {
+    let world = World::new();
+    let is_of_other = |path: &Path| {
+        let file = path.to_str().unwrap().to_owned();
+        backup_manager::store::Managed { file, line: 1, is_paused: false }.is_of_other("/other.toml")
+    };
+    assert!(!is_of_other(&world.path("gone.toml")));
+    assert!(is_of_other(&world.path("not-mounted/backup.toml")));
 }

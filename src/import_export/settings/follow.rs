@@ -38,23 +38,36 @@ pub fn names_in_text_file(store: &Store) -> Result<BTreeSet<ScheduleName>> {
 }
 
 /// Fails if the file has commands and others than root and the owner of the database may have written them: they are
-/// executed with the rights of that owner.
-pub fn check_owner(home: &Home, file: &str, entries: &[Entry]) -> Result<()> {
+/// executed with the rights of that owner. `found` is what was read. Whoever may write the folder of the file, or of
+/// what a link leads to, may replace it.
+pub fn check_owner(home: &Home, file: &str, found: &fs::Metadata, entries: &[Entry]) -> Result<()> {
     if entries.iter().all(|entry| entry.hooks.commands.is_empty()) {
         return Ok(());
     }
-    let found = fs::metadata(file).map_err(Error::io("inspect", file))?;
     let uid = fs::metadata(home.db()).map_or_else(|_| rustix::process::geteuid().as_raw(), |database| database.uid());
-    let refuse = |why: String, command: String| {
-        let message = format!("the settings file {file} has commands, and nothing of it was applied: {why}");
-        Err(Error::usage(message).hint(format!("{command} {}", shell_word(file))))
+    let check = |path: &Path, found: &fs::Metadata| {
+        let (what, writers) = match found.is_dir() {
+            true => (format!("its folder {}", path.display()), found.mode() & 0o1022),
+            false => ("it".to_owned(), found.mode() & 0o022),
+        };
+        let refuse = |why: String, command: String| {
+            let message = format!("the settings file {file} has commands, and nothing of it was applied: {why}");
+            Err(Error::usage(message).hint(format!("{command} {}", shell_word(&path.to_string_lossy()))))
+        };
+        if ![0, uid].contains(&found.uid()) {
+            let why = format!("{what} belongs to uid {}, and the database to uid {uid}", found.uid());
+            return refuse(why, format!("chown {uid}"));
+        }
+        // In a sticky folder nobody replaces what belongs to another.
+        if writers != 0 && writers & 0o1000 == 0 {
+            return refuse(format!("others than its owner may write {what}"), "chmod go-w".to_owned());
+        }
+        Ok(())
     };
-    if ![0, uid].contains(&found.uid()) {
-        let why = format!("it belongs to uid {}, and the database to uid {uid}", found.uid());
-        return refuse(why, format!("chown {uid}"));
-    }
-    if found.mode() & 0o002 != 0 {
-        return refuse("everybody may write it".to_owned(), "chmod o-w".to_owned());
+    check(Path::new(file), found)?;
+    let real = fs::canonicalize(file).map_err(Error::io("find", file))?;
+    for folder in [Path::new(file), &real].into_iter().filter_map(Path::parent) {
+        check(folder, &fs::metadata(folder).map_err(Error::io("inspect", folder))?)?;
     }
     Ok(())
 }
@@ -69,20 +82,29 @@ pub(in crate::import_export) fn apply_followed_settings(
     zone: Tz,
     now: Timestamp,
 ) -> Result<()> {
-    let bytes = read_settled(settled)?;
+    let (bytes, found) = read_settled(settled)?;
     let file = settings_path(settled.path())?;
     let entries = parse_settings(&bytes, &file)?;
-    check_owner(home, &file, &entries)?;
+    check_owner(home, &file, &found, &entries)?;
     let in_text_file = if beside_text_file { names_in_text_file(store)? } else { BTreeSet::new() };
     let present = Present { home, store: Some(store), in_text_file: &in_text_file, zone, now };
-    let plan = SettingsPlan::new(&file, entries, Removed::Pause, &present)?;
-    if !plan.is_empty() && bytes.last().is_some_and(|last| *last != b'\n') && !settled.is_finished() {
+    let mut plan = SettingsPlan::new(&file, entries, Removed::Pause, &present)?;
+    let is_unfinished = bytes.last().is_some_and(|last| *last != b'\n');
+    if is_unfinished && plan.loses() {
+        return Err(Error::usage(format!(
+            "the settings file {file} may be cut off: its last line has no newline at its end, and with it less would \
+             be backed up or kept. Nothing of it was applied. If it is whole, run `backup-manager apply {}`",
+            shell_word(&file)
+        )));
+    }
+    if is_unfinished && !plan.is_empty() && !settled.is_finished() {
         return Err(Error::usage(format!(
             "the settings file {file} may be cut off: its last line has no newline at its end. It is applied once it \
              has not changed for a minute"
         )));
     }
-    plan.check_removals(&file)?;
+    plan.check_removals(&file, "pause them, run `backup-manager apply")?;
+    plan.hold_prunes();
     plan.apply(home, store, now)?;
     plan.notes().iter().for_each(|note| log::info!("{note}"));
     if store.config_error()?.is_some() { store.set_config_error(None) } else { Ok(()) }

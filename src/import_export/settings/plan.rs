@@ -92,6 +92,12 @@ pub struct SettingsPlan {
     pub unchanged: usize,
     /// How many schedules the file managed so far.
     managed_before: usize,
+    /// The schedule whose entry was the last one of the file is not in it any more.
+    lacks_last: bool,
+    /// Rows of schedules of which less is kept from now on.
+    keep_less: Vec<i64>,
+    /// Those of them whose next prune waits for a later good run.
+    held: Vec<i64>,
     new_schedules: Vec<(Schedule, Watermark)>,
     edits: Vec<(i64, Schedule, Watermark)>,
     deletions: Vec<i64>,
@@ -123,6 +129,9 @@ impl SettingsPlan {
         let is_own = |row: &&ScheduleRow| row.managed_by.as_ref().is_some_and(|managed| managed.file == file);
         let mut plan = SettingsPlan { managed_before: rows.iter().filter(is_own).count(), ..SettingsPlan::default() };
         let names: BTreeSet<ScheduleName> = entries.iter().map(|entry| entry.schedule.name.clone()).collect();
+        let line = |row: &&ScheduleRow| row.managed_by.as_ref().map(|managed| managed.line);
+        let last = rows.iter().filter(is_own).max_by_key(line);
+        plan.lacks_last = last.is_some_and(|row| !names.contains(&row.schedule.name));
         for row in rows.iter().filter(is_own).filter(|row| !names.contains(&row.schedule.name)) {
             plan.remove(row, removed, present);
         }
@@ -150,13 +159,24 @@ impl SettingsPlan {
         self.created.is_empty() && self.changed.is_empty() && self.paused.is_empty() && self.deleted.is_empty()
     }
 
-    /// Refuses what a file that is cut off would do, too: all schedules of the file are gone, or more than one of them
-    /// and over a third.
-    pub fn check_removals(&self, file: &str) -> Result<()> {
+    /// Returns whether a schedule is gone, or less of one is kept.
+    pub fn loses(&self) -> bool {
+        !(self.paused.is_empty() && self.deleted.is_empty() && self.keep_less.is_empty())
+    }
+
+    /// Lets the next prune of schedules of which less is kept from now on wait for a later good run: a file that is
+    /// written still may lack the rest of their rules.
+    pub fn hold_prunes(&mut self) {
+        self.held.clone_from(&self.keep_less);
+    }
+
+    /// Refuses what a file that is cut off would do, too: all schedules of the file are gone, the last one, or more
+    /// than one of them and over a third. `confirm` is the command by which it is done all the same.
+    pub fn check_removals(&self, file: &str, confirm: &str) -> Result<()> {
         let removed: Vec<&str> = self.paused.iter().chain(&self.deleted).map(String::as_str).collect();
         let (count, made) = (removed.len(), self.managed_before);
         let is_empty = self.created.is_empty() && self.changed.is_empty() && self.unchanged == 0;
-        if count == 0 || !(is_empty || (count > 1 && count * 3 > made)) {
+        if count == 0 || !(is_empty || self.lacks_last || (count > 1 && count * 3 > made)) {
             return Ok(());
         }
         let what = if is_empty { "has no schedule" } else { "may be cut off" };
@@ -164,7 +184,7 @@ impl SettingsPlan {
         let listed = removed.into_iter().take(MAX_LISTED_NAMES).collect::<Vec<_>>().join(", ");
         Err(Error::usage(format!(
             "the settings file {file} {what}: it lacks {count} of the {made} schedules that it managed \
-             ({listed}{more}), and nothing of it was applied. To pause them, run `backup-manager apply {}`",
+             ({listed}{more}), and nothing of it was applied. To {confirm} {}`",
             words::shell_word(file)
         )))
     }
@@ -180,6 +200,7 @@ impl SettingsPlan {
             created: &self.new_schedules,
             edited: &self.edits,
             deleted: &self.deletions,
+            held: &self.held,
             managed: &self.marks,
             hooks: &hooks,
         };
@@ -233,6 +254,9 @@ impl SettingsPlan {
         }
         if hooks != before.hooks || is_approved {
             self.hooks.push((wanted.name.clone(), hooks));
+        }
+        if wanted.retention.keeps_less_than(&row.schedule.retention) {
+            self.keep_less.push(row.id);
         }
         if wanted != row.schedule {
             let watermark = Watermark::starting(&wanted, present.zone, present.now);

@@ -1,6 +1,8 @@
 //! Schedules with the state that the engine keeps for them.
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use chrono_tz::Tz;
@@ -62,9 +64,13 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Returns whether another file than `file` manages it, and still exists.
+    /// Returns whether another file than `file` manages it, and still exists. It exists no more if its folder does: a
+    /// folder that is missing may be one that is not mounted.
     pub fn is_of_other(&self, file: &str) -> bool {
-        self.file != file && Path::new(&self.file).exists()
+        let path = Path::new(&self.file);
+        let is_gone = fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+            && path.parent().is_some_and(Path::is_dir);
+        self.file != file && !is_gone
     }
 }
 
@@ -109,6 +115,8 @@ pub struct ScheduleChanges<'a> {
     pub edited: &'a [(i64, Schedule, Watermark)],
     /// Rows that are deleted.
     pub deleted: &'a [i64],
+    /// Rows whose next prune waits for a later good run.
+    pub held: &'a [i64],
     /// Names, with what surrounds their runs from now on. Others keep what they have.
     pub hooks: &'a [(ScheduleName, ScheduleHooks)],
     /// Names, with the settings file that manages them from now on; `None` for commands.
