@@ -1,4 +1,4 @@
-//! The client of container engines, against an engine on a socket that does what a test tells it.
+//! The client of container engines, against an engine on a socket that does what a test wants.
 
 #[path = "containers/fake_engine.rs"]
 mod fake_engine;

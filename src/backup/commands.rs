@@ -83,7 +83,7 @@ impl Runner {
     }
 }
 
-/// Returns what a command of a run is told, from the record of the run.
+/// Returns what a command of a run learns of it, from the record of the run.
 pub(super) fn facts_of<'a>(run: &'a Run, source: &'a std::path::Path, state: HookState) -> RunFacts<'a> {
     RunFacts {
         schedule: &run.schedule_name,

@@ -16,7 +16,7 @@ pub(super) struct Surrounded<'a> {
 }
 
 impl<'a> Surrounded<'a> {
-    /// Returns what a command is told before anything was read.
+    /// Returns what a command learns before anything was read.
     pub(super) fn starting_facts(&self, source: &'a Path) -> RunFacts<'a> {
         RunFacts {
             schedule: self.row.schedule.name.as_str(),

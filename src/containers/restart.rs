@@ -18,7 +18,7 @@ const MARGIN: Duration = Duration::from_secs(20);
 /// Beginning of the time at which a container was started that never was.
 const NEVER: &str = "0001-";
 
-/// What a container is known by, also after it was created anew.
+/// What a container is known by, also after it was created again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerIdentity {
     /// Its id.
@@ -150,7 +150,7 @@ impl StoppedContainer {
             return Ok(Restart::Running);
         }
         if !successor.state.started_at.starts_with(NEVER) {
-            return Ok(Restart::LeftAlone("somebody else created it anew and stopped it"));
+            return Ok(Restart::LeftAlone("somebody else created it again and stopped it"));
         }
         match engine.start(&successor)? {
             Change::Made | Change::WasSo => Ok(Restart::Started),

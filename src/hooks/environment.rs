@@ -56,7 +56,7 @@ impl HookState {
     }
 }
 
-/// What a command is told about its run.
+/// What a command learns about its run.
 #[derive(Clone, Debug)]
 pub struct RunFacts<'a> {
     /// Name of the schedule.

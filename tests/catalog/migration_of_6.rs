@@ -60,7 +60,7 @@ fn the_runs_of_schema_6_stay_where_they_are_and_may_end_skipped() {
         assert!(refused.to_string().contains("CHECK"), "{refused}");
     }
     assert!(store.history(&HistoryFilter::default()).unwrap().iter().all(|run| run.state == RunState::Skipped));
-    // What refers to runs still goes with them.
+    // What refers to runs is still deleted with them.
     connection.execute_batch("DELETE FROM archive; UPDATE run SET superseded_by = NULL; DELETE FROM run").unwrap();
     let left = "SELECT (SELECT count(*) FROM attempt) + (SELECT count(*) FROM run_problem)";
     assert_eq!(connection.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 0);

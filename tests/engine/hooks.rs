@@ -53,7 +53,7 @@ impl World {
         self.set_hooks(row, Hooks { commands, options });
     }
 
-    /// Returns the lines that the commands have written, and begins anew.
+    /// Returns the lines that the commands have written, and clears them.
     fn take_log(&self) -> Vec<String> {
         let lines = fs::read_to_string(self.path("log")).unwrap_or_default();
         let _ = fs::remove_file(self.path("log"));

@@ -155,7 +155,7 @@ pub(super) fn execute(
         }
         Ok(())
     };
-    // It may have been started anew since it was chosen.
+    // It may have been started again since it was chosen.
     let container = &engine.inspect(&container.id)?.unwrap_or_else(|| container.clone());
     let result = engine.execute(container, &command.command, command.limit, command.cancel, &mut sink);
     let (kept, last_line) = output.finish();
@@ -185,10 +185,10 @@ pub(super) fn execute(
 /// Returns what a command in a container learns of its run. Its search path and the like are those of the container.
 pub(super) fn variables(runner: &Runner, facts: &RunFacts<'_>) -> Vec<String> {
     let all = facts.variables(&runner.home);
-    let told = all.iter().filter(|(name, _)| VARIABLES.contains(name));
-    let mut told: Vec<String> = told.map(|(name, value)| format!("{name}={}", value.to_string_lossy())).collect();
-    told.extend(facts.archive.map(|archive| format!("{THEIR_ARCHIVE}={}", archive.display())));
-    told
+    let given = all.iter().filter(|(name, _)| VARIABLES.contains(name));
+    let mut given: Vec<String> = given.map(|(name, value)| format!("{name}={}", value.to_string_lossy())).collect();
+    given.extend(facts.archive.map(|archive| format!("{THEIR_ARCHIVE}={}", archive.display())));
+    given
 }
 
 /// Returns what is known of the run of a duty.
