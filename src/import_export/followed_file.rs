@@ -183,7 +183,8 @@ impl Settled<'_> {
     }
 }
 
-/// Reads the file, and what it is, if it still is in the state that has settled. Opening it never waits, as it would on a pipe.
+/// Reads the file, and what it is, if it still is in the state that has settled. Opening it never waits, as it would on
+/// a pipe.
 pub(super) fn read_settled(settled: &Settled<'_>) -> Result<(Vec<u8>, fs::Metadata)> {
     let (path, words) = (settled.path, settled.kind.words());
     let in_words = |action: &str| format!("cannot {action} the {words} {}", path.display());

@@ -219,13 +219,8 @@ fn import(
         }
     }
     if !(created.is_empty() && edited.is_empty() && deleted.is_empty()) {
-        let all = ScheduleChanges {
-            created: &created,
-            edited: &edited,
-            deleted: &deleted,
-            hooks,
-            ..ScheduleChanges::default()
-        };
+        let none = ScheduleChanges::default();
+        let all = ScheduleChanges { created: &created, edited: &edited, deleted: &deleted, hooks, ..none };
         store.apply_schedules(&all, now)?;
     }
     Ok(imported)
