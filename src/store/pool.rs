@@ -34,10 +34,18 @@ pub(super) fn new_pool(path: &Path) -> Result<Pool> {
         .map_err(|e| Error::failed(format!("cannot open the database {}", path.display())).because(e))
 }
 
+/// How often it is looked whether a thread that has ended still counts.
+const LOOKS: usize = 1_000;
+
 /// Returns one thread. The library panics if it cannot start it, so that is tried before; between the two another
 /// process of the user may start its last one.
 fn thread_pool() -> Result<ScheduledThreadPool> {
-    thread::Builder::new().spawn(|| ()).map_err(Error::no_thread)?.join().unwrap_or_default();
+    let tried = thread::Builder::new().spawn(rustix::thread::gettid).map_err(Error::no_thread)?.join();
+    if let Ok(number) = tried {
+        // It can be joined before the system takes it off the number of processes of the user.
+        let entry = format!("/proc/self/task/{}", number.as_raw_nonzero());
+        (0..LOOKS).take_while(|_| Path::new(&entry).exists()).for_each(|_| thread::yield_now());
+    }
     panic::catch_unwind(|| ScheduledThreadPool::new(1))
         .map_err(|_| Error::no_thread(std::io::ErrorKind::WouldBlock.into()))
 }
