@@ -58,7 +58,10 @@ impl HookFile {
         let file = owner::open_or_create(&path, OFlags::RDONLY, 0o600).map_err(failed)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).map_err(failed)?;
         let created = HookFile { path, file, worker };
-        created.write_record(&GroupRecord { worker: Some(worker), ..GroupRecord::default() })?;
+        // A command that makes room on a full disk is started all the same.
+        if let Err(error) = created.write_record(&GroupRecord { worker: Some(worker), ..GroupRecord::default() }) {
+            log::warn!("run @{run}: the worker that executes a command is not recorded: {error}");
+        }
         Ok(created)
     }
 
@@ -76,8 +79,9 @@ impl HookFile {
 
     fn write_record(&self, record: &GroupRecord) -> Result<()> {
         let text = serde_json::to_vec(&record).map_err(|e| Error::failed("the group of a command").because(e))?;
-        let path = record_path(&self.path);
-        fs::write(&path, text).map_err(Error::io("write", &path))
+        let (path, new) = (record_path(&self.path), record_path(&record_path(&self.path)));
+        // Whoever reads it finds the worker at any time.
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &path)).map_err(Error::io("write", &path))
     }
 
     /// Removes the files, once the command has ended.
